@@ -1,0 +1,64 @@
+/*
+ * Byte-level BPE tokenizer as DeepSeek publishes it (tokenizer.json of a checkpoint).
+ *
+ * Immutable after loading: any thread may use it, each with its own bt_tokenizer_scratch. Added
+ * tokens are found first (longest match, leftmost), the text between them goes through the Split
+ * rules of the pre_tokenizer (PCRE2, UTF + UCP; "Isolated") and ByteLevel, then BPE by merge rank.
+ */
+#ifndef BATON_COMMON_TEXT_TOKENIZER_H
+#define BATON_COMMON_TEXT_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/base/status.h"
+
+struct bt_tokenizer;
+
+#define BT_TOKENIZER_MAX_VOCAB (1u << 20)
+#define BT_TOKENIZER_MAX_TOKEN_BYTES 4096
+
+struct bt_token_buffer { /* caller-owned; init with {0}, grows; free(ids) at the end */
+    uint32_t *ids;
+    size_t count;
+    size_t capacity;
+};
+
+/*
+ * Reads `model_dir`/tokenizer.json and tokenizer_config.json. Every kind of normalizer,
+ * pre-tokenizer, model or decoder that is not the family's is refused with a message that names
+ * it. Errors: IO (file named), INVALID_ARGUMENT (what in which file), NO_MEMORY.
+ */
+enum bt_status bt_tokenizer_load(const char *model_dir, struct bt_error *error,
+                                 struct bt_tokenizer **ret_tokenizer);
+void bt_tokenizer_destroy(struct bt_tokenizer *tokenizer);
+
+uint32_t bt_tokenizer_vocab_size(const struct bt_tokenizer *tokenizer); /* highest id + 1 */
+
+/* Special ids from tokenizer_config.json / added tokens; -1 where there is none. */
+int64_t bt_tokenizer_bos(const struct bt_tokenizer *tokenizer);
+int64_t bt_tokenizer_eos(const struct bt_tokenizer *tokenizer);
+bool bt_tokenizer_add_bos(const struct bt_tokenizer *tokenizer);
+
+/*
+ * Appends the ids of `text` (`size` bytes, may hold NUL) to `ret_ids`. Adds no BOS by itself.
+ * `special`: whether added tokens in the text are recognised (true for chat forms and prompts).
+ * Text that is not UTF-8 is INVALID_ARGUMENT with the offset of the first bad byte. Time is
+ * O(n log n) for any text.
+ */
+enum bt_status bt_tokenizer_encode(const struct bt_tokenizer *tokenizer, const char *text,
+                                   size_t size, bool special, struct bt_error *error,
+                                   struct bt_token_buffer *ret_ids);
+
+/* The id of an added or ordinary token by its exact content, or -1. */
+int64_t bt_tokenizer_find(const struct bt_tokenizer *tokenizer, const char *content);
+
+/* The bytes one id stands for; not NUL-terminated; valid as long as the tokenizer. NULL and size 0
+ * for an id outside the vocabulary or a hole in it. */
+const char *bt_tokenizer_bytes(const struct bt_tokenizer *tokenizer, uint32_t id, size_t *ret_size);
+
+/* True for added tokens flagged special (BOS, EOS, pad): left out of text by the detokenizer. */
+bool bt_tokenizer_is_special(const struct bt_tokenizer *tokenizer, uint32_t id);
+
+#endif
