@@ -1,0 +1,109 @@
+/*
+ * The prefill side of the handoff: the KV pool that is pushed from, and the thread that pushes.
+ *
+ * A push belongs to one (request, epoch). The compute thread says how far each layer is; the
+ * pushing thread writes what is ready, never without a live lease, and flushes; every push ends
+ * with exactly one event, after which no write of it is under way. Source pages must stay as they
+ * are until then.
+ */
+#ifndef BATON_KVTRANSFER_SOURCE_H
+#define BATON_KVTRANSFER_SOURCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/base/queue.h"
+#include "common/base/status.h"
+#include "common/kvcache/layout.h"
+
+struct kvt_source;
+struct kvt_push;
+struct kvt_link; /* a connection to one decode rank's incarnation */
+
+struct kvt_source_options {
+    const char *transport; /* see kvt_transport_create */
+    const char *bind_host;
+    struct bt_kv_layout layout;
+    uint32_t pool_pages;
+    uint64_t incarnation;
+    bool checksum;
+    uint32_t max_pushes; /* at once; bounds the event queue */
+};
+
+/* Allocates pool and thread. */
+enum bt_status kvt_source_create(const struct kvt_source_options *options, struct bt_error *error,
+                                 struct kvt_source **ret_source);
+/* Every push must have ended. Closes all links, stops the thread. NULL is fine. */
+void kvt_source_destroy(struct kvt_source *source);
+
+void *kvt_source_pool(const struct kvt_source *source); /* [layer][page][token][dim] */
+
+/* Connects in the background. The link counts its users: each connect needs one release. */
+struct kvt_remote {
+    uint64_t incarnation;
+    const void *address;
+    size_t address_size;
+    const void *key;
+    size_t key_size;
+    uint64_t pool_base;
+    uint32_t pool_pages;
+};
+enum bt_status kvt_source_connect(struct kvt_source *source, const struct kvt_remote *remote,
+                                  struct bt_error *error, struct kvt_link **ret_link);
+void kvt_link_release(struct kvt_link *link);
+
+enum kvt_link_state { KVT_LINK_CONNECTING, KVT_LINK_READY, KVT_LINK_FAILED };
+enum kvt_link_state kvt_link_state(const struct kvt_link *link); /* any thread */
+const char *kvt_link_transport(const struct kvt_link *link); /* "shm", "tcp", "rdma"; "" before ready */
+
+struct kvt_push_spec {
+    uint64_t request;
+    uint64_t epoch;
+    struct kvt_link *link;          /* the push takes a use of its own */
+    const uint32_t *source_pages;   /* [pages of prompt_tokens], copied */
+    const uint32_t *target_pages;   /* likewise; each < remote pool_pages (checked: INVALID_ARGUMENT) */
+    uint32_t prompt_tokens;
+    bool layerwise;                 /* false: nothing is written before kvt_push_finish */
+    void *user;
+};
+
+enum bt_status kvt_push_open(struct kvt_source *source, const struct kvt_push_spec *spec,
+                             struct bt_error *error, struct kvt_push **ret_push);
+
+/* Control thread: the lease is live until then (bt_clock_now_ns base). Only ever later. */
+void kvt_push_lease(struct kvt_push *push, int64_t until_ns);
+
+/* Compute thread: KV of tokens [0, token_end) of this layer is final in the source pages. Wait-free;
+ * token_end only grows. */
+void kvt_push_ready(struct kvt_push *push, uint32_t layer, uint32_t token_end);
+
+/* Compute thread: every layer is ready up to prompt_tokens. The push flushes and ends. */
+void kvt_push_finish(struct kvt_push *push);
+
+/* Any thread, any time before the end event was taken: posts nothing more, flushes, ends. */
+void kvt_push_cancel(struct kvt_push *push);
+
+struct kvt_push_event {
+    struct kvt_push *push;
+    uint64_t request;
+    uint64_t epoch;
+    void *user;
+    /* BT_OK: all is in the target's memory. CANCELLED; DEADLINE: the lease ran out; PEER_LOST. */
+    enum bt_status status;
+    /* No write is under way or will be. False only with PEER_LOST: the link broke, and the target
+     * has to cut this source off before it may reuse the pages. */
+    bool quiesced;
+    uint64_t checksum;
+    uint64_t bytes;
+    uint64_t writes;
+    uint64_t hidden_bytes;    /* completed before kvt_push_finish */
+    int64_t first_write_ns, finish_ns, end_ns; /* times of the first post, of finish and of the flush */
+};
+
+/* Items are struct kvt_push_event; one consumer, the control thread. */
+struct bt_queue *kvt_source_events(const struct kvt_source *source);
+
+/* After its event was taken. */
+void kvt_push_close(struct kvt_push *push);
+
+#endif

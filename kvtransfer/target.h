@@ -1,0 +1,54 @@
+/*
+ * The decode side's memory and thread: the KV pool that peers write into, progress of the
+ * transport, checksums of what landed. Who may write where is decided in landing.c.
+ */
+#ifndef BATON_KVTRANSFER_TARGET_H
+#define BATON_KVTRANSFER_TARGET_H
+
+#include <stdint.h>
+
+#include "common/base/queue.h"
+#include "common/base/status.h"
+#include "common/kvcache/layout.h"
+
+struct kvt_target;
+
+struct kvt_target_options {
+    const char *transport; /* see kvt_transport_create */
+    const char *bind_host;
+    struct bt_kv_layout layout;
+    uint32_t pool_pages;
+    uint32_t max_jobs; /* verifications and disconnects at once; bounds the queues */
+};
+
+enum bt_status kvt_target_create(const struct kvt_target_options *options, struct bt_error *error,
+                                 struct kvt_target **ret_target);
+void kvt_target_destroy(struct kvt_target *target); /* NULL is fine */
+
+void *kvt_target_pool(const struct kvt_target *target); /* [layer][page][token][dim] */
+
+/* For KvEndpoint; valid as long as the target. */
+void kvt_target_address(const struct kvt_target *target, const void **ret_address,
+                        size_t *ret_size);
+void kvt_target_key(const struct kvt_target *target, const void **ret_key, size_t *ret_size);
+
+enum kvt_target_event_kind { KVT_TARGET_CHECKSUM, KVT_TARGET_DISCONNECTED };
+
+struct kvt_target_event {
+    enum kvt_target_event_kind kind;
+    uint64_t request, epoch; /* CHECKSUM */
+    uint64_t checksum;
+    uint64_t incarnation;    /* DISCONNECTED */
+};
+
+/* Items are struct kvt_target_event; one consumer, the control thread. */
+struct bt_queue *kvt_target_events(const struct kvt_target *target);
+
+/* Computes kvt_checksum_sequence on the target's thread. `pages` is copied. EXHAUSTED: max_jobs. */
+enum bt_status kvt_target_checksum(struct kvt_target *target, uint64_t request, uint64_t epoch,
+                                   const uint32_t *pages, uint32_t tokens);
+
+/* Cuts a source off; the event says when nothing of it can arrive any more. */
+enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation);
+
+#endif
