@@ -1,0 +1,200 @@
+/*
+ * The router's decisions, pure: events in, actions out, the clock is an argument.
+ *
+ * The core knows workers (role, load, liveness) and requests (where each is, what it was given,
+ * how often it was tried). It does no I/O, reads no clock and holds no text: tests and the
+ * simulator drive the same code as the process does. One thread.
+ *
+ *   QUEUED -> RESERVING (decode rank chosen) -> PREFILLING (prefill worker chosen) -> DECODING -> END
+ *
+ * Whatever happens, a request gets exactly one RT_ACTION_END. A request whose attempt fails through
+ * no fault of its own (worker lost, handoff failed, pages preempted) goes back to the queue's head
+ * and runs again from its prompt: tokens are a function of (prompt, parameters, seed, position), so
+ * those that the client has already are recognised by index and not sent twice.
+ */
+#ifndef BATON_ROUTER_CORE_H
+#define BATON_ROUTER_CORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/base/status.h"
+
+#define RT_WORKER_ID_SIZE 64
+#define RT_MAX_WORKERS 4096
+
+enum rt_role { RT_ROLE_PREFILL, RT_ROLE_DECODE };
+
+enum rt_worker_state {
+    RT_WORKER_CONNECTING, /* registered; the router's own connection to it is not up yet */
+    RT_WORKER_READY,
+    RT_WORKER_SILENT,     /* heartbeats are late: gets nothing new, loses nothing */
+    RT_WORKER_DRAINING,   /* gets nothing new */
+    RT_WORKER_LOST,       /* process or connection gone: its requests run elsewhere */
+};
+
+/* Of one rank, as in RankLoad. */
+struct rt_load {
+    uint32_t pages_total, pages_free, pages_reserved, pages_ready, pages_quarantined;
+    uint32_t running, waiting, max_running;
+    uint64_t waiting_tokens, kv_tokens;
+};
+
+struct rt_worker_info {
+    char id[RT_WORKER_ID_SIZE];
+    uint64_t incarnation;
+    enum rt_role role;
+    uint32_t max_model_len;
+    struct rt_load load;
+};
+
+/* How the core names a worker in actions: an index that is never reused for another incarnation
+ * while an action or request may still name it. */
+typedef uint32_t rt_worker_ref;
+#define RT_NO_WORKER UINT32_MAX
+
+enum rt_request_state { RT_QUEUED, RT_RESERVING, RT_PREFILLING, RT_DECODING };
+
+struct rt_request_spec {
+    uint64_t id;             /* new, not 0 */
+    uint32_t prompt_tokens;
+    uint32_t max_tokens;
+    int64_t arrival_ns;
+    int64_t deadline_ns;     /* BT_NEVER_NS: none */
+};
+
+enum rt_finish {
+    RT_FINISH_STOP,      /* EOS, or the service found a stop string */
+    RT_FINISH_LENGTH,
+    RT_FINISH_CANCELLED, /* by the client */
+    RT_FINISH_DEADLINE,
+    RT_FINISH_ERROR,     /* gave up; status and text say why */
+};
+
+/* A generated token as it arrived; `payload` is the I/O layer's (logprobs), passed through. */
+struct rt_token {
+    uint32_t index;
+    uint32_t token;
+    const void *payload;
+};
+
+enum rt_action_kind {
+    RT_ACTION_RESERVE,        /* ask `decode` for pages: answer with rt_core_reserved */
+    RT_ACTION_PREFILL,        /* start Prefill/Run on `prefill` with the landing of this attempt */
+    RT_ACTION_CANCEL_PREFILL, /* stop the run of this attempt */
+    RT_ACTION_CANCEL_DECODE,  /* Decode/Cancel for this attempt, also if its Reserve is unanswered */
+    RT_ACTION_TOKENS,         /* new tokens in order, none twice */
+    RT_ACTION_END,            /* the last one of a request */
+};
+
+struct rt_action {
+    enum rt_action_kind kind;
+    uint64_t request;
+    uint32_t attempt;      /* from 1 */
+    uint64_t epoch;        /* CANCEL_DECODE: 0 while the Reserve is unanswered */
+    rt_worker_ref prefill; /* PREFILL, CANCEL_PREFILL */
+    rt_worker_ref decode;  /* RESERVE, PREFILL, CANCEL_DECODE */
+    bool full;             /* RESERVE: pages for max_tokens */
+    const struct rt_token *tokens; /* TOKENS; valid until the next call into the core */
+    uint32_t token_count;
+    enum rt_finish finish;    /* END */
+    enum bt_status status;    /* END with RT_FINISH_ERROR */
+    const char *text;         /* END with RT_FINISH_ERROR; valid until the next call */
+};
+
+struct rt_core_options {
+    uint32_t queue_capacity;    /* waiting requests; more are refused with EXHAUSTED */
+    uint32_t max_attempts;      /* of a request, preemptions not counted */
+    uint32_t expected_output_tokens; /* projected KV of a request: prompt + min(max_tokens, this) */
+    uint32_t prefill_depth_tokens;   /* a prefill worker is given work up to this backlog */
+    int64_t silent_after_ns;    /* without heartbeat */
+    int64_t lost_after_ns;      /* silent for so long: its requests are run elsewhere */
+    int64_t reserve_retry_ns;   /* after every decode rank refused: try again this much later */
+};
+
+struct rt_core;
+
+struct rt_core *rt_core_create(const struct rt_core_options *options); /* NULL: no memory */
+void rt_core_destroy(struct rt_core *core);
+
+/* ---- workers */
+
+/* ALREADY_EXISTS: a live worker has this id with another incarnation. The same incarnation again
+ * is a re-registration: fine, gives the same ref. */
+enum bt_status rt_core_worker_register(struct rt_core *core, const struct rt_worker_info *info,
+                                       int64_t now_ns, struct bt_error *error,
+                                       rt_worker_ref *ret_worker);
+/* The router's connection to the worker (RPC, and for decode the Steps stream) is up: READY. */
+void rt_core_worker_connected(struct rt_core *core, rt_worker_ref worker, int64_t now_ns);
+/* NOT_FOUND: unknown incarnation, it must register again. */
+enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, uint64_t incarnation,
+                                        const struct rt_load *load, bool draining, int64_t now_ns);
+/* Load that came with a step, fresher than the heartbeat's. */
+void rt_core_worker_load(struct rt_core *core, rt_worker_ref worker, const struct rt_load *load);
+/* Process or connection gone, or it deregistered. Any number of times. */
+void rt_core_worker_lost(struct rt_core *core, rt_worker_ref worker, const char *why,
+                         int64_t now_ns);
+
+/* ---- requests, from the client's side */
+
+/* EXHAUSTED: the queue is full. INVALID_ARGUMENT: can never fit any registered decode rank (says
+ * by how much). UNAVAILABLE: no worker of a role has ever registered. */
+enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec *spec,
+                              int64_t now_ns, struct bt_error *error);
+/* The client went away, or the service found a stop string (then RT_FINISH_STOP). Unknown ids are
+ * fine: it ended meanwhile. */
+void rt_core_finish(struct rt_core *core, uint64_t request, enum rt_finish finish, int64_t now_ns);
+
+/* ---- requests, from the workers' side. Late and repeated ones (another attempt or epoch, a
+ * request that ended) are harmless; where one shows that a worker still holds something of an
+ * attempt that is over, the matching cancel action is emitted. */
+
+void rt_core_reserved(struct rt_core *core, uint64_t request, uint32_t attempt,
+                      rt_worker_ref decode, enum bt_status status, const char *text,
+                      uint64_t epoch, int64_t now_ns);
+void rt_core_first_token(struct rt_core *core, uint64_t request, uint32_t attempt,
+                         const struct rt_token *token, int64_t now_ns);
+/* The Run call ended: BT_OK after the handoff was accepted. */
+void rt_core_prefill_ended(struct rt_core *core, uint64_t request, uint32_t attempt,
+                           enum bt_status status, const char *text, int64_t now_ns);
+/* From Steps. `finished`: the rank ended it with `status` (BT_OK: `finish` is STOP or LENGTH;
+ * PREEMPTED, CANCELLED, DEADLINE, or an error). */
+void rt_core_decoded(struct rt_core *core, rt_worker_ref decode, uint64_t request, uint64_t epoch,
+                     const struct rt_token *tokens, uint32_t token_count, bool finished,
+                     enum rt_finish finish, enum bt_status status, const char *text,
+                     int64_t now_ns);
+
+/* ---- time and output */
+
+void rt_core_tick(struct rt_core *core, int64_t now_ns);
+int64_t rt_core_next_deadline_ns(const struct rt_core *core); /* BT_NEVER_NS: none */
+
+/* False: nothing to do. Call until then after every group of events. */
+bool rt_core_next_action(struct rt_core *core, struct rt_action *ret_action);
+
+/* ---- looking in */
+
+struct rt_request_view {
+    uint64_t id;
+    enum rt_request_state state;
+    uint32_t attempt, prompt_tokens, generated_tokens;
+    rt_worker_ref prefill, decode;
+    int64_t arrival_ns, dispatched_ns /* sent to prefill, 0: not yet */;
+};
+struct rt_worker_view {
+    const struct rt_worker_info *info; /* with the latest load */
+    enum rt_worker_state state;
+    int64_t last_heartbeat_ns;
+    uint32_t projected_pages; /* decode: what running and coming requests are expected to need */
+};
+bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view);
+bool rt_core_worker(const struct rt_core *core, rt_worker_ref worker,
+                    struct rt_worker_view *ret_view);
+/* Start with *cursor = 0; false at the end. */
+bool rt_core_next_request(const struct rt_core *core, size_t *cursor,
+                          struct rt_request_view *ret_view);
+bool rt_core_next_worker(const struct rt_core *core, size_t *cursor, rt_worker_ref *ret_worker);
+uint32_t rt_core_queued(const struct rt_core *core);
+
+#endif

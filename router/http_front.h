@@ -1,0 +1,30 @@
+/*
+ * The OpenAI-compatible HTTP API over libmicrohttpd, on the router's loop (no threads of its own).
+ *
+ *   POST /v1/chat/completions  POST /v1/completions  GET /v1/models[/NAME]  POST /tokenize
+ *   GET /health  GET /ready  GET /metrics
+ */
+#ifndef BATON_ROUTER_HTTP_FRONT_H
+#define BATON_ROUTER_HTTP_FRONT_H
+
+#include <stdint.h>
+
+#include "router/service.h"
+
+struct rt_http_front;
+
+struct rt_http_front_options {
+    const char *host;          /* numeric IPv4 or IPv6 */
+    uint16_t port;             /* 0: ephemeral */
+    uint32_t max_connections;
+    uint32_t max_body_bytes;
+};
+
+enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *service,
+                                    const struct rt_http_front_options *options,
+                                    struct bt_error *error, struct rt_http_front **ret_front);
+void rt_http_front_destroy(struct rt_http_front *front); /* NULL is fine */
+
+uint16_t rt_http_front_port(const struct rt_http_front *front);
+
+#endif

@@ -1,0 +1,99 @@
+/*
+ * What the client-facing fronts (HTTP, ZeroMQ RPC) see of the router: submit a generation, get its
+ * text and its one end. The service owns the tokenizer, the core and the connections to workers;
+ * it detokenizes, looks for stop strings, keeps the times of each request. Loop thread only.
+ */
+#ifndef BATON_ROUTER_SERVICE_H
+#define BATON_ROUTER_SERVICE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/base/metrics.h"
+#include "common/base/status.h"
+#include "common/messaging/loop.h"
+#include "common/text/chat.h"
+#include "common/text/tokenizer.h"
+#include "proto/router.pb-c.h"
+#include "proto/types.pb-c.h"
+#include "router/core.h"
+
+struct rt_service;
+
+struct rt_service_options {
+    struct rt_core_options core;
+    const char *model_dir;         /* tokenizer and chat form; config for the context length */
+    const char *served_model_name; /* NULL: base name of model_dir */
+    const char *worker_endpoint;   /* where Registry and Router RPC are bound */
+    int64_t request_timeout_ns;    /* default and maximum deadline of a request */
+    uint32_t max_model_len;        /* 0: from the checkpoint */
+    uint32_t heartbeat_ms;
+};
+
+/* One generation, checked by the front for form; the service checks limits. */
+struct rt_generation {
+    const uint32_t *prompt; /* copied */
+    uint32_t prompt_tokens; /* >= 1 */
+    Baton__V1__SamplingParams sampling; /* copied deeply; max_tokens 0: up to the context */
+    const char *const *stop;
+    size_t stop_count;
+    int64_t deadline_ns;    /* BT_NEVER_NS: the default */
+    bool keep_special;      /* special tokens appear in the text */
+};
+
+struct rt_result {
+    enum rt_finish finish;
+    enum bt_status status; /* BT_OK unless RT_FINISH_ERROR */
+    const char *text;      /* reason of an error */
+    uint32_t prompt_tokens, completion_tokens;
+    const Baton__V1__Timing *timing;
+};
+
+/* The front's side of a stream. Both run on the loop, never inside rt_service_submit. */
+struct rt_sink {
+    void *context;
+    /* New text (may be empty) and the tokens that arrived, with logprobs where asked for. Tokens
+     * of text that is held back come with the call in which they arrive. Valid during the call. */
+    void (*on_output)(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
+                      size_t token_count);
+    /* Exactly once; the stream is over. */
+    void (*on_end)(void *context, const struct rt_result *result);
+};
+
+enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_options *options,
+                                 struct bt_metrics *metrics, struct bt_error *error,
+                                 struct rt_service **ret_service);
+/* Ends every stream (on_end runs with UNAVAILABLE). NULL is fine. */
+void rt_service_destroy(struct rt_service *service);
+
+/*
+ * INVALID_ARGUMENT: prompt or max_tokens beyond the context, a token outside the vocabulary, a
+ * sampling value out of range (named as in the API). EXHAUSTED: queue full. UNAVAILABLE: no workers,
+ * or draining. On success exactly one on_end follows.
+ */
+enum bt_status rt_service_submit(struct rt_service *service, const struct rt_generation *generation,
+                                 const struct rt_sink *sink, struct bt_error *error,
+                                 uint64_t *ret_request);
+
+/* The client went away: on_end does NOT run any more, the sink is forgotten. */
+void rt_service_abandon(struct rt_service *service, uint64_t request);
+
+const struct bt_tokenizer *rt_service_tokenizer(const struct rt_service *service);
+const struct bt_chat_form *rt_service_chat_form(const struct rt_service *service);
+const char *rt_service_model_name(const struct rt_service *service);
+uint32_t rt_service_max_model_len(const struct rt_service *service);
+uint64_t rt_service_model_hash(const struct rt_service *service); /* 0 before a worker registered */
+int64_t rt_service_started_unix(const struct rt_service *service); /* seconds */
+
+/* At least one READY worker of each role, and not draining. `ret_why` (static) when not. */
+bool rt_service_ready(const struct rt_service *service, const char **ret_why);
+void rt_service_drain(struct rt_service *service);
+
+/* For operators: fills a malloc'd message; free with baton__v1__status_response__free_unpacked. */
+Baton__V1__StatusResponse *rt_service_status(const struct rt_service *service);
+
+/* Exposition text of the router's own metrics, malloc'd. */
+char *rt_service_metrics(struct rt_service *service, size_t *ret_size);
+
+#endif
