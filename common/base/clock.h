@@ -8,8 +8,8 @@
 #include <stdint.h>
 
 #define BT_NS_PER_MS INT64_C(1000000)
-#define BT_NS_PER_S INT64_C(1000000000)
-#define BT_NEVER_NS INT64_MAX
+#define BT_NS_PER_S  INT64_C(1000000000)
+#define BT_NEVER_NS  INT64_MAX
 
 /* CLOCK_MONOTONIC. Comparable between processes of one machine, and only there. */
 int64_t bt_clock_now_ns(void);

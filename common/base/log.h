@@ -21,8 +21,8 @@ void bt_log(enum bt_log_level level, uint64_t request, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 #define bt_log_error(request, ...) bt_log(BT_LOG_ERROR, request, __VA_ARGS__)
-#define bt_log_warn(request, ...) bt_log(BT_LOG_WARN, request, __VA_ARGS__)
-#define bt_log_info(request, ...) bt_log(BT_LOG_INFO, request, __VA_ARGS__)
+#define bt_log_warn(request, ...)  bt_log(BT_LOG_WARN, request, __VA_ARGS__)
+#define bt_log_info(request, ...)  bt_log(BT_LOG_INFO, request, __VA_ARGS__)
 #define bt_log_debug(request, ...) bt_log(BT_LOG_DEBUG, request, __VA_ARGS__)
 
 #endif

@@ -3,7 +3,9 @@
  *
  * Register at start (any thread, locked), then update lock-free from any thread. A metric is
  * identified by name + label string (`role="decode",reason="eos"`, may be NULL); registering the
- * same pair twice returns the same object. Objects live as long as the registry.
+ * same pair twice returns the same object. Objects live as long as the registry. A name belongs to
+ * one kind; label values come escaped. Registering gives NULL where there is no memory, and updates
+ * of NULL do nothing, so that callers need no check.
  */
 #ifndef BATON_COMMON_BASE_METRICS_H
 #define BATON_COMMON_BASE_METRICS_H

@@ -9,6 +9,7 @@
 #ifndef BATON_COMMON_BASE_OPTION_H
 #define BATON_COMMON_BASE_OPTION_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,19 +21,20 @@ enum bt_option_type {
     BT_OPTION_INT,      /* int64_t *     : min..max; accepts k/m/g (1024-based) suffixes */
     BT_OPTION_DOUBLE,   /* double *      : min..max */
     BT_OPTION_BOOL,     /* bool *        : --flag, --flag=true|false */
-    BT_OPTION_DURATION, /* int64_t *     : nanoseconds; "500ms", "30s", "5m"; bare number = seconds */
+    BT_OPTION_DURATION, /* int64_t *     : nanoseconds; "500ms", "30s", "5m"; bare number = seconds
+                         */
     BT_OPTION_CHOICE,   /* int *         : index into choices */
 };
 
 struct bt_option {
     const char *name; /* without dashes; NULL ends the table */
     enum bt_option_type type;
-    void *value;               /* where the result goes */
-    const char *default_value; /* as a user would type it; NULL for a string: stays NULL; "" ok */
-    double min, max;           /* for int, double; both 0: no bounds. durations: seconds */
+    void *value;                /* where the result goes */
+    const char *default_value;  /* as a user would type it; NULL for a string: stays NULL; "" ok */
+    double min, max;            /* for int, double; both 0: no bounds. durations: seconds */
     const char *const *choices; /* for choice; NULL ends */
-    const char *metavar;       /* "DIR", "N"; NULL: from the type */
-    const char *help;          /* one sentence */
+    const char *metavar;        /* "DIR", "N"; NULL: from the type */
+    const char *help;           /* one sentence */
     bool required;
 };
 

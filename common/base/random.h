@@ -7,7 +7,11 @@
 
 #include <stdint.h>
 
-/* 64 random bits for this key. */
+/* The block function itself: 4 words of counter and 2 of key give 4 random words. */
+void bt_random_philox(const uint32_t counter[4], const uint32_t key[2], uint32_t ret_words[4]);
+
+/* 64 random bits: key = seed, counter = {position, draw, 0}, low words first; words 1:0 of the
+ * block. */
 uint64_t bt_random_u64(uint64_t seed, uint64_t position, uint32_t draw);
 
 /* Uniform in [0, 1) with 53 bits. */

@@ -18,27 +18,27 @@ enum bt_status {
     BT_IN_PROGRESS = 1,
 
     /* The request is at fault or over; everybody else is untouched. */
-    BT_ERR_INVALID_ARGUMENT = -1,  /* bad input; the message names the field */
-    BT_ERR_NOT_FOUND = -2,         /* no such request, model, worker, method */
-    BT_ERR_ALREADY_EXISTS = -3,    /* an id that must be new is in use */
-    BT_ERR_CANCELLED = -4,         /* its caller took it back */
-    BT_ERR_DEADLINE = -5,          /* its deadline passed */
-    BT_ERR_EXHAUSTED = -6,         /* a named limit is reached: queue, pages, streams */
-    BT_ERR_STALE = -7,             /* an epoch or incarnation that is over */
-    BT_ERR_UNSUPPORTED = -8,       /* understood, and not offered */
-    BT_ERR_PREEMPTED = -9,         /* gave its pages to others; run it again */
+    BT_ERR_INVALID_ARGUMENT = -1, /* bad input; the message names the field */
+    BT_ERR_NOT_FOUND = -2,        /* no such request, model, worker, method */
+    BT_ERR_ALREADY_EXISTS = -3,   /* an id that must be new is in use */
+    BT_ERR_CANCELLED = -4,        /* its caller took it back */
+    BT_ERR_DEADLINE = -5,         /* its deadline passed */
+    BT_ERR_EXHAUSTED = -6,        /* a named limit is reached: queue, pages, streams */
+    BT_ERR_STALE = -7,            /* an epoch or incarnation that is over */
+    BT_ERR_UNSUPPORTED = -8,      /* understood, and not offered */
+    BT_ERR_PREEMPTED = -9,        /* gave its pages to others; run it again */
 
     /* A peer is at fault or gone; requests that touch it are affected. */
-    BT_ERR_UNAVAILABLE = -20,      /* not reachable, not ready, draining */
-    BT_ERR_PEER_LOST = -21,        /* it was there and is gone */
-    BT_ERR_PROTOCOL = -22,         /* it sent something that breaks the protocol */
-    BT_ERR_MISMATCH = -23,         /* fingerprint or version differs; the message names the field */
-    BT_ERR_CORRUPT = -24,          /* checksum or page count differs */
+    BT_ERR_UNAVAILABLE = -20, /* not reachable, not ready, draining */
+    BT_ERR_PEER_LOST = -21,   /* it was there and is gone */
+    BT_ERR_PROTOCOL = -22,    /* it sent something that breaks the protocol */
+    BT_ERR_MISMATCH = -23,    /* fingerprint or version differs; the message names the field */
+    BT_ERR_CORRUPT = -24,     /* checksum or page count differs */
 
     /* This node is at fault. */
-    BT_ERR_IO = -40,               /* a file or device; the message names it */
+    BT_ERR_IO = -40, /* a file or device; the message names it */
     BT_ERR_NO_MEMORY = -41,
-    BT_ERR_INTERNAL = -42,         /* a library refused what it should do */
+    BT_ERR_INTERNAL = -42, /* a library refused what it should do */
 };
 
 #define BT_ERROR_TEXT_SIZE 512
