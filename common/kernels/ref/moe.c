@@ -1,0 +1,100 @@
+/* Routing and the routed experts. */
+#include <math.h>
+
+#include "common/kernels/ref/ref.h"
+#include "common/kernels/route.h"
+#include "common/kernels/stream.h"
+#include "common/kernels/weight.h"
+
+size_t bt_ref_moe_scratch_bytes(const struct bt_stream_limits *limits)
+{
+    size_t route = bt_scratch_bytes(limits->experts, sizeof(double)) +
+                   2 * bt_scratch_bytes(limits->experts, sizeof(float)) +
+                   bt_scratch_bytes(limits->experts, sizeof(bool));
+    size_t experts = bt_scratch_bytes(limits->moe_intermediate, sizeof(double)) +
+                     bt_scratch_bytes(limits->hidden, sizeof(double));
+    return route > experts ? route : experts;
+}
+
+static void softmax(double *x, uint32_t count)
+{
+    double max = -INFINITY, sum = 0;
+    for (uint32_t i = 0; i < count; i++)
+        max = x[i] > max ? x[i] : max;
+    for (uint32_t i = 0; i < count; i++)
+        sum += x[i] = exp(x[i] - max);
+    for (uint32_t i = 0; i < count; i++)
+        x[i] /= sum;
+}
+
+static void sigmoid(double *x, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        x[i] = 1.0 / (1.0 + exp(-x[i]));
+}
+
+void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
+                      const struct bt_matrix *gate, const struct bt_matrix *bias,
+                      const struct bt_route_shape *shape, uint32_t *out_experts, float *out_weights)
+{
+    uint32_t experts = shape->experts;
+    bt_scratch_reset(stream);
+    double *exact = bt_scratch_take(stream, experts, sizeof(*exact));
+    float *scores = bt_scratch_take(stream, experts, sizeof(*scores));
+    float *choice = bt_scratch_take(stream, experts, sizeof(*choice));
+    bool *allowed = bt_scratch_take(stream, experts, sizeof(*allowed));
+
+    for (size_t row = 0; row < rows; row++) {
+        for (uint32_t e = 0; e < experts; e++)
+            exact[e] =
+                bt_ref_dot(x + row * gate->cols, bt_weight_row(gate, e), gate->dtype, gate->cols);
+        if (shape->scoring == BT_SCORING_SOFTMAX)
+            softmax(exact, experts);
+        else
+            sigmoid(exact, experts);
+        for (uint32_t e = 0; e < experts; e++)
+            scores[e] = (float)exact[e];
+        bt_route_choose(scores, bias, shape, choice, allowed,
+                        out_experts + row * shape->experts_per_token,
+                        out_weights + row * shape->experts_per_token);
+    }
+}
+
+/* sum [hidden] += weight * down(silu(gate(x)) * up(x)); mid: [moe_intermediate]. */
+static void add_expert(const float *x, float weight, const struct bt_matrix *gate,
+                       const struct bt_matrix *up, const struct bt_matrix *down, double *mid,
+                       double *sum)
+{
+    for (uint32_t i = 0; i < gate->rows; i++) {
+        double g = bt_ref_dot(x, bt_weight_row(gate, i), gate->dtype, gate->cols);
+        double u = bt_ref_dot(x, bt_weight_row(up, i), up->dtype, up->cols);
+        mid[i] = bt_ref_silu(g) * u;
+    }
+    for (uint32_t i = 0; i < down->rows; i++)
+        sum[i] += weight * bt_ref_dot_double(mid, bt_weight_row(down, i), down->dtype, down->cols);
+}
+
+void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
+                        const struct bt_route_shape *shape, const uint32_t *experts,
+                        const float *weights, const struct bt_expert_weights *expert_weights,
+                        float *out)
+{
+    uint32_t hidden = stream->limits.hidden, per_token = shape->experts_per_token;
+    bt_scratch_reset(stream);
+    double *mid = bt_scratch_take(stream, stream->limits.moe_intermediate, sizeof(*mid));
+    double *sum = bt_scratch_take(stream, hidden, sizeof(*sum));
+
+    for (size_t row = 0; row < rows; row++) {
+        for (uint32_t i = 0; i < hidden; i++)
+            sum[i] = out[row * hidden + i];
+        for (uint32_t e = 0; e < expert_weights->experts; e++) {
+            for (size_t k = row * per_token; k < (row + 1) * per_token; k++) {
+                if (experts[k] == e && expert_weights->gate[e].data)
+                    add_expert(x + row * hidden, weights[k], &expert_weights->gate[e],
+                               &expert_weights->up[e], &expert_weights->down[e], mid, sum);
+            }
+        }
+        for (uint32_t i = 0; i < hidden; i++)
+            out[row * hidden + i] = (float)sum[i];
+    }
+}

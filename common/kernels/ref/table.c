@@ -1,0 +1,23 @@
+#include "common/kernels/ref/ref.h"
+
+const struct bt_kernels bt_kernels_ref = {
+    .name = "ref",
+    .embed = bt_ref_embed,
+    .rms_norm = bt_ref_rms_norm,
+    .linear = bt_ref_linear,
+    .add = bt_ref_add,
+    .swiglu = bt_ref_swiglu,
+    .rope_q = bt_ref_rope_q,
+    .kv_write = bt_ref_kv_write,
+    .mla_prefill = bt_ref_mla_prefill,
+    .mla_decode = bt_ref_mla_decode,
+    .moe_route = bt_ref_moe_route,
+    .moe_experts = bt_ref_moe_experts,
+};
+
+size_t bt_ref_scratch_bytes(const struct bt_stream_limits *limits)
+{
+    size_t mla = bt_ref_mla_scratch_bytes(limits);
+    size_t moe = bt_ref_moe_scratch_bytes(limits);
+    return mla > moe ? mla : moe;
+}
