@@ -1,15 +1,22 @@
 /*
  * The decode side of the handoff: which request may be written into which pages, and what has to
- * happen before they go to anybody else. Rules 1-5 of the protocol live here (kvtransfer/README.md).
+ * happen before they go to anybody else. Rules 1-5 of the protocol live here
+ * (kvtransfer/README.md).
  *
  * Pure: no clock, no I/O; the control thread feeds it messages, the time and verdicts, and does
  * what it says. Page states are kept in the page pool.
  *
- *   reserve ---> RESERVED --lease--> LANDING --done--> VERIFYING --verified--> READY --release--> FREE
- *                   |                   |                  |                     (engine owns it)
- *                   | cancel            | cancel, lease    | cancel: waits for the verdict, then FREE
- *                   v                   v  expired
- *                  FREE             QUARANTINED --quiesced | peer proven gone--> FREE
+ *   reserve ---> RESERVED --lease--> LANDING --done--> VERIFYING --verified--> READY --release-->
+ * FREE |                   |                  |                     (engine owns it) | cancel |
+ * cancel, lease    | cancel: waits for the verdict, then FREE v                   v  expired FREE
+ * QUARANTINED --quiesced | peer proven gone--> FREE
+ *
+ * A RESERVED landing that nobody takes a lease of ends too, after KVT_RESERVED_LEASES lease times:
+ * the router or the prefill worker that knew of it may be gone. Quiesced without Done ends a
+ * RESERVED or LANDING one (the prefill side gave it up); no write is under way, so its pages are
+ * FREE at once.
+ *
+ * A landing is live until it is QUARANTINED, or cancelled while VERIFYING.
  */
 #ifndef BATON_KVTRANSFER_LANDING_H
 #define BATON_KVTRANSFER_LANDING_H
@@ -20,6 +27,8 @@
 #include "common/base/process.h"
 #include "common/base/status.h"
 #include "common/kvcache/page_pool.h"
+
+#define KVT_RESERVED_LEASES 16
 
 enum kvt_landing_state {
     KVT_LANDING_RESERVED,
@@ -33,42 +42,45 @@ struct kvt_landing {
     uint64_t request;
     uint64_t epoch;
     enum kvt_landing_state state;
-    bool cancelled;          /* VERIFYING only: free on the verdict */
+    bool cancelled; /* VERIFYING only: free on the verdict */
     uint32_t prompt_tokens;
-    uint32_t *pages;         /* in token order; owned by the table; may move when it grows */
-    uint32_t page_count;     /* >= pages of the prompt */
+    uint32_t *pages;     /* in token order; owned by the table; may move when it grows */
+    uint32_t page_count; /* >= pages of the prompt */
     int64_t lease_until_ns;
     uint64_t peer_incarnation; /* of the prefill worker, after the first lease */
     struct bt_process_id peer;
-    void *user;              /* of the control thread: its request object */
+    void *user; /* of the control thread: its request object */
 };
 
 struct kvt_landing_table;
 
-/* The landing ended without becoming READY, by itself (lease expired, peer gone, bad Done). Pages
- * are dealt with already. Called inside the function that found out; must not call the table. */
+/* The landing ended without becoming READY, by itself: DEADLINE (lease expired or never taken),
+ * PEER_LOST (peer gone), CORRUPT (bad Done), CANCELLED (Quiesced without Done). Pages are dealt
+ * with already; `landing` is valid inside the call. Called inside the function that found out; must
+ * not call the table. */
 typedef void kvt_landing_failed_fn(void *context, const struct kvt_landing *landing,
                                    enum bt_status status, const char *why);
 
-/* `pool` must outlive the table. `first_epoch`: above every epoch this rank has ever used (time of
- * start in nanoseconds); epochs count up from it. */
+/* `pool` must outlive the table, whose destruction leaves it as it is. `first_epoch`: above every
+ * epoch this rank has ever used (time of start in nanoseconds); epochs count up from it. */
 struct kvt_landing_table *kvt_landing_table_create(struct bt_page_pool *pool, uint64_t first_epoch,
                                                    int64_t lease_ns, kvt_landing_failed_fn *failed,
                                                    void *context);
 void kvt_landing_table_destroy(struct kvt_landing_table *table);
 
 /*
- * Pages for the prompt and `extra_tokens` of output. EXHAUSTED: not enough free pages. ALREADY_EXISTS:
- * the request has a live landing here (one that is QUARANTINED does not count: it is over).
+ * Pages for the prompt and `extra_tokens` of output. EXHAUSTED: not enough free pages.
+ * ALREADY_EXISTS: the request has a live landing here. INVALID_ARGUMENT: no prompt. NO_MEMORY.
  */
 enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t request,
                                    uint32_t prompt_tokens, uint32_t extra_tokens, int64_t now_ns,
                                    struct bt_error *error, struct kvt_landing **ret_landing);
 
-/* By request, live ones only (not QUARANTINED). NULL: none. */
+/* By request, live ones only. NULL: none. */
 struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t request);
 
-/* Grants or renews. False: no such epoch, over, cancelled, or held by another incarnation. */
+/* Grants or renews. False: no such epoch, over, cancelled, or held by another incarnation. A
+ * renewal that arrives after Done is true and changes nothing. */
 bool kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
                        uint64_t peer_incarnation, const struct bt_process_id *peer, int64_t now_ns);
 
@@ -76,34 +88,39 @@ enum kvt_done_verdict {
     KVT_DONE_VERIFY,    /* checksum the pages, then call kvt_landing_verified */
     KVT_DONE_WAIT,      /* a duplicate while the first is being verified */
     KVT_DONE_DUPLICATE, /* READY already: answer OK again */
-    KVT_DONE_REFUSED,   /* stale, over, or its counts are wrong; *error says */
+    KVT_DONE_REFUSED,   /* *error says: STALE (no such epoch, over); PROTOCOL (no lease was taken);
+                         * CORRUPT (its counts are wrong: the landing failed and is QUARANTINED, as a
+                         * sender that miscounts may be wrong about its flush, too, until Quiesced) */
 };
 enum kvt_done_verdict kvt_landing_done(struct kvt_landing_table *table, uint64_t request,
                                        uint64_t epoch, uint32_t prompt_tokens, uint32_t page_count,
                                        struct bt_error *error, struct kvt_landing **ret_landing);
 
 /* BT_OK: READY, the caller owns the sequence now. Otherwise the landing is gone (CORRUPT: the
- * checksum differs; CANCELLED: it was cancelled meanwhile); pages are FREE, as all writes are over. */
+ * checksum differs; CANCELLED: it was cancelled meanwhile); pages are FREE, as all writes are over.
+ * STALE: nothing of that epoch was being verified. */
 enum bt_status kvt_landing_verified(struct kvt_landing_table *table, uint64_t request,
                                     uint64_t epoch, bool checksum_equal,
                                     struct kvt_landing **ret_landing);
 
 /* Whatever is not READY yet; epoch 0: any. READY ones are the engine's: BT_ERR_ALREADY_EXISTS, the
  * caller stops the sequence and then releases. NOT_FOUND and STALE are harmless. */
-enum bt_status kvt_landing_cancel(struct kvt_landing_table *table, uint64_t request, uint64_t epoch);
+enum bt_status kvt_landing_cancel(struct kvt_landing_table *table, uint64_t request,
+                                  uint64_t epoch);
 
 /* The prefill side says that no write of this epoch is or will be under way. */
 void kvt_landing_quiesced(struct kvt_landing_table *table, uint64_t request, uint64_t epoch);
 
-/* READY -> FREE. Pages given by kvt_landing_grow go too. */
+/* READY -> FREE. Pages given by kvt_landing_grow go too. Asserts that it is READY. */
 void kvt_landing_release(struct kvt_landing_table *table, uint64_t request, uint64_t epoch);
 
-/* More pages for a READY landing, appended. EXHAUSTED: nothing changed. */
+/* More pages for a READY landing, appended. EXHAUSTED, NO_MEMORY: nothing changed. */
 enum bt_status kvt_landing_grow(struct kvt_landing_table *table, struct kvt_landing *landing,
                                 uint32_t page_count);
 
 /* Lease expiry. Call at kvt_landing_next_deadline_ns or later. */
 void kvt_landing_tick(struct kvt_landing_table *table, int64_t now_ns);
+/* BT_NEVER_NS: none. */
 int64_t kvt_landing_next_deadline_ns(const struct kvt_landing_table *table);
 
 /* Peers that hold LANDING or QUARANTINED landings, for the control thread to probe. Returns how

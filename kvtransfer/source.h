@@ -54,16 +54,18 @@ void kvt_link_release(struct kvt_link *link);
 
 enum kvt_link_state { KVT_LINK_CONNECTING, KVT_LINK_READY, KVT_LINK_FAILED };
 enum kvt_link_state kvt_link_state(const struct kvt_link *link); /* any thread */
-const char *kvt_link_transport(const struct kvt_link *link); /* "shm", "tcp", "rdma"; "" before ready */
+const char *
+kvt_link_transport(const struct kvt_link *link); /* "shm", "tcp", "rdma"; "" before ready */
 
 struct kvt_push_spec {
     uint64_t request;
     uint64_t epoch;
-    struct kvt_link *link;          /* the push takes a use of its own */
-    const uint32_t *source_pages;   /* [pages of prompt_tokens], copied */
-    const uint32_t *target_pages;   /* likewise; each < remote pool_pages (checked: INVALID_ARGUMENT) */
+    struct kvt_link *link;        /* the push takes a use of its own */
+    const uint32_t *source_pages; /* [pages of prompt_tokens], copied */
+    const uint32_t
+        *target_pages; /* likewise; each < remote pool_pages (checked: INVALID_ARGUMENT) */
     uint32_t prompt_tokens;
-    bool layerwise;                 /* false: nothing is written before kvt_push_finish */
+    bool layerwise; /* false: nothing is written before kvt_push_finish */
     void *user;
 };
 
@@ -73,8 +75,8 @@ enum bt_status kvt_push_open(struct kvt_source *source, const struct kvt_push_sp
 /* Control thread: the lease is live until then (bt_clock_now_ns base). Only ever later. */
 void kvt_push_lease(struct kvt_push *push, int64_t until_ns);
 
-/* Compute thread: KV of tokens [0, token_end) of this layer is final in the source pages. Wait-free;
- * token_end only grows. */
+/* Compute thread: KV of tokens [0, token_end) of this layer is final in the source pages.
+ * Wait-free; token_end only grows. */
 void kvt_push_ready(struct kvt_push *push, uint32_t layer, uint32_t token_end);
 
 /* Compute thread: every layer is ready up to prompt_tokens. The push flushes and ends. */
@@ -96,8 +98,9 @@ struct kvt_push_event {
     uint64_t checksum;
     uint64_t bytes;
     uint64_t writes;
-    uint64_t hidden_bytes;    /* completed before kvt_push_finish */
-    int64_t first_write_ns, finish_ns, end_ns; /* times of the first post, of finish and of the flush */
+    uint64_t hidden_bytes; /* completed before kvt_push_finish */
+    int64_t first_write_ns, finish_ns,
+        end_ns; /* times of the first post, of finish and of the flush */
 };
 
 /* Items are struct kvt_push_event; one consumer, the control thread. */

@@ -38,7 +38,7 @@ struct kvt_target_event {
     enum kvt_target_event_kind kind;
     uint64_t request, epoch; /* CHECKSUM */
     uint64_t checksum;
-    uint64_t incarnation;    /* DISCONNECTED */
+    uint64_t incarnation; /* DISCONNECTED */
 };
 
 /* Items are struct kvt_target_event; one consumer, the control thread. */

@@ -55,7 +55,7 @@ static inline uint32_t bt_kv_pages_for(uint64_t tokens)
 
 struct bt_fingerprint {
     uint32_t layout_version;
-    uint64_t model_hash; /* bt_model_hash */
+    uint64_t model_hash;                 /* bt_model_hash */
     char model_name[BT_MODEL_NAME_SIZE]; /* for messages, not compared */
     struct bt_kv_layout layout;
 };
@@ -68,7 +68,8 @@ enum bt_status bt_fingerprint_compare(const struct bt_fingerprint *ours,
 void bt_fingerprint_to_message(const struct bt_fingerprint *fingerprint,
                                Baton__V1__LayoutFingerprint *ret_message);
 
-/* INVALID_ARGUMENT for NULL, an unknown dtype, zero or absurd dims (each named). */
+/* INVALID_ARGUMENT for NULL, an unknown dtype, zero or absurd dims (each named); MISMATCH for a
+ * page size that is not ours. A model name that is too long is cut. */
 enum bt_status bt_fingerprint_from_message(const Baton__V1__LayoutFingerprint *message,
                                            struct bt_error *error,
                                            struct bt_fingerprint *ret_fingerprint);
