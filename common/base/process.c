@@ -82,20 +82,26 @@ static enum bt_status host_read(struct bt_error *error, char ret_host[BT_HOST_ID
     return BT_OK;
 }
 
-enum bt_status bt_process_self(struct bt_error *error, struct bt_process_id *ret_id)
+enum bt_status bt_process_of(int64_t pid, struct bt_error *error, struct bt_process_id *ret_id)
 {
-    struct bt_process_id id = {.pid = getpid()};
+    struct bt_process_id id = {.pid = pid};
     enum bt_status status = host_read(error, id.host);
     if (status != BT_OK) {
         return status;
     }
     struct stat_line line;
     if (!stat_read(id.pid, &line)) {
-        return bt_error_set(error, BT_ERR_IO, "/proc/self/stat: %s", strerror(errno));
+        return bt_error_set(error, BT_ERR_IO, "/proc/%" PRId64 "/stat: %s", id.pid,
+                            strerror(errno));
     }
     id.start_ticks = line.start_ticks;
     *ret_id = id;
     return BT_OK;
+}
+
+enum bt_status bt_process_self(struct bt_error *error, struct bt_process_id *ret_id)
+{
+    return bt_process_of(getpid(), error, ret_id);
 }
 
 /* A process that can't be seen in /proc may be hidden (hidepid=): only ESRCH of kill is proof. */

@@ -22,6 +22,9 @@ enum bt_process_state { BT_PROCESS_ALIVE, BT_PROCESS_DEAD, BT_PROCESS_UNKNOWN };
 
 enum bt_status bt_process_self(struct bt_error *error, struct bt_process_id *ret_id);
 
+/* Of a process of this namespace that the caller knows to be there (its child). */
+enum bt_status bt_process_of(int64_t pid, struct bt_error *error, struct bt_process_id *ret_id);
+
 /*
  * DEAD only with proof: same host id and no process with that pid and start time is left (a zombie
  * counts as dead: it can not run). UNKNOWN for a process of another host or namespace.

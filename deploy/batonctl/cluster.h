@@ -1,0 +1,65 @@
+/*
+ * A local cluster: the processes that `batonctl up` started, remembered in a directory
+ * STATE/NAME/ (cluster.json, one log and one ready file a process) so that any later batonctl
+ * finds them by name. A process is known by pid and start time, so a reused pid is never signalled.
+ */
+#ifndef BATON_DEPLOY_BATONCTL_CLUSTER_H
+#define BATON_DEPLOY_BATONCTL_CLUSTER_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/base/process.h"
+#include "common/base/status.h"
+
+#define CTL_NAME_SIZE     64
+#define CTL_ENDPOINT_SIZE 256
+#define CTL_MAX_PROCESSES 64
+
+struct ctl_process {
+    char id[CTL_NAME_SIZE]; /* "router", "prefill-0", "decode-1" */
+    char role[16];
+    struct bt_process_id process;
+};
+
+struct ctl_cluster {
+    char name[CTL_NAME_SIZE];
+    char dir[PATH_MAX - 256]; /* STATE/NAME; leaves room for a file name */
+    char model[PATH_MAX];
+    char http[CTL_ENDPOINT_SIZE]; /* "http://127.0.0.1:8000" */
+    char rpc[CTL_ENDPOINT_SIZE];  /* "tcp://127.0.0.1:5557" */
+    struct ctl_process processes[CTL_MAX_PROCESSES];
+    uint32_t process_count;
+};
+
+struct ctl_up_options {
+    const char *model;
+    const char *served_model_name; /* NULL: from the directory */
+    const char *host;
+    int64_t port;
+    int64_t prefill, decode;
+    const char *router_args, *prefill_args, *decode_args; /* split at spaces; NULL: none */
+    int64_t wait_ns;
+};
+
+/* Where clusters live: `state_dir`, or $XDG_RUNTIME_DIR/baton, or /tmp/baton-UID. `name` holds only
+ * letters, digits, '-', '_' and '.'. */
+enum bt_status ctl_cluster_init(struct ctl_cluster *cluster, const char *state_dir,
+                                const char *name, struct bt_error *error);
+
+/* NOT_FOUND: no cluster of that name. */
+enum bt_status ctl_cluster_load(struct ctl_cluster *cluster, struct bt_error *error);
+
+/* True while at least one of its processes lives. */
+bool ctl_cluster_alive(const struct ctl_cluster *cluster);
+
+/* Starts and waits until every worker is ready to serve; on any error stops what it started. */
+enum bt_status ctl_cluster_up(struct ctl_cluster *cluster, const struct ctl_up_options *options,
+                              struct bt_error *error);
+
+/* SIGTERM, then SIGKILL after `grace_ns`; returns when all are gone, and removes the directory. */
+enum bt_status ctl_cluster_down(struct ctl_cluster *cluster, int64_t grace_ns,
+                                struct bt_error *error);
+
+#endif

@@ -1,0 +1,29 @@
+/*
+ * One conversation with a router: a loop and an RPC client that live as long as one verb runs.
+ */
+#ifndef BATON_DEPLOY_BATONCTL_CONNECTION_H
+#define BATON_DEPLOY_BATONCTL_CONNECTION_H
+
+#include <stdint.h>
+
+#include "common/base/status.h"
+#include "common/messaging/loop.h"
+#include "common/messaging/rpc.h"
+#include "proto/router.pb-c.h"
+
+struct ctl_connection {
+    struct bt_loop *loop;
+    struct bt_rpc_client *client;
+    int64_t timeout_ns; /* of unary calls */
+};
+
+/* `endpoint`: the router's RPC endpoint. Returns before the connection is up. */
+enum bt_status ctl_connection_init(struct ctl_connection *connection, const char *endpoint,
+                                   int64_t timeout_ns, struct bt_error *error);
+void ctl_connection_finish(struct ctl_connection *connection);
+
+/* Free with baton__v1__status_response__free_unpacked. */
+enum bt_status ctl_connection_status(struct ctl_connection *connection, struct bt_error *error,
+                                     Baton__V1__StatusResponse **ret_status);
+
+#endif

@@ -1,0 +1,107 @@
+/* The verbs that start and stop a local cluster. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "deploy/batonctl/verbs.h"
+
+int ctl_verb_up(int argc, char **argv)
+{
+    struct ctl_target target;
+    struct ctl_up_options up;
+    const struct bt_option options[] = {
+        CTL_TARGET_OPTIONS(target),
+        {"model", BT_OPTION_STRING, &up.model, NULL, 0, 0, NULL, "DIR",
+         "checkpoint directory (config.json, safetensors, tokenizer.json)", true},
+        {"served-model-name", BT_OPTION_STRING, &up.served_model_name, NULL, 0, 0, NULL, "NAME",
+         "what clients call the model; the directory's name where not given", false},
+        {"prefill", BT_OPTION_INT, &up.prefill, "1", 1, 16, NULL, NULL, "prefill workers", false},
+        {"decode", BT_OPTION_INT, &up.decode, "1", 1, 16, NULL, NULL, "decode workers", false},
+        {"host", BT_OPTION_STRING, &up.host, "127.0.0.1", 0, 0, NULL, "ADDRESS",
+         "address of the HTTP API", false},
+        {"port", BT_OPTION_INT, &up.port, "8000", 0, 65535, NULL, NULL,
+         "port of the HTTP API; 0: any free one", false},
+        {"router-args", BT_OPTION_STRING, &up.router_args, NULL, 0, 0, NULL, "ARGS",
+         "more options for the router, one string", false},
+        {"prefill-args", BT_OPTION_STRING, &up.prefill_args, NULL, 0, 0, NULL, "ARGS",
+         "more options for each prefill worker", false},
+        {"decode-args", BT_OPTION_STRING, &up.decode_args, NULL, 0, 0, NULL, "ARGS",
+         "more options for each decode worker", false},
+        {"wait", BT_OPTION_DURATION, &up.wait_ns, "5m", 1, 86400, NULL, NULL,
+         "how long the start may take", false},
+        {0},
+    };
+    int code = ctl_parse(options,
+                         "batonctl up --model DIR [--prefill N] [--decode M]\n\n"
+                         "  batonctl up --model tests/models/tiny --prefill 1 --decode 2",
+                         argc, argv, NULL);
+    if (code >= 0)
+        return code;
+    static struct ctl_cluster cluster;
+    struct bt_error error;
+    enum bt_status status = ctl_cluster_init(&cluster, target.state_dir, target.name, &error);
+    if (status == BT_OK)
+        status = ctl_cluster_up(&cluster, &up, &error);
+    if (status != BT_OK)
+        return ctl_fail("up", &error);
+    printf("cluster %s: router, %d prefill, %d decode\n  http  %s/v1\n  rpc   %s\n  logs  %s\n",
+           cluster.name, (int)up.prefill, (int)up.decode, cluster.http, cluster.rpc, cluster.dir);
+    return CTL_EXIT_OK;
+}
+
+int ctl_verb_down(int argc, char **argv)
+{
+    struct ctl_target target;
+    int64_t grace_ns;
+    const struct bt_option options[] = {
+        CTL_TARGET_OPTIONS(target),
+        {"grace", BT_OPTION_DURATION, &grace_ns, "10s", 0, 3600, NULL, NULL,
+         "how long processes may take to end by themselves", false},
+        {0},
+    };
+    int code = ctl_parse(options, "batonctl down [--name NAME]", argc, argv, NULL);
+    if (code >= 0)
+        return code;
+    static struct ctl_cluster cluster;
+    struct bt_error error;
+    enum bt_status status = ctl_cluster_init(&cluster, target.state_dir, target.name, &error);
+    if (status == BT_OK)
+        status = ctl_cluster_load(&cluster, &error);
+    if (status == BT_OK)
+        status = ctl_cluster_down(&cluster, grace_ns, &error);
+    if (status != BT_OK)
+        return ctl_fail("down", &error);
+    printf("cluster %s is down\n", cluster.name);
+    return CTL_EXIT_OK;
+}
+
+int ctl_verb_hints(int argc, char **argv)
+{
+    struct ctl_target target;
+    const struct bt_option options[] = {CTL_TARGET_OPTIONS(target), {0}};
+    int code = ctl_parse(options, "batonctl hints [--name NAME]", argc, argv, NULL);
+    if (code >= 0)
+        return code;
+    static struct ctl_cluster cluster;
+    struct bt_error error;
+    target.endpoint = NULL;
+    const char *endpoint;
+    enum bt_status status = ctl_target_endpoint(&target, &cluster, &error, &endpoint);
+    if (status != BT_OK)
+        return ctl_fail("hints", &error);
+    char name[CTL_NAME_SIZE + 16] = "";
+    if (strcmp(cluster.name, "default") != 0)
+        snprintf(name, sizeof(name), " --name %s", cluster.name);
+    printf("\nThe cluster stays up. Try:\n\n"
+           "  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+           "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], "
+           "\"stream\": true}'\n\n"
+           "  batonctl chat%s\n"
+           "  batonctl generate%s 'Once upon a time'\n"
+           "  batonctl status%s\n"
+           "  batonctl get workers%s\n"
+           "  batonctl down%s\n\n"
+           "batonctl is %s\n",
+           cluster.http, name, name, name, name, name, "build/deploy/batonctl/batonctl");
+    return CTL_EXIT_OK;
+}

@@ -1,0 +1,67 @@
+/*
+ * The verbs of batonctl. Each gets argv with argv[0] the verb itself and returns the exit code:
+ *
+ *   0 done   1 failed   2 wrong usage   3 no such cluster, or it can not be reached
+ */
+#ifndef BATON_DEPLOY_BATONCTL_VERBS_H
+#define BATON_DEPLOY_BATONCTL_VERBS_H
+
+#include "common/base/option.h"
+#include "common/base/status.h"
+#include "deploy/batonctl/cluster.h"
+
+enum ctl_exit { CTL_EXIT_OK = 0, CTL_EXIT_FAILED = 1, CTL_EXIT_USAGE = 2, CTL_EXIT_NO_CLUSTER = 3 };
+
+int ctl_verb_up(int argc, char **argv);
+int ctl_verb_down(int argc, char **argv);
+int ctl_verb_get(int argc, char **argv);
+int ctl_verb_status(int argc, char **argv);
+int ctl_verb_chat(int argc, char **argv);
+int ctl_verb_generate(int argc, char **argv);
+int ctl_verb_hints(int argc, char **argv);
+
+/* What every verb has: which cluster. */
+struct ctl_target {
+    const char *name;
+    const char *state_dir;
+    const char *endpoint; /* --rpc: instead of a cluster started by `up` here */
+    int64_t timeout_ns;
+};
+
+#define CTL_TARGET_OPTIONS(target)                                                                 \
+    {"name", BT_OPTION_STRING,           &(target).name, "default", 0, 0, NULL,                    \
+     "NAME", "the local cluster's name", false},                                                   \
+    {                                                                                              \
+        "state-dir", BT_OPTION_STRING, &(target).state_dir, NULL, 0, 0, NULL, "DIR",               \
+            "where local clusters are remembered", false                                           \
+    }
+
+#define CTL_ENDPOINT_OPTIONS(target)                                                               \
+    {"rpc",                                                                                        \
+     BT_OPTION_STRING,                                                                             \
+     &(target).endpoint,                                                                           \
+     NULL,                                                                                         \
+     0,                                                                                            \
+     0,                                                                                            \
+     NULL,                                                                                         \
+     "ENDPOINT",                                                                                   \
+     "a router's RPC endpoint, tcp://HOST:PORT, instead of --name",                                \
+     false},                                                                                       \
+    {                                                                                              \
+        "timeout", BT_OPTION_DURATION, &(target).timeout_ns, "10s", 0.001, 86400, NULL, NULL,      \
+            "how long to wait for an answer", false                                                \
+    }
+
+/* Parses; -1: go on, otherwise the exit code (help was printed, or the error was). */
+int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
+              int *ret_argc_used);
+
+/* Prints "batonctl VERB: text" and gives the exit code. */
+int ctl_fail(const char *verb, const struct bt_error *error);
+
+/* The router's RPC endpoint of --rpc or of the named cluster. `cluster` is filled in for the
+ * latter. */
+enum bt_status ctl_target_endpoint(const struct ctl_target *target, struct ctl_cluster *cluster,
+                                   struct bt_error *error, const char **ret_endpoint);
+
+#endif
