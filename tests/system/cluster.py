@@ -1,0 +1,158 @@
+"""A cluster of real processes for one test: started by batonctl, ended by pid whatever happens.
+
+The build directory comes from BATON_BUILD (meson sets it), the checkpoint from BATON_MODEL.
+"""
+import atexit
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUILD = pathlib.Path(os.environ.get("BATON_BUILD", ROOT / "build"))
+MODEL = pathlib.Path(os.environ.get("BATON_MODEL", ROOT / "tests/models/tiny"))
+BATONCTL = BUILD / "deploy/batonctl/batonctl"
+SKIP = 77
+
+
+def skip(why):
+    print(f"skipped: {why}")
+    sys.exit(SKIP)
+
+
+def until(condition, seconds, what):
+    """Polls; the last look is after the time is over, so a slow machine gets its chance."""
+    end = time.monotonic() + seconds
+    while True:
+        late = time.monotonic() >= end
+        value = condition()
+        if value:
+            return value
+        if late:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+class Cluster:
+    """with Cluster(prefill=1, decode=2, prefill_args="…") as c: c.http, c.rpc, c.status()"""
+
+    def __init__(self, prefill=1, decode=1, model=MODEL, **args):
+        self.dir = tempfile.mkdtemp(prefix="baton-test-")
+        self.pids = {}
+        self.args = ["--prefill", str(prefill), "--decode", str(decode), "--model", str(model),
+                     "--port", "0", "--wait", "120s"]
+        for name, value in args.items():
+            self.args += ["--" + name.replace("_", "-"), str(value)]
+        atexit.register(self.stop)
+
+    def ctl(self, verb, *args, check=True, timeout=150):
+        command = [str(BATONCTL), verb, "--state-dir", self.dir, *map(str, args)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        if check and done.returncode != 0:
+            raise AssertionError(f"{' '.join(command)} gave {done.returncode}: {done.stderr}")
+        return done
+
+    def __enter__(self):
+        try:
+            self.ctl("up", *self.args)
+            with open(os.path.join(self.dir, "default/cluster.json"), encoding="utf-8") as file:
+                state = json.load(file)
+            self.http, self.rpc = state["http"], state["rpc"]
+            self.pids = {p["id"]: p["pid"] for p in state["processes"]}
+            return self
+        except BaseException:
+            self.stop()
+            raise
+
+    def __exit__(self, kind, value, trace):
+        logs = self.logs() if kind else None
+        clean = self.stop()
+        if logs:
+            print(logs, file=sys.stderr)
+        elif not clean:
+            raise AssertionError("a process did not end in order")
+
+    def logs(self):
+        out = []
+        for path in sorted(pathlib.Path(self.dir, "default").glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines()[-60:]
+            out.append(f"---- {path.name}\n" + "\n".join(lines))
+        return "\n".join(out)
+
+    def sanitizer_reports(self):
+        marks = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "runtime error:",
+                 "WARNING: ThreadSanitizer", "broken invariant", "assertion failed")
+        found = []
+        for path in pathlib.Path(self.dir, "default").glob("*.log"):
+            text = path.read_text(errors="replace")
+            found += [f"{path.name}: {line}" for line in text.splitlines()
+                      if any(mark in line for mark in marks)]
+        return found
+
+    def stop(self):
+        """Ends everything; True when all processes had lived until now and ended in order."""
+        if not self.dir:
+            return True
+        directory, clean = self.dir, True
+        kept = pathlib.Path(directory, "default")
+        logs = None
+        for pid in self.pids.values():
+            try:
+                os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                pass
+        if kept.exists():
+            for name, pid in reversed(self.pids.items()):
+                try:
+                    os.kill(pid, signal.SIGTERM)
+                except ProcessLookupError:
+                    pass
+            try:
+                until(lambda: not any(self.alive(n) for n in self.pids), 30, "an orderly end")
+            except AssertionError:
+                clean = False
+            reports = self.sanitizer_reports()
+            if reports:
+                logs = "\n".join(reports) + "\n" + self.logs()
+        try:
+            self.dir = directory
+            self.ctl("down", "--grace", "0s", check=False)
+        finally:
+            self.dir = None
+            shutil.rmtree(directory, ignore_errors=True)
+        if logs:
+            print(logs, file=sys.stderr)
+            raise AssertionError("a sanitizer or an invariant complained")
+        return clean
+
+    def alive(self, name):
+        try:
+            with open(f"/proc/{self.pids[name]}/stat", encoding="utf-8") as file:
+                return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+        except OSError:
+            return False
+
+    def kill(self, name, sig=signal.SIGKILL):
+        os.kill(self.pids[name], sig)
+
+    def status(self):
+        return json.loads(self.ctl("status", "--output", "json").stdout)
+
+    def quiet(self):
+        """True when no request is left anywhere and every page of every live worker is free."""
+        status = self.status()
+        return (not status["requests"] and status["queued"] == 0 and all(
+            w["load"]["pages_free"] == w["load"]["pages_total"] and w["load"]["running"] == 0
+            and w["load"]["waiting"] == 0 for w in status["workers"] if w["state"] != "lost"))
+
+    def wait_quiet(self, seconds=30):
+        try:
+            until(self.quiet, seconds, "all pages free and no request left")
+        except AssertionError:
+            print(json.dumps(self.status(), indent=1), file=sys.stderr)
+            raise
