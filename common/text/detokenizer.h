@@ -18,7 +18,7 @@
 #include "common/text/tokenizer.h"
 
 #define BT_STOP_MAX_STRINGS 16
-#define BT_STOP_MAX_BYTES 1024 /* of one string */
+#define BT_STOP_MAX_BYTES   1024 /* of one string */
 
 struct bt_detokenizer;
 

@@ -1,9 +1,9 @@
 /*
  * Byte-level BPE tokenizer as DeepSeek publishes it (tokenizer.json of a checkpoint).
  *
- * Immutable after loading: any thread may use it, each with its own bt_tokenizer_scratch. Added
- * tokens are found first (longest match, leftmost), the text between them goes through the Split
- * rules of the pre_tokenizer (PCRE2, UTF + UCP; "Isolated") and ByteLevel, then BPE by merge rank.
+ * Immutable after loading: any thread may use it, several at once. Added tokens are found first
+ * (leftmost, longest match), the text between them goes through the Split rules of the
+ * pre_tokenizer (PCRE2, UTF + UCP; "Isolated") and ByteLevel, then BPE by merge rank.
  */
 #ifndef BATON_COMMON_TEXT_TOKENIZER_H
 #define BATON_COMMON_TEXT_TOKENIZER_H
@@ -16,8 +16,9 @@
 
 struct bt_tokenizer;
 
-#define BT_TOKENIZER_MAX_VOCAB (1u << 20)
+#define BT_TOKENIZER_MAX_VOCAB       (1u << 20)
 #define BT_TOKENIZER_MAX_TOKEN_BYTES 4096
+#define BT_TOKENIZER_MAX_TEXT_BYTES  (16u << 20) /* of one encode */
 
 struct bt_token_buffer { /* caller-owned; init with {0}, grows; free(ids) at the end */
     uint32_t *ids;
@@ -44,8 +45,9 @@ bool bt_tokenizer_add_bos(const struct bt_tokenizer *tokenizer);
 /*
  * Appends the ids of `text` (`size` bytes, may hold NUL) to `ret_ids`. Adds no BOS by itself.
  * `special`: whether added tokens in the text are recognised (true for chat forms and prompts).
- * Text that is not UTF-8 is INVALID_ARGUMENT with the offset of the first bad byte. Time is
- * O(n log n) for any text.
+ * Text that is too long or not UTF-8 is INVALID_ARGUMENT, the latter with the offset of the first
+ * bad byte; EXHAUSTED: a split rule of a strange checkpoint backtracks without end. Nothing is
+ * appended then. Time is O(n log n) for any text.
  */
 enum bt_status bt_tokenizer_encode(const struct bt_tokenizer *tokenizer, const char *text,
                                    size_t size, bool special, struct bt_error *error,
@@ -57,6 +59,9 @@ int64_t bt_tokenizer_find(const struct bt_tokenizer *tokenizer, const char *cont
 /* The bytes one id stands for; not NUL-terminated; valid as long as the tokenizer. NULL and size 0
  * for an id outside the vocabulary or a hole in it. */
 const char *bt_tokenizer_bytes(const struct bt_tokenizer *tokenizer, uint32_t id, size_t *ret_size);
+
+/* Bytes of the longest token: what one id can add to a text. */
+size_t bt_tokenizer_longest_token(const struct bt_tokenizer *tokenizer);
 
 /* True for added tokens flagged special (BOS, EOS, pad): left out of text by the detokenizer. */
 bool bt_tokenizer_is_special(const struct bt_tokenizer *tokenizer, uint32_t id);

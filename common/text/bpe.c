@@ -1,0 +1,162 @@
+#include "common/text/bpe.h"
+
+#include <stdlib.h>
+
+#include "common/text/byte_level.h"
+
+bool bt_token_buffer_append(struct bt_token_buffer *buffer, uint32_t id)
+{
+    if (buffer->count == buffer->capacity) {
+        size_t capacity = buffer->capacity ? 2 * buffer->capacity : 64;
+        uint32_t *ids = realloc(buffer->ids, capacity * sizeof *ids);
+        if (!ids)
+            return false;
+        buffer->ids = ids;
+        buffer->capacity = capacity;
+    }
+    buffer->ids[buffer->count++] = id;
+    return true;
+}
+
+void bt_bpe_scratch_finish(struct bt_bpe_scratch *scratch)
+{
+    free(scratch->symbols);
+    free(scratch->heap);
+    *scratch = (struct bt_bpe_scratch){0};
+}
+
+static bool heap_push(struct bt_bpe_scratch *scratch, uint64_t entry)
+{
+    if (scratch->heap_count == scratch->heap_capacity) {
+        size_t capacity = scratch->heap_capacity ? 2 * scratch->heap_capacity : 64;
+        uint64_t *heap = realloc(scratch->heap, capacity * sizeof *heap);
+        if (!heap)
+            return false;
+        scratch->heap = heap;
+        scratch->heap_capacity = capacity;
+    }
+    size_t at = scratch->heap_count++;
+    while (at > 0 && scratch->heap[(at - 1) / 2] > entry) {
+        scratch->heap[at] = scratch->heap[(at - 1) / 2];
+        at = (at - 1) / 2;
+    }
+    scratch->heap[at] = entry;
+    return true;
+}
+
+static uint64_t heap_pop(struct bt_bpe_scratch *scratch)
+{
+    uint64_t *heap = scratch->heap;
+    uint64_t least = heap[0], last = heap[--scratch->heap_count];
+    size_t at = 0;
+    for (;;) {
+        size_t child = 2 * at + 1;
+        if (child >= scratch->heap_count)
+            break;
+        if (child + 1 < scratch->heap_count && heap[child + 1] < heap[child])
+            child++;
+        if (heap[child] >= last)
+            break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = last;
+    return least;
+}
+
+/* Looks up the pair that starts at `index` and queues it if it has a merge. */
+static bool note_pair(const struct bt_bpe *bpe, struct bt_bpe_scratch *scratch, uint32_t index)
+{
+    struct bt_bpe_symbol *symbol = &scratch->symbols[index];
+    symbol->rank = BT_BPE_NONE;
+    if (symbol->next == BT_BPE_NONE)
+        return true;
+    uint64_t pair = (uint64_t)symbol->id << 32 | scratch->symbols[symbol->next].id;
+    uint64_t merge = bt_pair_table_get(&bpe->merges, pair);
+    if (merge == BT_PAIR_TABLE_NONE)
+        return true;
+    symbol->rank = (uint32_t)(merge >> 32);
+    symbol->merged = (uint32_t)merge;
+    return heap_push(scratch, (uint64_t)symbol->rank << 32 | index);
+}
+
+static bool start(const struct bt_bpe *bpe, struct bt_bpe_scratch *scratch, const char *piece,
+                  size_t size)
+{
+    if (scratch->symbol_capacity < size) {
+        free(scratch->symbols);
+        scratch->symbol_capacity = 0;
+        scratch->symbols = malloc((size + size / 2) * sizeof *scratch->symbols);
+        if (!scratch->symbols)
+            return false;
+        scratch->symbol_capacity = size + size / 2;
+    }
+    for (uint32_t i = 0; i < size; i++) {
+        scratch->symbols[i] = (struct bt_bpe_symbol){
+            .id = bpe->byte_ids[(unsigned char)piece[i]],
+            .previous = i == 0 ? BT_BPE_NONE : i - 1,
+            .next = i + 1 == size ? BT_BPE_NONE : i + 1,
+        };
+    }
+    scratch->heap_count = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        if (!note_pair(bpe, scratch, i))
+            return false;
+    }
+    return true;
+}
+
+/* Joins the symbol at `index` with the one after it. */
+static bool merge_pair(const struct bt_bpe *bpe, struct bt_bpe_scratch *scratch, uint32_t index)
+{
+    struct bt_bpe_symbol *left = &scratch->symbols[index];
+    struct bt_bpe_symbol *right = &scratch->symbols[left->next];
+    left->id = left->merged;
+    left->next = right->next;
+    right->rank = BT_BPE_NONE; /* what the heap still holds of it is stale */
+    if (left->next != BT_BPE_NONE)
+        scratch->symbols[left->next].previous = index;
+    if (left->previous != BT_BPE_NONE && !note_pair(bpe, scratch, left->previous))
+        return false;
+    return note_pair(bpe, scratch, index);
+}
+
+/* True and the id when the vocabulary has the piece as a whole. */
+static bool find_whole(const struct bt_vocabulary *vocabulary, const char *piece, size_t size,
+                       uint32_t *ret_id)
+{
+    char content[2 * BT_TOKENIZER_MAX_TOKEN_BYTES];
+    if (size > BT_TOKENIZER_MAX_TOKEN_BYTES)
+        return false;
+    size_t content_size = bt_byte_level_from_bytes(piece, size, content);
+    int64_t id = bt_vocabulary_find(vocabulary, content, content_size);
+    if (id < 0 || !vocabulary->tokens[id].in_model)
+        return false;
+    *ret_id = (uint32_t)id;
+    return true;
+}
+
+bool bt_bpe_encode(const struct bt_bpe *bpe, const struct bt_vocabulary *vocabulary,
+                   struct bt_bpe_scratch *scratch, const char *piece, size_t size,
+                   struct bt_token_buffer *ret_ids)
+{
+    uint32_t whole;
+    if (bpe->ignore_merges && find_whole(vocabulary, piece, size, &whole))
+        return bt_token_buffer_append(ret_ids, whole);
+    if (!start(bpe, scratch, piece, size))
+        return false;
+    while (scratch->heap_count > 0) {
+        uint64_t entry = heap_pop(scratch);
+        uint32_t index = (uint32_t)entry;
+        /* A rank belongs to one pair, so a symbol of another rank is of another pair by now. */
+        if (scratch->symbols[index].rank != (uint32_t)(entry >> 32))
+            continue;
+        if (!merge_pair(bpe, scratch, index))
+            return false;
+    }
+    for (uint32_t i = 0; i != BT_BPE_NONE; i = scratch->symbols[i].next) {
+        if (!bt_token_buffer_append(ret_ids, scratch->symbols[i].id))
+            return false;
+    }
+    return true;
+}

@@ -1,0 +1,78 @@
+#include "common/text/pair_table.h"
+
+#include <stdlib.h>
+
+#include "common/base/random.h"
+
+#define MIN_CAPACITY 64
+
+/* The finisher of SplitMix64: every input bit moves every output bit. */
+static uint64_t mix(uint64_t x)
+{
+    x = (x ^ x >> 30) * UINT64_C(0xBF58476D1CE4E5B9);
+    x = (x ^ x >> 27) * UINT64_C(0x94D049BB133111EB);
+    return x ^ x >> 31;
+}
+
+static struct bt_pair_slot *find(const struct bt_pair_table *table, uint64_t key)
+{
+    size_t at = mix(key ^ table->seed) & (table->capacity - 1);
+    while (table->slots[at].key != key && table->slots[at].key != BT_PAIR_TABLE_NONE)
+        at = (at + 1) & (table->capacity - 1);
+    return &table->slots[at];
+}
+
+static bool resize(struct bt_pair_table *table, size_t capacity)
+{
+    struct bt_pair_table bigger = {.capacity = capacity, .seed = table->seed};
+    if (!table->capacity)
+        bigger.seed = bt_random_entropy();
+    bigger.slots = malloc(capacity * sizeof *bigger.slots);
+    if (!bigger.slots)
+        return false;
+    for (size_t i = 0; i < capacity; i++)
+        bigger.slots[i].key = BT_PAIR_TABLE_NONE;
+    for (size_t i = 0; i < table->capacity; i++) {
+        if (table->slots[i].key != BT_PAIR_TABLE_NONE)
+            *find(&bigger, table->slots[i].key) = table->slots[i];
+    }
+    bigger.count = table->count;
+    free(table->slots);
+    *table = bigger;
+    return true;
+}
+
+void bt_pair_table_finish(struct bt_pair_table *table)
+{
+    free(table->slots);
+    *table = (struct bt_pair_table){0};
+}
+
+bool bt_pair_table_reserve(struct bt_pair_table *table, size_t count)
+{
+    size_t capacity = table->capacity ? table->capacity : MIN_CAPACITY;
+    while (capacity < 2 * count)
+        capacity *= 2;
+    return capacity == table->capacity || resize(table, capacity);
+}
+
+bool bt_pair_table_put(struct bt_pair_table *table, uint64_t key, uint64_t value)
+{
+    if (!bt_pair_table_reserve(table, table->count + 1))
+        return false;
+    struct bt_pair_slot *slot = find(table, key);
+    if (slot->key == BT_PAIR_TABLE_NONE) {
+        slot->key = key;
+        table->count++;
+    }
+    slot->value = value;
+    return true;
+}
+
+uint64_t bt_pair_table_get(const struct bt_pair_table *table, uint64_t key)
+{
+    if (!table->capacity)
+        return BT_PAIR_TABLE_NONE;
+    const struct bt_pair_slot *slot = find(table, key);
+    return slot->key == BT_PAIR_TABLE_NONE ? BT_PAIR_TABLE_NONE : slot->value;
+}
