@@ -1,0 +1,53 @@
+/* The operations of one x86 table, named for the instruction set this file is compiled for. */
+#ifndef BATON_COMMON_KERNELS_X86_TABLES_H
+#define BATON_COMMON_KERNELS_X86_TABLES_H
+
+#include "common/kernels/kernels.h"
+#include "common/kernels/x86/lanes.h"
+
+void BT_X86_NAME(embed)(struct bt_stream *stream, const struct bt_matrix *table,
+                        const uint32_t *tokens, uint32_t rows, float *out);
+void BT_X86_NAME(rms_norm)(struct bt_stream *stream, const float *x, uint32_t rows, uint32_t dim,
+                           uint32_t stride, const struct bt_matrix *weight, float eps, float *out);
+void BT_X86_NAME(linear)(struct bt_stream *stream, const float *x, uint32_t rows,
+                         const struct bt_matrix *weight, float *out);
+void BT_X86_NAME(add)(struct bt_stream *stream, float *x, const float *y, size_t count);
+void BT_X86_NAME(swiglu)(struct bt_stream *stream, const float *gate, const float *up, size_t count,
+                         float *out);
+void BT_X86_NAME(rope_q)(struct bt_stream *stream, float *q, const struct bt_mla_shape *shape,
+                         const struct bt_rope_table *rope, const struct bt_sequence_rows *sequences,
+                         uint32_t sequence_count);
+void BT_X86_NAME(kv_write)(struct bt_stream *stream, const float *kv_a,
+                           const struct bt_matrix *norm, float eps,
+                           const struct bt_rope_table *rope,
+                           const struct bt_sequence_rows *sequences, uint32_t sequence_count,
+                           const struct bt_kv_layer *kv);
+void BT_X86_NAME(mla_prefill)(struct bt_stream *stream, const float *q,
+                              const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                              const struct bt_sequence_rows *sequences, uint32_t sequence_count,
+                              const struct bt_kv_layer *kv, float *out);
+void BT_X86_NAME(mla_decode)(struct bt_stream *stream, const float *q,
+                             const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                             const struct bt_sequence_rows *sequences, uint32_t sequence_count,
+                             const struct bt_kv_layer *kv, float *out);
+void BT_X86_NAME(moe_route)(struct bt_stream *stream, const float *x, uint32_t rows,
+                            const struct bt_matrix *gate, const struct bt_matrix *bias,
+                            const struct bt_route_shape *shape, uint32_t *out_experts,
+                            float *out_weights);
+void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
+                              const struct bt_route_shape *shape, const uint32_t *experts,
+                              const float *weights, const struct bt_expert_weights *expert_weights,
+                              float *out);
+
+/* out [dim] = weight * (x * rsqrt(mean(x²) + eps)); out may be x. */
+void BT_X86_NAME(rms_norm_row)(const float *x, size_t dim, const struct bt_matrix *weight,
+                               float eps, float *out);
+
+/* x / (1 + e^-x) */
+BT_INLINE struct bt_v16 bt_v16_silu(struct bt_v16 x)
+{
+    struct bt_v16 one = bt_v16_set(1.0f);
+    return bt_v16_div(x, bt_v16_add(one, bt_v16_exp(bt_v16_sub(bt_v16_zero(), x))));
+}
+
+#endif

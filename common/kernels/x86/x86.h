@@ -1,0 +1,38 @@
+/*
+ * The x86 backends. All files but cpu.c are compiled twice, for AVX2 and for AVX-512, into tables
+ * of the same bits: lanes.h gives both the same 16 lanes, fused multiply-add and order of sums.
+ */
+#ifndef BATON_COMMON_KERNELS_X86_X86_H
+#define BATON_COMMON_KERNELS_X86_X86_H
+
+#include "common/kernels/kernels.h"
+
+extern const struct bt_kernels bt_kernels_avx2;
+extern const struct bt_kernels bt_kernels_avx512;
+
+/* NULL, or the names of what this CPU (or its operating system) lacks. */
+const char *bt_x86_missing_avx2(void);
+const char *bt_x86_missing_avx512(void);
+
+/* The largest scratch of one operation within the limits, of either table. */
+size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits);
+
+/* Weights converted to f32 for many rows: a panel of at most these, so that it stays in L2. */
+#define BT_X86_PANEL_FLOATS (128u * 1024)
+#define BT_X86_PANEL_OUTS   64
+/* From so many rows on, converting the weights first pays. */
+#define BT_X86_PANEL_MIN_ROWS 8
+
+/* Rows worked on together. No bit of a result depends on these. */
+#define BT_X86_PREFILL_ROWS 64
+#define BT_X86_DECODE_ROWS  16
+#define BT_X86_ROUTE_ROWS   64
+#define BT_X86_EXPERT_ROWS  256
+
+/* Rounded up to whole vectors of 16. */
+static inline size_t bt_x86_padded(size_t count)
+{
+    return (count + 15) / 16 * 16;
+}
+
+#endif
