@@ -91,7 +91,7 @@ enum rt_action_kind {
 struct rt_action {
     enum rt_action_kind kind;
     uint64_t request;
-    uint32_t attempt;      /* from 1 */
+    uint32_t attempt;      /* from 1; every RESERVE opens a new one */
     uint64_t epoch;        /* CANCEL_DECODE: 0 while the Reserve is unanswered */
     rt_worker_ref prefill; /* PREFILL, CANCEL_PREFILL */
     rt_worker_ref decode;  /* RESERVE, PREFILL, CANCEL_DECODE */
@@ -105,7 +105,7 @@ struct rt_action {
 
 struct rt_core_options {
     uint32_t queue_capacity;    /* waiting requests; more are refused with EXHAUSTED */
-    uint32_t max_attempts;      /* of a request, preemptions not counted */
+    uint32_t max_attempts;      /* of a request that may fail; refusals and preemptions not counted */
     uint32_t expected_output_tokens; /* projected KV of a request: prompt + min(max_tokens, this) */
     uint32_t prefill_depth_tokens;   /* a prefill worker is given work up to this backlog */
     int64_t silent_after_ns;    /* without heartbeat */
