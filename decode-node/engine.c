@@ -1,0 +1,331 @@
+#include "decode-node/engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+
+struct dc_engine {
+    struct dc_engine_options options;
+    struct bt_forward *forward;
+    struct bt_sampler *sampler;
+    struct dc_sequence **sequences; /* [max_sequences], in the order they were added */
+    uint32_t sequence_count;
+    bool stirred; /* something was added, stopped or grown since the last step */
+
+    /* One step. */
+    struct dc_sequence **batch;    /* [max_num_seqs] */
+    struct bt_sequence_rows *rows; /* likewise */
+    uint32_t *tokens;              /* likewise */
+    uint32_t *logit_rows;          /* likewise */
+};
+
+static bool engine_alloc(struct dc_engine *engine)
+{
+    uint32_t rows = engine->options.max_num_seqs;
+    engine->sequences = calloc(engine->options.max_sequences, sizeof(*engine->sequences));
+    engine->batch = calloc(rows, sizeof(*engine->batch));
+    engine->rows = calloc(rows, sizeof(*engine->rows));
+    engine->tokens = calloc(rows, sizeof(*engine->tokens));
+    engine->logit_rows = calloc(rows, sizeof(*engine->logit_rows));
+    const struct bt_model_config *config = &engine->options.model->config;
+    engine->sampler =
+        bt_sampler_create(config->vocab_size, config->eos_token_ids, config->eos_token_count);
+    return engine->sequences && engine->batch && engine->rows && engine->tokens &&
+           engine->logit_rows && engine->sampler;
+}
+
+enum bt_status dc_engine_create(const struct dc_engine_options *options, struct bt_error *error,
+                                struct dc_engine **ret_engine)
+{
+    struct dc_engine *engine = calloc(1, sizeof(*engine));
+    if (!engine) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "decode engine: no memory");
+    }
+    engine->options = *options;
+    if (!engine_alloc(engine)) {
+        dc_engine_destroy(engine);
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "decode engine: no memory");
+    }
+    enum bt_status status = bt_forward_create(options->model, options->max_num_seqs,
+                                              options->max_num_seqs, error, &engine->forward);
+    if (status != BT_OK) {
+        dc_engine_destroy(engine);
+        return status;
+    }
+    *ret_engine = engine;
+    return BT_OK;
+}
+
+void dc_engine_destroy(struct dc_engine *engine)
+{
+    if (!engine) {
+        return;
+    }
+    bt_forward_destroy(engine->forward);
+    bt_sampler_destroy(engine->sampler);
+    free(engine->sequences);
+    free(engine->batch);
+    free(engine->rows);
+    free(engine->tokens);
+    free(engine->logit_rows);
+    free(engine);
+}
+
+bool dc_step_init(struct dc_step *step, uint32_t max_sequences)
+{
+    *step = (struct dc_step){
+        .entries = calloc(max_sequences, 2 * sizeof(struct dc_entry)),
+        .entry_capacity = 2 * max_sequences,
+        .wishes = calloc(max_sequences, 2 * sizeof(struct dc_page_wish)),
+        .wish_capacity = 2 * max_sequences,
+    };
+    if (!step->entries || !step->wishes) {
+        dc_step_finish(step);
+        return false;
+    }
+    return true;
+}
+
+void dc_step_finish(struct dc_step *step)
+{
+    free(step->entries);
+    free(step->wishes);
+    *step = (struct dc_step){0};
+}
+
+static struct dc_sequence *engine_find(struct dc_engine *engine, uint64_t request, uint64_t epoch)
+{
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        struct dc_sequence *sequence = engine->sequences[i];
+        if (sequence->request == request && sequence->epoch == epoch) {
+            return sequence;
+        }
+    }
+    return NULL;
+}
+
+void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence)
+{
+    BT_ASSERT(engine->sequence_count < engine->options.max_sequences);
+    BT_ASSERT(sequence->page_count >= bt_kv_pages_for(sequence->prompt_tokens));
+    sequence->generated = 0;
+    sequence->finish = DC_RUNNING;
+    sequence->asked = sequence->stalled = sequence->joined = false;
+    engine->sequences[engine->sequence_count++] = sequence;
+    engine->stirred = true;
+}
+
+void dc_engine_stop(struct dc_engine *engine, uint64_t request, uint64_t epoch,
+                    enum dc_finish finish)
+{
+    struct dc_sequence *sequence = engine_find(engine, request, epoch);
+    if (sequence && sequence->finish == DC_RUNNING) {
+        sequence->finish = finish;
+        engine->stirred = true;
+    }
+}
+
+void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, uint32_t page)
+{
+    struct dc_sequence *sequence = engine_find(engine, request, epoch);
+    if (sequence) {
+        BT_ASSERT(sequence->page_count < sequence->page_capacity);
+        sequence->pages[sequence->page_count++] = page;
+        sequence->asked = sequence->stalled = false;
+        engine->stirred = true;
+    }
+}
+
+/* KV positions in use; the next step's token goes to this position. */
+static uint32_t kv_length(const struct dc_sequence *sequence)
+{
+    return sequence->prompt_tokens + sequence->generated - 1;
+}
+
+static uint32_t free_slots(const struct dc_sequence *sequence)
+{
+    return sequence->page_count * BT_PAGE_TOKENS - kv_length(sequence);
+}
+
+/* Steps that are still to come if nothing ends it early. */
+static uint32_t steps_left(const struct dc_engine *engine, const struct dc_sequence *sequence)
+{
+    uint32_t by_length = sequence->sampling->max_tokens - sequence->generated;
+    uint32_t by_context =
+        engine->options.max_model_len - sequence->prompt_tokens - sequence->generated;
+    return by_length < by_context ? by_length : by_context;
+}
+
+/* Joins, runs and has a slot: part of a step. */
+static bool can_run(const struct dc_sequence *sequence)
+{
+    return sequence->finish == DC_RUNNING && free_slots(sequence) > 0;
+}
+
+bool dc_engine_runnable(const struct dc_engine *engine)
+{
+    if (engine->stirred) {
+        return true;
+    }
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        if (can_run(engine->sequences[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct dc_entry *step_entry(struct dc_step *step, const struct dc_sequence *sequence)
+{
+    BT_ASSERT(step->entry_count < step->entry_capacity);
+    struct dc_entry *entry = &step->entries[step->entry_count++];
+    entry->request = sequence->request;
+    entry->epoch = sequence->epoch;
+    entry->user = sequence->user;
+    entry->has_token = false;
+    entry->finish = DC_RUNNING;
+    return entry;
+}
+
+static bool is_eos(const struct dc_engine *engine, uint32_t token)
+{
+    const struct bt_model_config *config = &engine->options.model->config;
+    for (uint32_t i = 0; i < config->eos_token_count; i++) {
+        if (config->eos_token_ids[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* sequence->last is a new token: counts it, decides whether it was the last one, reports both. */
+static void accept_token(struct dc_engine *engine, struct dc_sequence *sequence,
+                         struct dc_step *step)
+{
+    struct dc_entry *entry = step_entry(step, sequence);
+    entry->has_token = true;
+    entry->index = sequence->generated++;
+    entry->sample = sequence->last;
+    if (sequence->history &&
+        !bt_sampler_history_add_output(sequence->history, sequence->last.token)) {
+        sequence->finish = DC_FINISH_ERROR;
+    } else if (!sequence->sampling->ignore_eos && is_eos(engine, sequence->last.token)) {
+        sequence->finish = DC_FINISH_STOP;
+    } else if (steps_left(engine, sequence) == 0) {
+        sequence->finish = DC_FINISH_LENGTH;
+    }
+    entry->finish = sequence->finish;
+}
+
+static void remove_finished(struct dc_engine *engine)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        if (engine->sequences[i]->finish == DC_RUNNING) {
+            engine->sequences[kept++] = engine->sequences[i];
+        }
+    }
+    engine->sequence_count = kept;
+}
+
+/* Ends those that were stopped, reports token 0 of the new ones. */
+static void admit(struct dc_engine *engine, struct dc_step *step)
+{
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        struct dc_sequence *sequence = engine->sequences[i];
+        if (sequence->finish != DC_RUNNING) {
+            step_entry(step, sequence)->finish = sequence->finish;
+        } else if (!sequence->joined) {
+            sequence->joined = true;
+            accept_token(engine, sequence, step);
+        }
+    }
+    remove_finished(engine);
+    engine->stirred = false;
+}
+
+static uint32_t gather(struct dc_engine *engine)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < engine->sequence_count && count < engine->options.max_num_seqs; i++) {
+        struct dc_sequence *sequence = engine->sequences[i];
+        if (can_run(sequence)) {
+            engine->batch[count] = sequence;
+            engine->tokens[count] = sequence->last.token;
+            engine->logit_rows[count] = count;
+            engine->rows[count] = (struct bt_sequence_rows){
+                .pages = sequence->pages,
+                .start = kv_length(sequence),
+                .first_row = count,
+                .row_count = 1,
+            };
+            count++;
+        }
+    }
+    return count;
+}
+
+static void run_batch(struct dc_engine *engine, uint32_t count, struct dc_step *step)
+{
+    struct bt_forward_batch batch = {
+        .form = BT_FORWARD_ABSORBED,
+        .tokens = engine->tokens,
+        .rows = count,
+        .sequences = engine->rows,
+        .sequence_count = count,
+        .kv_pool = engine->options.kv_pool,
+        .layout = engine->options.layout,
+        .pool_pages = engine->options.pool_pages,
+        .logit_rows = engine->logit_rows,
+        .logit_count = count,
+    };
+    const float *logits = NULL;
+    bt_forward_run(engine->forward, &batch, &logits);
+    size_t vocab_size = engine->options.model->config.vocab_size;
+    for (uint32_t i = 0; i < count; i++) {
+        struct dc_sequence *sequence = engine->batch[i];
+        bt_sampler_draw(engine->sampler, &logits[i * vocab_size], sequence->sampling,
+                        sequence->history, sequence->generated, &sequence->last);
+        accept_token(engine, sequence, step);
+    }
+}
+
+/* Asks a page ahead while less than a page of slots is left, and says once when none is. */
+static void wish_pages(struct dc_engine *engine, struct dc_step *step)
+{
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        struct dc_sequence *sequence = engine->sequences[i];
+        uint32_t slots = free_slots(sequence);
+        bool stalls = slots == 0 && !sequence->stalled;
+        bool asks =
+            slots < BT_PAGE_TOKENS && slots < steps_left(engine, sequence) && !sequence->asked;
+        if (asks || stalls) {
+            sequence->asked = true;
+            sequence->stalled = slots == 0;
+            BT_ASSERT(step->wish_count < step->wish_capacity);
+            step->wishes[step->wish_count++] =
+                (struct dc_page_wish){sequence->request, sequence->epoch, slots == 0};
+        }
+    }
+}
+
+void dc_engine_step(struct dc_engine *engine, struct dc_step *step)
+{
+    step->entry_count = step->wish_count = 0;
+    step->begin_ns = bt_clock_now_ns();
+    admit(engine, step);
+    step->rows = gather(engine);
+    if (step->rows > 0) {
+        run_batch(engine, step->rows, step);
+        remove_finished(engine);
+    }
+    wish_pages(engine, step);
+    step->kv_tokens = 0;
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        step->kv_tokens += kv_length(engine->sequences[i]);
+    }
+    step->running = step->rows;
+    step->waiting = engine->sequence_count - step->rows;
+    step->end_ns = bt_clock_now_ns();
+}

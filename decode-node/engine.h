@@ -1,0 +1,118 @@
+/*
+ * The decode engine: continuous batching of sequences over paged KV, one token a sequence a step.
+ * No thread and no queue: dc_engine_step is one step. stepper.h gives it a thread; the
+ * single-process program calls it directly.
+ *
+ * A sequence joins and leaves between steps. Its tokens depend on itself alone, whoever is beside
+ * it (design: determinism). Token 0 came from prefill; after g tokens the KV holds prompt + g - 1
+ * tokens, and a step appends the KV of the last token and draws token g.
+ */
+#ifndef BATON_DECODE_NODE_ENGINE_H
+#define BATON_DECODE_NODE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/model/forward.h"
+#include "common/model/model.h"
+#include "common/model/sampler.h"
+
+enum dc_finish {
+    DC_RUNNING,
+    DC_FINISH_STOP,   /* EOS */
+    DC_FINISH_LENGTH, /* max_tokens or the context is full */
+    DC_FINISH_CANCELLED,
+    DC_FINISH_PREEMPTED, /* its pages are needed by others */
+    DC_FINISH_ERROR,     /* no memory for the history that its penalties need */
+};
+
+/*
+ * One sequence. The engine's from dc_engine_add until an entry of a step says that it finished;
+ * what it points to lives as long. The caller fills it as dc_sequence_init asks.
+ */
+struct dc_sequence {
+    uint64_t request;
+    uint64_t epoch;
+    uint32_t prompt_tokens;
+    uint32_t *pages; /* [page_capacity], in token order; caller's memory */
+    uint32_t page_count;
+    uint32_t page_capacity; /* of prompt_tokens + sampling->max_tokens at least */
+    const struct bt_sampling *sampling;
+    struct bt_sampler_history *history; /* NULL: no penalty needs it; holds the prompt already */
+    struct bt_sample last;              /* the newest token; at first token 0 */
+    void *user;
+
+    /* The engine's. */
+    uint32_t generated; /* tokens, token 0 included */
+    enum dc_finish finish;
+    bool asked;   /* for a page, and did not get it yet */
+    bool stalled; /* said so: no slot is left for the next token's KV */
+    bool joined;  /* token 0 was reported */
+};
+
+struct dc_engine_options {
+    const struct bt_model *model;
+    struct bt_kv_layout layout;
+    void *kv_pool; /* [layer][page][token][dim] */
+    uint32_t pool_pages;
+    uint32_t max_num_seqs;  /* in one step */
+    uint32_t max_sequences; /* in the engine, waiting and stalled ones included */
+    uint32_t max_model_len; /* prompt + output */
+};
+
+struct dc_engine;
+
+enum bt_status dc_engine_create(const struct dc_engine_options *options, struct bt_error *error,
+                                struct dc_engine **ret_engine);
+void dc_engine_destroy(struct dc_engine *engine); /* NULL is fine; sequences inside are forgotten */
+
+/* Joins the next step that has room, first come first served. At most max_sequences: asserted. */
+void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence);
+
+/* CANCELLED or PREEMPTED with the next step. Harmless when the sequence is not here any more. */
+void dc_engine_stop(struct dc_engine *engine, uint64_t request, uint64_t epoch,
+                    enum dc_finish finish);
+
+/* One more page. Harmless likewise (its owner frees all pages of a finished sequence together). */
+void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, uint32_t page);
+
+/* Whether a step has anything to do: false until something is added, stopped or grown. */
+bool dc_engine_runnable(const struct dc_engine *engine);
+
+/* A new token of a sequence, its end, or both. */
+struct dc_entry {
+    uint64_t request, epoch;
+    void *user;
+    bool has_token;
+    uint32_t index; /* of the token, from 0 */
+    struct bt_sample sample;
+    enum dc_finish finish; /* not DC_RUNNING: the last entry, the sequence is the caller's again */
+};
+
+/* A sequence that wants one more page. `stalled`: it is left out of steps until it gets one. */
+struct dc_page_wish {
+    uint64_t request, epoch;
+    bool stalled;
+};
+
+struct dc_step {
+    struct dc_entry *entries; /* [entry_capacity] */
+    uint32_t entry_count, entry_capacity;
+    struct dc_page_wish *wishes; /* [wish_capacity] */
+    uint32_t wish_count, wish_capacity;
+    uint32_t rows;      /* sequences in the batch */
+    uint64_t kv_tokens; /* sum of KV lengths of the sequences inside, after the step */
+    uint32_t running, waiting;
+    int64_t begin_ns, end_ns;
+};
+
+/* What one step can report at most: two entries (token 0 and the next one, or an end) and two
+ * wishes a sequence. */
+bool dc_step_init(struct dc_step *step, uint32_t max_sequences); /* false: no memory */
+void dc_step_finish(struct dc_step *step);
+
+/* Reports token 0 of new sequences, ends those that were stopped, computes one token of every
+ * sequence that has room, at most max_num_seqs of them. */
+void dc_engine_step(struct dc_engine *engine, struct dc_step *step);
+
+#endif

@@ -1,0 +1,77 @@
+/*
+ * The prefill engine: chunks of several prompts through the forward pass, layer after layer, until
+ * each has its first token. No thread and no queue: compute.h gives it a thread, the single-process
+ * program calls it directly.
+ *
+ * The bits of a prompt's KV and logits do not depend on the chunks it was cut into, nor on the
+ * prompts beside it (design: determinism).
+ */
+#ifndef BATON_PREFILL_NODE_ENGINE_H
+#define BATON_PREFILL_NODE_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "common/model/forward.h"
+#include "common/model/model.h"
+#include "common/model/sampler.h"
+#include "kvtransfer/source.h"
+#include "prefill-node/scheduler.h"
+
+/* One prompt. The engine's from pf_engine_add until it comes back finished or removed; what it
+ * points to lives as long. */
+struct pf_job {
+    uint64_t serial; /* never reused in one engine: names the job where a pointer may be stale */
+    uint64_t request;
+    const uint32_t *tokens; /* each < vocab_size */
+    uint32_t token_count;   /* >= 1 */
+    const uint32_t *pages;  /* of the pool, in token order */
+    const struct bt_sampling *sampling;
+    const struct bt_sampler_history *history; /* NULL: no penalty needs it */
+    struct kvt_push *push;                    /* NULL: nobody to push to */
+    int64_t arrival_ns;
+    void *user;
+
+    /* Results. */
+    _Atomic uint32_t computed; /* tokens; may be read while the engine works */
+    int64_t started_ns;        /* before the first chunk; 0: not started */
+    int64_t computed_ns;       /* after the last layer of the last chunk */
+    struct bt_sample first;    /* token 0 */
+};
+
+struct pf_engine_options {
+    const struct bt_model *model;
+    struct bt_kv_layout layout;
+    void *kv_pool; /* [layer][page][token][dim] */
+    uint32_t pool_pages;
+    struct pf_schedule_limits limits;
+    uint32_t max_jobs; /* in the engine, waiting ones included */
+};
+
+struct pf_engine;
+
+enum bt_status pf_engine_create(const struct pf_engine_options *options, struct bt_error *error,
+                                struct pf_engine **ret_engine);
+void pf_engine_destroy(struct pf_engine *engine); /* NULL is fine; jobs inside are forgotten */
+
+/* At most max_jobs at once: asserted, the caller counts. */
+void pf_engine_add(struct pf_engine *engine, struct pf_job *job);
+
+/* Between iterations. The job, which is the caller's again, or NULL: it is not here any more. */
+struct pf_job *pf_engine_remove(struct pf_engine *engine, uint64_t serial);
+
+uint32_t pf_engine_job_count(const struct pf_engine *engine);
+
+struct pf_jobs {
+    struct pf_job **jobs; /* valid until the next call into the engine */
+    uint32_t count;
+};
+
+/* An iteration is begin, then run; at least one job inside. Begin chooses the chunks and gives the
+ * jobs whose first chunk is among them. */
+void pf_engine_begin(struct pf_engine *engine, struct pf_jobs *ret_started);
+
+/* Computes the chunks. Gives the jobs that have token 0 now: out of the engine, push finished. */
+void pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished);
+
+#endif
