@@ -17,10 +17,15 @@
 #include "common/base/status.h"
 #include "common/messaging/loop.h"
 
-#define BT_RPC_MAX_MESSAGE_BYTES (64u << 20)
-#define BT_RPC_MAX_CALLS_PER_PEER 4096
-#define BT_RPC_KEEPALIVE_MS 1000
-#define BT_RPC_PEER_TIMEOUT_MS 10000
+#define BT_RPC_MAX_MESSAGE_BYTES   (64u << 20)
+#define BT_RPC_MAX_CALLS_PER_PEER  4096
+#define BT_RPC_MAX_PEERS           4096 /* with open calls, per server */
+#define BT_RPC_SEND_QUEUE_MESSAGES 1000 /* per connection, beside what the kernel buffers */
+#define BT_RPC_KEEPALIVE_MS        1000
+#define BT_RPC_PEER_TIMEOUT_MS     10000
+/* A peer is lost after this many keepalives without any frame of it. Counted in ticks of the own
+ * loop, so that a process that was stopped itself does not blame its peers. */
+#define BT_RPC_SILENT_TICKS (BT_RPC_PEER_TIMEOUT_MS / BT_RPC_KEEPALIVE_MS)
 
 /* ------------------------------------------------------------------ server */
 
@@ -53,11 +58,23 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
 /* The endpoint with the real port, as others connect to it. Valid as long as the server. */
 const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server);
 
-/* Ends all calls with UNAVAILABLE (on_cancel fires first). NULL is fine. */
+/*
+ * Ends all calls with UNAVAILABLE: on_cancel fires first, then whatever call its owner has not
+ * ended is ended and freed here. Safe in callbacks. NULL is fine.
+ */
 void bt_rpc_server_destroy(struct bt_rpc_server *server);
 
+/* Messages that broke the protocol and were dropped, since the start. */
+uint64_t bt_rpc_server_dropped(const struct bt_rpc_server *server);
+size_t bt_rpc_server_open_calls(const struct bt_rpc_server *server);
+
+/* For links that need another pace than BT_RPC_KEEPALIVE_MS; both ends should agree. */
+void bt_rpc_server_set_keepalive(struct bt_rpc_server *server, int64_t keepalive_ms);
+
 typedef void bt_rpc_cancel_fn(void *context, struct bt_rpc_call *call);
+/* Set in a call that is cancelled already, fn runs in the next round. */
 void bt_rpc_call_on_cancel(struct bt_rpc_call *call, bt_rpc_cancel_fn *fn, void *context);
+bool bt_rpc_call_cancelled(const struct bt_rpc_call *call);
 
 int64_t bt_rpc_call_deadline_ns(const struct bt_rpc_call *call); /* BT_NEVER_NS: none */
 
@@ -68,8 +85,12 @@ int64_t bt_rpc_call_deadline_ns(const struct bt_rpc_call *call); /* BT_NEVER_NS:
  */
 enum bt_status bt_rpc_call_send(struct bt_rpc_call *call, const ProtobufCMessage *message);
 
-/* Ends the call and frees it. `response` (may be NULL) goes along on success; `text` (may be
- * NULL) explains an error. */
+/*
+ * Ends the call and frees it. `response` (may be NULL) goes along on success; `text` (may be NULL)
+ * explains an error. An END is not lost to a full queue: it waits and is sent again. What the peers
+ * did not take is bounded by BT_RPC_MAX_CALLS_PER_PEER and BT_RPC_MAX_MESSAGE_BYTES each; over the
+ * bytes, the response becomes EXHAUSTED.
+ */
 void bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char *text,
                      const ProtobufCMessage *response);
 
@@ -85,10 +106,18 @@ enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
 /* Ends all calls with CANCELLED (their on_end runs in here). NULL is fine. */
 void bt_rpc_client_destroy(struct bt_rpc_client *client);
 
-/* Called when the peer stops answering (BT_RPC_PEER_TIMEOUT_MS without any frame while calls or
- * keepalives are out, or the connection was refused/reset) and when it answers again. */
+/*
+ * Called when the peer stops answering (BT_RPC_PEER_TIMEOUT_MS without any frame while calls are
+ * open, or the connection was refused or closed) and when it answers: also the first time. On loss
+ * it runs before the on_end of the calls; calls started in here go to the next connection.
+ *
+ * A connection that breaks loses its calls at once: their state is in the memory of the process
+ * that was there, and a new connection is a new client to it.
+ */
 typedef void bt_rpc_peer_fn(void *context, bool up);
 void bt_rpc_client_on_peer(struct bt_rpc_client *client, bt_rpc_peer_fn *fn, void *context);
+
+void bt_rpc_client_set_keepalive(struct bt_rpc_client *client, int64_t keepalive_ms);
 
 /* `message` is valid during the callback. */
 typedef void bt_rpc_data_fn(void *context, const ProtobufCMessage *message);
@@ -109,7 +138,10 @@ struct bt_rpc_call_spec {
 
 /*
  * Starts a call; on_end will run exactly once, never inside this function. Errors (no call was
- * started, on_end will not run): EXHAUSTED (queue or BT_RPC_MAX_CALLS_PER_PEER), NO_MEMORY.
+ * started, on_end will not run): EXHAUSTED (queue or BT_RPC_MAX_CALLS_PER_PEER), NO_MEMORY,
+ * INVALID_ARGUMENT (request over BT_RPC_MAX_MESSAGE_BYTES), UNAVAILABLE (the peer keeps closing the
+ * connection), CANCELLED (the client is being destroyed). While there is no connection yet, calls
+ * wait for one, at most until their deadline or BT_RPC_PEER_TIMEOUT_MS (UNAVAILABLE).
  * `ret_pending` may be NULL.
  */
 enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_rpc_call_spec *spec,
@@ -119,7 +151,9 @@ enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_
  * after BT_RPC_PEER_TIMEOUT_MS. */
 void bt_rpc_pending_cancel(struct bt_rpc_pending *pending);
 
-/* Blocking unary call on a loop of its own use (operator CLI, tests): runs the loop until the end.
+/* Blocking unary call on a loop of its own use (operator CLI, tests; never in a callback): runs the
+ * loop until the end. on_data works, on_end and context of on_end are not used. CANCELLED when the
+ * loop was stopped. `ret_response` may be NULL.
  * `ret_response` is malloc'd by protobuf-c: free with protobuf_c_message_free_unpacked. */
 enum bt_status bt_rpc_client_call_wait(struct bt_rpc_client *client,
                                        const struct bt_rpc_call_spec *spec, struct bt_error *error,

@@ -1,0 +1,376 @@
+#include "common/messaging/registration.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/messaging/rpc.h"
+
+#define CALL_TIMEOUT_NS       (5 * BT_NS_PER_S)
+#define DEREGISTER_TIMEOUT_NS BT_NS_PER_S
+#define MIN_RETRY_NS          (100 * BT_NS_PER_MS)
+#define MAX_RETRY_NS          (2 * BT_NS_PER_S)
+#define MIN_HEARTBEAT_MS      50
+#define MAX_HEARTBEAT_MS      60000
+
+enum router_state { ROUTER_UNKNOWN, ROUTER_REGISTERED, ROUTER_REFUSED, ROUTER_GONE };
+
+struct router {
+    struct bt_registration *registration;
+    char *endpoint;
+    struct bt_rpc_client *client;
+    struct bt_loop_source *timer; /* the next Register or Heartbeat */
+    enum router_state state;
+    bool calling;     /* a Register or Heartbeat is out */
+    bool complained;  /* that it is unreachable, since it was last reached */
+    bool hurry;       /* another heartbeat right after the one that is out */
+    int64_t retry_ns; /* wait after the next failure */
+    int64_t heartbeat_ns;
+    uint64_t sequence;
+};
+
+struct bt_registration {
+    const Baton__V1__RegisterRequest *identity;
+    struct bt_registration_events events;
+    struct router routers[BT_REGISTRATION_MAX_ROUTERS];
+    size_t router_count;
+    bool leaving;
+};
+
+static void tell_decode_ranks(struct bt_registration *registration, Baton__V1__KvEndpoint **ranks,
+                              size_t rank_count)
+{
+    if (registration->events.decode_ranks && rank_count > 0) {
+        registration->events.decode_ranks(registration->events.context, ranks, rank_count);
+    }
+}
+
+static void router_wait(struct router *router, int64_t delay_ns)
+{
+    if (!router->registration->leaving) {
+        bt_loop_timer_set(router->timer, bt_clock_now_ns() + delay_ns);
+    }
+}
+
+/* An unreachable router is worth one line, not one a second. */
+static void router_failed(struct router *router, const char *what, enum bt_status status,
+                          const char *text)
+{
+    if (!router->complained && !router->registration->leaving) {
+        router->complained = true;
+        bt_log_warn(0, "router %s: %s: %s (%s); trying again", router->endpoint, what,
+                    text[0] ? text : "no answer", bt_status_name(status));
+    }
+    router_wait(router, router->retry_ns);
+    router->retry_ns = router->retry_ns * 2 < MAX_RETRY_NS ? router->retry_ns * 2 : MAX_RETRY_NS;
+}
+
+static void router_reached(struct router *router)
+{
+    router->complained = false;
+    router->retry_ns = MIN_RETRY_NS;
+}
+
+static int64_t heartbeat_interval_ns(uint32_t heartbeat_ms)
+{
+    uint32_t ms = heartbeat_ms < MIN_HEARTBEAT_MS ? MIN_HEARTBEAT_MS : heartbeat_ms;
+    return (ms > MAX_HEARTBEAT_MS ? MAX_HEARTBEAT_MS : ms) * BT_NS_PER_MS;
+}
+
+static void router_refused(struct router *router, enum bt_status status, const char *text)
+{
+    struct bt_registration *registration = router->registration;
+    router->state = ROUTER_REFUSED;
+    char line[BT_ERROR_TEXT_SIZE];
+    snprintf(line, sizeof(line), "router %s refuses this worker: %s", router->endpoint, text);
+    registration->events.refused(registration->events.context, status, line);
+}
+
+static void on_registered(void *context, enum bt_status status, const char *text,
+                          const ProtobufCMessage *message)
+{
+    struct router *router = context;
+    struct bt_registration *registration = router->registration;
+    router->calling = false;
+    if (registration->leaving) {
+        return;
+    }
+    if (status == BT_ERR_MISMATCH || status == BT_ERR_INVALID_ARGUMENT) {
+        router_refused(router, status, text);
+        return;
+    }
+    if (status != BT_OK || !message) {
+        router_failed(router, "register", status, text);
+        return;
+    }
+    const Baton__V1__RegisterResponse *response = (const Baton__V1__RegisterResponse *)message;
+    router_reached(router);
+    router->state = ROUTER_REGISTERED;
+    router->heartbeat_ns = heartbeat_interval_ns(response->heartbeat_ms);
+    router_wait(router, router->hurry ? 0 : router->heartbeat_ns);
+    bt_log_info(0, "registered with router %s", router->endpoint);
+    tell_decode_ranks(registration, response->decode, response->n_decode);
+    registration->events.registered(registration->events.context);
+}
+
+static void on_heartbeat(void *context, enum bt_status status, const char *text,
+                         const ProtobufCMessage *message)
+{
+    struct router *router = context;
+    router->calling = false;
+    if (router->registration->leaving) {
+        return;
+    }
+    if (status == BT_ERR_NOT_FOUND) {
+        bt_log_info(0, "router %s does not know this worker: registering again", router->endpoint);
+        router->state = ROUTER_UNKNOWN;
+        router_wait(router, 0);
+        return;
+    }
+    if (status != BT_OK || !message) {
+        router_failed(router, "heartbeat", status, text);
+        return;
+    }
+    const Baton__V1__HeartbeatResponse *response = (const Baton__V1__HeartbeatResponse *)message;
+    router_reached(router);
+    router_wait(router, router->hurry ? 0 : router->heartbeat_ns);
+    tell_decode_ranks(router->registration, response->decode, response->n_decode);
+}
+
+static enum bt_status router_call(struct router *router, const char *method,
+                                  const ProtobufCMessage *request,
+                                  const ProtobufCMessageDescriptor *response, int64_t timeout_ns,
+                                  bt_rpc_end_fn *on_end)
+{
+    struct bt_error error;
+    const struct bt_rpc_call_spec spec = {
+        .method = method,
+        .request = request,
+        .response = response,
+        .deadline_ns = bt_clock_now_ns() + timeout_ns,
+        .on_end = on_end,
+        .context = router,
+    };
+    enum bt_status status = bt_rpc_client_call(router->client, &spec, &error, NULL);
+    router->calling = status == BT_OK;
+    if (status != BT_OK) {
+        router_failed(router, method, status, error.text);
+    }
+    return status;
+}
+
+static void router_register(struct router *router)
+{
+    struct bt_registration *registration = router->registration;
+    Baton__V1__RegisterRequest request = *registration->identity;
+    Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
+    bool draining = false;
+    registration->events.load(registration->events.context, &load, &draining);
+    request.load = &load;
+    router_call(router, "baton.v1.Registry/Register", &request.base,
+                &baton__v1__register_response__descriptor, CALL_TIMEOUT_NS, on_registered);
+}
+
+static void router_heartbeat(struct router *router)
+{
+    struct bt_registration *registration = router->registration;
+    Baton__V1__HeartbeatRequest request = BATON__V1__HEARTBEAT_REQUEST__INIT;
+    Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
+    bool draining = false;
+    registration->events.load(registration->events.context, &load, &draining);
+    request.worker_id = registration->identity->worker_id;
+    request.incarnation = registration->identity->incarnation;
+    request.load = &load;
+    request.draining = draining;
+    request.sequence = ++router->sequence;
+    router->hurry = false;
+    router_call(router, "baton.v1.Registry/Heartbeat", &request.base,
+                &baton__v1__heartbeat_response__descriptor, CALL_TIMEOUT_NS, on_heartbeat);
+}
+
+/* One call at a time: a router that is slow is not asked faster than it answers. */
+static void router_fire(void *context)
+{
+    struct router *router = context;
+    if (router->calling || router->registration->leaving) {
+        return;
+    }
+    if (router->state == ROUTER_REGISTERED) {
+        router_heartbeat(router);
+    } else if (router->state == ROUTER_UNKNOWN) {
+        router_register(router);
+    }
+}
+
+static enum bt_status router_init(struct router *router, struct bt_registration *registration,
+                                  struct bt_loop *loop, const char *endpoint, size_t length,
+                                  struct bt_error *error)
+{
+    router->registration = registration;
+    router->retry_ns = MIN_RETRY_NS;
+    router->endpoint = strndup(endpoint, length);
+    if (!router->endpoint) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
+    }
+    enum bt_status status = bt_rpc_client_create(loop, router->endpoint, error, &router->client);
+    if (status != BT_OK) {
+        bt_error_prefix(error, "router %s", router->endpoint);
+        return status;
+    }
+    router->timer = bt_loop_add_timer(loop, bt_clock_now_ns(), router_fire, router);
+    if (!router->timer) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
+    }
+    return BT_OK;
+}
+
+static void router_finish(struct router *router)
+{
+    bt_loop_remove(router->timer);
+    bt_rpc_client_destroy(router->client);
+    free(router->endpoint);
+}
+
+static enum bt_status routers_init(struct bt_registration *registration, struct bt_loop *loop,
+                                   const char *routers, struct bt_error *error)
+{
+    for (const char *at = routers; *at;) {
+        size_t length = strcspn(at, ",");
+        if (registration->router_count == BT_REGISTRATION_MAX_ROUTERS) {
+            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "more than %d routers",
+                                BT_REGISTRATION_MAX_ROUTERS);
+        }
+        if (length > 0) {
+            struct router *router = &registration->routers[registration->router_count++];
+            enum bt_status status = router_init(router, registration, loop, at, length, error);
+            if (status != BT_OK) {
+                return status;
+            }
+        }
+        at += length + (at[length] == ',');
+    }
+    return registration->router_count > 0 ? BT_OK
+                                          : bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                                         "no router endpoint in '%s'", routers);
+}
+
+enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
+                                      const Baton__V1__RegisterRequest *identity,
+                                      const struct bt_registration_events *events,
+                                      struct bt_error *error,
+                                      struct bt_registration **ret_registration)
+{
+    struct bt_registration *registration = calloc(1, sizeof(*registration));
+    if (!registration) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
+    }
+    registration->identity = identity;
+    registration->events = *events;
+    enum bt_status status = routers_init(registration, loop, routers, error);
+    if (status != BT_OK) {
+        bt_registration_destroy(registration);
+        return status;
+    }
+    *ret_registration = registration;
+    return BT_OK;
+}
+
+void bt_registration_destroy(struct bt_registration *registration)
+{
+    if (!registration) {
+        return;
+    }
+    registration->leaving = true;
+    for (size_t i = 0; i < registration->router_count; i++) {
+        router_finish(&registration->routers[i]);
+    }
+    free(registration);
+}
+
+void bt_registration_hurry(struct bt_registration *registration)
+{
+    for (size_t i = 0; i < registration->router_count; i++) {
+        struct router *router = &registration->routers[i];
+        router->hurry = true;
+        if (router->state == ROUTER_REGISTERED && !router->calling) {
+            router_wait(router, 0);
+        }
+    }
+}
+
+static void on_goodbye(void *context, enum bt_status status, const char *text,
+                       const ProtobufCMessage *message)
+{
+    struct router *router = context;
+    (void)status;
+    (void)text;
+    (void)message;
+    router->state = ROUTER_GONE;
+}
+
+void bt_registration_deregister(struct bt_registration *registration)
+{
+    registration->leaving = true;
+    Baton__V1__DeregisterRequest request = BATON__V1__DEREGISTER_REQUEST__INIT;
+    request.worker_id = registration->identity->worker_id;
+    request.incarnation = registration->identity->incarnation;
+    for (size_t i = 0; i < registration->router_count; i++) {
+        struct router *router = &registration->routers[i];
+        bt_loop_timer_set(router->timer, BT_NEVER_NS);
+        bool known = router->state == ROUTER_REGISTERED;
+        router->state = ROUTER_GONE;
+        if (known && router_call(router, "baton.v1.Registry/Deregister", &request.base,
+                                 &baton__v1__deregister_response__descriptor, DEREGISTER_TIMEOUT_NS,
+                                 on_goodbye) == BT_OK) {
+            router->state = ROUTER_REGISTERED;
+        }
+    }
+}
+
+bool bt_registration_gone(const struct bt_registration *registration)
+{
+    for (size_t i = 0; i < registration->router_count; i++) {
+        if (registration->routers[i].state != ROUTER_GONE) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static enum bt_status ready_file_fill(const char *temporary, const char *worker_id, const char *rpc,
+                                      struct bt_error *error)
+{
+    FILE *file = fopen(temporary, "we");
+    if (!file) {
+        return bt_error_set(error, BT_ERR_IO, "%s: %s", temporary, strerror(errno));
+    }
+    int written = fprintf(file, "{\"worker_id\":\"%s\",\"rpc\":\"%s\",\"pid\":%jd}\n", worker_id,
+                          rpc, (intmax_t)getpid());
+    int closed = fclose(file);
+    if (written < 0 || closed != 0) {
+        return bt_error_set(error, BT_ERR_IO, "%s: %s", temporary, strerror(errno));
+    }
+    return BT_OK;
+}
+
+enum bt_status bt_ready_file_write(const char *path, const char *worker_id, const char *rpc,
+                                   struct bt_error *error)
+{
+    char temporary[4096];
+    int length = snprintf(temporary, sizeof(temporary), "%s.%jd", path, (intmax_t)getpid());
+    if (length < 0 || (size_t)length >= sizeof(temporary)) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "ready file: path is too long");
+    }
+    enum bt_status status = ready_file_fill(temporary, worker_id, rpc, error);
+    if (status == BT_OK && rename(temporary, path) != 0) {
+        status = bt_error_set(error, BT_ERR_IO, "%s: %s", path, strerror(errno));
+    }
+    if (status != BT_OK) {
+        unlink(temporary);
+    }
+    return status;
+}

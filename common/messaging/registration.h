@@ -1,0 +1,58 @@
+/*
+ * A worker's place in the registries of one or several routers: register, heartbeat, register
+ * again when a router forgot (it restarted), deregister at the end. An unreachable router is tried
+ * for ever; each router on its own. Loop thread only.
+ */
+#ifndef BATON_COMMON_MESSAGING_REGISTRATION_H
+#define BATON_COMMON_MESSAGING_REGISTRATION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "common/base/status.h"
+#include "common/messaging/loop.h"
+#include "proto/registry.pb-c.h"
+
+#define BT_REGISTRATION_MAX_ROUTERS 16
+
+struct bt_registration;
+
+struct bt_registration_events {
+    /* The load for the next message, and whether the worker takes no more requests. */
+    void (*load)(void *context, Baton__V1__RankLoad *ret_load, bool *ret_draining);
+    /* Prefill: decode ranks that appeared; valid during the call, not trusted. NULL: not wanted. */
+    void (*decode_ranks)(void *context, Baton__V1__KvEndpoint *const *ranks, size_t rank_count);
+    /* A router took us in. */
+    void (*registered)(void *context);
+    /* A router will never take us: MISMATCH or INVALID_ARGUMENT; `text` names router and field. */
+    void (*refused)(void *context, enum bt_status status, const char *text);
+    void *context;
+};
+
+/*
+ * `routers`: endpoints separated by commas. `identity` is what Register sends, `load` excepted; it
+ * must outlive the registration. Nothing is called back inside this function.
+ */
+enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
+                                      const Baton__V1__RegisterRequest *identity,
+                                      const struct bt_registration_events *events,
+                                      struct bt_error *error,
+                                      struct bt_registration **ret_registration);
+void bt_registration_destroy(struct bt_registration *registration); /* NULL is fine */
+
+/* A heartbeat to every router now: the load or the draining flag changed in a way that matters. */
+void bt_registration_hurry(struct bt_registration *registration);
+
+/* Says goodbye; no more heartbeats. */
+void bt_registration_deregister(struct bt_registration *registration);
+/* Every router has answered, or was given up after a second. */
+bool bt_registration_gone(const struct bt_registration *registration);
+
+/*
+ * The file of --ready-file: one JSON line {"worker_id","rpc","pid"}, in place at once (rename), so
+ * that a reader sees all of it or nothing.
+ */
+enum bt_status bt_ready_file_write(const char *path, const char *worker_id, const char *rpc,
+                                   struct bt_error *error);
+
+#endif

@@ -1,0 +1,725 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/map.h"
+#include "common/messaging/monitor.h"
+#include "common/messaging/rpc.h"
+#include "common/messaging/wire.h"
+
+#define MESSAGES_PER_ROUND 64
+#define RECONNECT_MS       100
+#define RECONNECT_MAX_MS   1000
+#define ENDPOINT_SIZE      512
+/* The second loss within this time is followed by a pause of as much, so that a peer which accepts
+ * and closes costs little. */
+#define REOPEN_PAUSE_NS (100 * BT_NS_PER_MS)
+#define CONNECTION_EVENTS                                                                          \
+    (ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECT_RETRIED |          \
+     ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |                  \
+     ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+
+/* A blocking call, on the stack of bt_rpc_client_call_wait. */
+struct wait {
+    bool done;
+    enum bt_status status;
+    char text[BT_ERROR_TEXT_SIZE];
+    ProtobufCMessage *response;
+};
+
+enum peer_state { PEER_UNKNOWN, PEER_UP, PEER_DOWN };
+
+struct bt_rpc_pending {
+    struct bt_rpc_client *client;
+    struct bt_rpc_pending *previous; /* in a ring with a head in the client */
+    struct bt_rpc_pending *next;
+    uint64_t id;
+    struct bt_loop_source *timer; /* NULL until there is a deadline or a cancel */
+    int64_t deadline_ns;
+    int64_t give_up_ns; /* after a cancel; else BT_NEVER_NS */
+    bool cancelled;
+    bool cancel_unsent;
+    const ProtobufCMessageDescriptor *data;
+    const ProtobufCMessageDescriptor *response;
+    bt_rpc_data_fn *on_data;
+    bt_rpc_end_fn *on_end;
+    void *context;
+    struct wait *wait; /* set: the end goes there, not to on_end */
+};
+
+struct bt_rpc_client {
+    struct bt_loop *loop;
+    void *socket; /* NULL between a connection that broke at once and the next */
+    struct bt_monitor monitor;
+    struct bt_loop_source *socket_source;
+    struct bt_loop_source *monitor_source;
+    struct bt_loop_source *tick;   /* keepalive while calls are open */
+    struct bt_loop_source *reopen; /* armed while there is no socket */
+    int64_t lost_ns;               /* when a connection broke last; 0: never */
+    int64_t keepalive_ns;
+    bool connected; /* the handshake is done */
+    enum peer_state state;
+    unsigned silent_ticks;
+    struct bt_map pending_by_id;
+    struct bt_rpc_pending open;    /* ring heads */
+    struct bt_rpc_pending failing; /* of a connection that broke; their on_end is under way */
+    uint64_t last_id;
+    bt_rpc_peer_fn *on_peer;
+    void *on_peer_context;
+    unsigned depth;
+    bool dead;
+    char endpoint[ENDPOINT_SIZE];
+};
+
+static void client_enter(struct bt_rpc_client *client)
+{
+    client->depth++;
+}
+
+static void client_leave(struct bt_rpc_client *client)
+{
+    if (--client->depth == 0 && client->dead) {
+        bt_map_finish(&client->pending_by_id);
+        free(client);
+    }
+}
+
+/* ------------------------------------------------------------------ rings */
+
+static void ring_init(struct bt_rpc_pending *head)
+{
+    head->next = head->previous = head;
+}
+
+static bool ring_empty(const struct bt_rpc_pending *head)
+{
+    return head->next == head;
+}
+
+static void ring_add(struct bt_rpc_pending *head, struct bt_rpc_pending *pending)
+{
+    pending->previous = head->previous;
+    pending->next = head;
+    head->previous->next = pending;
+    head->previous = pending;
+}
+
+static void ring_remove(struct bt_rpc_pending *pending)
+{
+    pending->previous->next = pending->next;
+    pending->next->previous = pending->previous;
+}
+
+/* All of `from` to the end of `to`. */
+static void ring_move(struct bt_rpc_pending *to, struct bt_rpc_pending *from)
+{
+    if (ring_empty(from)) {
+        return;
+    }
+    from->next->previous = to->previous;
+    to->previous->next = from->next;
+    from->previous->next = to;
+    to->previous = from->previous;
+    ring_init(from);
+}
+
+/* ------------------------------------------------------------------ the end of a call */
+
+/* Takes the response. */
+static void wait_end(struct wait *wait, enum bt_status status, const char *text,
+                     ProtobufCMessage *response)
+{
+    wait->done = true;
+    wait->status = status;
+    wait->response = response;
+    bt_wire_text_copy(text[0] ? text : bt_status_name(status), wait->text, sizeof wait->text);
+}
+
+/* The one place where on_end runs. The client may be dead afterwards; the caller has entered it. */
+static void pending_finish(struct bt_rpc_pending *pending, enum bt_status status, const char *text,
+                           ProtobufCMessage *response)
+{
+    struct bt_rpc_client *client = pending->client;
+    ring_remove(pending);
+    if (bt_map_get(&client->pending_by_id, pending->id) == pending) {
+        bt_map_remove(&client->pending_by_id, pending->id);
+    }
+    bt_loop_remove(pending->timer);
+    if (pending->wait) {
+        wait_end(pending->wait, status, text, response);
+        free(pending);
+        return;
+    }
+    if (pending->on_end) {
+        pending->on_end(pending->context, status, text, response);
+    }
+    if (response) {
+        protobuf_c_message_free_unpacked(response, NULL);
+    }
+    free(pending);
+}
+
+static void ring_finish(struct bt_rpc_pending *head, enum bt_status status, const char *text)
+{
+    while (!ring_empty(head)) {
+        pending_finish(head->next, status, text, NULL);
+    }
+}
+
+static void peer_state_set(struct bt_rpc_client *client, enum peer_state state)
+{
+    if (client->state == state) {
+        return;
+    }
+    client->state = state;
+    if (client->on_peer) {
+        client->on_peer(client->on_peer_context, state == PEER_UP);
+    }
+}
+
+/* ------------------------------------------------------------------ the connection */
+
+static void on_readable(void *context);
+static void on_connection(void *context);
+
+static void client_close(struct bt_rpc_client *client)
+{
+    if (!client->socket) {
+        return;
+    }
+    bt_loop_remove(client->socket_source);
+    bt_loop_remove(client->monitor_source);
+    client->socket_source = client->monitor_source = NULL;
+    bt_monitor_finish(&client->monitor);
+    zmq_close(client->socket);
+    client->socket = NULL;
+    client->connected = false;
+}
+
+static enum bt_status socket_connect(void *socket, const char *endpoint, struct bt_error *error)
+{
+    int interval_ms = RECONNECT_MS;
+    int interval_max_ms = RECONNECT_MAX_MS;
+    enum bt_status status = bt_wire_socket_setup(socket, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (zmq_setsockopt(socket, ZMQ_RECONNECT_IVL, &interval_ms, sizeof interval_ms) < 0 ||
+        zmq_setsockopt(socket, ZMQ_RECONNECT_IVL_MAX, &interval_max_ms, sizeof interval_max_ms) <
+            0) {
+        return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
+    }
+    if (zmq_connect(socket, endpoint) < 0) {
+        bool bad = errno == EINVAL || errno == EPROTONOSUPPORT || errno == ENOCOMPATPROTO;
+        return bt_error_set(error, bad ? BT_ERR_INVALID_ARGUMENT : BT_ERR_IO, "connect %s: %s",
+                            endpoint, zmq_strerror(errno));
+    }
+    return BT_OK;
+}
+
+static enum bt_status client_open(struct bt_rpc_client *client, struct bt_error *error)
+{
+    void *zmq = bt_loop_zmq(client->loop);
+    void *socket = zmq_socket(zmq, ZMQ_DEALER);
+    if (!socket) {
+        return bt_error_set(error, BT_ERR_INTERNAL, "zmq_socket: %s", zmq_strerror(errno));
+    }
+    enum bt_status status =
+        bt_monitor_init(&client->monitor, zmq, socket, CONNECTION_EVENTS, error);
+    if (status != BT_OK) {
+        goto err_socket;
+    }
+    status = socket_connect(socket, client->endpoint, error);
+    if (status != BT_OK) {
+        goto err_monitor;
+    }
+    client->socket_source = bt_loop_add_socket(client->loop, socket, on_readable, client);
+    client->monitor_source =
+        bt_loop_add_socket(client->loop, client->monitor.channel, on_connection, client);
+    if (!client->socket_source || !client->monitor_source) {
+        status = bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a loop source");
+        goto err_sources;
+    }
+    client->socket = socket;
+    return BT_OK;
+
+err_sources:
+    bt_loop_remove(client->socket_source);
+    bt_loop_remove(client->monitor_source);
+    client->socket_source = client->monitor_source = NULL;
+err_monitor:
+    bt_monitor_finish(&client->monitor);
+err_socket:
+    zmq_close(socket);
+    return status;
+}
+
+static void on_reopen(void *context)
+{
+    struct bt_rpc_client *client = context;
+    if (client_open(client, NULL) != BT_OK) {
+        bt_loop_timer_set(client->reopen, bt_clock_now_ns() + REOPEN_PAUSE_NS);
+    }
+}
+
+/*
+ * Gives up the connection and all calls on it. What was queued and not sent goes with the socket:
+ * the next connection must not see calls that were reported as lost.
+ */
+static void client_lose(struct bt_rpc_client *client, enum bt_status status, const char *text)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    bool again = client->lost_ns && now_ns - client->lost_ns < REOPEN_PAUSE_NS;
+    client->lost_ns = now_ns;
+    client_close(client);
+    bt_map_finish(&client->pending_by_id);
+    ring_move(&client->failing, &client->open);
+    bt_loop_timer_set(client->tick, BT_NEVER_NS);
+    if (again || client_open(client, NULL) != BT_OK) {
+        bt_loop_timer_set(client->reopen, now_ns + REOPEN_PAUSE_NS);
+    }
+    peer_state_set(client, PEER_DOWN);
+    ring_finish(&client->failing, status, text);
+}
+
+static void send_plain(struct bt_rpc_client *client, Baton__V1__Frame__Kind kind, uint64_t id)
+{
+    Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
+    frame.kind = kind;
+    frame.call_id = id;
+    if (client->socket) {
+        bt_wire_send(client->socket, NULL, 0, &frame, NULL);
+    }
+}
+
+/* ------------------------------------------------------------------ what comes in */
+
+/* Tells the server too, if it can be told: it would stop at the deadline or loss by itself. */
+static void pending_abandon(struct bt_rpc_pending *pending, enum bt_status status, const char *text)
+{
+    send_plain(pending->client, BATON__V1__FRAME__KIND__CANCEL, pending->id);
+    pending_finish(pending, status, text, NULL);
+}
+
+static void frame_data(struct bt_rpc_pending *pending, struct bt_wire_message *wire)
+{
+    ProtobufCMessage *message = pending->data
+                                    ? bt_wire_unpack(pending->data, zmq_msg_data(&wire->payload),
+                                                     zmq_msg_size(&wire->payload))
+                                    : NULL;
+    if (!message) {
+        pending_abandon(pending, BT_ERR_PROTOCOL, "the server sent a stream message that is none");
+        return;
+    }
+    if (pending->on_data) {
+        pending->on_data(pending->context, message);
+    }
+    protobuf_c_message_free_unpacked(message, NULL);
+}
+
+static void frame_end(struct bt_rpc_pending *pending, struct bt_wire_message *wire)
+{
+    const char *name = wire->frame->status;
+    enum bt_status status = name[0] ? bt_status_from_name(name) : BT_OK;
+    const char *text = wire->frame->message;
+    ProtobufCMessage *response = NULL;
+    if (status == BT_IN_PROGRESS) {
+        status = BT_ERR_PROTOCOL;
+    }
+    if (status == BT_OK && pending->response) {
+        response = bt_wire_unpack(pending->response, zmq_msg_data(&wire->payload),
+                                  zmq_msg_size(&wire->payload));
+        if (!response) {
+            status = BT_ERR_PROTOCOL;
+            text = "the server's response does not parse";
+        }
+    }
+    pending_finish(pending, status, text, response);
+}
+
+static void message_handle(struct bt_rpc_client *client, struct bt_wire_message *wire)
+{
+    client->silent_ticks = 0;
+    peer_state_set(client, PEER_UP);
+    struct bt_rpc_pending *pending = bt_map_get(&client->pending_by_id, wire->frame->call_id);
+    switch ((int)wire->frame->kind) {
+    case BATON__V1__FRAME__KIND__DATA:
+        if (pending) {
+            frame_data(pending, wire);
+        }
+        break;
+    case BATON__V1__FRAME__KIND__END:
+        if (pending) {
+            frame_end(pending, wire);
+        }
+        break;
+    case BATON__V1__FRAME__KIND__PING:
+        send_plain(client, BATON__V1__FRAME__KIND__PONG, wire->frame->call_id);
+        break;
+    default:
+        break;
+    }
+}
+
+/* At most `limit` messages; stops when a callback ended the socket. */
+static void messages_read(struct bt_rpc_client *client, int limit)
+{
+    void *socket = client->socket;
+    for (int i = 0; i < limit && !client->dead && client->socket == socket; i++) {
+        struct bt_wire_message message;
+        enum bt_status status = bt_wire_receive(socket, false, &message);
+        if (status == BT_OK) {
+            message_handle(client, &message);
+            bt_wire_message_close(&message);
+        } else if (status != BT_ERR_PROTOCOL) {
+            break;
+        }
+    }
+}
+
+static void on_readable(void *context)
+{
+    struct bt_rpc_client *client = context;
+    client_enter(client);
+    messages_read(client, MESSAGES_PER_ROUND);
+    client_leave(client);
+}
+
+static void connection_event(struct bt_rpc_client *client, uint16_t event)
+{
+    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+        client->connected = true;
+        /* That the library shook hands says nothing about the program behind it; a PONG does. */
+        send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
+        return;
+    }
+    if (event == ZMQ_EVENT_DISCONNECTED && client->connected) {
+        /* What the peer sent before it closed counts. */
+        messages_read(client, 2 * BT_RPC_SEND_QUEUE_MESSAGES);
+        if (!client->dead) {
+            client_lose(client, BT_ERR_PEER_LOST, "the peer closed the connection");
+        }
+        return;
+    }
+    peer_state_set(client, PEER_DOWN); /* refused, or no peer of this protocol */
+}
+
+static void on_connection(void *context)
+{
+    struct bt_rpc_client *client = context;
+    client_enter(client);
+    void *socket = client->socket;
+    struct bt_monitor_event event;
+    while (!client->dead && client->socket == socket && bt_monitor_next(&client->monitor, &event)) {
+        connection_event(client, event.event);
+    }
+    client_leave(client);
+}
+
+/* ------------------------------------------------------------------ keepalive */
+
+static void cancels_retry(struct bt_rpc_client *client)
+{
+    for (struct bt_rpc_pending *pending = client->open.next; pending != &client->open;
+         pending = pending->next) {
+        if (pending->cancel_unsent) {
+            Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
+            frame.kind = BATON__V1__FRAME__KIND__CANCEL;
+            frame.call_id = pending->id;
+            pending->cancel_unsent = bt_wire_send(client->socket, NULL, 0, &frame, NULL) != BT_OK;
+        }
+    }
+}
+
+static void on_tick(void *context)
+{
+    struct bt_rpc_client *client = context;
+    if (ring_empty(&client->open)) {
+        return;
+    }
+    client_enter(client);
+    if (++client->silent_ticks > BT_RPC_SILENT_TICKS) {
+        bool known = client->connected;
+        client_lose(client, known ? BT_ERR_PEER_LOST : BT_ERR_UNAVAILABLE,
+                    known ? "the peer does not answer" : "no connection to the peer");
+    } else {
+        if (client->connected) {
+            send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
+            cancels_retry(client);
+        }
+        bt_loop_timer_set(client->tick, bt_clock_now_ns() + client->keepalive_ns);
+    }
+    client_leave(client);
+}
+
+/* ------------------------------------------------------------------ calls */
+
+static void on_pending_timer(void *context)
+{
+    struct bt_rpc_pending *pending = context;
+    struct bt_rpc_client *client = pending->client;
+    client_enter(client);
+    if (bt_clock_now_ns() >= pending->deadline_ns) {
+        pending_abandon(pending, BT_ERR_DEADLINE, "the deadline passed");
+    } else {
+        pending_finish(pending, BT_ERR_CANCELLED, "cancelled; the server did not answer", NULL);
+    }
+    client_leave(client);
+}
+
+/* Arms the timer for what comes first. False: no memory for it. */
+static bool pending_timer_set(struct bt_rpc_pending *pending)
+{
+    int64_t when_ns =
+        pending->deadline_ns < pending->give_up_ns ? pending->deadline_ns : pending->give_up_ns;
+    if (pending->timer) {
+        bt_loop_timer_set(pending->timer, when_ns);
+    } else if (when_ns != BT_NEVER_NS) {
+        pending->timer =
+            bt_loop_add_timer(pending->client->loop, when_ns, on_pending_timer, pending);
+    }
+    return pending->timer || when_ns == BT_NEVER_NS;
+}
+
+static struct bt_rpc_pending *pending_create(struct bt_rpc_client *client,
+                                             const struct bt_rpc_call_spec *spec)
+{
+    struct bt_rpc_pending *pending = calloc(1, sizeof *pending);
+    if (!pending) {
+        return NULL;
+    }
+    *pending = (struct bt_rpc_pending){.client = client,
+                                       .id = client->last_id + 1,
+                                       .deadline_ns = spec->deadline_ns,
+                                       .give_up_ns = BT_NEVER_NS,
+                                       .data = spec->data,
+                                       .response = spec->response,
+                                       .on_data = spec->on_data,
+                                       .on_end = spec->on_end,
+                                       .context = spec->context};
+    if (!pending_timer_set(pending)) {
+        goto err_pending;
+    }
+    if (!bt_map_put(&client->pending_by_id, pending->id, pending)) {
+        goto err_timer;
+    }
+    client->last_id++;
+    return pending;
+
+err_timer:
+    bt_loop_remove(pending->timer);
+err_pending:
+    free(pending);
+    return NULL;
+}
+
+/* 0 on the wire means no deadline, so what is left is at least 1 ms. */
+static uint64_t timeout_to_wire(int64_t deadline_ns, int64_t now_ns)
+{
+    if (deadline_ns == BT_NEVER_NS) {
+        return 0;
+    }
+    return (uint64_t)((deadline_ns - now_ns - 1) / BT_NS_PER_MS + 1);
+}
+
+static enum bt_status call_send(struct bt_rpc_client *client, const struct bt_rpc_call_spec *spec,
+                                uint64_t id)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    if (spec->deadline_ns <= now_ns) {
+        return BT_OK; /* the timer ends it in the next round */
+    }
+    Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
+    frame.kind = BATON__V1__FRAME__KIND__CALL;
+    frame.call_id = id;
+    frame.method = (char *)spec->method;
+    frame.timeout_ms = timeout_to_wire(spec->deadline_ns, now_ns);
+    frame.version = BT_WIRE_VERSION;
+    enum bt_status status = bt_wire_send(client->socket, NULL, 0, &frame, spec->request);
+    /* A connection that broke in the middle is reported by its monitor, which ends the call. */
+    return status == BT_ERR_PEER_LOST ? BT_OK : status;
+}
+
+static enum bt_status call_refused(struct bt_rpc_client *client, enum bt_status status,
+                                   const char *method, struct bt_error *error)
+{
+    const char *reason = "the send queue is full";
+    if (status == BT_ERR_INVALID_ARGUMENT) {
+        reason = "the request is too large";
+    } else if (status == BT_ERR_NO_MEMORY) {
+        reason = "no memory for the call";
+    } else if (status == BT_ERR_INTERNAL) {
+        reason = "the socket failed";
+    }
+    return bt_error_set(error, status, "%s at %s: %s", method, client->endpoint, reason);
+}
+
+static enum bt_status call_admit(struct bt_rpc_client *client, struct bt_error *error)
+{
+    if (client->dead) {
+        return bt_error_set(error, BT_ERR_CANCELLED, "%s: the client is closing", client->endpoint);
+    }
+    if (!client->socket) {
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s: the peer keeps closing the connection",
+                            client->endpoint);
+    }
+    if (client->pending_by_id.size >= BT_RPC_MAX_CALLS_PER_PEER) {
+        return bt_error_set(error, BT_ERR_EXHAUSTED, "%s: more than %d open calls",
+                            client->endpoint, BT_RPC_MAX_CALLS_PER_PEER);
+    }
+    return BT_OK;
+}
+
+enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_rpc_call_spec *spec,
+                                  struct bt_error *error, struct bt_rpc_pending **ret_pending)
+{
+    enum bt_status status = call_admit(client, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    struct bt_rpc_pending *pending = pending_create(client, spec);
+    if (!pending) {
+        return call_refused(client, BT_ERR_NO_MEMORY, spec->method, error);
+    }
+    status = call_send(client, spec, pending->id);
+    if (status != BT_OK) {
+        bt_map_remove(&client->pending_by_id, pending->id);
+        bt_loop_remove(pending->timer);
+        free(pending);
+        return call_refused(client, status, spec->method, error);
+    }
+    if (ring_empty(&client->open)) {
+        client->silent_ticks = 0;
+        bt_loop_timer_set(client->tick, bt_clock_now_ns() + client->keepalive_ns);
+    }
+    ring_add(&client->open, pending);
+    if (ret_pending) {
+        *ret_pending = pending;
+    }
+    return BT_OK;
+}
+
+void bt_rpc_pending_cancel(struct bt_rpc_pending *pending)
+{
+    struct bt_rpc_client *client = pending->client;
+    bool open = bt_map_get(&client->pending_by_id, pending->id) == pending;
+    if (pending->cancelled || !open) {
+        return; /* not open: it ends in this very round, with its connection */
+    }
+    pending->cancelled = true;
+    Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
+    frame.kind = BATON__V1__FRAME__KIND__CANCEL;
+    frame.call_id = pending->id;
+    pending->cancel_unsent = bt_wire_send(client->socket, NULL, 0, &frame, NULL) != BT_OK;
+    pending->give_up_ns = bt_clock_now_ns() + BT_RPC_SILENT_TICKS * client->keepalive_ns;
+    pending_timer_set(pending); /* without memory for it, the loss of the peer ends the call */
+}
+
+/* ------------------------------------------------------------------ the client */
+
+enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
+                                    struct bt_error *error, struct bt_rpc_client **ret_client)
+{
+    BT_ASSERT(endpoint);
+    if (strlen(endpoint) >= ENDPOINT_SIZE) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "connect %.100s...: name too long",
+                            endpoint);
+    }
+    struct bt_rpc_client *client = calloc(1, sizeof *client);
+    if (!client) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for an rpc client");
+    }
+    client->loop = loop;
+    client->keepalive_ns = BT_RPC_KEEPALIVE_MS * BT_NS_PER_MS;
+    memcpy(client->endpoint, endpoint, strlen(endpoint) + 1);
+    bt_map_init(&client->pending_by_id);
+    ring_init(&client->open);
+    ring_init(&client->failing);
+    enum bt_status status = BT_ERR_NO_MEMORY;
+    client->tick = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, client);
+    client->reopen = bt_loop_add_timer(loop, BT_NEVER_NS, on_reopen, client);
+    if (!client->tick || !client->reopen) {
+        bt_error_set(error, status, "no memory for an rpc client");
+        goto err_client;
+    }
+    status = client_open(client, error);
+    if (status != BT_OK) {
+        goto err_client;
+    }
+    *ret_client = client;
+    return BT_OK;
+
+err_client:
+    bt_loop_remove(client->tick);
+    bt_loop_remove(client->reopen);
+    free(client);
+    return status;
+}
+
+void bt_rpc_client_destroy(struct bt_rpc_client *client)
+{
+    if (!client) {
+        return;
+    }
+    BT_ASSERT(!client->dead);
+    client_enter(client);
+    client->dead = true;
+    client_close(client); /* the server hears of it by the end of the connection */
+    bt_loop_remove(client->tick);
+    bt_loop_remove(client->reopen);
+    bt_map_finish(&client->pending_by_id);
+    ring_move(&client->failing, &client->open);
+    ring_finish(&client->failing, BT_ERR_CANCELLED, "the client was closed");
+    client_leave(client);
+}
+
+void bt_rpc_client_on_peer(struct bt_rpc_client *client, bt_rpc_peer_fn *fn, void *context)
+{
+    client->on_peer = fn;
+    client->on_peer_context = context;
+}
+
+void bt_rpc_client_set_keepalive(struct bt_rpc_client *client, int64_t keepalive_ms)
+{
+    client->keepalive_ns = keepalive_ms * BT_NS_PER_MS;
+}
+
+/* ------------------------------------------------------------------ blocking calls */
+
+enum bt_status bt_rpc_client_call_wait(struct bt_rpc_client *client,
+                                       const struct bt_rpc_call_spec *spec, struct bt_error *error,
+                                       ProtobufCMessage **ret_response)
+{
+    struct wait wait = {0};
+    struct bt_rpc_pending *pending;
+    struct bt_loop *loop = client->loop;
+    char endpoint[ENDPOINT_SIZE]; /* a callback may destroy the client meanwhile */
+    memcpy(endpoint, client->endpoint, sizeof endpoint);
+    enum bt_status status = bt_rpc_client_call(client, spec, error, &pending);
+    if (status != BT_OK) {
+        return status;
+    }
+    pending->wait = &wait;
+    while (!wait.done && status == BT_OK && !bt_loop_stopping(loop)) {
+        status = bt_loop_run_once(loop, BT_NEVER_NS, error);
+    }
+    if (!wait.done) {
+        pending->wait = NULL;
+        pending->on_end = NULL;
+        pending->on_data = NULL;
+        bt_rpc_pending_cancel(pending);
+        return status != BT_OK ? status
+                               : bt_error_set(error, BT_ERR_CANCELLED, "%s at %s: interrupted",
+                                              spec->method, endpoint);
+    }
+    if (wait.status != BT_OK) {
+        return bt_error_set(error, wait.status, "%s at %s: %s", spec->method, endpoint, wait.text);
+    }
+    if (ret_response) {
+        *ret_response = wait.response;
+    } else if (wait.response) {
+        protobuf_c_message_free_unpacked(wait.response, NULL);
+    }
+    return BT_OK;
+}
