@@ -80,8 +80,9 @@ int64_t bt_rpc_call_deadline_ns(const struct bt_rpc_call *call); /* BT_NEVER_NS:
 
 /*
  * One message of a stream. BT_ERR_EXHAUSTED when the peer's send queue is full: the message was
- * not sent, and the caller decides (end the call, or try again later). After the peer is gone,
- * sends are dropped quietly; on_cancel tells.
+ * not sent, and the caller decides (end the call, or try again later). BT_ERR_INVALID_ARGUMENT when
+ * it is over BT_RPC_MAX_MESSAGE_BYTES. After the peer is gone, sends are dropped quietly; on_cancel
+ * tells.
  */
 enum bt_status bt_rpc_call_send(struct bt_rpc_call *call, const ProtobufCMessage *message);
 

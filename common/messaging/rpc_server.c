@@ -5,49 +5,17 @@
 #include <string.h>
 
 #include "common/base/clock.h"
-#include "common/base/map.h"
-#include "common/base/random.h"
 #include "common/messaging/monitor.h"
+#include "common/messaging/peer.h"
 #include "common/messaging/rpc.h"
 #include "common/messaging/wire.h"
 
 #define MESSAGES_PER_ROUND 64
-#define RETRY_NS           (5 * BT_NS_PER_MS)
 #define CLOSE_LINGER_MS    100
 #define ENDPOINT_SIZE      512
-/* Refusals come on top of the ends of real calls; a peer that does not take even them gets none. */
-#define MAX_WAITING_ENDS (2 * BT_RPC_MAX_CALLS_PER_PEER)
-
-/* An END that found the peer's queue full. */
-struct waiting_end {
-    struct waiting_end *next;
-    struct bt_wire_packet packet;
-};
-
-/* A connection with open calls or waiting ENDs. */
-struct peer {
-    struct bt_rpc_server *server;
-    struct peer *previous;
-    struct peer *next;
-    struct peer *next_same_hash;
-    uint64_t hash;
-    int fd; /* of its connection; -1: unknown */
-    unsigned silent_ticks;
-    bool lost;      /* found to be gone; its calls hear of it in the next tick */
-    bool gone;      /* no more found by identity; lives until its calls ended */
-    unsigned holds; /* users on the stack */
-    struct bt_map calls;
-    struct waiting_end *ends;
-    struct waiting_end **ends_last;
-    size_t end_count;
-    size_t end_bytes;
-    size_t identity_size;
-    unsigned char identity[];
-};
-
 struct bt_rpc_call {
     struct bt_rpc_server *server;
-    struct peer *peer;
+    struct bt_peer *peer;
     uint64_t id;
     int64_t deadline_ns;
     struct bt_loop_source *timer; /* NULL until there is a deadline or a late on_cancel */
@@ -65,249 +33,20 @@ struct bt_rpc_server {
     struct bt_monitor monitor;
     struct bt_loop_source *socket_source;
     struct bt_loop_source *monitor_source;
-    struct bt_loop_source *tick;
-    int64_t keepalive_ns;
-    int64_t sweep_ns; /* when silence is counted next */
-    struct peer *peers;
-    size_t peer_count;
-    struct bt_map peers_by_hash;
-    uint64_t hash_seed;
+    struct bt_peers peers;
     size_t open_calls;
-    uint64_t dropped;
     unsigned depth; /* callbacks of the loop on the stack */
     bool dead;
     char endpoint[ENDPOINT_SIZE];
 };
 
-/* ------------------------------------------------------------------ peers */
-
-static uint64_t identity_hash(const struct bt_rpc_server *server, const unsigned char *identity,
-                              size_t size)
-{
-    uint64_t hash = server->hash_seed;
-    for (size_t i = 0; i < size; i++) {
-        hash = (hash ^ identity[i]) * UINT64_C(0x100000001b3);
-    }
-    return hash;
-}
-
-static struct peer *peer_find(struct bt_rpc_server *server, const unsigned char *identity,
-                              size_t size)
-{
-    struct peer *peer = bt_map_get(&server->peers_by_hash, identity_hash(server, identity, size));
-    while (peer && (peer->identity_size != size || memcmp(peer->identity, identity, size) != 0)) {
-        peer = peer->next_same_hash;
-    }
-    return peer;
-}
-
-static void tick_at(struct bt_rpc_server *server, int64_t when_ns);
-
-static struct peer *peer_create(struct bt_rpc_server *server, const unsigned char *identity,
-                                size_t size, int fd)
-{
-    if (server->peer_count >= BT_RPC_MAX_PEERS) {
-        return NULL;
-    }
-    struct peer *peer = calloc(1, sizeof *peer + size);
-    if (!peer) {
-        return NULL;
-    }
-    peer->server = server;
-    peer->hash = identity_hash(server, identity, size);
-    peer->fd = fd;
-    peer->ends_last = &peer->ends;
-    peer->identity_size = size;
-    memcpy(peer->identity, identity, size);
-    bt_map_init(&peer->calls);
-    peer->next_same_hash = bt_map_get(&server->peers_by_hash, peer->hash);
-    if (!bt_map_put(&server->peers_by_hash, peer->hash, peer)) {
-        free(peer);
-        return NULL;
-    }
-    peer->next = server->peers;
-    if (peer->next) {
-        peer->next->previous = peer;
-    }
-    server->peers = peer;
-    if (server->peer_count++ == 0) {
-        server->sweep_ns = bt_clock_now_ns() + server->keepalive_ns;
-        tick_at(server, server->sweep_ns);
-    }
-    return peer;
-}
-
-static void peer_unhash(struct peer *peer)
-{
-    struct bt_map *map = &peer->server->peers_by_hash;
-    struct peer *first = bt_map_get(map, peer->hash);
-    if (first != peer) {
-        while (first->next_same_hash != peer) {
-            first = first->next_same_hash;
-        }
-        first->next_same_hash = peer->next_same_hash;
-    } else if (peer->next_same_hash) {
-        bool ok = bt_map_put(map, peer->hash, peer->next_same_hash);
-        BT_ASSERT(ok); /* replaces, so needs no memory */
-    } else {
-        bt_map_remove(map, peer->hash);
-    }
-}
-
-/* From here on its identity is free for another connection. */
-static void peer_retire(struct peer *peer)
-{
-    peer_unhash(peer);
-    peer->gone = true;
-}
-
-static void peer_free(struct peer *peer)
-{
-    struct bt_rpc_server *server = peer->server;
-    if (peer->previous) {
-        peer->previous->next = peer->next;
-    } else {
-        server->peers = peer->next;
-    }
-    if (peer->next) {
-        peer->next->previous = peer->previous;
-    }
-    server->peer_count--;
-    bt_map_finish(&peer->calls);
-    free(peer);
-}
-
-static void ends_drop_first(struct peer *peer)
-{
-    struct waiting_end *end = peer->ends;
-    peer->ends = end->next;
-    if (!peer->ends) {
-        peer->ends_last = &peer->ends;
-    }
-    peer->end_count--;
-    peer->end_bytes -= end->packet.size;
-    free(end);
-}
-
-static void ends_drop(struct peer *peer)
-{
-    while (peer->ends) {
-        bt_wire_packet_finish(&peer->ends->packet);
-        ends_drop_first(peer);
-    }
-}
-
-/* A peer is kept for its calls and waiting ENDs alone. */
-static void peer_release_if_idle(struct peer *peer)
-{
-    if (peer->holds > 0 || peer->calls.size > 0 || (peer->ends && !peer->gone)) {
-        return;
-    }
-    if (!peer->gone) {
-        peer_retire(peer);
-    }
-    ends_drop(peer);
-    peer_free(peer);
-}
-
-/* ------------------------------------------------------------------ sending */
-
-static void peer_mark_lost(struct peer *peer)
-{
-    if (!peer->lost) {
-        peer->lost = true;
-        tick_at(peer->server, 0);
-    }
-}
-
-/* True when nothing waits any more. */
-static bool ends_flush(struct peer *peer)
-{
-    while (peer->ends && !peer->lost) {
-        enum bt_status status = bt_wire_packet_send(&peer->ends->packet, peer->server->socket,
-                                                    peer->identity, peer->identity_size);
-        if (status == BT_ERR_EXHAUSTED) {
-            tick_at(peer->server, bt_clock_now_ns() + RETRY_NS);
-            return false;
-        }
-        ends_drop_first(peer);
-        if (status != BT_OK) {
-            peer_mark_lost(peer);
-        }
-    }
-    return true;
-}
-
-/* Takes the packet. */
-static void end_wait(struct peer *peer, struct bt_wire_packet *packet)
-{
-    struct waiting_end *end = peer->end_count < MAX_WAITING_ENDS ? calloc(1, sizeof *end) : NULL;
-    if (!end) {
-        bt_wire_packet_finish(packet);
-        peer->server->dropped++;
-        return;
-    }
-    end->packet = *packet;
-    *peer->ends_last = end;
-    peer->ends_last = &end->next;
-    peer->end_count++;
-    peer->end_bytes += packet->size;
-    tick_at(peer->server, bt_clock_now_ns() + RETRY_NS);
-}
-
-static enum bt_status end_pack(uint64_t id, enum bt_status status, const char *text,
-                               const ProtobufCMessage *response, struct bt_wire_packet *ret_packet)
-{
-    char message[BT_ERROR_TEXT_SIZE];
-    bt_wire_text_copy(text, message, sizeof message);
-    Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
-    frame.kind = BATON__V1__FRAME__KIND__END;
-    frame.call_id = id;
-    frame.status = (char *)bt_status_name(status);
-    frame.message = message;
-    return bt_wire_packet_init(ret_packet, &frame, status == BT_OK ? response : NULL);
-}
-
-static void peer_send_end(struct peer *peer, uint64_t id, enum bt_status status, const char *text,
-                          const ProtobufCMessage *response)
-{
-    if (peer->gone || peer->lost) {
-        return;
-    }
-    struct bt_wire_packet packet;
-    enum bt_status packed = end_pack(id, status, text, response, &packet);
-    if (packed == BT_OK && peer->end_bytes + packet.size > BT_RPC_MAX_MESSAGE_BYTES) {
-        bt_wire_packet_finish(&packet);
-        packed = BT_ERR_EXHAUSTED;
-    }
-    if (packed != BT_OK) {
-        const char *why = packed == BT_ERR_INVALID_ARGUMENT ? "the response is too large"
-                                                            : "no room for the response";
-        if (end_pack(id, BT_ERR_EXHAUSTED, why, NULL, &packet) != BT_OK) {
-            peer->server->dropped++;
-            return;
-        }
-    }
-    if (!ends_flush(peer)) {
-        end_wait(peer, &packet);
-        return;
-    }
-    enum bt_status sent =
-        bt_wire_packet_send(&packet, peer->server->socket, peer->identity, peer->identity_size);
-    if (sent == BT_ERR_EXHAUSTED) {
-        end_wait(peer, &packet);
-    } else if (sent != BT_OK) {
-        peer_mark_lost(peer);
-    }
-}
-
 enum bt_status bt_rpc_call_send(struct bt_rpc_call *call, const ProtobufCMessage *message)
 {
-    struct peer *peer = call->peer;
+    struct bt_peer *peer = call->peer;
     if (peer->gone || peer->lost) {
         return BT_OK;
     }
-    if (!ends_flush(peer)) {
+    if (!bt_peer_flush(peer)) {
         return BT_ERR_EXHAUSTED;
     }
     Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
@@ -316,7 +55,7 @@ enum bt_status bt_rpc_call_send(struct bt_rpc_call *call, const ProtobufCMessage
     enum bt_status status =
         bt_wire_send(call->server->socket, peer->identity, peer->identity_size, &frame, message);
     if (status == BT_ERR_PEER_LOST || status == BT_ERR_INTERNAL) {
-        peer_mark_lost(peer);
+        bt_peer_mark_lost(peer);
         return BT_OK;
     }
     return status;
@@ -326,19 +65,19 @@ enum bt_status bt_rpc_call_send(struct bt_rpc_call *call, const ProtobufCMessage
 
 static void call_free(struct bt_rpc_call *call)
 {
-    struct peer *peer = call->peer;
+    struct bt_peer *peer = call->peer;
     bt_map_remove(&peer->calls, call->id);
     bt_loop_remove(call->timer);
     call->server->open_calls--;
     free(call);
-    peer_release_if_idle(peer);
+    bt_peer_release_if_idle(peer);
 }
 
 void bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char *text,
                      const ProtobufCMessage *response)
 {
     BT_ASSERT(status <= BT_OK);
-    peer_send_end(call->peer, call->id, status, text, response);
+    bt_peer_send_end(call->peer, call->id, status, text, response);
     call_free(call);
 }
 
@@ -402,18 +141,19 @@ static int64_t deadline_from_wire(uint64_t timeout_ms)
     return now_ns + (int64_t)timeout_ms * BT_NS_PER_MS;
 }
 
-static struct bt_rpc_call *call_create(struct peer *peer, const Baton__V1__Frame *frame)
+static struct bt_rpc_call *call_create(struct bt_rpc_server *server, struct bt_peer *peer,
+                                       const Baton__V1__Frame *frame)
 {
     struct bt_rpc_call *call = calloc(1, sizeof *call);
     if (!call) {
         return NULL;
     }
-    call->server = peer->server;
+    call->server = server;
     call->peer = peer;
     call->id = frame->call_id;
     call->deadline_ns = deadline_from_wire(frame->timeout_ms);
     if (call->deadline_ns != BT_NEVER_NS) {
-        call->timer = bt_loop_add_timer(peer->server->loop, call->deadline_ns, on_call_timer, call);
+        call->timer = bt_loop_add_timer(server->loop, call->deadline_ns, on_call_timer, call);
         if (!call->timer) {
             goto err_call;
         }
@@ -421,7 +161,7 @@ static struct bt_rpc_call *call_create(struct peer *peer, const Baton__V1__Frame
     if (!bt_map_put(&peer->calls, call->id, call)) {
         goto err_timer;
     }
-    peer->server->open_calls++;
+    server->open_calls++;
     return call;
 
 err_timer:
@@ -433,7 +173,7 @@ err_call:
 
 /* Tells all calls, in no order. Callbacks may end any call and destroy the server: the caller holds
  * the peer. */
-static void peer_cancel_calls(struct peer *peer)
+static void peer_cancel_calls(struct bt_peer *peer)
 {
     size_t cursor = 0;
     uint64_t id;
@@ -444,15 +184,14 @@ static void peer_cancel_calls(struct peer *peer)
 }
 
 /* The connection is gone: nothing more can be sent or will come. */
-static void peer_lose(struct peer *peer)
+static void peer_lose(struct bt_peer *peer)
 {
     peer->holds++;
     peer->lost = true;
-    peer_retire(peer);
-    ends_drop(peer);
+    bt_peer_retire(peer);
     peer_cancel_calls(peer);
     peer->holds--;
-    peer_release_if_idle(peer);
+    bt_peer_release_if_idle(peer);
 }
 
 /* ------------------------------------------------------------------ what comes in */
@@ -468,8 +207,9 @@ static const struct bt_rpc_method *method_find(const struct bt_rpc_server *serve
 }
 
 /* OK, or the status and text to refuse the call with. */
-static enum bt_status call_check(const struct peer *peer, const Baton__V1__Frame *frame,
-                                 struct bt_error *error, const struct bt_rpc_method **ret_method)
+static enum bt_status call_check(const struct bt_rpc_server *server, const struct bt_peer *peer,
+                                 const Baton__V1__Frame *frame, struct bt_error *error,
+                                 const struct bt_rpc_method **ret_method)
 {
     if (frame->version != BT_WIRE_VERSION) {
         return bt_error_set(error, BT_ERR_MISMATCH,
@@ -479,7 +219,7 @@ static enum bt_status call_check(const struct peer *peer, const Baton__V1__Frame
     if (frame->call_id == 0) {
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "call_id: must not be 0");
     }
-    *ret_method = method_find(peer->server, frame->method);
+    *ret_method = method_find(server, frame->method);
     if (!*ret_method) {
         return bt_error_set(error, BT_ERR_NOT_FOUND, "no method '%.100s' here", frame->method);
     }
@@ -490,12 +230,13 @@ static enum bt_status call_check(const struct peer *peer, const Baton__V1__Frame
     return BT_OK;
 }
 
-static void call_open(struct peer *peer, struct bt_wire_message *message)
+static void call_open(struct bt_rpc_server *server, struct bt_peer *peer,
+                      struct bt_wire_message *message)
 {
     const Baton__V1__Frame *frame = message->frame;
     const struct bt_rpc_method *method = NULL;
     struct bt_error error = {0};
-    enum bt_status status = call_check(peer, frame, &error, &method);
+    enum bt_status status = call_check(server, peer, frame, &error, &method);
     ProtobufCMessage *request = NULL;
     struct bt_rpc_call *call = NULL;
     if (status == BT_OK) {
@@ -506,13 +247,13 @@ static void call_open(struct peer *peer, struct bt_wire_message *message)
                                   method->request->name);
         }
     }
-    if (status == BT_OK && !(call = call_create(peer, frame))) {
+    if (status == BT_OK && !(call = call_create(server, peer, frame))) {
         status = bt_error_set(&error, BT_ERR_NO_MEMORY, "no memory for the call");
     }
     if (status != BT_OK) {
-        peer_send_end(peer, frame->call_id, status, error.text, NULL);
+        bt_peer_send_end(peer, frame->call_id, status, error.text, NULL);
     } else {
-        method->handle(peer->server->context, call, request);
+        method->handle(server->context, call, request);
     }
     if (request) {
         protobuf_c_message_free_unpacked(request, NULL);
@@ -523,8 +264,8 @@ static void call_open(struct peer *peer, struct bt_wire_message *message)
 static void stranger_refuse(struct bt_rpc_server *server, struct bt_wire_message *message)
 {
     struct bt_wire_packet packet;
-    if (end_pack(message->frame->call_id, BT_ERR_EXHAUSTED, "too many clients", NULL, &packet) !=
-        BT_OK) {
+    if (bt_peer_pack_end(message->frame->call_id, BT_ERR_EXHAUSTED, "too many clients", NULL,
+                         &packet) != BT_OK) {
         return;
     }
     if (bt_wire_packet_send(&packet, server->socket, zmq_msg_data(&message->identity),
@@ -533,28 +274,28 @@ static void stranger_refuse(struct bt_rpc_server *server, struct bt_wire_message
     }
 }
 
-static void frame_call(struct bt_rpc_server *server, struct peer *peer,
+static void frame_call(struct bt_rpc_server *server, struct bt_peer *peer,
                        struct bt_wire_message *message)
 {
     if (!peer) {
-        peer = peer_create(server, zmq_msg_data(&message->identity),
-                           zmq_msg_size(&message->identity), message->fd);
+        peer = bt_peer_create(&server->peers, zmq_msg_data(&message->identity),
+                              zmq_msg_size(&message->identity), message->fd);
     }
     if (!peer) {
         stranger_refuse(server, message);
         return;
     }
     if (bt_map_get(&peer->calls, message->frame->call_id)) {
-        server->dropped++; /* an END would end the call that has this id by right */
+        server->peers.dropped++; /* an END would end the call that has this id by right */
         return;
     }
     peer->holds++;
-    call_open(peer, message);
+    call_open(server, peer, message);
     peer->holds--;
-    peer_release_if_idle(peer);
+    bt_peer_release_if_idle(peer);
 }
 
-static void frame_cancel(struct peer *peer, uint64_t id)
+static void frame_cancel(struct bt_peer *peer, uint64_t id)
 {
     struct bt_rpc_call *call = peer ? bt_map_get(&peer->calls, id) : NULL;
     if (call && !call->cancelled) {
@@ -581,7 +322,8 @@ static void message_handle(struct bt_rpc_server *server, struct bt_wire_message 
         /* A descriptor number may be in use again: hear of the end of the old connection first. */
         connections_update(server);
     }
-    struct peer *peer = server->dead ? NULL : peer_find(server, identity, identity_size);
+    struct bt_peer *peer =
+        server->dead ? NULL : bt_peer_find(&server->peers, identity, identity_size);
     if (peer && peer->fd != message->fd) {
         peer_lose(peer); /* the client chose its identity itself, and connected anew with it */
         peer = NULL;
@@ -605,7 +347,7 @@ static void message_handle(struct bt_rpc_server *server, struct bt_wire_message 
     case BATON__V1__FRAME__KIND__PONG:
         break;
     default:
-        server->dropped++;
+        server->peers.dropped++;
         break;
     }
 }
@@ -621,7 +363,7 @@ static void on_readable(void *context)
             message_handle(server, &message);
             bt_wire_message_close(&message);
         } else if (status == BT_ERR_PROTOCOL) {
-            server->dropped++;
+            server->peers.dropped++;
         } else {
             break;
         }
@@ -631,7 +373,7 @@ static void on_readable(void *context)
 
 static void connection_lose(struct bt_rpc_server *server, int fd)
 {
-    for (struct peer *peer = server->peers; peer; peer = peer->next) {
+    for (struct bt_peer *peer = server->peers.first; peer; peer = peer->next) {
         if (peer->fd == fd && !peer->gone) {
             peer_lose(peer);
             return; /* a connection is one peer */
@@ -659,76 +401,22 @@ static void on_connection(void *context)
 
 /* ------------------------------------------------------------------ the tick */
 
-static void tick_at(struct bt_rpc_server *server, int64_t when_ns)
-{
-    if (!server->dead) {
-        bt_loop_timer_bring_forward(server->tick, when_ns);
-    }
-}
-
-/* A PING to a peer that vanished fails, which tells faster than its silence. */
-static void peer_ping(struct peer *peer)
-{
-    Baton__V1__Frame ping = BATON__V1__FRAME__INIT;
-    ping.kind = BATON__V1__FRAME__KIND__PING;
-    if (bt_wire_send(peer->server->socket, peer->identity, peer->identity_size, &ping, NULL) ==
-        BT_ERR_PEER_LOST) {
-        peer->lost = true;
-    }
-}
-
-static void peers_sweep(struct bt_rpc_server *server)
-{
-    for (struct peer *peer = server->peers; peer; peer = peer->next) {
-        if (peer->gone) {
-            continue;
-        }
-        peer->silent_ticks++;
-        if (peer->silent_ticks > BT_RPC_SILENT_TICKS) {
-            peer->lost = true;
-        } else if (peer->silent_ticks > 2) {
-            peer_ping(peer);
-        }
-    }
-}
-
-/* One lost peer, or NULL. Callbacks change the list, so the search starts anew for each. */
-static struct peer *peer_find_lost(struct bt_rpc_server *server)
-{
-    struct peer *peer = server->peers;
-    while (peer && (!peer->lost || peer->gone)) {
-        peer = peer->next;
-    }
-    return peer;
-}
-
-static void peers_flush(struct bt_rpc_server *server)
-{
-    struct peer *next;
-    for (struct peer *peer = server->peers; peer; peer = next) {
-        next = peer->next;
-        if (peer->ends && ends_flush(peer) && !peer->lost) {
-            peer_release_if_idle(peer);
-        }
-    }
-}
-
 static void on_tick(void *context)
 {
     struct bt_rpc_server *server = context;
     server_enter(server);
-    peers_flush(server);
+    bt_peers_flush(&server->peers);
     int64_t now_ns = bt_clock_now_ns();
-    if (now_ns >= server->sweep_ns) {
-        server->sweep_ns = now_ns + server->keepalive_ns;
-        peers_sweep(server);
+    if (now_ns >= server->peers.sweep_ns) {
+        server->peers.sweep_ns = now_ns + server->peers.keepalive_ns;
+        bt_peers_sweep(&server->peers);
     }
-    struct peer *peer;
-    while (!server->dead && (peer = peer_find_lost(server))) {
+    struct bt_peer *peer;
+    while (!server->dead && (peer = bt_peers_find_lost(&server->peers))) {
         peer_lose(peer);
     }
-    if (!server->dead && server->peers) {
-        tick_at(server, server->sweep_ns);
+    if (!server->dead && server->peers.first) {
+        bt_loop_timer_bring_forward(server->peers.tick, server->peers.sweep_ns);
     }
     server_leave(server);
 }
@@ -743,7 +431,7 @@ static void server_enter(struct bt_rpc_server *server)
 static void server_leave(struct bt_rpc_server *server)
 {
     if (--server->depth == 0 && server->dead) {
-        bt_map_finish(&server->peers_by_hash);
+        bt_peers_finish(&server->peers);
         free(server);
     }
 }
@@ -778,15 +466,16 @@ static bool sources_add(struct bt_rpc_server *server)
     server->socket_source = bt_loop_add_socket(loop, server->socket, on_readable, server);
     server->monitor_source =
         bt_loop_add_socket(loop, server->monitor.channel, on_connection, server);
-    server->tick = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, server);
-    return server->socket_source && server->monitor_source && server->tick;
+    server->peers.tick = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, server);
+    return server->socket_source && server->monitor_source && server->peers.tick;
 }
 
 static void sources_remove(struct bt_rpc_server *server)
 {
     bt_loop_remove(server->socket_source);
     bt_loop_remove(server->monitor_source);
-    bt_loop_remove(server->tick);
+    bt_loop_remove(server->peers.tick);
+    server->peers.tick = NULL;
 }
 
 enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
@@ -802,14 +491,12 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
     server->loop = loop;
     server->methods = methods;
     server->context = context;
-    server->hash_seed = bt_random_entropy();
-    server->keepalive_ns = BT_RPC_KEEPALIVE_MS * BT_NS_PER_MS;
-    bt_map_init(&server->peers_by_hash);
     server->socket = zmq_socket(bt_loop_zmq(loop), ZMQ_ROUTER);
     if (!server->socket) {
         status = bt_error_set(error, BT_ERR_INTERNAL, "zmq_socket: %s", zmq_strerror(errno));
         goto err_server;
     }
+    bt_peers_init(&server->peers, server->socket);
     status = bt_monitor_init(&server->monitor, bt_loop_zmq(loop), server->socket,
                              ZMQ_EVENT_DISCONNECTED, error);
     if (status != BT_OK) {
@@ -841,7 +528,7 @@ err_server:
  * starts anew after it. */
 static void calls_end_all(struct bt_rpc_server *server)
 {
-    struct peer *peer = server->peers;
+    struct bt_peer *peer = server->peers.first;
     while (peer) {
         if (peer->calls.size == 0) {
             peer = peer->next;
@@ -858,19 +545,21 @@ static void calls_end_all(struct bt_rpc_server *server)
             }
         }
         peer->holds--;
-        peer_release_if_idle(peer);
-        peer = server->peers;
+        bt_peer_release_if_idle(peer);
+        peer = server->peers.first;
     }
 }
 
 static void peers_drop(struct bt_rpc_server *server)
 {
-    struct peer *next;
-    for (struct peer *peer = server->peers; peer; peer = next) {
+    struct bt_peer *next;
+    for (struct bt_peer *peer = server->peers.first; peer; peer = next) {
         next = peer->next;
-        ends_flush(peer);
-        ends_drop(peer);
-        peer_release_if_idle(peer);
+        bt_peer_flush(peer);
+        if (!peer->gone) {
+            bt_peer_retire(peer);
+        }
+        bt_peer_release_if_idle(peer);
     }
 }
 
@@ -899,7 +588,7 @@ const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server)
 
 uint64_t bt_rpc_server_dropped(const struct bt_rpc_server *server)
 {
-    return server->dropped;
+    return server->peers.dropped;
 }
 
 size_t bt_rpc_server_open_calls(const struct bt_rpc_server *server)
@@ -909,5 +598,5 @@ size_t bt_rpc_server_open_calls(const struct bt_rpc_server *server)
 
 void bt_rpc_server_set_keepalive(struct bt_rpc_server *server, int64_t keepalive_ms)
 {
-    server->keepalive_ns = keepalive_ms * BT_NS_PER_MS;
+    server->peers.keepalive_ns = keepalive_ms * BT_NS_PER_MS;
 }
