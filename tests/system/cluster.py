@@ -1,6 +1,6 @@
 """A cluster of real processes for one test: started by batonctl, ended by pid whatever happens.
 
-The build directory comes from BATON_BUILD (meson sets it), the checkpoint from BATON_MODEL.
+The build directory comes from BATON_TEST_BUILD (meson sets it), the checkpoint from BATON_TEST_MODEL.
 """
 import atexit
 import json
@@ -14,8 +14,8 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BUILD = pathlib.Path(os.environ.get("BATON_BUILD", ROOT / "build"))
-MODEL = pathlib.Path(os.environ.get("BATON_MODEL", ROOT / "tests/models/tiny"))
+BUILD = pathlib.Path(os.environ.get("BATON_TEST_BUILD", ROOT / "build"))
+MODEL = pathlib.Path(os.environ.get("BATON_TEST_MODEL", ROOT / "tests/models/tiny"))
 BATONCTL = BUILD / "deploy/batonctl/batonctl"
 SKIP = 77
 

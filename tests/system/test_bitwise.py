@@ -81,8 +81,8 @@ def compare(q, got, want):
 
 
 def main():
-    seed = int(os.environ.get("BATON_SEED", "20260131"))
-    count = int(os.environ.get("BATON_PROMPTS", "100"))
+    seed = int(os.environ.get("BATON_TEST_SEED", "20260131"))
+    count = int(os.environ.get("BATON_TEST_PROMPTS", "100"))
     print(f"seed {seed}, {count} prompts")
     r = random.Random(seed)
     requests = make_requests(r, count)

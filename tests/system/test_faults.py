@@ -28,7 +28,7 @@ def under_load(c, seeds, act):
 
 
 def main():
-    seed = int(os.environ.get("BATON_SEED", "7"))
+    seed = int(os.environ.get("BATON_TEST_SEED", "7"))
     print(f"seed {seed}")
     seeds = list(range(seed, seed + 12))
     with cluster.Cluster(prefill=2, decode=2, prefill_args="--layerwise-threshold 100") as c:

@@ -179,7 +179,7 @@ def rpc_meaning(c):
 
 
 def main():
-    seed = int(os.environ.get("BATON_SEED", random.SystemRandom().randrange(2 ** 32)))
+    seed = int(os.environ.get("BATON_TEST_SEED", random.SystemRandom().randrange(2 ** 32)))
     print(f"seed {seed}")
     r = random.Random(seed)
     with cluster.Cluster() as c:
