@@ -87,7 +87,8 @@ bool rt_action_queue_pop(struct rt_action_queue *queue, struct rt_action *ret_ac
     queue->head = (queue->head + 1) % queue->capacity;
     queue->count--;
     *ret_action = queued->action;
-    ret_action->tokens = queued->action.token_count > 0 ? queue->tokens + queued->first_token : NULL;
+    ret_action->tokens =
+        queued->action.token_count > 0 ? queue->tokens + queued->first_token : NULL;
     queue->text = queued->text;
     ret_action->text = queue->text;
     return true;

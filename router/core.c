@@ -591,10 +591,11 @@ void rt_core_finish(struct rt_core *core, uint64_t id, enum rt_finish finish, in
 
 /* ---- requests, from the workers' side */
 
-static void reserve_refused(struct rt_core *core, struct rt_request *request,
-                            enum bt_status status, const char *text)
+static void reserve_refused(struct rt_core *core, struct rt_request *request, enum bt_status status,
+                            const char *text)
 {
-    /* Only EXHAUSTED says that nothing was taken: another answer may stand for one that got lost. */
+    /* Only EXHAUSTED says that nothing was taken: another answer may stand for one that got lost.
+     */
     enum rest rest = status == BT_ERR_EXHAUSTED ? REST_DECODED : REST_HELD;
     attempt_failed(core, request, request->decode, rest, status, text);
 }
@@ -705,7 +706,8 @@ static bool deliver(struct rt_core *core, struct rt_request *request, rt_worker_
             first_new = accepted;
         }
     }
-    /* Repeats come before new ones, or between them only if a peer repeats itself in one message. */
+    /* Repeats come before new ones, or between them only if a peer repeats itself in one message.
+     */
     for (uint32_t i = first_new, expected = delivered_before; i < accepted;) {
         uint32_t run = 0;
         while (i + run < accepted && tokens[i + run].index == expected) {
@@ -786,8 +788,7 @@ static void decode_ended(struct rt_core *core, struct rt_request *request, enum 
 
 void rt_core_decoded(struct rt_core *core, rt_worker_ref decode, uint64_t id, uint64_t epoch,
                      const struct rt_token *tokens, uint32_t token_count, bool finished,
-                     enum rt_finish finish, enum bt_status status, const char *text,
-                     int64_t now_ns)
+                     enum rt_finish finish, enum bt_status status, const char *text, int64_t now_ns)
 {
     hear_time(core, now_ns);
     struct rt_request *request = bt_map_get(&core->requests, id);

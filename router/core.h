@@ -5,7 +5,8 @@
  * how often it was tried). It does no I/O, reads no clock and holds no text: tests and the
  * simulator drive the same code as the process does. One thread.
  *
- *   QUEUED -> RESERVING (decode rank chosen) -> PREFILLING (prefill worker chosen) -> DECODING -> END
+ *   QUEUED -> RESERVING (decode rank chosen) -> PREFILLING (prefill worker chosen) -> DECODING ->
+ * END
  *
  * Whatever happens, a request gets exactly one RT_ACTION_END. A request whose attempt fails through
  * no fault of its own (worker lost, handoff failed, pages preempted) goes back to the queue's head
@@ -22,16 +23,16 @@
 #include "common/base/status.h"
 
 #define RT_WORKER_ID_SIZE 64
-#define RT_MAX_WORKERS 4096
+#define RT_MAX_WORKERS    4096
 
 enum rt_role { RT_ROLE_PREFILL, RT_ROLE_DECODE };
 
 enum rt_worker_state {
     RT_WORKER_CONNECTING, /* registered; the router's own connection to it is not up yet */
     RT_WORKER_READY,
-    RT_WORKER_SILENT,     /* heartbeats are late: gets nothing new, loses nothing */
-    RT_WORKER_DRAINING,   /* gets nothing new */
-    RT_WORKER_LOST,       /* process or connection gone: its requests run elsewhere */
+    RT_WORKER_SILENT,   /* heartbeats are late: gets nothing new, loses nothing */
+    RT_WORKER_DRAINING, /* gets nothing new */
+    RT_WORKER_LOST,     /* process or connection gone: its requests run elsewhere */
 };
 
 /* Of one rank, as in RankLoad. */
@@ -57,19 +58,19 @@ typedef uint32_t rt_worker_ref;
 enum rt_request_state { RT_QUEUED, RT_RESERVING, RT_PREFILLING, RT_DECODING };
 
 struct rt_request_spec {
-    uint64_t id;             /* new, not 0 */
+    uint64_t id; /* new, not 0 */
     uint32_t prompt_tokens;
     uint32_t max_tokens;
     int64_t arrival_ns;
-    int64_t deadline_ns;     /* BT_NEVER_NS: none */
+    int64_t deadline_ns; /* BT_NEVER_NS: none */
 };
 
 enum rt_finish {
-    RT_FINISH_STOP,      /* EOS, or the service found a stop string */
+    RT_FINISH_STOP, /* EOS, or the service found a stop string */
     RT_FINISH_LENGTH,
     RT_FINISH_CANCELLED, /* by the client */
     RT_FINISH_DEADLINE,
-    RT_FINISH_ERROR,     /* gave up; status and text say why */
+    RT_FINISH_ERROR, /* gave up; status and text say why */
 };
 
 /* A generated token as it arrived; `payload` is the I/O layer's (logprobs), passed through. */
@@ -83,34 +84,34 @@ enum rt_action_kind {
     RT_ACTION_RESERVE,        /* ask `decode` for pages: answer with rt_core_reserved */
     RT_ACTION_PREFILL,        /* start Prefill/Run on `prefill` with the landing of this attempt */
     RT_ACTION_CANCEL_PREFILL, /* stop the run of this attempt */
-    RT_ACTION_CANCEL_DECODE,  /* Decode/Cancel for this attempt, also if its Reserve is unanswered */
-    RT_ACTION_TOKENS,         /* new tokens in order, none twice */
-    RT_ACTION_END,            /* the last one of a request */
+    RT_ACTION_CANCEL_DECODE, /* Decode/Cancel for this attempt, also if its Reserve is unanswered */
+    RT_ACTION_TOKENS,        /* new tokens in order, none twice */
+    RT_ACTION_END,           /* the last one of a request */
 };
 
 struct rt_action {
     enum rt_action_kind kind;
     uint64_t request;
-    uint32_t attempt;      /* from 1; every RESERVE opens a new one */
-    uint64_t epoch;        /* CANCEL_DECODE: 0 while the Reserve is unanswered */
-    rt_worker_ref prefill; /* PREFILL, CANCEL_PREFILL */
-    rt_worker_ref decode;  /* RESERVE, PREFILL, CANCEL_DECODE */
-    bool full;             /* RESERVE: pages for max_tokens */
+    uint32_t attempt;              /* from 1; every RESERVE opens a new one */
+    uint64_t epoch;                /* CANCEL_DECODE: 0 while the Reserve is unanswered */
+    rt_worker_ref prefill;         /* PREFILL, CANCEL_PREFILL */
+    rt_worker_ref decode;          /* RESERVE, PREFILL, CANCEL_DECODE */
+    bool full;                     /* RESERVE: pages for max_tokens */
     const struct rt_token *tokens; /* TOKENS; valid until the next call into the core */
     uint32_t token_count;
-    enum rt_finish finish;    /* END */
-    enum bt_status status;    /* END with RT_FINISH_ERROR */
-    const char *text;         /* END with RT_FINISH_ERROR; valid until the next call */
+    enum rt_finish finish; /* END */
+    enum bt_status status; /* END with RT_FINISH_ERROR */
+    const char *text;      /* END with RT_FINISH_ERROR; valid until the next call */
 };
 
 struct rt_core_options {
-    uint32_t queue_capacity;    /* waiting requests; more are refused with EXHAUSTED */
-    uint32_t max_attempts;      /* of a request that may fail; refusals and preemptions not counted */
+    uint32_t queue_capacity; /* waiting requests; more are refused with EXHAUSTED */
+    uint32_t max_attempts;   /* of a request that may fail; refusals and preemptions not counted */
     uint32_t expected_output_tokens; /* projected KV of a request: prompt + min(max_tokens, this) */
     uint32_t prefill_depth_tokens;   /* a prefill worker is given work up to this backlog */
-    int64_t silent_after_ns;    /* without heartbeat */
-    int64_t lost_after_ns;      /* silent for so long: its requests are run elsewhere */
-    int64_t reserve_retry_ns;   /* after every decode rank refused: try again this much later */
+    int64_t silent_after_ns;         /* without heartbeat */
+    int64_t lost_after_ns;           /* silent for so long: its requests are run elsewhere */
+    int64_t reserve_retry_ns; /* after every decode rank refused: try again this much later */
 };
 
 struct rt_core;
@@ -151,8 +152,8 @@ void rt_core_finish(struct rt_core *core, uint64_t request, enum rt_finish finis
  * attempt that is over, the matching cancel action is emitted. */
 
 void rt_core_reserved(struct rt_core *core, uint64_t request, uint32_t attempt,
-                      rt_worker_ref decode, enum bt_status status, const char *text,
-                      uint64_t epoch, int64_t now_ns);
+                      rt_worker_ref decode, enum bt_status status, const char *text, uint64_t epoch,
+                      int64_t now_ns);
 void rt_core_first_token(struct rt_core *core, uint64_t request, uint32_t attempt,
                          const struct rt_token *token, int64_t now_ns);
 /* The Run call ended: BT_OK after the handoff was accepted. */

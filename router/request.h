@@ -26,8 +26,8 @@ struct rt_request {
     /* Of the current attempt. From RESERVING on both workers are chosen; `prefill` may become
      * RT_NO_WORKER until the Reserve is answered. */
     rt_worker_ref prefill, decode;
-    uint64_t epoch;    /* 0 until the Reserve is answered */
-    bool run_open;     /* the Run call is not known to have ended */
+    uint64_t epoch; /* 0 until the Reserve is answered */
+    bool run_open;  /* the Run call is not known to have ended */
     int64_t dispatched_ns;
 
     /* Accounting at the workers: worker_table.h. */

@@ -134,7 +134,8 @@ void rt_worker_set_load(struct rt_worker *worker, const struct rt_load *load)
 uint64_t rt_worker_projected_pages(const struct rt_worker *worker)
 {
     const struct rt_load *load = &worker->info.load;
-    uint32_t free_pages = load->pages_free < load->pages_total ? load->pages_free : load->pages_total;
+    uint32_t free_pages =
+        load->pages_free < load->pages_total ? load->pages_free : load->pages_total;
     return load->pages_total - free_pages + worker->unseen_pages;
 }
 
