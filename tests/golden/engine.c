@@ -1,0 +1,153 @@
+#include "tests/golden/engine.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/base/random.h"
+
+struct engine *engine_open(const char *dir, const char *kernels, enum bt_dtype dtype,
+                           uint32_t max_rows, uint32_t pool_pages)
+{
+    struct bt_error error = {0};
+    struct engine *engine = calloc(1, sizeof(*engine));
+    if (bt_model_load(dir, kernels, &error, &engine->model) != BT_OK)
+        fail_msg("%s", error.text);
+    if (bt_forward_create(engine->model, max_rows, max_rows, &error, &engine->forward) != BT_OK)
+        fail_msg("%s", error.text);
+    engine->layout = bt_model_kv_layout(engine->model, dtype);
+    engine->pool_pages = pool_pages;
+    engine->vocab = engine->model->config.vocab_size;
+    /* All bits set: NaN, so that a read of what was not written shows. */
+    size_t bytes = bt_kv_pool_bytes(&engine->layout, pool_pages);
+    engine->pool = malloc(bytes);
+    memset(engine->pool, 0xff, bytes);
+    return engine;
+}
+
+void engine_close(struct engine *engine)
+{
+    bt_forward_destroy(engine->forward);
+    bt_model_destroy(engine->model);
+    free(engine->pool);
+    free(engine);
+}
+
+struct text *engine_texts(const struct engine *engine, uint32_t count, uint32_t tokens,
+                          uint64_t seed)
+{
+    uint32_t each = bt_kv_pages_for(tokens);
+    assert_true(each * count <= engine->pool_pages);
+    uint32_t *order = calloc(engine->pool_pages, sizeof(*order));
+    for (uint32_t i = 0; i < engine->pool_pages; i++)
+        order[i] = i;
+    for (uint32_t i = engine->pool_pages; seed && i-- > 1;) {
+        uint32_t j = (uint32_t)(bt_random_u64(seed, i, 0) % (i + 1)), held = order[i];
+        order[i] = order[j];
+        order[j] = held;
+    }
+    struct text *texts = calloc(count, sizeof(*texts));
+    for (uint32_t i = 0; i < count; i++) {
+        texts[i].pages = calloc(each, sizeof(uint32_t));
+        memcpy(texts[i].pages, order + (size_t)i * each, each * sizeof(uint32_t));
+    }
+    free(order);
+    return texts;
+}
+
+void engine_texts_free(struct text *texts, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        free(texts[i].pages);
+    free(texts);
+}
+
+static struct bt_forward_batch batch_of(const struct engine *engine, enum bt_forward_form form)
+{
+    return (struct bt_forward_batch){
+        .form = form,
+        .kv_pool = engine->pool,
+        .layout = engine->layout,
+        .pool_pages = engine->pool_pages,
+    };
+}
+
+void engine_feed(struct engine *engine, struct text *text, enum bt_forward_form form,
+                 const uint32_t *tokens, uint32_t count, uint32_t chunk, const uint32_t *positions,
+                 uint32_t position_count, const struct probe *probe, float *ret_logits)
+{
+    uint32_t *rows = calloc(position_count + 1, sizeof(*rows));
+    uint32_t done = 0, row_count;
+    for (uint32_t at = 0; at < count; at += chunk) {
+        if (chunk == 0)
+            chunk = count;
+        uint32_t size = count - at < chunk ? count - at : chunk;
+        for (row_count = 0;
+             done + row_count < position_count && positions[done + row_count] < at + size;
+             row_count++)
+            rows[row_count] = positions[done + row_count] - at;
+        struct bt_sequence_rows sequence = {text->pages, text->length, 0, size};
+        struct bt_forward_batch batch = batch_of(engine, form);
+        batch.tokens = tokens + at;
+        batch.rows = size;
+        batch.sequences = &sequence;
+        batch.sequence_count = 1;
+        batch.logit_rows = rows;
+        batch.logit_count = row_count;
+        if (probe) {
+            batch.probe = probe->function;
+            batch.context = probe->context;
+        }
+        const float *logits;
+        bt_forward_run(engine->forward, &batch, &logits);
+        if (row_count)
+            memcpy(ret_logits + (size_t)done * engine->vocab, logits,
+                   (size_t)row_count * engine->vocab * sizeof(float));
+        done += row_count;
+        text->length += size;
+    }
+    free(rows);
+}
+
+void engine_feed_batch(struct engine *engine, struct text *texts, uint32_t text_count,
+                       enum bt_forward_form form, const uint32_t *const *tokens,
+                       const uint32_t *counts, float *ret_logits)
+{
+    uint32_t total = 0;
+    for (uint32_t i = 0; i < text_count; i++)
+        total += counts[i];
+    uint32_t *all = calloc(total, sizeof(*all)), *rows = calloc(text_count, sizeof(*rows));
+    struct bt_sequence_rows *sequences = calloc(text_count, sizeof(*sequences));
+    for (uint32_t i = 0, at = 0; i < text_count; at += counts[i++]) {
+        memcpy(all + at, tokens[i], counts[i] * sizeof(*all));
+        rows[i] = at + counts[i] - 1;
+        sequences[i] = (struct bt_sequence_rows){texts[i].pages, texts[i].length, at, counts[i]};
+        texts[i].length += counts[i];
+    }
+    struct bt_forward_batch batch = batch_of(engine, form);
+    batch.tokens = all;
+    batch.rows = total;
+    batch.sequences = sequences;
+    batch.sequence_count = text_count;
+    batch.logit_rows = rows;
+    batch.logit_count = text_count;
+    const float *logits;
+    bt_forward_run(engine->forward, &batch, &logits);
+    memcpy(ret_logits, logits, (size_t)text_count * engine->vocab * sizeof(float));
+    free(all);
+    free(rows);
+    free(sequences);
+}
+
+uint32_t argmax(const float *logits, uint32_t count)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; i++)
+        if (logits[i] > logits[best])
+            best = i;
+    return best;
+}
