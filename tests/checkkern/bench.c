@@ -1,0 +1,281 @@
+/*
+ * Each operation against what bounds it, measured in the same run on the same core: the peak of
+ * fused multiply-adds, or the bandwidth of reading memory.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include "common/base/clock.h"
+#include "tests/checkkern/check.h"
+
+#define BENCH_NS   (200 * BT_NS_PER_MS)
+#define READ_BYTES (256u << 20)
+
+struct bench {
+    const struct bt_kernels *kernels;
+    struct bt_stream *stream;
+    struct check data; /* random numbers and buffers only */
+    double flops, bytes_per_s;
+};
+
+/* ---- limits ---- */
+
+#ifdef __x86_64__
+#define CHAINS 12
+#define PEAK(name, isa, vector, set, fma, first)                                                   \
+    __attribute__((target(isa))) static float name(size_t rounds)                                  \
+    {                                                                                              \
+        vector sums[CHAINS], x = set(1.0f), y = set(1e-9f);                                        \
+        for (size_t i = 0; i < CHAINS; i++)                                                        \
+            sums[i] = y;                                                                           \
+        for (size_t r = 0; r < rounds; r++) {                                                      \
+            _Pragma("GCC unroll 12") for (size_t i = 0; i < CHAINS; i++) sums[i] =                 \
+                fma(x, y, sums[i]);                                                                \
+            __asm__ volatile("" : "+v"(x), "+v"(y));                                               \
+        }                                                                                          \
+        for (size_t i = 1; i < CHAINS; i++)                                                        \
+            sums[0] = fma(x, sums[i], sums[0]);                                                    \
+        return first(sums[0]);                                                                     \
+    }
+
+PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_cvtss_f32)
+PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_cvtss_f32)
+#endif
+
+static double measure_flops(const struct bt_kernels *kernels)
+{
+    double best = 0;
+#ifdef __x86_64__
+    bool wide = strcmp(kernels->name, "avx512") == 0;
+    size_t rounds = 2000000;
+    for (int i = 0; i < 7; i++) {
+        int64_t start = bt_clock_now_ns();
+        volatile float sink = wide ? peak_avx512(rounds) : peak_avx2(rounds);
+        (void)sink;
+        double rate =
+            (double)rounds * CHAINS * (wide ? 16 : 8) * 2 / (double)(bt_clock_now_ns() - start);
+        best = rate > best ? rate : best;
+    }
+#else
+    (void)kernels;
+#endif
+    return best * 1e9;
+}
+
+static uint64_t read_all(const uint64_t *data, size_t count)
+{
+    uint64_t sums[8] = {0};
+    for (size_t i = 0; i < count; i += 8) {
+        for (size_t j = 0; j < 8; j++)
+            sums[j] += data[i + j];
+    }
+    for (size_t j = 1; j < 8; j++)
+        sums[0] += sums[j];
+    return sums[0];
+}
+
+static double measure_read(void)
+{
+    uint64_t *data = malloc(READ_BYTES);
+    BT_ASSERT(data);
+    memset(data, 1, READ_BYTES);
+    double best = 0;
+    for (int i = 0; i < 7; i++) {
+        int64_t start = bt_clock_now_ns();
+        volatile uint64_t sink = read_all(data, READ_BYTES / sizeof(*data));
+        (void)sink;
+        double rate = (double)READ_BYTES / (double)(bt_clock_now_ns() - start);
+        best = rate > best ? rate : best;
+    }
+    free(data);
+    return best * 1e9;
+}
+
+/* ---- operations ---- */
+
+/* Runs `expression` for BENCH_NS, twice at least, and leaves its best time in ns. */
+#define BEST_NS(result, expression)                                                                \
+    do {                                                                                           \
+        int64_t begin_ns_ = bt_clock_now_ns();                                                     \
+        (result) = INT64_MAX;                                                                      \
+        for (int runs_ = 0; runs_ < 2 || bt_clock_now_ns() - begin_ns_ < BENCH_NS; runs_++) {      \
+            int64_t start_ns_ = bt_clock_now_ns();                                                 \
+            expression;                                                                            \
+            int64_t took_ns_ = bt_clock_now_ns() - start_ns_;                                      \
+            (result) = took_ns_ < (result) ? took_ns_ : (result);                                  \
+        }                                                                                          \
+    } while (0)
+
+static void figure(const struct bench *b, const char *name, double amount, int64_t ns, bool flops)
+{
+    double value = amount / (double)ns, limit = (flops ? b->flops : b->bytes_per_s) / 1e9;
+    printf("figure %s/%s %.2f %s %.2f %.3f\n", b->kernels->name, name, value,
+           flops ? "GFLOP/s" : "GB/s", limit, value / limit);
+}
+
+static float *zeros(struct bench *b, size_t count)
+{
+    return memset(check_floats(&b->data, count), 0, count * sizeof(float));
+}
+
+static void bench_linear(struct bench *b, const char *name, uint32_t rows, uint32_t cols,
+                         uint32_t outs, enum bt_dtype dtype)
+{
+    struct bt_matrix w = check_matrix(&b->data, outs, cols, dtype, 1);
+    float *x = check_floats_random(&b->data, (size_t)rows * cols, CHECK_NORMAL);
+    float *out = zeros(b, (size_t)rows * outs);
+    double weights = (double)cols * outs;
+    int64_t ns;
+    BEST_NS(ns, b->kernels->linear(b->stream, x, rows, &w, out));
+    if (rows == 1)
+        figure(b, name, weights * (double)bt_dtype_bytes(dtype), ns, false);
+    else
+        figure(b, name, 2 * weights * rows, ns, true);
+    check_end(&b->data);
+}
+
+static void bench_elementwise(struct bench *b)
+{
+    size_t count = 8u << 20, dim = 2048;
+    float *x = check_floats_random(&b->data, count, CHECK_NORMAL);
+    float *y = check_floats_random(&b->data, count, CHECK_NORMAL), *out = zeros(b, count);
+    struct bt_matrix weight = check_matrix(&b->data, 1, (uint32_t)dim, BT_BF16, 1);
+    struct bt_matrix table = check_matrix(&b->data, 1024, (uint32_t)dim, BT_BF16, 1);
+    uint32_t *tokens = check_buffer(&b->data, 4096 * sizeof(*tokens));
+    for (size_t i = 0; i < 4096; i++)
+        tokens[i] = check_below(&b->data, 1024);
+    int64_t ns;
+    BEST_NS(ns, b->kernels->add(b->stream, out, y, count));
+    figure(b, "add", 8.0 * (double)count, ns, false);
+    BEST_NS(ns, b->kernels->swiglu(b->stream, x, y, count, out));
+    figure(b, "swiglu", 8.0 * (double)count, ns, false);
+    BEST_NS(ns, b->kernels->rms_norm(b->stream, x, (uint32_t)(count / dim), (uint32_t)dim,
+                                     (uint32_t)dim, &weight, 1e-6f, out));
+    figure(b, "rms_norm", 4.0 * (double)count, ns, false);
+    BEST_NS(ns, b->kernels->embed(b->stream, &table, tokens, 4096, out));
+    figure(b, "embed", 4096 * 2.0 * (double)dim, ns, false);
+    check_end(&b->data);
+}
+
+/* One sequence of `start` tokens before `rows` rows; its pages in order, all KV zero but for some.
+ */
+static void bench_mla(struct bench *b, const char *name, const struct bt_mla_shape *shape,
+                      uint32_t start, uint32_t rows, bool decode)
+{
+    uint32_t page_count = (start + rows + BT_PAGE_TOKENS - 1) / BT_PAGE_TOKENS;
+    size_t width = (size_t)shape->kv_lora_rank + shape->qk_rope_head_dim;
+    size_t dim = (size_t)shape->qk_nope_head_dim + shape->qk_rope_head_dim;
+    uint32_t per_head = shape->qk_nope_head_dim + shape->v_head_dim;
+    struct bt_matrix kv_b =
+        check_matrix(&b->data, shape->heads * per_head, shape->kv_lora_rank, BT_BF16, 0.1f);
+    struct bt_matrix pool =
+        check_matrix(&b->data, page_count * BT_PAGE_TOKENS, (uint32_t)width, BT_BF16, 1);
+    struct bt_kv_layer kv = {(void *)(uintptr_t)pool.data, BT_BF16, shape->kv_lora_rank,
+                             shape->qk_rope_head_dim};
+    uint32_t *pages = check_buffer(&b->data, page_count * sizeof(*pages));
+    for (uint32_t i = 0; i < page_count; i++)
+        pages[i] = i;
+    float *q = check_floats_random(&b->data, rows * shape->heads * dim, CHECK_NORMAL);
+    float *out = zeros(b, (size_t)rows * shape->heads * shape->v_head_dim);
+    struct bt_sequence_rows sequence = {pages, start, 0, rows};
+    double pairs = 0, tokens = (double)start + rows, heads = shape->heads, flops;
+    for (uint32_t i = 0; i < rows; i++)
+        pairs += start + i + 1;
+    int64_t ns;
+    if (decode) {
+        BEST_NS(ns, b->kernels->mla_decode(b->stream, q, shape, &kv_b, &sequence, 1, &kv, out));
+        flops = 2 * heads *
+                (pairs * (double)(width + shape->kv_lora_rank) +
+                 (double)rows * per_head * shape->kv_lora_rank);
+    } else {
+        BEST_NS(ns, b->kernels->mla_prefill(b->stream, q, shape, &kv_b, &sequence, 1, &kv, out));
+        flops =
+            2 * heads *
+            (pairs * (double)(dim + shape->v_head_dim) + tokens * per_head * shape->kv_lora_rank);
+    }
+    figure(b, name, flops, ns, true);
+    check_end(&b->data);
+}
+
+static void bench_positions(struct bench *b)
+{
+    struct bt_mla_shape shape = {16, 128, 64, 128, 512, 0.07f};
+    uint32_t rows = 512, pages[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    size_t q_count = (size_t)rows * 16 * 192, kv_count = (size_t)rows * 576;
+    float *q = check_floats_random(&b->data, q_count, CHECK_NORMAL);
+    float *kv_a = check_floats_random(&b->data, kv_count, CHECK_NORMAL);
+    float *angles = zeros(b, (size_t)rows * 32);
+    struct bt_matrix norm = check_matrix(&b->data, 1, 512, BT_BF16, 1);
+    struct bt_rope_table rope = {angles, angles, 32, rows};
+    struct bt_kv_layer kv = {check_buffer(&b->data, kv_count * 2), BT_BF16, 512, 64};
+    struct bt_sequence_rows sequence = {pages, 0, 0, rows};
+    int64_t ns;
+    BEST_NS(ns, b->kernels->rope_q(b->stream, q, &shape, &rope, &sequence, 1));
+    figure(b, "rope_q", 4.0 * rows * 16 * 64, ns, false);
+    BEST_NS(ns, b->kernels->kv_write(b->stream, kv_a, &norm, 1e-6f, &rope, &sequence, 1, &kv));
+    figure(b, "kv_write", 4.0 * (double)kv_count, ns, false);
+    check_end(&b->data);
+}
+
+static void bench_moe(struct bench *b, const char *name, uint32_t rows)
+{
+    enum { HIDDEN = 1024, MID = 512, EXPERTS = 32, PER_TOKEN = 4 };
+    struct bt_stream_limits limits = {rows, HIDDEN, MID, EXPERTS, PER_TOKEN};
+    struct bt_stream *stream = check_stream(&limits);
+    struct bt_route_shape shape = {EXPERTS,        PER_TOKEN, 1, 1, BT_SCORING_SIGMOID,
+                                   BT_TOPK_GREEDY, true,      1};
+    struct bt_matrix matrices[3][EXPERTS];
+    struct bt_matrix all = check_matrix(&b->data, EXPERTS * 3 * MID, HIDDEN, BT_BF16, 0.1f);
+    struct bt_matrix gate = check_matrix(&b->data, EXPERTS, HIDDEN, BT_BF16, 0.1f), bias = {0};
+    for (uint32_t e = 0; e < EXPERTS; e++) {
+        for (uint32_t m = 0; m < 3; m++)
+            matrices[m][e] =
+                (struct bt_matrix){(const uint16_t *)all.data + (size_t)(e * 3 + m) * MID * HIDDEN,
+                                   m == 2 ? HIDDEN : MID, m == 2 ? MID : HIDDEN, BT_BF16};
+    }
+    struct bt_expert_weights weights = {matrices[0], matrices[1], matrices[2], EXPERTS};
+    float *x = check_floats_random(&b->data, (size_t)rows * HIDDEN, CHECK_NORMAL);
+    float *out = zeros(b, (size_t)rows * HIDDEN), *picked = zeros(b, (size_t)rows * PER_TOKEN);
+    uint32_t *experts = check_buffer(&b->data, rows * PER_TOKEN * sizeof(*experts));
+    char label[64];
+    int64_t ns;
+    BEST_NS(ns, b->kernels->moe_route(stream, x, rows, &gate, &bias, &shape, experts, picked));
+    snprintf(label, sizeof(label), "moe_route/%s", name);
+    figure(b, label, 2.0 * rows * EXPERTS * HIDDEN, ns, true);
+    BEST_NS(ns, b->kernels->moe_experts(stream, x, rows, &shape, experts, picked, &weights, out));
+    snprintf(label, sizeof(label), "moe_experts/%s", name);
+    figure(b, label, 6.0 * rows * PER_TOKEN * MID * HIDDEN, ns, true);
+    bt_stream_destroy(stream);
+    check_end(&b->data);
+}
+
+void check_bench(const struct bt_kernels *kernels)
+{
+    static const struct bt_mla_shape tiny = {8, 32, 16, 32, 64, 0.15f};
+    static const struct bt_mla_shape lite = {16, 128, 64, 128, 512, 0.07f};
+    struct bt_stream_limits limits = {.max_rows = 2048, .mla = lite};
+    struct bench b = {kernels, check_stream(&limits), .data = {.kernels = kernels, .op = "bench"}};
+    b.flops = measure_flops(kernels);
+    b.bytes_per_s = measure_read();
+    bench_elementwise(&b);
+    bench_linear(&b, "linear/512x2048x2048/bf16", 512, 2048, 2048, BT_BF16);
+    bench_linear(&b, "linear/512x7168x2048/bf16", 512, 7168, 2048, BT_BF16);
+    bench_linear(&b, "linear/512x256x768/bf16", 512, 256, 768, BT_BF16);
+    bench_linear(&b, "linear/512x2048x2048/f16", 512, 2048, 2048, BT_F16);
+    bench_linear(&b, "linear/4x4096x4096/bf16", 4, 4096, 4096, BT_BF16);
+    bench_linear(&b, "linear/1x8192x8192/bf16", 1, 8192, 8192, BT_BF16);
+    bench_linear(&b, "linear/1x8192x8192/f32", 1, 8192, 8192, BT_F32);
+    bench_linear(&b, "linear/1x8192x8192/f16", 1, 8192, 8192, BT_F16);
+    bench_positions(&b);
+    bench_mla(&b, "mla_prefill/8heads-2048", &tiny, 0, 2048, false);
+    bench_mla(&b, "mla_prefill/16heads-1024", &lite, 0, 1024, false);
+    bench_mla(&b, "mla_decode/8heads-2048", &tiny, 2047, 1, true);
+    bench_mla(&b, "mla_decode/16heads-2048", &lite, 2047, 1, true);
+    bench_moe(&b, "512", 512);
+    bench_moe(&b, "1", 1);
+    bt_stream_destroy(b.stream);
+}

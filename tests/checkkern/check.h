@@ -1,0 +1,89 @@
+/*
+ * The harness of checkkern: seeded data, buffers with canaries, comparisons that say where. A case
+ * runs one operation of one table over many shapes; the first fault of a shape is printed with
+ * seed, operation and shape.
+ */
+#ifndef BATON_TESTS_CHECKKERN_CHECK_H
+#define BATON_TESTS_CHECKKERN_CHECK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/kernels/kernels.h"
+
+#define CHECK_MAX_BUFFERS 64
+
+/* Half a unit in the last place of 1.0f: the largest relative error of one rounding. */
+#define CHECK_EPS 0x1p-24
+
+struct check {
+    const struct bt_kernels *kernels; /* under test */
+    const struct bt_kernels *oracle;  /* ref; NULL when ref itself is under test: naive formulas */
+    const struct bt_kernels *twin;    /* must give the same bits; may be NULL */
+    uint64_t seed, random;
+    const char *op;
+    char shape[256];
+    unsigned shapes, failures;
+    void *buffers[CHECK_MAX_BUFFERS]; /* of this shape */
+    size_t buffer_bytes[CHECK_MAX_BUFFERS];
+    unsigned buffer_count;
+};
+
+enum check_kind { CHECK_NORMAL, CHECK_LARGE, CHECK_TINY, CHECK_DENORMAL, CHECK_ZERO, CHECK_KINDS };
+
+/* Begins a shape: restarts the random numbers at (seed, shape), so that a shape can be re-run. */
+void check_begin(struct check *check, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Ends it: checks all canaries, frees the buffers. */
+void check_end(struct check *check);
+
+void check_fail(struct check *check, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+uint64_t check_random(struct check *check);
+/* 0 … bound - 1 */
+uint32_t check_below(struct check *check, uint32_t bound);
+/* Uniform in -1 … 1. */
+float check_uniform(struct check *check);
+
+/*
+ * A buffer of this shape, freed by check_end, with canaries on both sides. Filled with a pattern
+ * that is a NaN as f32 and as bf16, so that reading what nobody wrote shows.
+ */
+void *check_buffer(struct check *check, size_t bytes);
+float *check_floats(struct check *check, size_t count);
+/* Filled by kind; LARGE is 1e15, TINY 1e-18, DENORMAL 1e-40, each times -1 … 1. */
+float *check_floats_random(struct check *check, size_t count, enum check_kind kind);
+/* Random, of any dtype, aligned to the element and to no more. */
+struct bt_matrix check_matrix(struct check *check, uint32_t rows, uint32_t cols,
+                              enum bt_dtype dtype, float scale);
+double check_matrix_at(const struct bt_matrix *matrix, size_t row, size_t col);
+struct bt_stream *check_stream(const struct bt_stream_limits *limits);
+
+/*
+ * Every |got - want| <= factor * magnitude[i] + floor, and in the 2-norm at
+ * three quarters of that: rounding errors are random, a lost term is not. magnitude NULL: |want|.
+ */
+void check_close(struct check *check, const char *what, const float *got, const double *want,
+                 const double *magnitude, size_t count, double factor, double floor);
+/* The same bits. */
+void check_bits(struct check *check, const char *what, const void *got, const void *want,
+                size_t count, size_t element_bytes);
+
+/* The cases, by operation. */
+void check_embed(struct check *check);
+void check_rms_norm(struct check *check);
+void check_linear(struct check *check);
+void check_add(struct check *check);
+void check_swiglu(struct check *check);
+void check_rope_q(struct check *check);
+void check_kv_write(struct check *check);
+void check_mla_prefill(struct check *check);
+void check_mla_decode(struct check *check);
+void check_moe_route(struct check *check);
+void check_moe_experts(struct check *check);
+
+/* Times the operations against what this machine can do; prints `figure` lines. */
+void check_bench(const struct bt_kernels *kernels);
+
+#endif

@@ -1,0 +1,164 @@
+/* embed, rms_norm, add, swiglu */
+#include <math.h>
+
+#include "tests/checkkern/check.h"
+
+static const struct bt_stream_limits no_limits;
+
+void check_embed(struct check *check)
+{
+    static const uint32_t dims[] = {1, 15, 64, 129};
+    struct bt_stream *stream = check_stream(&no_limits);
+    for (unsigned i = 0; i < 12; i++) {
+        uint32_t dim = dims[i % 4], tokens[17];
+        check_begin(check, "dim %u dtype %u", dim, i / 4);
+        struct bt_matrix table = check_matrix(check, 9, dim, (enum bt_dtype)(i / 4), 1);
+        float *out = check_floats(check, (size_t)17 * dim);
+        for (uint32_t row = 0; row < 17; row++)
+            tokens[row] = row == 0 ? 8 : check_below(check, 9);
+        check->kernels->embed(stream, &table, tokens, 17, out);
+        for (size_t j = 0; j < (size_t)17 * dim; j++) {
+            if (out[j] != (float)check_matrix_at(&table, tokens[j / dim], j % dim)) {
+                check_fail(check, "element %zu", j);
+                break;
+            }
+        }
+        check_end(check);
+    }
+    bt_stream_destroy(stream);
+}
+
+/*
+ * The sum of squares has no cancellation: its relative error is at most the roundings along the
+ * longest way, dim/16 + 5, halved by the root; division, root, product and weight add 6.
+ */
+static void check_rms_norm_shape(struct check *check, struct bt_stream *stream, uint32_t rows,
+                                 uint32_t dim, uint32_t gap, enum check_kind kind,
+                                 enum bt_dtype dtype)
+{
+    uint32_t stride = dim + gap;
+    float eps = kind == CHECK_DENORMAL || kind == CHECK_TINY ? 1e-30f : 1e-6f;
+    check_begin(check, "rows %u dim %u stride %u kind %u dtype %u", rows, dim, stride, kind, dtype);
+    struct bt_matrix weight = check_matrix(check, 1, dim, dtype, 1);
+    float *x = check_floats_random(check, (size_t)rows * stride, kind);
+    float *out = check_floats(check, (size_t)rows * dim);
+    float *other = check_floats(check, (size_t)rows * dim);
+    double *want = check_buffer(check, (size_t)rows * dim * sizeof(double));
+
+    check->kernels->rms_norm(stream, x, rows, dim, stride, &weight, eps, out);
+    for (size_t row = 0; row < rows; row++) {
+        double sum = 0;
+        for (size_t i = 0; i < dim; i++)
+            sum += pow(x[row * stride + i], 2);
+        for (size_t i = 0; i < dim; i++)
+            want[row * dim + i] = check_matrix_at(&weight, 0, i) * x[row * stride + i] /
+                                  sqrt(sum / dim + (double)eps);
+    }
+    if (check->oracle) {
+        check->oracle->rms_norm(stream, x, rows, dim, stride, &weight, eps, other);
+        for (size_t i = 0; i < (size_t)rows * dim; i++)
+            want[i] = other[i];
+    }
+    /* the square of 1e-18 loses bits below the smallest normal, next to eps they do not count */
+    check_close(check, "out", out, want, NULL, (size_t)rows * dim,
+                CHECK_EPS * (dim / 16.0 / 2 + 10), 0x1p-148);
+    for (uint32_t row = 0; row < rows; row++)
+        check->kernels->rms_norm(stream, x + (size_t)row * stride, 1, dim, stride, &weight, eps,
+                                 other + (size_t)row * dim);
+    check_bits(check, "row alone", other, out, (size_t)rows * dim, sizeof(float));
+    if (check->twin) {
+        check->twin->rms_norm(stream, x, rows, dim, stride, &weight, eps, other);
+        check_bits(check, check->twin->name, other, out, (size_t)rows * dim, sizeof(float));
+    }
+    if (!gap) {
+        check->kernels->rms_norm(stream, x, rows, dim, stride, &weight, eps, x);
+        check_bits(check, "in place", x, out, (size_t)rows * dim, sizeof(float));
+    }
+    check_end(check);
+}
+
+void check_rms_norm(struct check *check)
+{
+    static const uint32_t dims[] = {1, 16, 63, 256, 1031};
+    struct bt_stream *stream = check_stream(&no_limits);
+    for (unsigned i = 0; i < 5; i++) {
+        for (unsigned kind = 0; kind < CHECK_KINDS; kind++) {
+            enum bt_dtype dtype = (enum bt_dtype)((i + kind) % 3);
+            check_rms_norm_shape(check, stream, 17, dims[i], 0, (enum check_kind)kind, dtype);
+            check_rms_norm_shape(check, stream, 3, dims[i], 7, (enum check_kind)kind, dtype);
+        }
+    }
+    check_rms_norm_shape(check, stream, 0, 16, 0, CHECK_NORMAL, BT_F32);
+    bt_stream_destroy(stream);
+}
+
+void check_add(struct check *check)
+{
+    static const size_t counts[] = {0, 1, 3, 16, 63, 129};
+    struct bt_stream *stream = check_stream(&no_limits);
+    for (unsigned i = 0; i < 6; i++) {
+        check_begin(check, "count %zu", counts[i]);
+        float *x = check_floats_random(check, counts[i], CHECK_NORMAL);
+        float *y = check_floats_random(check, counts[i], CHECK_NORMAL);
+        float *want = check_floats(check, counts[i]);
+        for (size_t j = 0; j < counts[i]; j++)
+            want[j] = x[j] + y[j];
+        check->kernels->add(stream, x, y, counts[i]);
+        check_bits(check, "x", x, want, counts[i], sizeof(float));
+        check_end(check);
+    }
+    bt_stream_destroy(stream);
+}
+
+/*
+ * e^-x within 2 ulp (4 half-ulps), then a sum, a division and a product: 7 roundings. Beyond -88.7
+ * e^-x is infinite in f32 and the result 0 where the true one is below 1e-36 * |up|.
+ */
+static void check_swiglu_shape(struct check *check, struct bt_stream *stream, size_t count,
+                               float range)
+{
+    check_begin(check, "count %zu range %g", count, (double)range);
+    float *gate = check_floats_random(check, count, CHECK_NORMAL);
+    float *up = check_floats_random(check, count, CHECK_NORMAL);
+    float *out = check_floats(check, count), *other = check_floats(check, count);
+    double *want = check_buffer(check, count * sizeof(double));
+    for (size_t i = 0; i < count; i++) {
+        gate[i] *= range;
+        want[i] = up[i] * (gate[i] / (1.0 + exp(-(double)gate[i])));
+    }
+    check->kernels->swiglu(stream, gate, up, count, out);
+    if (check->oracle) {
+        check->oracle->swiglu(stream, gate, up, count, other);
+        for (size_t i = 0; i < count; i++)
+            want[i] = other[i];
+    }
+    check_close(check, "out", out, want, NULL, count, CHECK_EPS * 8, 1e-36);
+    for (size_t i = 0; i < count; i++)
+        check->kernels->swiglu(stream, gate + i, up + i, 1, other + i);
+    check_bits(check, "element alone", other, out, count, sizeof(float));
+    if (check->twin) {
+        check->twin->swiglu(stream, gate, up, count, other);
+        check_bits(check, check->twin->name, other, out, count, sizeof(float));
+    }
+    check->kernels->swiglu(stream, gate, up, count, gate);
+    check_bits(check, "in place", gate, out, count, sizeof(float));
+    check_end(check);
+}
+
+void check_swiglu(struct check *check)
+{
+    static const float ranges[] = {0, 1e-40f, 1e-3f, 1, 20, 88, 200, 1e30f};
+    static const size_t counts[] = {0, 1, 17, 2000};
+    struct bt_stream *stream = check_stream(&no_limits);
+    for (unsigned i = 0; i < 8; i++) {
+        for (unsigned j = 0; j < 4; j++)
+            check_swiglu_shape(check, stream, counts[j], ranges[i]);
+    }
+    check_begin(check, "not a number");
+    float gate[3] = {NAN, INFINITY, -INFINITY}, up[3] = {1, 1, 1}, out[3];
+    check->kernels->swiglu(stream, gate, up, 3, out);
+    if (!isnan(out[0]) || out[1] != INFINITY)
+        check_fail(check, "silu(nan) is %g, silu(inf) is %g", (double)out[0], (double)out[1]);
+    check_end(check);
+    bt_stream_destroy(stream);
+}

@@ -1,0 +1,133 @@
+/*
+ * checkkern [--kernels NAME] [--op NAME] [--seed N] [--bench]
+ *
+ * Checks every operation of a table of kernels against ref (ref itself against formulas written
+ * apart from it), and that the bits of a row depend on that row alone. Exit 0: all passed, 1: a
+ * failure, 77: nothing that could be tested but ref, and ref was not asked for.
+ */
+#include <getopt.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/checkkern/check.h"
+
+static const struct {
+    const char *name;
+    void (*run)(struct check *check);
+} ops[] = {
+    {"embed", check_embed},
+    {"rms_norm", check_rms_norm},
+    {"linear", check_linear},
+    {"add", check_add},
+    {"swiglu", check_swiglu},
+    {"rope_q", check_rope_q},
+    {"kv_write", check_kv_write},
+    {"mla_prefill", check_mla_prefill},
+    {"mla_decode", check_mla_decode},
+    {"moe_route", check_moe_route},
+    {"moe_experts", check_moe_experts},
+};
+#define OP_COUNT (sizeof(ops) / sizeof(ops[0]))
+
+static const char *const variants[] = {"ref", "avx2", "avx512"};
+
+static const struct bt_kernels *find(const char *name)
+{
+    const struct bt_kernels *kernels = NULL;
+    struct bt_error error;
+    if (bt_kernels_select(name, &error, &kernels) == BT_OK)
+        return kernels;
+    printf("skipped: %s\n", error.text);
+    return NULL;
+}
+
+static const struct bt_kernels *twin_of(const char *name)
+{
+    if (strcmp(name, "avx2") == 0)
+        return find("avx512");
+    return strcmp(name, "avx512") == 0 ? find("avx2") : NULL;
+}
+
+static unsigned run_variant(const struct bt_kernels *kernels, const char *op, uint64_t seed)
+{
+    unsigned failures = 0;
+    bool is_ref = strcmp(kernels->name, "ref") == 0;
+    struct check check = {.kernels = kernels,
+                          .oracle = is_ref ? NULL : find("ref"),
+                          .twin = twin_of(kernels->name),
+                          .seed = seed};
+    for (size_t i = 0; i < OP_COUNT; i++) {
+        if (op && strcmp(op, ops[i].name) != 0)
+            continue;
+        check.op = ops[i].name;
+        check.shapes = check.failures = 0;
+        ops[i].run(&check);
+        printf("%s %s: %u shapes, %u failures\n", kernels->name, check.op, check.shapes,
+               check.failures);
+        failures += check.failures;
+    }
+    return failures;
+}
+
+static bool known(const char *name, bool is_op)
+{
+    for (size_t i = 0; is_op && i < OP_COUNT; i++) {
+        if (strcmp(name, ops[i].name) == 0)
+            return true;
+    }
+    for (size_t i = 0; !is_op && i < sizeof(variants) / sizeof(variants[0]); i++) {
+        if (strcmp(name, variants[i]) == 0)
+            return true;
+    }
+    fprintf(stderr, "checkkern: unknown %s '%s'\n", is_op ? "operation" : "kernels", name);
+    return false;
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: checkkern [--kernels NAME] [--op NAME] [--seed N] [--bench]\n");
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {{"kernels", required_argument, NULL, 'k'},
+                                            {"op", required_argument, NULL, 'o'},
+                                            {"seed", required_argument, NULL, 's'},
+                                            {"bench", no_argument, NULL, 'b'},
+                                            {NULL, 0, NULL, 0}};
+    const char *wanted = NULL, *op = NULL;
+    uint64_t seed = 1;
+    bool bench = false;
+    for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+        if (c == 'k')
+            wanted = optarg;
+        else if (c == 'o')
+            op = optarg;
+        else if (c == 's')
+            seed = strtoull(optarg, NULL, 0);
+        else if (c == 'b')
+            bench = true;
+        else
+            return usage();
+    }
+    if (optind != argc || (wanted && !known(wanted, false)) || (op && !known(op, true)))
+        return usage();
+
+    unsigned failures = 0, tested = 0;
+    printf("seed %llu\n", (unsigned long long)seed);
+    for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++) {
+        const struct bt_kernels *kernels;
+        if ((wanted && strcmp(wanted, variants[i]) != 0) || !(kernels = find(variants[i])))
+            continue;
+        unsigned failed = run_variant(kernels, op, seed);
+        failures += failed;
+        tested += i > 0 || wanted;
+        if (bench && !failed && i > 0)
+            check_bench(kernels);
+    }
+    if (failures)
+        return 1;
+    return tested ? 0 : 77;
+}
