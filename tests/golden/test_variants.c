@@ -1,0 +1,67 @@
+/*
+ * Other configurations of the family (tests/models/reference/make_variants.py) on every backend
+ * this CPU has.
+ *
+ * TOLERANCE: each golden carries the reference's own distance from fp64, up to 6e-5; another
+ * order of sums has a distance of its own. The goldens were made without near-ties, so experts
+ * and greedy tokens must be the same ones.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/golden/compare.h"
+
+#define TOLERANCE 3e-4
+
+static const char *const variants[] = {"v2-lite", "v2-groups", "v3-f32", "v3-tied", "dense"};
+
+/* The golden's own figures, without which the exact comparisons below would be a matter of luck. */
+static void check_margins(const struct golden *golden)
+{
+    const float *distance = golden_data(golden, "fp32_minus_fp64");
+    const float *router_gap = golden_data(golden, "router_gap");
+    assert_non_null(distance);
+    assert_non_null(router_gap);
+    assert_true((double)*distance < TOLERANCE / 3);
+    assert_true(*router_gap > 1e-4f);
+    for (uint32_t i = 0; i < golden->greedy_count; i++)
+        assert_true((double)golden->greedy_gap[i] > 4 * TOLERANCE);
+}
+
+static void run_variant(const char *variant, const char *kernels)
+{
+    char dir[512], path[600];
+    struct golden golden;
+    snprintf(dir, sizeof(dir), "%s/%s", TESTS_MODELS, variant);
+    snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
+    golden_open(path, variant, &golden);
+    check_margins(&golden);
+    struct engine *engine = engine_open(dir, kernels, BT_F32, 128, 8);
+    double whole = compare_logits(engine, &golden, 0, TOLERANCE);
+    double chunks = compare_logits(engine, &golden, 30, TOLERANCE);
+    assert_true(whole == chunks);
+    print_message("%s %s: logits differ by %g\n", kernels, variant, whole);
+    compare_states(engine, &golden);
+    compare_greedy(engine, &golden);
+    engine_close(engine);
+    golden_close(&golden);
+}
+
+static void test_variant(void **state)
+{
+    for (const char *const *kernels = bt_kernels_available(); *kernels; kernels++)
+        run_variant(*state, *kernels);
+}
+
+int main(void)
+{
+    struct CMUnitTest tests[sizeof(variants) / sizeof(variants[0])];
+    for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++)
+        tests[i] = (struct CMUnitTest){variants[i], test_variant, NULL, NULL, (void *)variants[i]};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
