@@ -139,7 +139,7 @@ enum bt_status bt_json_file_string(const struct bt_json_file *file, const json_t
                                    const char *where, const char *key, struct bt_error *error,
                                    const char **ret_string)
 {
-    json_t *found;
+    json_t *found = NULL;
     enum bt_status status =
         member(file, object, where, key, JSON_STRING, "a string", error, &found);
     if (status == BT_OK)

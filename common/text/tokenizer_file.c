@@ -15,6 +15,7 @@ struct loader {
     json_t *vocab, *merges, *added; /* borrowed from the file */
     uint32_t size;                  /* highest id + 1 */
     size_t token_count, content_bytes;
+    uint64_t next_added; /* the id that the next new added token must have */
 };
 
 static enum bt_status no_memory(struct loader *l)
@@ -136,22 +137,29 @@ static enum bt_status check_byte_level(struct loader *l, const json_t *part, con
 /* One step; ByteLevel turns text into bytes, so it stands at the end and only there. */
 static enum bt_status load_step(struct loader *l, const json_t *part, const char *where, bool last)
 {
+    static const struct {
+        const char *type;
+        enum bt_status (*load)(struct loader *, const json_t *, const char *);
+        bool last;
+    } kinds[] = {
+        {"Split", load_split, false},
+        {"Digits", load_digits, false},
+        {"ByteLevel", check_byte_level, true},
+    };
     const char *type;
     if (!json_is_object(part))
         return bt_json_file_error(&l->file, l->error, "%s must be an object", where);
     enum bt_status status = part_type(l, part, where, &type);
     if (status != BT_OK)
         return status;
-    bool byte_level = strcmp(type, "ByteLevel") == 0;
-    if (byte_level != last && (last || byte_level))
-        return bt_json_file_error(&l->file, l->error, "%s: ByteLevel must be the last step%s",
-                                  where, byte_level ? "" : ", and is missing");
-    if (byte_level)
-        return check_byte_level(l, part, where);
-    if (strcmp(type, "Split") == 0)
-        return load_split(l, part, where);
-    if (strcmp(type, "Digits") == 0)
-        return load_digits(l, part, where);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        if (strcmp(type, kinds[i].type) != 0)
+            continue;
+        if (kinds[i].last != last)
+            return bt_json_file_error(&l->file, l->error, "%s: ByteLevel must be the last step%s",
+                                      where, last ? ", and is missing" : "");
+        return kinds[i].load(l, part, where);
+    }
     return unsupported(l, where, "type", type);
 }
 
@@ -323,8 +331,14 @@ static enum bt_status load_added_token(struct loader *l, const json_t *added, co
         return bt_json_file_error(&l->file, l->error,
                                   "%s: id %u and content belong to different tokens", where,
                                   (unsigned)id);
+    /* The reference numbers them itself, whatever the file says. */
+    if (known < 0 && id != l->next_added)
+        return bt_json_file_error(&l->file, l->error, "%s: the id must be %llu, the next free one",
+                                  where, (unsigned long long)l->next_added);
     if (known < 0)
         bt_vocabulary_add(vocabulary, id, content, strlen(content));
+    if (id >= l->next_added)
+        l->next_added = (uint64_t)id + 1;
     vocabulary->tokens[id].special |= special;
     struct bt_added_tokens *set =
         normalized ? &l->tokenizer->added_normalized : &l->tokenizer->added;
@@ -335,6 +349,7 @@ static enum bt_status load_added(struct loader *l)
 {
     const json_t *added;
     size_t i;
+    l->next_added = json_object_size(l->vocab);
     json_array_foreach(l->added, i, added)
     {
         char where[64];
