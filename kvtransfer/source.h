@@ -20,9 +20,12 @@ struct kvt_source;
 struct kvt_push;
 struct kvt_link; /* a connection to one decode rank's incarnation */
 
+struct kvt_transport;
+
 struct kvt_source_options {
     const char *transport; /* see kvt_transport_create */
     const char *bind_host;
+    struct kvt_transport *given; /* used, and destroyed, instead of the two above, unless NULL */
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint64_t incarnation;
@@ -48,22 +51,25 @@ struct kvt_remote {
     uint64_t pool_base;
     uint32_t pool_pages;
 };
+/* Control thread, like release, open and close. INVALID_ARGUMENT: a pool that can't be; EXHAUSTED:
+ * too many links. What is wrong inside address and key makes the link FAILED. */
 enum bt_status kvt_source_connect(struct kvt_source *source, const struct kvt_remote *remote,
                                   struct bt_error *error, struct kvt_link **ret_link);
 void kvt_link_release(struct kvt_link *link);
 
 enum kvt_link_state { KVT_LINK_CONNECTING, KVT_LINK_READY, KVT_LINK_FAILED };
 enum kvt_link_state kvt_link_state(const struct kvt_link *link); /* any thread */
-const char *
-kvt_link_transport(const struct kvt_link *link); /* "shm", "tcp", "rdma"; "" before ready */
+/* "shm", "tcp", "rdma": what the writes really go over; "" before READY. */
+const char *kvt_link_transport(const struct kvt_link *link);
+/* Why it is FAILED; "" while it is not. Valid as long as the link. */
+const char *kvt_link_error(const struct kvt_link *link);
 
 struct kvt_push_spec {
     uint64_t request;
     uint64_t epoch;
     struct kvt_link *link;        /* the push takes a use of its own */
     const uint32_t *source_pages; /* [pages of prompt_tokens], copied */
-    const uint32_t
-        *target_pages; /* likewise; each < remote pool_pages (checked: INVALID_ARGUMENT) */
+    const uint32_t *target_pages; /* likewise; checked against both pools: INVALID_ARGUMENT */
     uint32_t prompt_tokens;
     bool layerwise; /* false: nothing is written before kvt_push_finish */
     void *user;
@@ -98,9 +104,10 @@ struct kvt_push_event {
     uint64_t checksum;
     uint64_t bytes;
     uint64_t writes;
-    uint64_t hidden_bytes; /* completed before kvt_push_finish */
-    int64_t first_write_ns, finish_ns,
-        end_ns; /* times of the first post, of finish and of the flush */
+    uint64_t hidden_bytes;  /* completed before kvt_push_finish; 0 when it was never called */
+    int64_t first_write_ns; /* of the first post; 0: none */
+    int64_t finish_ns;      /* of kvt_push_finish; 0: never called */
+    int64_t end_ns;         /* of the flush's completion */
 };
 
 /* Items are struct kvt_push_event; one consumer, the control thread. */

@@ -13,9 +13,12 @@
 
 struct kvt_target;
 
+struct kvt_transport;
+
 struct kvt_target_options {
     const char *transport; /* see kvt_transport_create */
     const char *bind_host;
+    struct kvt_transport *given; /* used, and destroyed, instead of the two above, unless NULL */
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint32_t max_jobs; /* verifications and disconnects at once; bounds the queues */

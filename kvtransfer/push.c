@@ -1,0 +1,283 @@
+#include "kvtransfer/push.h"
+
+#include "common/base/clock.h"
+#include "kvtransfer/checksum.h"
+
+static bool link_is(const struct kvt_push *push, enum kvt_link_state state)
+{
+    return atomic_load(&push->link->state) == (int)state;
+}
+
+/* How far this layer may be written. */
+static uint32_t token_limit(const struct kvt_push *push, uint32_t layer)
+{
+    if (atomic_load(&push->finished))
+        return push->prompt_tokens;
+    return push->layerwise ? atomic_load(&push->ready[layer]) : 0;
+}
+
+static void add_checksums(struct kvt_push *push, uint32_t layer)
+{
+    const struct kvt_inflight *inflight = push->inflight;
+    uint32_t tokens = push->posted[layer];
+    uint32_t pages = tokens / BT_PAGE_TOKENS;
+
+    if (!inflight->checksum)
+        return;
+    if (tokens == push->prompt_tokens)
+        pages = bt_kv_pages_for(tokens);
+    for (; push->summed[layer] < pages; push->summed[layer]++) {
+        uint32_t logical = push->summed[layer];
+        uint32_t left = tokens - logical * BT_PAGE_TOKENS;
+        const char *page = inflight->pool + bt_kv_offset(inflight->layout, inflight->pool_pages,
+                                                         layer, push->source_pages[logical], 0);
+        push->event.checksum += kvt_checksum_page(inflight->layout, page, layer, logical,
+                                                  left < BT_PAGE_TOKENS ? left : BT_PAGE_TOKENS);
+    }
+}
+
+/* The next layer with something to write, taking turns. */
+static bool plan_batch(struct kvt_push *push)
+{
+    struct kvt_batch *batch = &push->batch;
+    struct kvt_plan_side source = {.pages = push->source_pages,
+                                   .pool_pages = push->inflight->pool_pages};
+    struct kvt_plan_side target = {.pages = push->target_pages,
+                                   .pool_pages = push->link->pool_pages};
+
+    for (uint32_t i = 0; i < push->layer_count; i++) {
+        uint32_t layer = (push->next_layer + i) % push->layer_count;
+        uint32_t begin = push->posted[layer], end = token_limit(push, layer), tokens;
+        if (begin >= end)
+            continue;
+        batch->count = kvt_plan_layer(push->inflight->layout, layer, begin, end, &source, &target,
+                                      batch->writes, KVT_BATCH_WRITES, &tokens);
+        batch->next = 0;
+        batch->done_bytes = 0;
+        batch->layer = layer;
+        batch->token_end = begin + tokens;
+        push->next_layer = layer;
+        return true;
+    }
+    return false;
+}
+
+static void finish_batch(struct kvt_push *push)
+{
+    uint32_t layer = push->batch.layer;
+
+    push->posted[layer] = push->batch.token_end;
+    add_checksums(push, layer);
+    if (push->posted[layer] == push->prompt_tokens)
+        push->layers_posted++;
+    push->next_layer = (layer + 1) % push->layer_count;
+}
+
+static struct kvt_write_record *record_take(struct kvt_push *push, uint64_t bytes)
+{
+    struct kvt_inflight *inflight = push->inflight;
+    struct kvt_write_record *record = inflight->free_records;
+
+    if (record == NULL || inflight->bytes >= KVT_INFLIGHT_BYTES)
+        return NULL;
+    inflight->free_records = record->next;
+    inflight->bytes += bytes;
+    inflight->operations++;
+    record->push = push;
+    record->bytes = bytes;
+    push->writes_out++;
+    return record;
+}
+
+static void record_free(struct kvt_write_record *record)
+{
+    struct kvt_inflight *inflight = record->push->inflight;
+
+    inflight->bytes -= record->bytes;
+    inflight->operations--;
+    record->push->writes_out--;
+    record->next = inflight->free_records;
+    inflight->free_records = record;
+}
+
+static void on_written(void *context, enum bt_status status)
+{
+    struct kvt_write_record *record = context;
+
+    if (status == BT_OK)
+        atomic_fetch_add(&record->push->bytes_done, record->bytes);
+    record_free(record);
+}
+
+static void on_flushed(void *context, enum bt_status status)
+{
+    struct kvt_push *push = context;
+
+    push->inflight->operations--;
+    push->flush_out = false;
+    push->flushed = status == BT_OK;
+}
+
+/* BT_OK: posted. EXHAUSTED: later. Else the link is lost. */
+static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
+{
+    struct kvt_batch *batch = &push->batch;
+    const struct kvt_write *write = &batch->writes[batch->next];
+    uint64_t bytes = write->bytes - batch->done_bytes;
+    uint64_t remote = push->link->pool_base + write->target_offset + batch->done_bytes;
+    struct kvt_write_record *record;
+    enum bt_status status;
+
+    if (bytes > KVT_WRITE_BYTES)
+        bytes = KVT_WRITE_BYTES;
+    record = record_take(push, bytes);
+    if (record == NULL)
+        return BT_ERR_EXHAUSTED;
+    push->touched = true;
+    status = push->inflight->ops->write(
+        push->link->peer, push->inflight->pool + write->source_offset + batch->done_bytes, bytes,
+        remote, on_written, record);
+    if (status == BT_OK)
+        atomic_fetch_add(&push->bytes_done, bytes);
+    if (status != BT_IN_PROGRESS)
+        record_free(record);
+    if (status < 0)
+        return status;
+
+    push->event.writes++;
+    push->event.bytes += bytes;
+    batch->done_bytes += bytes;
+    if (batch->done_bytes == write->bytes) {
+        batch->next++;
+        batch->done_bytes = 0;
+    }
+    *ret_bytes = bytes;
+    return BT_OK;
+}
+
+static bool lease_is_live(const struct kvt_push *push, int64_t *ret_now_ns)
+{
+    *ret_now_ns = bt_clock_now_ns();
+    return *ret_now_ns < atomic_load(&push->lease_until_ns);
+}
+
+/* Posts what is ready. The lease is looked at before every write. */
+static bool post_ready(struct kvt_push *push, bool *ret_link_lost)
+{
+    struct kvt_batch *batch = &push->batch;
+    uint64_t step_bytes = 0, bytes;
+    int64_t now_ns;
+
+    while (step_bytes < KVT_STEP_BYTES) {
+        if (batch->next == batch->count && !plan_batch(push))
+            break;
+        if (atomic_load(&push->cancelled) || !lease_is_live(push, &now_ns))
+            return true; /* the next turn sees why */
+        if (push->event.first_write_ns == 0)
+            push->event.first_write_ns = now_ns;
+        enum bt_status status = post_next(push, &bytes);
+        if (status == BT_ERR_EXHAUSTED)
+            break;
+        if (status != BT_OK) {
+            *ret_link_lost = true;
+            return true;
+        }
+        step_bytes += bytes;
+        if (batch->next == batch->count)
+            finish_batch(push);
+    }
+    return step_bytes > 0;
+}
+
+static void start_flushing(struct kvt_push *push, enum bt_status status, int64_t now_ns)
+{
+    push->phase = KVT_PUSH_FLUSHING;
+    push->event.status = status;
+    push->flush_deadline_ns = now_ns + KVT_FLUSH_NS;
+}
+
+static bool step_running(struct kvt_push *push, int64_t now_ns, bool *ret_link_lost)
+{
+    int64_t lease_until_ns = atomic_load(&push->lease_until_ns);
+
+    if (atomic_load(&push->cancelled)) {
+        start_flushing(push, BT_ERR_CANCELLED, now_ns);
+    } else if (link_is(push, KVT_LINK_FAILED)) {
+        start_flushing(push, BT_ERR_PEER_LOST, now_ns);
+    } else if (push->layers_posted == push->layer_count && atomic_load(&push->finished)) {
+        start_flushing(push, BT_OK, now_ns);
+    } else if (lease_until_ns != 0 && bt_clock_now_ns() >= lease_until_ns) {
+        start_flushing(push, BT_ERR_DEADLINE, now_ns);
+    } else if (lease_until_ns == 0 || !link_is(push, KVT_LINK_READY)) {
+        return false;
+    } else {
+        return post_ready(push, ret_link_lost);
+    }
+    return true;
+}
+
+static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
+{
+    struct kvt_push_event *event = &push->event;
+
+    push->phase = KVT_PUSH_ENDED;
+    event->status = status;
+    event->quiesced = quiesced;
+    event->end_ns = bt_clock_now_ns();
+    if (atomic_load(&push->finished)) {
+        event->finish_ns = push->finish_ns;
+        event->hidden_bytes = push->hidden_bytes;
+    }
+}
+
+static bool step_flushing(struct kvt_push *push, int64_t now_ns, bool *ret_link_lost)
+{
+    enum bt_status status;
+
+    if (!push->touched || (push->flushed && push->writes_out == 0)) {
+        end(push, push->event.status, true);
+        return true;
+    }
+    if (link_is(push, KVT_LINK_FAILED)) {
+        BT_ASSERT(push->writes_out == 0 && !push->flush_out); /* closing the peer completed them */
+        end(push, BT_ERR_PEER_LOST, false);
+        return true;
+    }
+    if (now_ns >= push->flush_deadline_ns) {
+        *ret_link_lost = true;
+        return true;
+    }
+    if (push->flush_out || push->flushed)
+        return false;
+    push->inflight->operations++;
+    push->flush_out = true;
+    status = push->inflight->ops->flush(push->link->peer, on_flushed, push);
+    if (status == BT_IN_PROGRESS)
+        return true;
+    on_flushed(push, status);
+    if (status != BT_OK && status != BT_ERR_EXHAUSTED)
+        *ret_link_lost = true;
+    return status != BT_ERR_EXHAUSTED;
+}
+
+bool kvt_push_step(struct kvt_push *push, int64_t now_ns, bool *ret_link_lost)
+{
+    switch (push->phase) {
+    case KVT_PUSH_RUNNING:
+        return step_running(push, now_ns, ret_link_lost);
+    case KVT_PUSH_FLUSHING:
+        return step_flushing(push, now_ns, ret_link_lost);
+    case KVT_PUSH_ENDED:
+        break;
+    }
+    return false;
+}
+
+int64_t kvt_push_next_deadline_ns(const struct kvt_push *push)
+{
+    int64_t lease_until_ns = atomic_load(&push->lease_until_ns);
+
+    if (push->phase == KVT_PUSH_FLUSHING)
+        return push->flush_deadline_ns;
+    return lease_until_ns == 0 ? BT_NEVER_NS : lease_until_ns;
+}

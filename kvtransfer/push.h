@@ -1,0 +1,107 @@
+/*
+ * One push, as the pushing thread sees it (source.c runs the thread). Between the threads there are
+ * two watermarks a layer: `ready` by the compute thread, `posted` by the pushing thread; so nothing
+ * is queued or allocated per layer or page.
+ */
+#ifndef BATON_KVTRANSFER_PUSH_H
+#define BATON_KVTRANSFER_PUSH_H
+
+#include <stdatomic.h>
+
+#include "kvtransfer/plan.h"
+#include "kvtransfer/source.h"
+#include "kvtransfer/transport.h"
+
+#define KVT_BATCH_WRITES   64                    /* planned at a time */
+#define KVT_WRITE_BYTES    (UINT64_C(4) << 20)   /* longest single write */
+#define KVT_STEP_BYTES     (UINT64_C(8) << 20)   /* of one push, before the next has its turn */
+#define KVT_INFLIGHT_BYTES (UINT64_C(128) << 20) /* of all pushes; one write may go past it */
+#define KVT_INFLIGHT_MAX   1024                  /* writes of all pushes */
+#define KVT_FLUSH_NS       (INT64_C(30) * BT_NS_PER_S) /* then the link counts as broken */
+
+struct kvt_link {
+    struct kvt_source *source;
+    uint64_t incarnation;
+    void *address;
+    size_t address_size;
+    void *key;
+    size_t key_size;
+    uint64_t pool_base;
+    uint32_t pool_pages;
+    uint32_t users; /* control thread */
+    _Atomic int state;
+    const char *transport; /* written before READY */
+    struct bt_error error; /* written before FAILED */
+    struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
+    int64_t deadline_ns;   /* of connecting */
+    struct kvt_link *next;
+};
+
+struct kvt_write_record {
+    struct kvt_push *push;
+    uint64_t bytes;
+    struct kvt_write_record *next;
+};
+
+/* What all pushes of a source share; pushing thread. */
+struct kvt_inflight {
+    const struct kvt_transport_ops *ops;
+    const struct bt_kv_layout *layout;
+    const char *pool;
+    uint32_t pool_pages;
+    bool checksum;
+    uint64_t bytes;
+    uint32_t operations; /* writes and flushes out */
+    struct kvt_write_record *free_records;
+};
+
+struct kvt_batch {
+    struct kvt_write writes[KVT_BATCH_WRITES];
+    uint32_t count;
+    uint32_t next;
+    uint64_t done_bytes; /* of writes[next] */
+    uint32_t layer;
+    uint32_t token_end;
+};
+
+enum kvt_push_phase { KVT_PUSH_RUNNING, KVT_PUSH_FLUSHING, KVT_PUSH_ENDED };
+
+struct kvt_push {
+    struct kvt_source *source;
+    struct kvt_link *link;
+    struct kvt_push_event event; /* filled as things happen; sent at the end */
+    uint32_t prompt_tokens;
+    uint32_t layer_count;
+    bool layerwise;
+    uint32_t *source_pages; /* [pages of the prompt] */
+    uint32_t *target_pages;
+
+    _Atomic int64_t lease_until_ns; /* 0: not granted yet */
+    _Atomic bool cancelled;
+    _Atomic bool finished;
+    int64_t finish_ns;     /* written before `finished` */
+    uint64_t hidden_bytes; /* likewise */
+    _Atomic uint64_t bytes_done;
+    _Atomic uint32_t *ready; /* [layer] tokens */
+
+    enum kvt_push_phase phase; /* from here on pushing thread */
+    uint32_t *posted;          /* [layer] tokens */
+    uint32_t *summed;          /* [layer] pages in event.checksum */
+    uint32_t layers_posted;    /* completely */
+    uint32_t next_layer;
+    struct kvt_batch batch;
+    uint32_t writes_out;
+    bool touched; /* a write was given to the transport */
+    bool flush_out, flushed;
+    int64_t flush_deadline_ns;
+    struct kvt_inflight *inflight;
+};
+
+/* One turn. Returns whether anything happened; phase ENDED: event is ready. A link that turns out
+ * to be broken is reported in *ret_link_lost: the caller closes its peer, then calls again. */
+bool kvt_push_step(struct kvt_push *push, int64_t now_ns, bool *ret_link_lost);
+
+/* When it needs a turn though nothing happens. BT_NEVER_NS: not at all. */
+int64_t kvt_push_next_deadline_ns(const struct kvt_push *push);
+
+#endif

@@ -1,0 +1,12 @@
+/* The transport over UCX: shared memory and TCP on one machine, RDMA where there are devices. */
+#ifndef BATON_KVTRANSFER_UCX_UCX_H
+#define BATON_KVTRANSFER_UCX_UCX_H
+
+#include "kvtransfer/transport.h"
+
+/* `name` and `bind_host` as for kvt_transport_create. */
+enum bt_status kvt_ucx_transport_create(const char *name, const char *bind_host,
+                                        struct bt_error *error,
+                                        struct kvt_transport **ret_transport);
+
+#endif
