@@ -287,7 +287,7 @@ static void test_never_reads(void **state)
     setup(&fixture);
     zmq_close(fixture.raw);
     fixture.raw = zmq_socket(fixture.zmq, ZMQ_DEALER);
-    int zero = 0, one = 1, small = 4096;
+    int zero = 0, one = 1, small = 1 << 16;
     zmq_setsockopt(fixture.raw, ZMQ_LINGER, &zero, sizeof zero);
     zmq_setsockopt(fixture.raw, ZMQ_SNDHWM, &zero, sizeof zero);
     zmq_setsockopt(fixture.raw, ZMQ_RCVHWM, &one, sizeof one);
