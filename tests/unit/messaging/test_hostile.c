@@ -287,10 +287,10 @@ static void test_never_reads(void **state)
     setup(&fixture);
     zmq_close(fixture.raw);
     fixture.raw = zmq_socket(fixture.zmq, ZMQ_DEALER);
-    int zero = 0, one = 1, small = 1 << 16;
+    int zero = 0, few = 200, small = 1 << 16;
     zmq_setsockopt(fixture.raw, ZMQ_LINGER, &zero, sizeof zero);
     zmq_setsockopt(fixture.raw, ZMQ_SNDHWM, &zero, sizeof zero);
-    zmq_setsockopt(fixture.raw, ZMQ_RCVHWM, &one, sizeof one);
+    zmq_setsockopt(fixture.raw, ZMQ_RCVHWM, &few, sizeof few);
     zmq_setsockopt(fixture.raw, ZMQ_RCVBUF, &small, sizeof small);
     assert_int_equal(zmq_connect(fixture.raw, bt_rpc_server_endpoint(fixture.harness.server)), 0);
     unsigned char payload[2048 + 3] = {0x0a, 0x80, 0x10}; /* text: 2048 bytes */
