@@ -273,8 +273,7 @@ static void *thread_main(void *arg)
     take_commands(source);
     while (source->links != NULL)
         link_discard(source->links);
-    source->transport->ops->memory_free(source->transport, source->memory);
-    source->transport->ops->destroy(source->transport);
+    source->transport->ops->destroy(source->transport); /* frees the pool, too */
     return NULL;
 }
 

@@ -181,15 +181,6 @@ static enum bt_status start_parts(struct kvt_target *target, struct bt_error *er
     return ops->address(target->transport, error, &target->address, &target->address_size);
 }
 
-static void stop_parts(struct kvt_target *target)
-{
-    const struct kvt_transport_ops *ops = target->transport->ops;
-
-    if (target->memory != NULL)
-        ops->memory_free(target->transport, target->memory);
-    ops->destroy(target->transport);
-}
-
 static enum bt_status start(struct kvt_target *target, struct bt_error *error)
 {
     enum bt_status status;
@@ -203,7 +194,7 @@ static enum bt_status start(struct kvt_target *target, struct bt_error *error)
     }
     status = start_parts(target, error);
     if (status != BT_OK)
-        stop_parts(target);
+        target->transport->ops->destroy(target->transport); /* frees the pool, too */
     return status;
 }
 
@@ -217,7 +208,7 @@ static void *thread_main(void *arg)
     if (status != BT_OK)
         return NULL;
     run(target);
-    stop_parts(target);
+    target->transport->ops->destroy(target->transport); /* frees the pool, too */
     return NULL;
 }
 

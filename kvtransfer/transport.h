@@ -22,6 +22,7 @@ enum kvt_peer_state { KVT_PEER_CONNECTING, KVT_PEER_READY, KVT_PEER_FAILED };
 typedef void kvt_completion_fn(void *context, enum bt_status status);
 
 struct kvt_transport_ops {
+    /* Closes what is open, then frees what memory is left: until then late writes may arrive. */
     void (*destroy)(struct kvt_transport *transport);
 
     /* Page-aligned, zeroed, remotely writable memory. */

@@ -88,6 +88,14 @@ struct kvt_ucx_listener {
     bool local;
 };
 
+struct kvt_memory {
+    ucp_mem_h handle;
+    void *base;
+    size_t bytes;
+    bool mapped; /* by us; else allocated by UCX */
+    struct kvt_memory *next;
+};
+
 struct kvt_ucx {
     struct kvt_transport base;
     enum kvt_ucx_mode mode;
@@ -97,6 +105,7 @@ struct kvt_ucx {
     ucp_worker_h worker;
     int worker_fd; /* -1: the worker can't wake anybody */
     int wake_fd;
+    struct kvt_memory *memories;
     unsigned closing;
     struct kvt_ucx_endpoint *abandoned;
     struct kvt_ucx_op *ops;

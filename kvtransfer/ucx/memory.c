@@ -8,13 +8,6 @@
 #include "common/base/log.h"
 #include "kvtransfer/ucx/internal.h"
 
-struct kvt_memory {
-    ucp_mem_h handle;
-    void *base;
-    size_t bytes;
-    bool mapped; /* by us; else allocated by UCX */
-};
-
 /* Whether this address lies in a shared mapping, so that peers of this host can store to it. */
 static bool is_shared(const void *base)
 {
@@ -101,6 +94,8 @@ enum bt_status kvt_ucx_memory_alloc(struct kvt_transport *transport, size_t byte
     if (memory == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
     memory->bytes = bytes;
+    memory->next = ucx->memories;
+    ucx->memories = memory;
     if (ucx->mode == KVT_UCX_AUTO || ucx->mode == KVT_UCX_SHM)
         status = alloc_by_ucx(ucx, memory, error);
     else
@@ -117,9 +112,13 @@ enum bt_status kvt_ucx_memory_alloc(struct kvt_transport *transport, size_t byte
 void kvt_ucx_memory_free(struct kvt_transport *transport, struct kvt_memory *memory)
 {
     struct kvt_ucx *ucx = (struct kvt_ucx *)transport;
+    struct kvt_memory **link = &ucx->memories;
 
     if (memory == NULL)
         return;
+    while (*link != memory)
+        link = &(*link)->next;
+    *link = memory->next;
     if (memory->handle != NULL)
         ucp_mem_unmap(ucx->context, memory->handle);
     if (memory->mapped)

@@ -224,6 +224,8 @@ static void destroy(struct kvt_transport *transport)
         close_endpoints(ucx);
         ucp_worker_destroy(ucx->worker);
     }
+    while (ucx->memories != NULL)
+        kvt_ucx_memory_free(transport, ucx->memories);
     if (ucx->context != NULL)
         ucp_cleanup(ucx->context);
     free_lists(ucx);
