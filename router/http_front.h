@@ -2,7 +2,7 @@
  * The OpenAI-compatible HTTP API over libmicrohttpd, on the router's loop (no threads of its own).
  *
  *   POST /v1/chat/completions  POST /v1/completions  GET /v1/models[/NAME]  POST /tokenize
- *   GET /health  GET /ready  GET /metrics
+ *   POST /detokenize  GET /health  GET /ready  GET /metrics
  */
 #ifndef BATON_ROUTER_HTTP_FRONT_H
 #define BATON_ROUTER_HTTP_FRONT_H
@@ -14,10 +14,11 @@
 struct rt_http_front;
 
 struct rt_http_front_options {
-    const char *host;          /* numeric IPv4 or IPv6 */
-    uint16_t port;             /* 0: ephemeral */
+    const char *host; /* numeric IPv4 or IPv6 */
+    uint16_t port;    /* 0: ephemeral */
     uint32_t max_connections;
     uint32_t max_body_bytes;
+    struct bt_metrics *metrics; /* counters of this front; NULL: none */
 };
 
 enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *service,

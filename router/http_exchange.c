@@ -1,0 +1,243 @@
+#include "router/http_exchange.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "common/base/log.h"
+#include "router/http_response.h"
+
+#define STREAM_BLOCK_BYTES (16u << 10)
+#define FIRST_BODY_BYTES   4096u
+
+/* ------------------------------------------------------------------ life */
+
+struct rt_http_exchange *rt_http_exchange_create(struct rt_http_exchanges *all,
+                                                 struct MHD_Connection *connection)
+{
+    struct rt_http_exchange *exchange = calloc(1, sizeof *exchange);
+    if (exchange == NULL)
+        return NULL;
+    exchange->all = all;
+    exchange->connection = connection;
+    exchange->fd =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    exchange->next = all->first;
+    if (all->first != NULL)
+        all->first->previous = exchange;
+    all->first = exchange;
+    return exchange;
+}
+
+void rt_http_exchange_destroy(struct rt_http_exchange *exchange)
+{
+    BT_ASSERT(!exchange->suspended);
+    if (exchange->watched)
+        rt_http_watch_remove(exchange->all->watch, exchange->fd);
+    rt_openai_answer_destroy(exchange->answer);
+    if (exchange->previous != NULL)
+        exchange->previous->next = exchange->next;
+    else
+        exchange->all->first = exchange->next;
+    if (exchange->next != NULL)
+        exchange->next->previous = exchange->previous;
+    free(exchange->body);
+    free(exchange);
+}
+
+bool rt_http_exchange_receive(struct rt_http_exchange *exchange, const char *data, size_t size)
+{
+    if (exchange->route != NULL && size > exchange->all->max_body_bytes - exchange->body_size) {
+        rt_openai_error_set(&exchange->refusal, BT_ERR_INVALID_ARGUMENT, NULL, "body_too_large",
+                            "the body is larger than %u bytes", exchange->all->max_body_bytes);
+        exchange->refusal.http_status = MHD_HTTP_CONTENT_TOO_LARGE;
+        exchange->route = NULL;
+    }
+    if (exchange->route == NULL) {
+        exchange->discarded += size;
+        return exchange->discarded <= RT_HTTP_DISCARD_BYTES;
+    }
+    size_t needed = exchange->body_size + size;
+    if (needed > exchange->body_capacity) {
+        size_t capacity = exchange->body_capacity > 0 ? exchange->body_capacity : FIRST_BODY_BYTES;
+        while (capacity < needed)
+            capacity *= 2;
+        char *body = realloc(exchange->body, capacity);
+        if (body == NULL)
+            return false;
+        exchange->body = body;
+        exchange->body_capacity = capacity;
+    }
+    memcpy(exchange->body + exchange->body_size, data, size);
+    exchange->body_size = needed;
+    return true;
+}
+
+/* ------------------------------------------------------------------ suspend and resume */
+
+static void suspend(struct rt_http_exchange *exchange)
+{
+    exchange->suspended = true;
+    MHD_suspend_connection(exchange->connection);
+}
+
+static void resume(struct rt_http_exchange *exchange)
+{
+    if (!exchange->suspended)
+        return;
+    exchange->suspended = false;
+    MHD_resume_connection(exchange->connection);
+    exchange->all->wake(exchange->all->wake_context);
+}
+
+static void on_change(void *context)
+{
+    struct rt_http_exchange *exchange = context;
+    enum rt_openai_answer_state state = rt_openai_answer_state(exchange->answer);
+    if (state >= RT_ANSWER_FAILED) {
+        exchange->all->unsettled = true;
+        exchange->all->wake(exchange->all->wake_context);
+    }
+    if (state == RT_ANSWER_OVERFLOWN) {
+        bt_log_warn(rt_openai_answer_request(exchange->answer), "request dropped: %s",
+                    rt_openai_answer_error(exchange->answer)->text);
+        bt_counter_add(exchange->all->slow, 1);
+    }
+    if (state != RT_ANSWER_WAITING)
+        resume(exchange);
+}
+
+void rt_http_exchange_gone(void *context)
+{
+    struct rt_http_exchange *exchange = context;
+    exchange->gone = true;
+    if (rt_openai_answer_state(exchange->answer) < RT_ANSWER_DONE) {
+        bt_log_debug(rt_openai_answer_request(exchange->answer), "client is gone");
+        bt_counter_add(exchange->all->gone, 1);
+    }
+    rt_openai_answer_abandon(exchange->answer);
+    resume(exchange);
+}
+
+void rt_http_exchanges_settle(struct rt_http_exchanges *all)
+{
+    if (!all->unsettled)
+        return;
+    all->unsettled = false;
+    for (struct rt_http_exchange *exchange = all->first; exchange != NULL;
+         exchange = exchange->next) {
+        if (exchange->answer == NULL)
+            continue;
+        rt_openai_answer_settle(exchange->answer);
+        /* The library only notices by trying to send, which it can't: the socket is full. */
+        if (rt_openai_answer_state(exchange->answer) == RT_ANSWER_OVERFLOWN && !exchange->gone) {
+            exchange->gone = true;
+            shutdown(exchange->fd, SHUT_RDWR);
+        }
+    }
+}
+
+void rt_http_exchanges_abandon(struct rt_http_exchanges *all)
+{
+    for (struct rt_http_exchange *exchange = all->first; exchange != NULL;
+         exchange = exchange->next) {
+        exchange->gone = true;
+        if (exchange->answer != NULL)
+            rt_openai_answer_abandon(exchange->answer);
+        resume(exchange);
+    }
+}
+
+/* ------------------------------------------------------------------ responses */
+
+static ssize_t read_stream(void *context, uint64_t position, char *buffer, size_t capacity)
+{
+    (void)position;
+    struct rt_http_exchange *exchange = context;
+    enum rt_openai_answer_state state = rt_openai_answer_state(exchange->answer);
+    if (exchange->gone || state == RT_ANSWER_OVERFLOWN)
+        return MHD_CONTENT_READER_END_WITH_ERROR;
+    struct rt_openai_json *output = rt_openai_answer_output(exchange->answer);
+    size_t size;
+    const char *data = rt_openai_json_unread(output, &size);
+    if (size > 0) {
+        size = size < capacity ? size : capacity;
+        memcpy(buffer, data, size);
+        rt_openai_json_take(output, size);
+        return (ssize_t)size;
+    }
+    if (state == RT_ANSWER_DONE)
+        return MHD_CONTENT_READER_END_OF_STREAM;
+    if (state == RT_ANSWER_BROKEN)
+        return MHD_CONTENT_READER_END_WITH_ERROR;
+    suspend(exchange);
+    return 0;
+}
+
+static enum MHD_Result respond_stream(struct rt_http_exchange *exchange)
+{
+    struct MHD_Response *response = MHD_create_response_from_callback(
+        MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES, read_stream, exchange, NULL);
+    if (response == NULL)
+        return MHD_NO;
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
+                            "text/event-stream; charset=utf-8");
+    MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
+    MHD_add_response_header(response, "X-Request-Id", rt_openai_answer_id(exchange->answer));
+    return rt_http_respond(exchange, MHD_HTTP_OK, response);
+}
+
+enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange)
+{
+    if (exchange->gone || exchange->answer == NULL)
+        return MHD_NO;
+    struct rt_openai_answer *answer = exchange->answer;
+    switch (rt_openai_answer_state(answer)) {
+    case RT_ANSWER_WAITING:
+        suspend(exchange);
+        return MHD_YES;
+    case RT_ANSWER_FAILED:
+        return rt_http_respond_error(exchange, rt_openai_answer_error(answer));
+    case RT_ANSWER_OVERFLOWN:
+        return MHD_NO;
+    case RT_ANSWER_DONE:
+        if (!rt_openai_answer_is_stream(answer))
+            return rt_http_respond_json(exchange, MHD_HTTP_OK, rt_openai_answer_output(answer),
+                                        rt_openai_answer_id(answer));
+        return respond_stream(exchange);
+    default:
+        return respond_stream(exchange);
+    }
+}
+
+static bool header_asks_timing(const struct rt_http_exchange *exchange)
+{
+    const char *value =
+        MHD_lookup_connection_value(exchange->connection, MHD_HEADER_KIND, "X-Baton-Timing");
+    return value != NULL && strcmp(value, "1") == 0;
+}
+
+enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
+                                          enum rt_openai_kind kind)
+{
+    struct rt_openai_error error = {0};
+    struct rt_openai_request request;
+    enum bt_status status =
+        rt_openai_request_parse(kind, exchange->body, exchange->body_size, &error, &request);
+    if (status != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    request.timing = request.timing || header_asks_timing(exchange);
+    status = rt_openai_answer_create(exchange->all->service, &request, on_change, exchange, &error,
+                                     &exchange->answer);
+    rt_openai_request_finish(&request);
+    free(exchange->body);
+    exchange->body = NULL;
+    exchange->body_size = exchange->body_capacity = 0;
+    if (status != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    exchange->watched = rt_http_watch_add(exchange->all->watch, exchange->fd, exchange);
+    if (!exchange->watched)
+        return MHD_NO;
+    suspend(exchange);
+    return MHD_YES;
+}

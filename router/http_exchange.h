@@ -1,0 +1,85 @@
+/*
+ * One HTTP request and its response: collects the body, hands it to its route, sends what the
+ * answer produces, and ends the answer when the client goes away. Internal to the HTTP front.
+ *
+ * Lifetime. An exchange is made at the first call of the access handler and freed when the HTTP
+ * library reports the request as completed, whatever the reason; nothing else frees it. While
+ * `suspended`, the library does not touch the connection: only rt_http_exchange_resume continues
+ * it.
+ */
+#ifndef BATON_ROUTER_HTTP_EXCHANGE_H
+#define BATON_ROUTER_HTTP_EXCHANGE_H
+
+#include <microhttpd.h>
+
+#include "router/http_watch.h"
+#include "router/openai_answer.h"
+#include "router/service.h"
+
+/* Of a body that is refused, this much more is read, so that the client sees the response. */
+#define RT_HTTP_DISCARD_BYTES      (16u << 20)
+#define RT_HTTP_REQUEST_TIMEOUT_S  30u  /* silence while a request is not complete */
+#define RT_HTTP_RESPONSE_TIMEOUT_S 120u /* response bytes wait and the client takes none */
+
+struct rt_http_exchange;
+
+/* What all exchanges of a front share. */
+struct rt_http_exchanges {
+    struct rt_service *service;
+    struct rt_http_watch *watch;
+    uint32_t max_body_bytes;
+    void (*wake)(void *context); /* the HTTP library must run soon */
+    void *wake_context;
+    struct rt_http_exchange *first;
+    bool unsettled;             /* some answer failed: rt_http_exchanges_settle */
+    struct bt_metrics *metrics; /* may be NULL */
+    struct bt_counter *gone, *slow;
+};
+
+typedef enum MHD_Result rt_http_handle_fn(struct rt_http_exchange *exchange);
+
+struct rt_http_route {
+    const char *method; /* "GET" also serves HEAD */
+    const char *path;
+    bool prefix; /* path and anything after it */
+    rt_http_handle_fn *handle;
+};
+
+struct rt_http_exchange {
+    struct rt_http_exchanges *all;
+    struct MHD_Connection *connection;
+    const struct rt_http_route *route; /* NULL: refused already */
+    const char *path;                  /* while a handler runs */
+    struct rt_openai_error refusal;    /* valid without a route */
+    char allow[16];                    /* for 405 */
+    char *body;
+    size_t body_size, body_capacity, discarded;
+    bool dispatched, suspended, gone, watched;
+    int fd;
+    struct rt_openai_answer *answer;
+    struct rt_http_exchange *previous, *next;
+};
+
+/* NULL: no memory. */
+struct rt_http_exchange *rt_http_exchange_create(struct rt_http_exchanges *all,
+                                                 struct MHD_Connection *connection);
+void rt_http_exchange_destroy(struct rt_http_exchange *exchange);
+
+/* More of the body. False: the connection is to be dropped. */
+bool rt_http_exchange_receive(struct rt_http_exchange *exchange, const char *data, size_t size);
+
+/* Chat and text completions: starts the answer. */
+enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
+                                          enum rt_openai_kind kind);
+/* After a resume before the response began. */
+enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange);
+
+/* on_gone of the watch. */
+void rt_http_exchange_gone(void *exchange);
+
+/* Outside of the service's callbacks. */
+void rt_http_exchanges_settle(struct rt_http_exchanges *all);
+/* Abandons all answers and resumes everything, so that the library can be stopped. */
+void rt_http_exchanges_abandon(struct rt_http_exchanges *all);
+
+#endif

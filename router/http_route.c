@@ -1,0 +1,229 @@
+#include "router/http_route.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "router/http_response.h"
+#include "router/openai_prompt.h"
+
+/* ------------------------------------------------------------------ generation */
+
+static enum MHD_Result handle_chat(struct rt_http_exchange *exchange)
+{
+    return rt_http_exchange_generate(exchange, RT_OPENAI_CHAT);
+}
+
+static enum MHD_Result handle_completion(struct rt_http_exchange *exchange)
+{
+    return rt_http_exchange_generate(exchange, RT_OPENAI_COMPLETION);
+}
+
+/* ------------------------------------------------------------------ models */
+
+static void write_model(const struct rt_service *service, struct rt_openai_json *json)
+{
+    rt_openai_json_literal(json, "{\"id\":");
+    rt_openai_json_cstring(json, rt_service_model_name(service));
+    rt_openai_json_literal(json, ",\"object\":\"model\",\"created\":");
+    rt_openai_json_int(json, rt_service_started_unix(service));
+    rt_openai_json_literal(json, ",\"owned_by\":\"baton\",\"max_model_len\":");
+    rt_openai_json_int(json, rt_service_max_model_len(service));
+    rt_openai_json_literal(json, "}");
+}
+
+static enum MHD_Result handle_models(struct rt_http_exchange *exchange)
+{
+    struct rt_openai_json json = {0};
+    rt_openai_json_literal(&json, "{\"object\":\"list\",\"data\":[");
+    write_model(exchange->all->service, &json);
+    rt_openai_json_literal(&json, "]}");
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+}
+
+static enum MHD_Result handle_model(struct rt_http_exchange *exchange)
+{
+    struct rt_openai_error error = {0};
+    const char *name = exchange->path + strlen(exchange->route->path);
+    if (name[0] == '\0')
+        return handle_models(exchange);
+    if (rt_openai_prompt_check_model(exchange->all->service, name, &error) != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    struct rt_openai_json json = {0};
+    write_model(exchange->all->service, &json);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+}
+
+/* ------------------------------------------------------------------ tokens */
+
+static enum bt_status encode(const struct rt_service *service,
+                             const struct rt_openai_request *request, struct rt_openai_error *error,
+                             struct bt_token_buffer *ids)
+{
+    enum bt_status status = rt_openai_prompt_check_model(service, request->model, error);
+    if (status != BT_OK)
+        return status;
+    if (request->message_count > 0)
+        return rt_openai_prompt_encode_messages(service, request->messages, request->message_count,
+                                                error, ids);
+    return rt_openai_prompt_encode_text(service, request->prompts[0].text, request->prompts[0].size,
+                                        request->add_special_tokens, "prompt", error, ids);
+}
+
+static void write_tokens(const struct rt_service *service, const struct bt_token_buffer *ids,
+                         struct rt_openai_json *json)
+{
+    rt_openai_json_literal(json, "{\"tokens\":[");
+    for (size_t i = 0; i < ids->count; i++) {
+        if (i > 0)
+            rt_openai_json_literal(json, ",");
+        rt_openai_json_int(json, ids->ids[i]);
+    }
+    rt_openai_json_literal(json, "],\"count\":");
+    rt_openai_json_int(json, (int64_t)ids->count);
+    rt_openai_json_literal(json, ",\"max_model_len\":");
+    rt_openai_json_int(json, rt_service_max_model_len(service));
+    rt_openai_json_literal(json, "}");
+}
+
+static enum MHD_Result handle_tokenize(struct rt_http_exchange *exchange)
+{
+    const struct rt_service *service = exchange->all->service;
+    struct rt_openai_error error = {0};
+    struct rt_openai_request request;
+    if (rt_openai_request_parse(RT_OPENAI_TOKENIZE, exchange->body, exchange->body_size, &error,
+                                &request) != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    struct bt_token_buffer ids = {0};
+    struct rt_openai_json json = {0};
+    enum bt_status status = encode(service, &request, &error, &ids);
+    if (status == BT_OK)
+        write_tokens(service, &ids, &json);
+    rt_openai_request_finish(&request);
+    free(ids.ids);
+    if (status != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+}
+
+static enum bt_status decode(const struct rt_service *service,
+                             const struct rt_openai_prompt *tokens, struct rt_openai_error *error,
+                             struct rt_openai_json *text)
+{
+    const struct bt_tokenizer *tokenizer = rt_service_tokenizer(service);
+    for (size_t i = 0; i < tokens->count; i++) {
+        if (tokens->ids[i] >= bt_tokenizer_vocab_size(tokenizer))
+            return rt_openai_error_field(error, "tokens",
+                                         "[%zu] is %" PRIu32 ", which is not in the vocabulary", i,
+                                         tokens->ids[i]);
+        size_t size = 0;
+        const char *bytes = bt_tokenizer_bytes(tokenizer, tokens->ids[i], &size);
+        rt_openai_json_raw(text, bytes, size);
+    }
+    return BT_OK;
+}
+
+static enum MHD_Result handle_detokenize(struct rt_http_exchange *exchange)
+{
+    struct rt_openai_error error = {0};
+    struct rt_openai_request request;
+    if (rt_openai_request_parse(RT_OPENAI_DETOKENIZE, exchange->body, exchange->body_size, &error,
+                                &request) != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    struct rt_openai_json text = {0}, json = {0};
+    enum bt_status status = decode(exchange->all->service, &request.prompts[0], &error, &text);
+    rt_openai_request_finish(&request);
+    if (status == BT_OK) {
+        size_t size;
+        const char *bytes = rt_openai_json_unread(&text, &size);
+        rt_openai_json_literal(&json, "{\"prompt\":");
+        rt_openai_json_string(&json, size > 0 ? bytes : "", size);
+        rt_openai_json_literal(&json, "}");
+        json.failed = json.failed || text.failed;
+    }
+    rt_openai_json_finish(&text);
+    if (status != BT_OK)
+        return rt_http_respond_error(exchange, &error);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+}
+
+/* ------------------------------------------------------------------ state */
+
+static enum MHD_Result handle_health(struct rt_http_exchange *exchange)
+{
+    struct rt_openai_json json = {0};
+    rt_openai_json_literal(&json, "{\"status\":\"ok\"}");
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+}
+
+static enum MHD_Result handle_ready(struct rt_http_exchange *exchange)
+{
+    struct rt_openai_json json = {0};
+    const char *why = NULL;
+    bool ready = rt_service_ready(exchange->all->service, &why);
+    rt_openai_json_literal(&json, ready ? "{\"status\":\"ready\"" : "{\"status\":\"not ready\"");
+    if (!ready) {
+        rt_openai_json_literal(&json, ",\"reason\":");
+        rt_openai_json_cstring(&json, why);
+    }
+    rt_openai_json_literal(&json, "}");
+    return rt_http_respond_json(exchange, ready ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE, &json,
+                                NULL);
+}
+
+static enum MHD_Result handle_metrics(struct rt_http_exchange *exchange)
+{
+    size_t size;
+    char *text = rt_service_metrics(exchange->all->service, &size);
+    if (text == NULL)
+        return MHD_NO;
+    return rt_http_respond_text(exchange, text, size, "text/plain; version=0.0.4; charset=utf-8");
+}
+
+/* ------------------------------------------------------------------ table */
+
+static const struct rt_http_route routes[] = {
+    {"POST", "/v1/chat/completions", false, handle_chat},
+    {"POST", "/v1/completions", false, handle_completion},
+    {"GET", "/v1/models", false, handle_models},
+    {"GET", "/v1/models/", true, handle_model},
+    {"POST", "/tokenize", false, handle_tokenize},
+    {"POST", "/detokenize", false, handle_detokenize},
+    {"GET", "/health", false, handle_health},
+    {"GET", "/ready", false, handle_ready},
+    {"GET", "/metrics", false, handle_metrics},
+};
+
+static bool serves(const struct rt_http_route *route, const char *path)
+{
+    return route->prefix ? strncmp(path, route->path, strlen(route->path)) == 0
+                         : strcmp(path, route->path) == 0;
+}
+
+static bool takes(const struct rt_http_route *route, const char *method)
+{
+    return strcmp(method, route->method) == 0 ||
+           (strcmp(method, "HEAD") == 0 && strcmp(route->method, "GET") == 0);
+}
+
+void rt_http_route_find(struct rt_http_exchange *exchange, const char *method, const char *path)
+{
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        if (!serves(&routes[i], path))
+            continue;
+        if (takes(&routes[i], method)) {
+            exchange->route = &routes[i];
+            return;
+        }
+        bool get = strcmp(routes[i].method, "GET") == 0;
+        snprintf(exchange->allow, sizeof exchange->allow, "%s", get ? "GET, HEAD" : "POST");
+        rt_openai_error_set(&exchange->refusal, BT_ERR_INVALID_ARGUMENT, NULL, "method_not_allowed",
+                            "%.20s is not allowed on %.100s, use %s", method, path,
+                            routes[i].method);
+        exchange->refusal.http_status = MHD_HTTP_METHOD_NOT_ALLOWED;
+        return;
+    }
+    rt_openai_error_set(&exchange->refusal, BT_ERR_NOT_FOUND, NULL, "unknown_url",
+                        "unknown path: %.20s %.200s", method, path);
+}

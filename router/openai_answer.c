@@ -1,0 +1,425 @@
+#include "router/openai_answer.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/random.h"
+#include "router/openai_prompt.h"
+#include "router/openai_response.h"
+#include "router/openai_sampling.h"
+
+struct generation {
+    struct rt_openai_answer *answer;
+    uint64_t request; /* of the service; live until on_end or abandon */
+    bool live;
+    const char *finish_reason;
+    struct rt_openai_choice choice;
+};
+
+struct rt_openai_answer {
+    struct rt_service *service;
+    struct rt_openai_form form;
+    bool timing;
+    rt_openai_answer_fn *on_change;
+    void *context;
+    enum rt_openai_answer_state state;
+    struct rt_openai_error error;
+    struct rt_openai_usage usage;
+    struct rt_openai_json out;
+    struct rt_openai_json *timings; /* one a generation, whole responses only */
+    struct generation *generations;
+    size_t generation_count, unfinished;
+    bool abandoned;
+};
+
+/* ------------------------------------------------------------------ output */
+
+static bool over(const struct rt_openai_answer *answer)
+{
+    return answer->abandoned || answer->state >= RT_ANSWER_DONE;
+}
+
+static void fail(struct rt_openai_answer *answer, enum bt_status status, const char *text)
+{
+    rt_openai_error_from(&answer->error, status, NULL, text);
+    if (answer->state == RT_ANSWER_WAITING) {
+        answer->state = RT_ANSWER_FAILED;
+        return;
+    }
+    rt_openai_json_literal(&answer->out, "data: ");
+    rt_openai_error_write(&answer->error, &answer->out);
+    rt_openai_json_literal(&answer->out, "\n\n");
+    answer->state = answer->out.failed ? RT_ANSWER_OVERFLOWN : RT_ANSWER_BROKEN;
+}
+
+static void stream_changed(struct rt_openai_answer *answer)
+{
+    size_t size;
+    rt_openai_json_unread(&answer->out, &size);
+    if (answer->out.failed) {
+        answer->state = RT_ANSWER_OVERFLOWN;
+        rt_openai_error_set(&answer->error, BT_ERR_EXHAUSTED, NULL, "slow_reader",
+                            "the client reads too slowly: %u bytes wait", RT_OPENAI_STREAM_LIMIT);
+    } else if (size > 0 && answer->state == RT_ANSWER_WAITING) {
+        answer->state = RT_ANSWER_STREAMING;
+    }
+}
+
+static void write_timings(struct rt_openai_answer *answer, struct rt_openai_json *out)
+{
+    if (answer->generation_count == 1) {
+        size_t size;
+        const char *text = rt_openai_json_unread(&answer->timings[0], &size);
+        rt_openai_json_raw(out, text, size);
+        return;
+    }
+    for (size_t i = 0; i < answer->generation_count; i++) {
+        size_t size;
+        const char *text = rt_openai_json_unread(&answer->timings[i], &size);
+        rt_openai_json_literal(out, i == 0 ? "[" : ",");
+        rt_openai_json_raw(out, size > 0 ? text : "null", size > 0 ? size : 4);
+    }
+    rt_openai_json_literal(out, "]");
+}
+
+static void write_whole(struct rt_openai_answer *answer)
+{
+    struct rt_openai_json timings = {0};
+    if (answer->timing)
+        write_timings(answer, &timings);
+    rt_openai_write_head(&answer->form, &answer->out);
+    for (size_t i = 0; i < answer->generation_count; i++)
+        rt_openai_write_choice(&answer->form, &answer->generations[i].choice,
+                               answer->generations[i].finish_reason, &answer->out);
+    rt_openai_write_tail(&answer->usage, &timings, &answer->out);
+    rt_openai_json_finish(&timings);
+    answer->state = RT_ANSWER_DONE;
+    if (!answer->out.failed)
+        return;
+    answer->state = RT_ANSWER_WAITING;
+    fail(answer, BT_ERR_NO_MEMORY, "no memory for the response");
+}
+
+/* All generations ended well. */
+static void complete(struct rt_openai_answer *answer)
+{
+    if (!answer->form.stream) {
+        write_whole(answer);
+        return;
+    }
+    if (answer->form.include_usage)
+        rt_openai_write_usage_chunk(&answer->form, &answer->usage, &answer->out);
+    rt_openai_write_done(&answer->out);
+    stream_changed(answer);
+    if (answer->state != RT_ANSWER_OVERFLOWN)
+        answer->state = RT_ANSWER_DONE;
+}
+
+/* ------------------------------------------------------------------ what the service says */
+
+static void on_output(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
+                      size_t token_count)
+{
+    struct generation *generation = context;
+    struct rt_openai_answer *answer = generation->answer;
+    if (over(answer))
+        return;
+    rt_openai_write_output(&answer->form, &generation->choice, text, size, tokens, token_count,
+                           &answer->out);
+    if (!answer->form.stream)
+        return;
+    stream_changed(answer);
+    answer->on_change(answer->context);
+}
+
+static void finish_generation(struct generation *generation, const struct rt_result *result)
+{
+    struct rt_openai_answer *answer = generation->answer;
+    generation->finish_reason = result->finish == RT_FINISH_LENGTH ? "length" : "stop";
+    answer->usage.completion_tokens += result->completion_tokens;
+    const Baton__V1__Timing *timing = answer->timing ? result->timing : NULL;
+    if (answer->form.stream) {
+        rt_openai_write_finish(&answer->form, &generation->choice, generation->finish_reason,
+                               timing, &answer->out);
+        stream_changed(answer);
+    } else if (timing != NULL) {
+        rt_openai_write_timing(timing, &answer->timings[generation->choice.index]);
+    }
+    if (--answer->unfinished == 0 && !over(answer))
+        complete(answer);
+}
+
+static void on_end(void *context, const struct rt_result *result)
+{
+    struct generation *generation = context;
+    struct rt_openai_answer *answer = generation->answer;
+    generation->live = false;
+    if (over(answer))
+        return;
+    switch (result->finish) {
+    case RT_FINISH_STOP:
+    case RT_FINISH_LENGTH:
+        finish_generation(generation, result);
+        break;
+    case RT_FINISH_CANCELLED:
+        fail(answer, BT_ERR_CANCELLED, "the request was cancelled");
+        break;
+    case RT_FINISH_DEADLINE:
+        fail(answer, BT_ERR_DEADLINE, "the request took longer than its deadline allows");
+        break;
+    default:
+        fail(answer, result->status != BT_OK ? result->status : BT_ERR_INTERNAL, result->text);
+        break;
+    }
+    answer->on_change(answer->context);
+}
+
+/* ------------------------------------------------------------------ start */
+
+/* A prompt ready to be submitted. */
+struct encoded {
+    const uint32_t *ids; /* the request's or the buffer's */
+    size_t count;
+    struct bt_token_buffer buffer;
+};
+
+static enum bt_status encode(const struct rt_service *service,
+                             const struct rt_openai_request *request, size_t index,
+                             struct rt_openai_error *error, struct encoded *encoded)
+{
+    char param[RT_OPENAI_PARAM_SIZE] = "messages";
+    enum bt_status status = BT_OK;
+    if (request->kind == RT_OPENAI_CHAT) {
+        status = rt_openai_prompt_encode_messages(service, request->messages,
+                                                  request->message_count, error, &encoded->buffer);
+    } else {
+        const struct rt_openai_prompt *given = &request->prompts[index];
+        snprintf(param, sizeof param, request->prompt_count > 1 ? "prompt[%zu]" : "prompt", index);
+        encoded->ids = given->ids;
+        encoded->count = given->count;
+        if (given->text != NULL)
+            status = rt_openai_prompt_encode_text(service, given->text, given->size,
+                                                  request->add_special_tokens, param, error,
+                                                  &encoded->buffer);
+    }
+    if (status != BT_OK)
+        return status;
+    if (encoded->ids == NULL) {
+        encoded->ids = encoded->buffer.ids;
+        encoded->count = encoded->buffer.count;
+    }
+    return rt_openai_prompt_check_ids(service, encoded->ids, encoded->count,
+                                      request->sampling.max_tokens, param, error);
+}
+
+static enum bt_status submit_one(struct rt_openai_answer *answer,
+                                 const struct rt_generation *description,
+                                 struct generation *generation, struct rt_openai_error *error)
+{
+    const struct rt_sink sink = {.context = generation, .on_output = on_output, .on_end = on_end};
+    struct bt_error reason = {0};
+    enum bt_status status =
+        rt_service_submit(answer->service, description, &sink, &reason, &generation->request);
+    generation->live = status == BT_OK;
+    return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, NULL, reason.text);
+}
+
+/* The n choices of one prompt; the seed of choice i is seed + i. */
+static enum bt_status submit_prompt(struct rt_openai_answer *answer,
+                                    const struct rt_openai_request *request, uint64_t seed,
+                                    const struct encoded *encoded, struct generation *generations,
+                                    struct rt_openai_error *error)
+{
+    struct rt_generation description = {
+        .prompt = encoded->ids,
+        .prompt_tokens = (uint32_t)encoded->count,
+        .sampling = request->sampling,
+        .stop = request->stop,
+        .stop_count = request->stop_count,
+        .deadline_ns = BT_NEVER_NS,
+        .keep_special = request->keep_special,
+    };
+    enum bt_status status = BT_OK;
+    for (uint32_t i = 0; status == BT_OK && i < request->n; i++) {
+        description.sampling.seed = seed + i;
+        status = submit_one(answer, &description, &generations[i], error);
+    }
+    return status;
+}
+
+static enum bt_status check_bias(const struct rt_service *service,
+                                 const Baton__V1__SamplingParams *sampling,
+                                 struct rt_openai_error *error)
+{
+    uint32_t vocab_size = bt_tokenizer_vocab_size(rt_service_tokenizer(service));
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < sampling->n_logit_bias_token; i++)
+        status = rt_sampling_check_bias(sampling->logit_bias_token[i],
+                                        sampling->logit_bias_value[i], vocab_size, error);
+    return status;
+}
+
+/* Everything is checked before anything is submitted. */
+static enum bt_status start(struct rt_openai_answer *answer,
+                            const struct rt_openai_request *request, size_t prompt_count,
+                            struct rt_openai_error *error)
+{
+    struct encoded *encoded = calloc(prompt_count, sizeof *encoded);
+    if (encoded == NULL)
+        return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for prompts");
+    uint64_t seed = request->has_seed ? request->sampling.seed : bt_random_entropy();
+    enum bt_status status = check_bias(answer->service, &request->sampling, error);
+    for (size_t i = 0; status == BT_OK && i < prompt_count; i++) {
+        status = encode(answer->service, request, i, error, &encoded[i]);
+        answer->usage.prompt_tokens += encoded[i].count;
+    }
+    for (size_t i = 0; status == BT_OK && i < prompt_count; i++)
+        status = submit_prompt(answer, request, seed, &encoded[i],
+                               &answer->generations[i * request->n], error);
+    for (size_t i = 0; i < prompt_count; i++)
+        free(encoded[i].buffer.ids);
+    free(encoded);
+    return status;
+}
+
+static void fill_form(struct rt_openai_answer *answer, const struct rt_openai_request *request)
+{
+    answer->form = (struct rt_openai_form){
+        .tokenizer = rt_service_tokenizer(answer->service),
+        .model = rt_service_model_name(answer->service),
+        .created = bt_clock_unix_ns() / BT_NS_PER_S,
+        .chat = request->kind == RT_OPENAI_CHAT,
+        .stream = request->stream,
+        .logprobs = request->sampling.logprobs >= 0,
+        .include_usage = request->include_usage,
+        .token_ids = request->return_token_ids,
+        .keep_special = request->keep_special,
+    };
+    uint64_t hash = rt_service_model_hash(answer->service);
+    if (hash != 0)
+        snprintf(answer->form.fingerprint, sizeof answer->form.fingerprint, "fp_%016" PRIx64, hash);
+}
+
+static struct rt_openai_answer *allocate(struct rt_service *service, size_t generation_count)
+{
+    struct rt_openai_answer *answer = calloc(1, sizeof *answer);
+    if (answer == NULL)
+        return NULL;
+    answer->service = service;
+    answer->generations = calloc(generation_count, sizeof *answer->generations);
+    answer->timings = calloc(generation_count, sizeof *answer->timings);
+    if (answer->generations == NULL || answer->timings == NULL) {
+        rt_openai_answer_destroy(answer);
+        return NULL;
+    }
+    answer->generation_count = answer->unfinished = generation_count;
+    for (size_t i = 0; i < generation_count; i++) {
+        answer->generations[i].answer = answer;
+        answer->generations[i].choice.index = (uint32_t)i;
+    }
+    return answer;
+}
+
+enum bt_status rt_openai_answer_create(struct rt_service *service,
+                                       const struct rt_openai_request *request,
+                                       rt_openai_answer_fn *on_change, void *context,
+                                       struct rt_openai_error *error,
+                                       struct rt_openai_answer **ret_answer)
+{
+    enum bt_status status = rt_openai_prompt_check_model(service, request->model, error);
+    if (status != BT_OK)
+        return status;
+    size_t prompt_count = request->kind == RT_OPENAI_CHAT ? 1 : request->prompt_count;
+    struct rt_openai_answer *answer = allocate(service, prompt_count * request->n);
+    if (answer == NULL)
+        return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for a request");
+    answer->on_change = on_change;
+    answer->context = context;
+    answer->timing = request->timing;
+    answer->out.limit = request->stream ? RT_OPENAI_STREAM_LIMIT : 0;
+    fill_form(answer, request);
+    status = start(answer, request, prompt_count, error);
+    if (status != BT_OK) {
+        rt_openai_answer_destroy(answer);
+        return status;
+    }
+    /* The service's id is in all logs; the random part keeps ids apart over restarts. */
+    snprintf(answer->form.id, sizeof answer->form.id, "%s-%016" PRIx64 "%08" PRIx32,
+             answer->form.chat ? "chatcmpl" : "cmpl", answer->generations[0].request,
+             (uint32_t)bt_random_entropy());
+    *ret_answer = answer;
+    return BT_OK;
+}
+
+/* ------------------------------------------------------------------ end */
+
+static void abandon_live(struct rt_openai_answer *answer)
+{
+    for (size_t i = 0; i < answer->generation_count; i++) {
+        struct generation *generation = &answer->generations[i];
+        if (!generation->live)
+            continue;
+        generation->live = false;
+        rt_service_abandon(answer->service, generation->request);
+    }
+}
+
+void rt_openai_answer_destroy(struct rt_openai_answer *answer)
+{
+    if (answer == NULL)
+        return;
+    rt_openai_answer_abandon(answer);
+    for (size_t i = 0; i < answer->generation_count; i++) {
+        rt_openai_choice_finish(&answer->generations[i].choice);
+        rt_openai_json_finish(&answer->timings[i]);
+    }
+    rt_openai_json_finish(&answer->out);
+    free(answer->generations);
+    free(answer->timings);
+    free(answer);
+}
+
+void rt_openai_answer_settle(struct rt_openai_answer *answer)
+{
+    if (answer->state >= RT_ANSWER_FAILED)
+        abandon_live(answer);
+}
+
+void rt_openai_answer_abandon(struct rt_openai_answer *answer)
+{
+    answer->abandoned = true;
+    abandon_live(answer);
+}
+
+enum rt_openai_answer_state rt_openai_answer_state(const struct rt_openai_answer *answer)
+{
+    return answer->state;
+}
+
+bool rt_openai_answer_is_stream(const struct rt_openai_answer *answer)
+{
+    return answer->form.stream;
+}
+
+const struct rt_openai_error *rt_openai_answer_error(const struct rt_openai_answer *answer)
+{
+    return &answer->error;
+}
+
+const char *rt_openai_answer_id(const struct rt_openai_answer *answer)
+{
+    return answer->form.id;
+}
+
+uint64_t rt_openai_answer_request(const struct rt_openai_answer *answer)
+{
+    return answer->generations[0].request;
+}
+
+struct rt_openai_json *rt_openai_answer_output(struct rt_openai_answer *answer)
+{
+    return &answer->out;
+}

@@ -1,0 +1,373 @@
+#include "router/rpc_front.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/random.h"
+#include "proto/generate.pb-c.h"
+#include "router/openai_prompt.h"
+#include "router/openai_sampling.h"
+
+/* One Generate call, from its acceptance to the end of the call. */
+struct stream {
+    struct rt_service *service;
+    struct bt_rpc_call *call;
+    uint64_t request;
+    bool token_events;               /* events carry tokens */
+    struct rt_openai_json text;      /* scratch: text as a C string */
+    const Baton__V1__Token **tokens; /* scratch: pointers, as protobuf-c wants them */
+    size_t token_capacity;
+};
+
+/* Ends the call. The service must have ended or forgotten the generation. */
+static void stream_end(struct stream *stream, enum bt_status status, const char *text)
+{
+    bt_rpc_call_end(stream->call, status, text, NULL);
+    rt_openai_json_finish(&stream->text);
+    free(stream->tokens);
+    free(stream);
+}
+
+static void stream_drop(struct stream *stream, enum bt_status status, const char *text)
+{
+    rt_service_abandon(stream->service, stream->request);
+    stream_end(stream, status, text);
+}
+
+/* ------------------------------------------------------------------ events */
+
+/* A protobuf-c string ends at its first NUL, so that NULs become U+FFFD. NULL: no memory. */
+static char *text_string(struct stream *stream, const char *text, size_t size)
+{
+    struct rt_openai_json *out = &stream->text;
+    out->start = out->end = 0;
+    for (size_t at = 0; at < size;) {
+        const char *nul = memchr(text + at, '\0', size - at);
+        size_t run = nul != NULL ? (size_t)(nul - (text + at)) : size - at;
+        rt_openai_json_raw(out, text + at, run);
+        if (nul != NULL)
+            rt_openai_json_literal(out, "\xEF\xBF\xBD");
+        at += run + (nul != NULL);
+    }
+    rt_openai_json_raw(out, "", 1);
+    return out->failed ? NULL : out->data;
+}
+
+/* False: no memory. */
+static bool point_to_tokens(struct stream *stream, const Baton__V1__Token *tokens, size_t count)
+{
+    if (count > stream->token_capacity) {
+        const Baton__V1__Token **grown = realloc(stream->tokens, count * sizeof *grown);
+        if (grown == NULL)
+            return false;
+        stream->tokens = grown;
+        stream->token_capacity = count;
+    }
+    for (size_t i = 0; i < count; i++)
+        stream->tokens[i] = &tokens[i];
+    return true;
+}
+
+static void on_output(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
+                      size_t token_count)
+{
+    struct stream *stream = context;
+    size_t shown = stream->token_events ? token_count : 0;
+    if (size == 0 && shown == 0)
+        return;
+    Baton__V1__GenerateEvent event = BATON__V1__GENERATE_EVENT__INIT;
+    event.text = text_string(stream, text, size);
+    if (event.text == NULL || !point_to_tokens(stream, tokens, shown)) {
+        stream_drop(stream, BT_ERR_NO_MEMORY, "no memory for an event");
+        return;
+    }
+    event.tokens = (Baton__V1__Token **)stream->tokens;
+    event.n_tokens = shown;
+    if (bt_rpc_call_send(stream->call, &event.base) != BT_OK)
+        stream_drop(stream, BT_ERR_EXHAUSTED, "the client reads too slowly");
+}
+
+static void finish_well(struct stream *stream, const struct rt_result *result)
+{
+    Baton__V1__Usage usage = BATON__V1__USAGE__INIT;
+    usage.prompt_tokens = result->prompt_tokens;
+    usage.completion_tokens = result->completion_tokens;
+    Baton__V1__GenerateEvent event = BATON__V1__GENERATE_EVENT__INIT;
+    event.finish_reason = (char *)(result->finish == RT_FINISH_LENGTH ? "length" : "stop");
+    event.usage = &usage;
+    event.timing = (Baton__V1__Timing *)result->timing;
+    if (bt_rpc_call_send(stream->call, &event.base) == BT_OK)
+        stream_end(stream, BT_OK, NULL);
+    else
+        stream_end(stream, BT_ERR_EXHAUSTED, "the client reads too slowly");
+}
+
+static void on_end(void *context, const struct rt_result *result)
+{
+    struct stream *stream = context;
+    switch (result->finish) {
+    case RT_FINISH_STOP:
+    case RT_FINISH_LENGTH:
+        finish_well(stream, result);
+        break;
+    case RT_FINISH_CANCELLED:
+        stream_end(stream, BT_ERR_CANCELLED, "the request was cancelled");
+        break;
+    case RT_FINISH_DEADLINE:
+        stream_end(stream, BT_ERR_DEADLINE, "the request took longer than its deadline allows");
+        break;
+    default:
+        stream_end(stream, result->status < BT_OK ? result->status : BT_ERR_INTERNAL, result->text);
+        break;
+    }
+}
+
+/* The client cancelled or went away, or its deadline passed. */
+static void on_cancel(void *context, struct bt_rpc_call *call)
+{
+    bool late = bt_rpc_call_deadline_ns(call) <= bt_clock_now_ns();
+    stream_drop(context, late ? BT_ERR_DEADLINE : BT_ERR_CANCELLED,
+                late ? "the call's deadline passed" : "cancelled by the client");
+}
+
+/* ------------------------------------------------------------------ Generate: the request */
+
+struct number {
+    const char *name;
+    bool set;
+    double real;
+    int64_t integer;
+};
+
+/* -1 is how SamplingParams says that they are not wanted. */
+static bool asks_logprobs(const Baton__V1__GenerateRequest *request)
+{
+    return request->has_logprobs && request->logprobs != -1;
+}
+
+static enum bt_status read_numbers(const Baton__V1__GenerateRequest *request,
+                                   struct rt_openai_error *error,
+                                   Baton__V1__SamplingParams *sampling)
+{
+    const struct number numbers[] = {
+        {"temperature", request->has_temperature, request->temperature, 0},
+        {"top_p", request->has_top_p, request->top_p, 0},
+        {"top_k", request->has_top_k, 0, request->top_k},
+        {"min_p", request->has_min_p, request->min_p, 0},
+        {"repetition_penalty", request->has_repetition_penalty, request->repetition_penalty, 0},
+        {"presence_penalty", request->has_presence_penalty, request->presence_penalty, 0},
+        {"frequency_penalty", request->has_frequency_penalty, request->frequency_penalty, 0},
+        {"max_tokens", request->has_max_tokens, 0, request->max_tokens},
+        {"min_tokens", request->has_min_tokens, 0, request->min_tokens},
+        {"logprobs", asks_logprobs(request), 0, request->logprobs},
+    };
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < sizeof numbers / sizeof *numbers; i++) {
+        if (!numbers[i].set)
+            continue;
+        const struct rt_sampling_field *field = rt_sampling_field_find(numbers[i].name);
+        status = field->type == RT_SAMPLING_REAL
+                     ? rt_sampling_set_real(sampling, field, numbers[i].real, error)
+                     : rt_sampling_set_integer(sampling, field, numbers[i].integer, error);
+    }
+    return status == BT_OK ? rt_sampling_check(sampling, error) : status;
+}
+
+static enum bt_status read_bias(const struct rt_service *service,
+                                const Baton__V1__GenerateRequest *request,
+                                struct rt_openai_error *error, Baton__V1__SamplingParams *sampling)
+{
+    size_t count = request->n_logit_bias_token;
+    if (count != request->n_logit_bias_value)
+        return rt_openai_error_field(error, "logit_bias", "has %zu tokens and %zu values", count,
+                                     request->n_logit_bias_value);
+    if (count > RT_OPENAI_MAX_BIAS)
+        return rt_openai_error_field(error, "logit_bias", "has %zu entries, more than %d", count,
+                                     RT_OPENAI_MAX_BIAS);
+    uint32_t vocab_size = bt_tokenizer_vocab_size(rt_service_tokenizer(service));
+    for (size_t i = 0; i < count; i++) {
+        enum bt_status status = rt_sampling_check_bias(
+            request->logit_bias_token[i], request->logit_bias_value[i], vocab_size, error);
+        if (status != BT_OK)
+            return status;
+    }
+    sampling->n_logit_bias_token = sampling->n_logit_bias_value = count;
+    sampling->logit_bias_token = request->logit_bias_token;
+    sampling->logit_bias_value = request->logit_bias_value;
+    return BT_OK;
+}
+
+static enum bt_status read_sampling(const struct rt_service *service,
+                                    const Baton__V1__GenerateRequest *request,
+                                    struct rt_openai_error *error,
+                                    Baton__V1__SamplingParams *sampling)
+{
+    rt_sampling_init(sampling);
+    enum bt_status status = read_numbers(request, error, sampling);
+    if (status == BT_OK)
+        status = read_bias(service, request, error, sampling);
+    for (size_t i = 0; status == BT_OK && i < request->n_stop; i++)
+        status = rt_sampling_check_stop(strlen(request->stop[i]), i + 1, error);
+    sampling->ignore_eos = request->ignore_eos;
+    sampling->seed = request->has_seed ? request->seed : bt_random_entropy();
+    return status;
+}
+
+static enum bt_status encode_messages(const struct rt_service *service,
+                                      Baton__V1__ChatMessage *const *given, size_t count,
+                                      struct rt_openai_error *error, struct bt_token_buffer *ids)
+{
+    struct bt_chat_message *messages = calloc(count, sizeof *messages);
+    if (messages == NULL)
+        return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for messages");
+    for (size_t i = 0; i < count; i++) {
+        messages[i].role = given[i]->role;
+        messages[i].content = given[i]->content;
+        messages[i].content_size = strlen(given[i]->content);
+    }
+    enum bt_status status = rt_openai_prompt_encode_messages(service, messages, count, error, ids);
+    free(messages);
+    return status;
+}
+
+/* `ids` holds what was encoded; prompt_ids are used where they are. */
+static enum bt_status read_prompt(const struct rt_service *service,
+                                  const Baton__V1__GenerateRequest *request, uint32_t max_tokens,
+                                  struct rt_openai_error *error, struct bt_token_buffer *ids,
+                                  struct rt_generation *generation)
+{
+    bool text = request->prompt != NULL;
+    if (text + (request->n_prompt_ids > 0) + (request->n_messages > 0) != 1)
+        return rt_openai_error_field(error, "prompt",
+                                     "or prompt_ids or messages must be given, and only one");
+    const char *param = text ? "prompt" : request->n_messages > 0 ? "messages" : "prompt_ids";
+    if (text && request->prompt[0] == '\0')
+        return rt_openai_error_field(error, param, "must not be empty");
+    enum bt_status status = BT_OK;
+    generation->prompt = request->prompt_ids;
+    size_t count = request->n_prompt_ids;
+    if (text)
+        status = rt_openai_prompt_encode_text(service, request->prompt, strlen(request->prompt),
+                                              true, param, error, ids);
+    else if (request->n_messages > 0)
+        status = encode_messages(service, request->messages, request->n_messages, error, ids);
+    if (status != BT_OK)
+        return status;
+    if (request->n_prompt_ids == 0) {
+        generation->prompt = ids->ids;
+        count = ids->count;
+    }
+    generation->prompt_tokens = (uint32_t)count;
+    return rt_openai_prompt_check_ids(service, generation->prompt, count, max_tokens, param, error);
+}
+
+static enum bt_status submit(struct stream *stream, const struct rt_generation *generation,
+                             struct rt_openai_error *error)
+{
+    const struct rt_sink sink = {.context = stream, .on_output = on_output, .on_end = on_end};
+    struct bt_error reason = {0};
+    enum bt_status status =
+        rt_service_submit(stream->service, generation, &sink, &reason, &stream->request);
+    return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, NULL, reason.text);
+}
+
+static enum bt_status start(struct stream *stream, const Baton__V1__GenerateRequest *request,
+                            struct rt_openai_error *error)
+{
+    struct rt_generation generation = {
+        .stop = (const char *const *)request->stop,
+        .stop_count = request->n_stop,
+        .deadline_ns = bt_rpc_call_deadline_ns(stream->call),
+    };
+    struct bt_token_buffer ids = {0};
+    enum bt_status status = rt_openai_prompt_check_model(stream->service, request->model, error);
+    if (status == BT_OK)
+        status = read_sampling(stream->service, request, error, &generation.sampling);
+    if (status == BT_OK)
+        status = read_prompt(stream->service, request, generation.sampling.max_tokens, error, &ids,
+                             &generation);
+    if (status == BT_OK)
+        status = submit(stream, &generation, error);
+    free(ids.ids);
+    return status;
+}
+
+static void handle_generate(void *context, struct bt_rpc_call *call,
+                            const ProtobufCMessage *message)
+{
+    const Baton__V1__GenerateRequest *request = (const Baton__V1__GenerateRequest *)message;
+    struct stream *stream = calloc(1, sizeof *stream);
+    if (stream == NULL) {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "no memory for a stream", NULL);
+        return;
+    }
+    stream->service = context;
+    stream->call = call;
+    stream->token_events = request->token_ids || asks_logprobs(request);
+    struct rt_openai_error error = {0};
+    enum bt_status status = start(stream, request, &error);
+    if (status != BT_OK)
+        stream_end(stream, status, error.text);
+    else
+        bt_rpc_call_on_cancel(call, on_cancel, stream);
+}
+
+/* ------------------------------------------------------------------ unary calls */
+
+static void handle_models(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
+{
+    (void)message;
+    const struct rt_service *service = context;
+    Baton__V1__ModelInfo info = BATON__V1__MODEL_INFO__INIT;
+    Baton__V1__ModelInfo *infos[] = {&info};
+    Baton__V1__ModelsResponse response = BATON__V1__MODELS_RESPONSE__INIT;
+    info.id = (char *)rt_service_model_name(service);
+    info.max_model_len = rt_service_max_model_len(service);
+    info.model_hash = rt_service_model_hash(service);
+    response.models = infos;
+    response.n_models = 1;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void handle_status(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
+{
+    (void)message;
+    Baton__V1__StatusResponse *response = rt_service_status(context);
+    if (response == NULL) {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "no memory for the status", NULL);
+        return;
+    }
+    bt_rpc_call_end(call, BT_OK, NULL, &response->base);
+    baton__v1__status_response__free_unpacked(response, NULL);
+}
+
+static void handle_tokenize(void *context, struct bt_rpc_call *call,
+                            const ProtobufCMessage *message)
+{
+    const Baton__V1__TokenizeRequest *request = (const Baton__V1__TokenizeRequest *)message;
+    struct rt_openai_error error = {0};
+    struct bt_token_buffer ids = {0};
+    enum bt_status status;
+    if (request->n_messages > 0 && request->text[0] != '\0')
+        status = rt_openai_error_field(&error, "text", "or messages must be given, and only one");
+    else if (request->n_messages > 0)
+        status = encode_messages(context, request->messages, request->n_messages, &error, &ids);
+    else
+        status = rt_openai_prompt_encode_text(context, request->text, strlen(request->text), true,
+                                              "text", &error, &ids);
+    Baton__V1__TokenizeResponse response = BATON__V1__TOKENIZE_RESPONSE__INIT;
+    response.ids = ids.ids;
+    response.n_ids = ids.count;
+    bt_rpc_call_end(call, status, status == BT_OK ? NULL : error.text,
+                    status == BT_OK ? &response.base : NULL);
+    free(ids.ids);
+}
+
+const struct bt_rpc_method rt_rpc_front_methods[] = {
+    {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, handle_generate},
+    {"baton.v1.Router/Models", &baton__v1__models_request__descriptor, handle_models},
+    {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, handle_status},
+    {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, handle_tokenize},
+    {NULL, NULL, NULL},
+};
