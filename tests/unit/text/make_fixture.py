@@ -5,14 +5,14 @@
 
 v2-style/ is a small tokenizer built as DeepSeek-V2 builds its own: its split rules, digits one by one, merges as text,
 the bytes that no UTF-8 text has as added tokens, special tokens behind the vocabulary. hf_golden.json holds strings
-with the ids that `tokenizers` gives for both models. broken_utf8.json holds byte strings with what Python decodes them to.
+with the ids that `tokenizers` gives for both models, and the pieces that it cuts them into by some lists of split rules. broken_utf8.json holds byte strings with what Python decodes them to.
 """
 import json
 import pathlib
 import random
 import sys
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 HERE = pathlib.Path(__file__).parent
 SPLITS = ["[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+"]
@@ -22,6 +22,18 @@ CASES = ["", "a\u0085b", "a \u0085 b", "a\u180eb \u180e c", "\u200b \u200bx", "a
          "ø and ÿ", "123 45", "٣٤٥ Ⅻ ½", "hello  world\r\n\r\n x", "   \n  y  ", "don't!! stop...", "<｜User｜>hi<｜Assistant｜>",
          "<｜User｜", "<<｜User｜>>", "<｜begin▁of▁sentence｜>a<｜end▁of▁sentence｜>", " " * 40 + "5", "\t\t\tx" * 3, "e\u0301e\u0301\u0301 \u0301",
          "한국어 中文かなカナ", "C++/C#: x_1=[2]", "a" * 300]
+
+
+V3_SPLITS = [
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""",
+]
+ODD_SPLITS = [r"\s?[A-Za-zµÀ-ÖØ-öø-ƺ]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", r"(?i:'s|'t)|\P{L}\p{M}+|\S\.{2,3}(?<!x)", r"\p{N}+"]
+SPACES = [0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x1C, 0x20, 0x85, 0xA0, 0x1680, 0x180E, 0x2000, 0x200A, 0x200B, 0x2028, 0x2029, 0x202F,
+          0x205F, 0x2060, 0x3000, 0xFEFF]
+# One of each category that Unicode 15 and 16 added: L, M, N, P, S.
+NEWER = "\U00031350\U00010D40\U0001E4EC\U00011F43\U0001FAE8"
 
 
 def byte_characters():
@@ -99,6 +111,12 @@ def main():
             ids = reference.encode(text, add_special_tokens=False).ids
             golden[name].append({"text_hex": text.encode().hex(), "ids": ids,
                                  "decoded_hex": reference.decode(ids, skip_special_tokens=False).encode().hex()})
+    texts = CASES + [f"a{chr(c)}b {chr(c)}{chr(c)}5 {chr(c)}" for c in SPACES] + [f"x{c}1 {c}{c}!" for c in NEWER]
+    for name, patterns in (("v3", V3_SPLITS), ("v2", SPLITS), ("odd", ODD_SPLITS)):
+        steps = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(p), "isolated") for p in patterns])
+        golden["split-" + name] = [{"rules": patterns}] + [
+            {"text_hex": text.encode().hex(), "sizes": [len(piece.encode()) for piece, _ in steps.pre_tokenize_str(text)]}
+            for text in texts]
     lines = ",\n".join(f' "{name}": [\n' + ",\n".join("  " + json.dumps(c) for c in cases) + "\n ]" for name, cases in golden.items())
     (HERE / "hf_golden.json").write_text("{\n" + lines + "\n}\n", encoding="utf-8")
     cases = ",\n".join(" " + json.dumps(c) for c in broken_utf8())

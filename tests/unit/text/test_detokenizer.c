@@ -103,16 +103,13 @@ static void test_goldens(void **state)
 static void test_hf_goldens(void **state)
 {
     json_t *golden = fixture_json(fixture_path("hf_golden.json"));
-    const char *name;
-    json_t *cases;
-    json_object_foreach(golden, name, cases)
-    {
-        bool tiny = strcmp(name, "tiny") == 0;
+    static const char *const names[] = {"tiny", "v2-style"};
+    for (size_t k = 0; k < 2; k++) {
         struct bt_tokenizer *tokenizer =
-            fixture_load(tiny ? fixture_tiny_dir() : fixture_path(name));
+            fixture_load(k == 0 ? fixture_tiny_dir() : fixture_path(names[k]));
         const json_t *entry;
         size_t i;
-        json_array_foreach(cases, i, entry)
+        json_array_foreach(json_object_get(golden, names[k]), i, entry)
         {
             size_t size;
             char *expected = fixture_hex(entry, "decoded_hex", &size);

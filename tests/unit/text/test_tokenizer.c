@@ -199,6 +199,37 @@ static void test_long_pieces(void **state)
     (void)state;
 }
 
+/* Without merges every piece falls into bytes, but for those that model.vocab has as a whole. */
+static void test_ignore_merges(void **state)
+{
+    struct fixture_dir dir;
+    struct bt_token_buffer ids = {0};
+    json_t *root = fixture_model_json("tokenizer.json");
+    json_t *config = fixture_model_json("tokenizer_config.json");
+    json_t *model = json_object_get(root, "model");
+    json_object_set_new(model, "merges", json_array());
+    json_object_set_new(model, "ignore_merges", json_true());
+    /* An added token whose content reads as the bytes of " qzq" is none of model.vocab. */
+    json_array_append_new(json_object_get(root, "added_tokens"),
+                          json_pack("{s:s,s:i}", "content", "Ġqzq", "id", 2048));
+    fixture_dir_make(&dir);
+    fixture_dir_write_json(&dir, "tokenizer.json", root);
+    fixture_dir_write_json(&dir, "tokenizer_config.json", config);
+    struct bt_tokenizer *tokenizer = fixture_load(dir.path);
+    assert_int_equal(bt_tokenizer_encode(tokenizer, "he the qzq", 10, true, NULL, &ids), BT_OK);
+    assert_int_equal(ids.count, 2 + 4);
+    assert_int_equal(ids.ids[0], bt_tokenizer_find(tokenizer, "he"));
+    assert_int_equal(ids.ids[1], bt_tokenizer_find(tokenizer, "Ġthe"));
+    assert_int_equal(ids.ids[2], bt_tokenizer_find(tokenizer, "Ġ"));
+    assert_int_equal(ids.ids[4], bt_tokenizer_find(tokenizer, "z"));
+    free(ids.ids);
+    bt_tokenizer_destroy(tokenizer);
+    fixture_dir_remove(&dir);
+    json_decref(root);
+    json_decref(config);
+    (void)state;
+}
+
 #define THREADS 4
 
 struct worker {
@@ -276,7 +307,7 @@ int main(void)
         cmocka_unit_test(test_hf_goldens),       cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_added_tokens_off), cmocka_unit_test(test_bad_text),
         cmocka_unit_test(test_long_pieces),      cmocka_unit_test(test_byte_level_alphabet),
-        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_ignore_merges),    cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
