@@ -167,7 +167,8 @@ struct bt_kernels {
 
     /*
      * out[row] += sum over the row's experts, in ascending expert order, of
-     * weight * down(silu(gate(x)) * up(x)). Rows are grouped by expert inside.
+     * weight * down(silu(gate(x)) * up(x)). Rows are grouped by expert inside. An expert whose gate
+     * has no data is another rank's: it adds nothing here.
      */
     void (*moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
                         const struct bt_route_shape *shape, const uint32_t *experts,
@@ -191,7 +192,8 @@ const char *const *bt_kernels_available(void);
  */
 struct bt_stream_limits {
     uint32_t max_rows; /* of one call */
-    uint32_t hidden, moe_intermediate, experts, experts_per_token; /* experts 0: no MoE */
+    /* hidden: the row width of moe_experts, exactly; the others are maxima. experts 0: no MoE. */
+    uint32_t hidden, moe_intermediate, experts, experts_per_token;
     struct bt_mla_shape mla;
 };
 enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_error *error,

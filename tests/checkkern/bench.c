@@ -140,7 +140,7 @@ static void bench_linear(struct bench *b, const char *name, uint32_t rows, uint3
 
 static void bench_elementwise(struct bench *b)
 {
-    size_t count = 8u << 20, dim = 2048;
+    size_t count = 16u << 20, dim = 2048;
     float *x = check_floats_random(&b->data, count, CHECK_NORMAL);
     float *y = check_floats_random(&b->data, count, CHECK_NORMAL), *out = zeros(b, count);
     struct bt_matrix weight = check_matrix(&b->data, 1, (uint32_t)dim, BT_BF16, 1);

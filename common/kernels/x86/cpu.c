@@ -70,5 +70,5 @@ size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits)
                                 experts_bytes(limits), floats(limits->mla.qk_rope_head_dim)};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
         most = needs[i] > most ? needs[i] : most;
-    return most + floats(BT_X86_PANEL_FLOATS);
+    return most + floats(BT_X86_PRODUCT_FLOATS);
 }

@@ -44,7 +44,7 @@ void BT_X86_NAME(moe_route)(struct bt_stream *stream, const float *x, uint32_t r
 {
     size_t experts = shape->experts, picks = shape->experts_per_token;
     bt_scratch_reset(stream);
-    float *panel = bt_scratch_take(stream, BT_X86_PANEL_FLOATS, sizeof(*panel));
+    float *panel = bt_scratch_take(stream, BT_X86_PRODUCT_FLOATS, sizeof(*panel));
     float *scores = bt_scratch_take(stream, BT_X86_ROUTE_ROWS * experts, sizeof(*scores));
     float *choice = bt_scratch_take(stream, experts, sizeof(*choice));
     bool *allowed = bt_scratch_take(stream, experts, sizeof(*allowed));
@@ -146,7 +146,7 @@ void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t
         .out = out,
         .per_token = shape->experts_per_token,
         .hidden = hidden,
-        .panel = bt_scratch_take(stream, BT_X86_PANEL_FLOATS, sizeof(float)),
+        .panel = bt_scratch_take(stream, BT_X86_PRODUCT_FLOATS, sizeof(float)),
         .in = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * hidden, sizeof(float)),
         .result = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * hidden, sizeof(float)),
         .gate = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * mid, sizeof(float)),

@@ -8,11 +8,20 @@
 #define TILE_ROWS   6
 #define TILE_OUTS   4
 #define STREAM_OUTS 8
+#define BLOCK_ROWS  6
+#define BLOCK_COLS  2048
 #else
 #define TILE_ROWS   3
 #define TILE_OUTS   2
 #define STREAM_OUTS 4
+#define BLOCK_ROWS  9
+#define BLOCK_COLS  512
 #endif
+
+BT_INLINE size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
 
 BT_INLINE const void *weight_at(const struct bt_x86_weights *w, size_t out, size_t k)
 {
@@ -38,20 +47,27 @@ BT_INLINE void tile_store(const struct bt_v16 *sums, size_t rows, size_t outs, f
 }
 
 /*
- * One tile of rows x outs, both constants where this is inlined. part: elements of the last,
- * incomplete vector.
+ * A product may be done in blocks of columns: the lanes of the sums so far wait here. All blocks
+ * but the last are whole vectors.
  */
+struct carry {
+    float *lanes; /* [output][BT_LANES] */
+    bool first, last;
+};
+
+/* One tile of rows x outs, both constants where this is inlined. */
 BT_INLINE void tile(const float *x, size_t x_stride, const struct bt_x86_weights *w, size_t out_at,
-                    enum bt_dtype dtype, size_t rows, size_t outs, float *out, size_t out_stride)
+                    enum bt_dtype dtype, struct carry carry, size_t rows, size_t outs, float *out,
+                    size_t out_stride)
 {
     struct bt_v16 sums[MAX_TILE_ROWS * MAX_TILE_OUTS], weights[MAX_TILE_OUTS];
     const char *base = weight_at(w, out_at, 0);
     size_t bytes = bt_dtype_bytes(dtype), row_bytes = w->stride * bytes;
-    size_t whole = w->cols / BT_LANES * BT_LANES, part = w->cols - whole;
+    size_t part = w->cols % BT_LANES, whole = w->cols - part;
 
 #pragma GCC unroll 48
     for (size_t i = 0; i < rows * outs; i++)
-        sums[i] = bt_v16_zero();
+        sums[i] = carry.first ? bt_v16_zero() : bt_v16_load(carry.lanes + i * BT_LANES);
     for (size_t k = 0; k < whole; k += BT_LANES) {
 #pragma GCC unroll 8
         for (size_t n = 0; n < outs; n++)
@@ -76,48 +92,73 @@ BT_INLINE void tile(const float *x, size_t x_stride, const struct bt_x86_weights
                 sums[r * outs + n] = bt_v16_fma(in, weights[n], sums[r * outs + n]);
         }
     }
-    tile_store(sums, rows, outs, out + out_at, out_stride);
+    if (carry.last) {
+        tile_store(sums, rows, outs, out + out_at, out_stride);
+        return;
+    }
+#pragma GCC unroll 48
+    for (size_t i = 0; i < rows * outs; i++)
+        bt_v16_store(carry.lanes + i * BT_LANES, sums[i]);
 }
 
 /* All rows against the weight rows out_at … out_at + outs - 1. */
 BT_INLINE void strip(struct bt_x86_rows x, const struct bt_x86_weights *w, size_t out_at,
-                     enum bt_dtype dtype, size_t outs, float *out, size_t out_stride)
+                     enum bt_dtype dtype, struct carry carry, size_t outs, float *out,
+                     size_t out_stride)
 {
     size_t row = 0;
-    for (; row + TILE_ROWS <= x.count; row += TILE_ROWS)
-        tile(x.data + row * x.stride, x.stride, w, out_at, dtype, TILE_ROWS, outs,
+    carry.lanes += x.count * out_at * BT_LANES;
+    for (; row + TILE_ROWS <= x.count; row += TILE_ROWS) {
+        tile(x.data + row * x.stride, x.stride, w, out_at, dtype, carry, TILE_ROWS, outs,
              out + row * out_stride, out_stride);
-    for (; row + 2 <= x.count; row += 2)
-        tile(x.data + row * x.stride, x.stride, w, out_at, dtype, 2, outs, out + row * out_stride,
-             out_stride);
+        carry.lanes += TILE_ROWS * outs * BT_LANES;
+    }
+    for (; row + 2 <= x.count; row += 2) {
+        tile(x.data + row * x.stride, x.stride, w, out_at, dtype, carry, 2, outs,
+             out + row * out_stride, out_stride);
+        carry.lanes += 2 * outs * BT_LANES;
+    }
     if (row < x.count)
-        tile(x.data + row * x.stride, x.stride, w, out_at, dtype, 1, outs, out + row * out_stride,
-             out_stride);
+        tile(x.data + row * x.stride, x.stride, w, out_at, dtype, carry, 1, outs,
+             out + row * out_stride, out_stride);
 }
 
-BT_INLINE void product_dtype(struct bt_x86_rows x, const struct bt_x86_weights *w,
-                             enum bt_dtype dtype, float *out, size_t out_stride)
+/* carry: [x.count * w->outs][BT_LANES], not touched when this is the first block and the last. */
+BT_INLINE void product_block(struct bt_x86_rows x, const struct bt_x86_weights *w,
+                             enum bt_dtype dtype, struct carry carry, float *out, size_t out_stride)
 {
     size_t n = 0;
-    if (x.count == 1) { /* bound by reading the weights: many streams in flight */
-        for (; n + STREAM_OUTS <= w->outs; n += STREAM_OUTS)
-            tile(x.data, x.stride, w, n, dtype, 1, STREAM_OUTS, out, out_stride);
-    }
     for (; n + TILE_OUTS <= w->outs; n += TILE_OUTS)
-        strip(x, w, n, dtype, TILE_OUTS, out, out_stride);
+        strip(x, w, n, dtype, carry, TILE_OUTS, out, out_stride);
     for (; n < w->outs; n++)
-        strip(x, w, n, dtype, 1, out, out_stride);
+        strip(x, w, n, dtype, carry, 1, out, out_stride);
+}
+
+BT_INLINE void product_dtype(struct bt_x86_rows x, struct bt_x86_weights w, enum bt_dtype dtype,
+                             float *out, size_t out_stride)
+{
+    float none[BT_LANES];
+    struct carry all = {none, true, true};
+    if (x.count == 1) { /* bound by reading the weights: many streams in flight */
+        size_t n = 0;
+        for (; n + STREAM_OUTS <= w.outs; n += STREAM_OUTS)
+            tile(x.data, x.stride, &w, n, dtype, all, 1, STREAM_OUTS, out, out_stride);
+        w.data = weight_at(&w, n, 0);
+        w.outs -= n;
+        out += n;
+    }
+    product_block(x, &w, dtype, all, out, out_stride);
 }
 
 void BT_X86_NAME(product_direct)(struct bt_x86_rows x, struct bt_x86_weights w, float *out,
                                  size_t out_stride)
 {
     if (w.dtype == BT_F32)
-        product_dtype(x, &w, BT_F32, out, out_stride);
+        product_dtype(x, w, BT_F32, out, out_stride);
     else if (w.dtype == BT_BF16)
-        product_dtype(x, &w, BT_BF16, out, out_stride);
+        product_dtype(x, w, BT_BF16, out, out_stride);
     else
-        product_dtype(x, &w, BT_F16, out, out_stride);
+        product_dtype(x, w, BT_F16, out, out_stride);
 }
 
 void BT_X86_NAME(widen)(struct bt_x86_weights w, float *out)
@@ -141,6 +182,32 @@ static size_t panel_outs(size_t cols)
     return outs > TILE_OUTS ? outs / TILE_OUTS * TILE_OUTS : outs;
 }
 
+/*
+ * Rows against a panel: a block of rows by a block of columns at a time, so that both it and the
+ * weights of a strip stay in L1; copied, so that no load of it crosses a cache line.
+ * scratch: the part behind the panel.
+ */
+static void product_panel(struct bt_x86_rows x, const struct bt_x86_weights *panel, float *scratch,
+                          float *out, size_t out_stride)
+{
+    float *lanes = scratch + BT_X86_BLOCK_FLOATS;
+    for (size_t row = 0; row < x.count; row += BLOCK_ROWS) {
+        struct bt_x86_rows block = {scratch, least(x.count - row, BLOCK_ROWS), BLOCK_COLS};
+        size_t k = 0;
+        do {
+            struct bt_x86_weights part = *panel;
+            part.cols = least(panel->cols - k, BLOCK_COLS);
+            part.data = weight_at(panel, 0, k);
+            struct carry carry = {lanes, k == 0, k + part.cols == panel->cols};
+            for (size_t r = 0; r < block.count; r++)
+                memcpy(scratch + r * BLOCK_COLS, x.data + (row + r) * x.stride + k,
+                       part.cols * sizeof(*scratch));
+            product_block(block, &part, BT_F32, carry, out + row * out_stride, out_stride);
+            k += part.cols;
+        } while (k < panel->cols);
+    }
+}
+
 void BT_X86_NAME(product)(struct bt_x86_rows x, struct bt_x86_weights w, float *panel, float *out,
                           size_t out_stride)
 {
@@ -152,18 +219,17 @@ void BT_X86_NAME(product)(struct bt_x86_rows x, struct bt_x86_weights w, float *
     for (size_t n = 0; n < w.outs; n += step) {
         struct bt_x86_weights part = w;
         part.data = weight_at(&w, n, 0);
-        part.outs = w.outs - n < step ? w.outs - n : step;
+        part.outs = least(w.outs - n, step);
         BT_X86_NAME(widen)(part, panel);
         part.data = panel;
         part.dtype = BT_F32;
         part.stride = bt_x86_padded(w.cols);
-        for (size_t row = 0; row < x.count; row += TILE_ROWS) {
-            struct bt_x86_rows block = {x.data + row * x.stride, x.count - row, x.stride};
-            block.count = block.count < TILE_ROWS ? block.count : TILE_ROWS;
-            product_dtype(block, &part, BT_F32, out + row * out_stride + n, out_stride);
-        }
+        product_panel(x, &part, panel + BT_X86_PANEL_FLOATS, out + n, out_stride);
     }
 }
+
+_Static_assert(BLOCK_ROWS <= BT_X86_BLOCK_ROWS && BLOCK_ROWS * BLOCK_COLS <= BT_X86_BLOCK_FLOATS,
+               "a block has its place behind the panel");
 
 /* Rows x (vectors * 16) sums in registers, over all tokens. */
 BT_INLINE void accumulate_tile(const float *p, size_t p_stride, size_t tokens, const char *values,

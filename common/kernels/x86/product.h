@@ -23,7 +23,7 @@ struct bt_x86_rows {
     size_t count, stride;
 };
 
-/* out[row * out_stride + n] = sum_k x[row][k] * w[n][k]. panel: BT_X86_PANEL_FLOATS. */
+/* out[row * out_stride + n] = sum_k x[row][k] * w[n][k]. panel: BT_X86_PRODUCT_FLOATS. */
 void BT_X86_NAME(product)(struct bt_x86_rows x, struct bt_x86_weights w, float *panel, float *out,
                           size_t out_stride);
 

@@ -20,6 +20,11 @@ size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits);
 /* Weights converted to f32 for many rows: a panel of at most these, so that it stays in L2. */
 #define BT_X86_PANEL_FLOATS (128u * 1024)
 #define BT_X86_PANEL_OUTS   64
+/* Behind the panel: a block of the rows, and the lanes of its sums until all columns are done. */
+#define BT_X86_BLOCK_ROWS   9
+#define BT_X86_BLOCK_FLOATS (6u * 2048)
+#define BT_X86_PRODUCT_FLOATS                                                                      \
+    (BT_X86_PANEL_FLOATS + BT_X86_BLOCK_FLOATS + BT_X86_BLOCK_ROWS * BT_X86_PANEL_OUTS * 16)
 /* From so many rows on, converting the weights first pays. */
 #define BT_X86_PANEL_MIN_ROWS 8
 
