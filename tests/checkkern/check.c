@@ -168,9 +168,10 @@ void check_bits(struct check *check, const char *what, const void *got, const vo
     while (a[i] == b[i])
         i++;
     i /= element_bytes;
-    if (element_bytes == sizeof(float))
-        check_fail(check, "%s: element %zu of %zu is %a, expected the bits of %a", what, i, count,
-                   (double)((const float *)got)[i], (double)((const float *)want)[i]);
+    if (element_bytes == sizeof(uint32_t))
+        check_fail(check, "%s: element %zu of %zu is 0x%08x (%g), expected 0x%08x (%g)", what, i,
+                   count, ((const uint32_t *)got)[i], (double)((const float *)got)[i],
+                   ((const uint32_t *)want)[i], (double)((const float *)want)[i]);
     else
         check_fail(check, "%s: element %zu of %zu differs", what, i, count);
 }

@@ -115,6 +115,7 @@ int main(int argc, char **argv)
     if (optind != argc || (wanted && !known(wanted, false)) || (op && !known(op, true)))
         return usage();
 
+    setvbuf(stdout, NULL, _IOLBF, 0); /* a crash loses no line of what led to it */
     unsigned failures = 0, tested = 0;
     printf("seed %llu\n", (unsigned long long)seed);
     for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++) {
