@@ -1,0 +1,90 @@
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/process.h"
+#include "prefill-node/options.h"
+
+#define STOP_NS (10 * BT_NS_PER_S)
+
+/*
+ * The runs end and the decode ranks hear of it. What can not be ended in time ends with the
+ * process: its death is the proof that no write of it is under way.
+ */
+static bool stop_in_order(struct bt_loop *loop, struct pf_worker *worker)
+{
+    struct bt_error error;
+    int64_t until_ns = bt_clock_now_ns() + STOP_NS;
+    pf_worker_stop(worker);
+    while (!pf_worker_quiet(worker) && bt_clock_now_ns() < until_ns) {
+        if (bt_loop_run_once(loop, until_ns, &error) != BT_OK) {
+            break;
+        }
+    }
+    return pf_worker_idle(worker);
+}
+
+static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
+                            const struct pf_options *options, struct bt_error *error)
+{
+    struct pf_worker *worker;
+    enum bt_status status = pf_worker_create(loop, model, &options->worker, error, &worker);
+    if (status != BT_OK) {
+        return status;
+    }
+    bt_log_info(0, "serving %s at %s", options->worker.served_model_name,
+                pf_worker_endpoint(worker));
+    status = bt_loop_run(loop, error);
+    if (status == BT_OK && pf_worker_refused(worker)) {
+        status = bt_error_set(error, BT_ERR_MISMATCH, "a router refused this worker");
+    }
+    if (!stop_in_order(loop, worker)) {
+        bt_log_warn(0, "runs did not end in %d s", (int)(STOP_NS / BT_NS_PER_S));
+        _exit(status == BT_OK ? 0 : 1);
+    }
+    pf_worker_destroy(worker);
+    return status;
+}
+
+static enum bt_status run(const struct pf_options *options, struct bt_error *error)
+{
+    struct bt_model *model = NULL;
+    struct bt_loop *loop = bt_loop_create(error);
+    if (!loop) {
+        return error->status;
+    }
+    enum bt_status status = bt_loop_stop_on_signals(loop, error);
+    if (status == BT_OK && options->die_with_parent) {
+        status = bt_process_die_with_parent();
+    }
+    if (status == BT_OK) {
+        status = bt_model_load(options->model, options->kernels, error, &model);
+    }
+    if (status == BT_OK) {
+        status = serve(loop, model, options, error);
+    }
+    bt_model_destroy(model);
+    bt_loop_destroy(loop);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct bt_error error = {0};
+    struct pf_options options;
+    enum bt_status status = pf_options_parse(argc, argv, &error, &options);
+    if (status == BT_ERR_CANCELLED) {
+        return 0;
+    }
+    bt_log_init(status == BT_OK ? options.worker.worker_id : "baton-prefill",
+                status == BT_OK ? options.log_level : BT_LOG_INFO);
+    if (status == BT_OK) {
+        status = run(&options, &error);
+    }
+    if (status != BT_OK) {
+        bt_log_error(0, "%s", error.text);
+        return 1;
+    }
+    return 0;
+}

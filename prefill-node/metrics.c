@@ -1,0 +1,107 @@
+#include "prefill-node/metrics.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "common/kernels/kernels.h"
+
+#define LABELS_SIZE 512
+
+static const double second_bounds[] = {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2,
+                                       0.5,   1,     2,     5,    10,   20,   60};
+#define SECOND_BOUNDS (sizeof(second_bounds) / sizeof(second_bounds[0]))
+
+/* Quotes and backslashes may not stand in a label. */
+static void label_escape(const char *text, char *ret_text, size_t size)
+{
+    size_t length = 0;
+    for (; *text && length + 1 < size; text++) {
+        ret_text[length++] = *text == '"' || *text == '\\' || *text == '\n' ? '_' : *text;
+    }
+    ret_text[length] = '\0';
+}
+
+static void register_gauges(struct pf_metrics *metrics, const char *labels)
+{
+    struct bt_metrics *registry = metrics->registry;
+    metrics->running = bt_metrics_gauge(registry, "vllm:num_requests_running", labels,
+                                        "Requests that hold KV pages.");
+    metrics->waiting = bt_metrics_gauge(registry, "vllm:num_requests_waiting", labels,
+                                        "Requests that wait for KV pages.");
+    metrics->kv_usage = bt_metrics_gauge(registry, "vllm:kv_cache_usage_perc", labels,
+                                         "Share of the KV pages in use, 0 to 1.");
+    metrics->unacknowledged =
+        bt_metrics_gauge(registry, "baton_quiesced_unacknowledged", labels,
+                         "Epochs that a decode rank was told are over and has not acknowledged.");
+}
+
+static void register_counters(struct pf_metrics *metrics, const char *labels)
+{
+    struct bt_metrics *registry = metrics->registry;
+    metrics->prompt_tokens =
+        bt_metrics_counter(registry, "vllm:prompt_tokens_total", labels, "Prompt tokens computed.");
+    metrics->kv_bytes = bt_metrics_counter(registry, "baton_kv_pushed_bytes_total", labels,
+                                           "KV bytes written to decode ranks.");
+    metrics->kv_bytes_hidden =
+        bt_metrics_counter(registry, "baton_kv_pushed_hidden_bytes_total", labels,
+                           "Of them, written before the last layer was computed.");
+    metrics->kv_writes = bt_metrics_counter(registry, "baton_kv_writes_total", labels,
+                                            "One-sided writes after merging.");
+}
+
+static void register_ends(struct pf_metrics *metrics, const char *labels)
+{
+    static const char name[] = "baton_prefill_runs_total";
+    static const char help[] = "Prefill runs by how they ended.";
+    char text[LABELS_SIZE];
+    snprintf(text, sizeof(text), "%s,result=\"handed_off\"", labels);
+    metrics->succeeded = bt_metrics_counter(metrics->registry, name, text, help);
+    snprintf(text, sizeof(text), "%s,result=\"cancelled\"", labels);
+    metrics->cancelled = bt_metrics_counter(metrics->registry, name, text, help);
+    snprintf(text, sizeof(text), "%s,result=\"failed\"", labels);
+    metrics->failed = bt_metrics_counter(metrics->registry, name, text, help);
+    snprintf(text, sizeof(text), "%s,result=\"refused\"", labels);
+    metrics->refused = bt_metrics_counter(metrics->registry, name, text, help);
+}
+
+static void register_times(struct pf_metrics *metrics, const char *labels)
+{
+    struct bt_metrics *registry = metrics->registry;
+    metrics->queue_seconds =
+        bt_metrics_histogram(registry, "vllm:request_queue_time_seconds", labels,
+                             "Acceptance to first chunk.", second_bounds, SECOND_BOUNDS);
+    metrics->prefill_seconds =
+        bt_metrics_histogram(registry, "vllm:request_prefill_time_seconds", labels,
+                             "First chunk to last layer.", second_bounds, SECOND_BOUNDS);
+    metrics->visible_transfer_seconds =
+        bt_metrics_histogram(registry, "baton_visible_transfer_seconds", labels,
+                             "Last layer to flush.", second_bounds, SECOND_BOUNDS);
+}
+
+enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_name,
+                               uint32_t kv_pages, const char *kv_dtype, struct bt_error *error)
+{
+    *metrics = (struct pf_metrics){.registry = bt_metrics_create()};
+    if (!metrics->registry) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "metrics: no memory");
+    }
+    char name[128], labels[LABELS_SIZE - 64], info[LABELS_SIZE];
+    label_escape(model_name, name, sizeof(name));
+    snprintf(labels, sizeof(labels), "model_name=\"%s\",role=\"prefill\"", name);
+    snprintf(info, sizeof(info),
+             "%s,block_size=\"%d\",num_gpu_blocks=\"%" PRIu32 "\",cache_dtype=\"%s\"", labels,
+             BT_PAGE_TOKENS, kv_pages, kv_dtype);
+    bt_gauge_set(bt_metrics_gauge(metrics->registry, "vllm:cache_config_info", info,
+                                  "The KV cache: tokens of a page, pages, element type."),
+                 1);
+    register_gauges(metrics, labels);
+    register_counters(metrics, labels);
+    register_ends(metrics, labels);
+    register_times(metrics, labels);
+    return BT_OK;
+}
+
+void pf_metrics_finish(struct pf_metrics *metrics)
+{
+    bt_metrics_destroy(metrics->registry);
+}

@@ -1,0 +1,21 @@
+/* What a prefill worker counts, under the names that dashboards know; the rest as baton_…. */
+#ifndef BATON_PREFILL_NODE_METRICS_H
+#define BATON_PREFILL_NODE_METRICS_H
+
+#include "common/base/metrics.h"
+#include "common/base/status.h"
+
+struct pf_metrics {
+    struct bt_metrics *registry;
+    struct bt_gauge *running, *waiting, *kv_usage, *unacknowledged;
+    struct bt_counter *prompt_tokens, *succeeded, *cancelled, *failed, *refused;
+    struct bt_counter *kv_bytes, *kv_bytes_hidden, *kv_writes;
+    struct bt_histogram *queue_seconds, *prefill_seconds, *visible_transfer_seconds;
+};
+
+/* `model_name` and the cache's figures become labels. */
+enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_name,
+                               uint32_t kv_pages, const char *kv_dtype, struct bt_error *error);
+void pf_metrics_finish(struct pf_metrics *metrics);
+
+#endif

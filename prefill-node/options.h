@@ -1,0 +1,20 @@
+/* Flags and environment of baton-prefill. */
+#ifndef BATON_PREFILL_NODE_OPTIONS_H
+#define BATON_PREFILL_NODE_OPTIONS_H
+
+#include "common/base/log.h"
+#include "prefill-node/worker.h"
+
+struct pf_options {
+    const char *model;
+    const char *kernels;
+    enum bt_log_level log_level;
+    bool die_with_parent;
+    struct pf_worker_options worker; /* its strings live as long as the process */
+};
+
+/* CANCELLED after --help. */
+enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
+                                struct pf_options *ret_options);
+
+#endif
