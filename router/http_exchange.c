@@ -119,6 +119,16 @@ void rt_http_exchange_gone(void *context)
     resume(exchange);
 }
 
+/* The library would only notice by sending, which it can't: the socket is full. What waits in the
+ * socket is dropped, too. */
+static void reset(struct rt_http_exchange *exchange)
+{
+    struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    exchange->gone = true;
+    setsockopt(exchange->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    shutdown(exchange->fd, SHUT_RDWR);
+}
+
 void rt_http_exchanges_settle(struct rt_http_exchanges *all)
 {
     if (!all->unsettled)
@@ -129,11 +139,8 @@ void rt_http_exchanges_settle(struct rt_http_exchanges *all)
         if (exchange->answer == NULL)
             continue;
         rt_openai_answer_settle(exchange->answer);
-        /* The library only notices by trying to send, which it can't: the socket is full. */
-        if (rt_openai_answer_state(exchange->answer) == RT_ANSWER_OVERFLOWN && !exchange->gone) {
-            exchange->gone = true;
-            shutdown(exchange->fd, SHUT_RDWR);
-        }
+        if (rt_openai_answer_state(exchange->answer) == RT_ANSWER_OVERFLOWN && !exchange->gone)
+            reset(exchange);
     }
 }
 

@@ -30,11 +30,29 @@ struct rt_http_front {
 
 /* ------------------------------------------------------------------ the loop */
 
+static void wake(void *context)
+{
+    struct rt_http_front *front = context;
+    if (front->woken)
+        return;
+    front->woken = true;
+    bt_loop_timer_set(front->timer, bt_clock_now_ns());
+}
+
+static unsigned connections(struct rt_http_front *front)
+{
+    return MHD_get_daemon_info(front->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
+}
+
 static void run(void *context)
 {
     struct rt_http_front *front = context;
     front->woken = false;
+    unsigned before = connections(front);
     MHD_run(front->daemon);
+    /* At its limit the library stops listening, and starts again only in a later run. */
+    if (connections(front) < before)
+        wake(front);
     rt_http_exchanges_settle(&front->exchanges);
     if (front->woken)
         return;
@@ -43,15 +61,6 @@ static void run(void *context)
         bt_loop_timer_set(front->timer, BT_NEVER_NS);
     else
         bt_loop_timer_set(front->timer, bt_clock_now_ns() + (int64_t)timeout_ms * BT_NS_PER_MS);
-}
-
-static void wake(void *context)
-{
-    struct rt_http_front *front = context;
-    if (front->woken)
-        return;
-    front->woken = true;
-    bt_loop_timer_set(front->timer, bt_clock_now_ns());
 }
 
 /* ------------------------------------------------------------------ requests */
