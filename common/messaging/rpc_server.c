@@ -11,7 +11,7 @@
 #include "common/messaging/wire.h"
 
 #define MESSAGES_PER_ROUND 64
-#define CLOSE_LINGER_MS    100
+#define CLOSE_LINGER_MS    500
 #define ENDPOINT_SIZE      512
 struct bt_rpc_call {
     struct bt_rpc_server *server;
@@ -319,18 +319,14 @@ static void message_handle(struct bt_rpc_server *server, struct bt_wire_message 
     const unsigned char *identity = zmq_msg_data(&message->identity);
     size_t identity_size = zmq_msg_size(&message->identity);
     if (message->frame->kind == BATON__V1__FRAME__KIND__CALL) {
-        /* A descriptor number may be in use again: hear of the end of the old connection first. */
+        /* Its identity or descriptor may be in use again: hear of the old connection's end first.
+         */
         connections_update(server);
-    }
-    struct bt_peer *peer =
-        server->dead ? NULL : bt_peer_find(&server->peers, identity, identity_size);
-    if (peer && peer->fd != message->fd) {
-        peer_lose(peer); /* the client chose its identity itself, and connected anew with it */
-        peer = NULL;
     }
     if (server->dead) {
         return;
     }
+    struct bt_peer *peer = bt_peer_find(&server->peers, identity, identity_size);
     if (peer) {
         peer->silent_ticks = 0;
     }

@@ -627,6 +627,48 @@ static void test_destroy_server_in_handler(void **state)
     harness_finish(harness);
 }
 
+#define LAST_WORDS      900
+#define LAST_WORD_BYTES (16 << 10) /* in all more than the kernel buffers */
+
+static void handle_last_words(void *context, struct bt_rpc_call *call,
+                              const ProtobufCMessage *request)
+{
+    struct harness *harness = context;
+    (void)request;
+    char text[LAST_WORD_BYTES];
+    memset(text, 'w', sizeof text - 1);
+    text[sizeof text - 1] = '\0';
+    Baton__V1__GenerateEvent event = BATON__V1__GENERATE_EVENT__INIT;
+    event.text = text;
+    for (int i = 0; i < LAST_WORDS; i++) {
+        assert_int_equal(bt_rpc_call_send(call, &event.base), BT_OK);
+    }
+    bt_rpc_call_end(call, BT_OK, NULL, NULL);
+    bt_rpc_server_destroy(harness->server);
+    harness->server = NULL;
+}
+
+/* What a server said before it closed arrives, although the end of the connection overtakes it. */
+static void test_last_words(void **state)
+{
+    (void)state;
+    const struct bt_rpc_method methods[] = {
+        {"test/last", &baton__v1__tokenize_request__descriptor, handle_last_words}, {0}};
+    struct harness harness = {.loop = bt_loop_create(NULL)};
+    assert_int_equal(bt_rpc_server_create(harness.loop, "tcp://127.0.0.1:*", methods, &harness,
+                                          NULL, &harness.server),
+                     BT_OK);
+    assert_int_equal(bt_rpc_client_create(harness.loop, bt_rpc_server_endpoint(harness.server),
+                                          NULL, &harness.client),
+                     BT_OK);
+    struct outcome outcome;
+    start(&harness, "test/last", 0, &outcome, NULL);
+    harness_run_int(&harness, &outcome.ends, 1);
+    assert_int_equal(outcome.status, BT_OK);
+    assert_int_equal(outcome.data_count, LAST_WORDS);
+    harness_finish(&harness);
+}
+
 static void cancel_destroys_server(void *context, struct bt_rpc_call *call)
 {
     struct harness *harness = context;
@@ -716,6 +758,7 @@ int main(void)
         cmocka_unit_test(test_on_cancel_set_late),
         cmocka_unit_test(test_client_gone),
         cmocka_unit_test(test_server_destroyed),
+        cmocka_unit_test(test_last_words),
         cmocka_unit_test(test_keepalive),
         cmocka_unit_test(test_nobody_there),
         cmocka_unit_test(test_call_limit),
