@@ -35,11 +35,14 @@ struct rt_service_options {
 struct rt_generation {
     const uint32_t *prompt; /* copied */
     uint32_t prompt_tokens; /* >= 1 */
-    Baton__V1__SamplingParams sampling; /* copied deeply; max_tokens 0: up to the context */
+    /* Copied deeply. Every field is the front's to set: `seed` from bt_random_entropy where the
+     * client gave none, since a request that is run again must draw the same numbers.
+     * max_tokens 0: up to the context. */
+    Baton__V1__SamplingParams sampling;
     const char *const *stop;
     size_t stop_count;
-    int64_t deadline_ns;    /* BT_NEVER_NS: the default */
-    bool keep_special;      /* special tokens appear in the text */
+    int64_t deadline_ns; /* BT_NEVER_NS: the default */
+    bool keep_special;   /* special tokens appear in the text */
 };
 
 struct rt_result {
@@ -64,13 +67,16 @@ struct rt_sink {
 enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_options *options,
                                  struct bt_metrics *metrics, struct bt_error *error,
                                  struct rt_service **ret_service);
-/* Ends every stream (on_end runs with UNAVAILABLE). NULL is fine. */
+/* Takes nothing new and ends every stream: on_end runs in here, with UNAVAILABLE. The loop then still
+ * has to carry what fronts and workers are to hear of it. */
+void rt_service_stop(struct rt_service *service);
+/* After rt_service_stop, which it does where that was not done. NULL is fine. */
 void rt_service_destroy(struct rt_service *service);
 
 /*
  * INVALID_ARGUMENT: prompt or max_tokens beyond the context, a token outside the vocabulary, a
- * sampling value out of range (named as in the API). EXHAUSTED: queue full. UNAVAILABLE: no workers,
- * or draining. On success exactly one on_end follows.
+ * sampling value out of range (named as in the API). EXHAUSTED: queue full. UNAVAILABLE: no
+ * workers, or draining. On success exactly one on_end follows.
  */
 enum bt_status rt_service_submit(struct rt_service *service, const struct rt_generation *generation,
                                  const struct rt_sink *sink, struct bt_error *error,
@@ -89,6 +95,11 @@ int64_t rt_service_started_unix(const struct rt_service *service); /* seconds */
 /* At least one READY worker of each role, and not draining. `ret_why` (static) when not. */
 bool rt_service_ready(const struct rt_service *service, const char **ret_why);
 void rt_service_drain(struct rt_service *service);
+
+/* Where clients reach the HTTP front, for rt_service_status; copied. */
+void rt_service_set_http_endpoint(struct rt_service *service, const char *endpoint);
+/* Where workers and RPC clients connect, with the real port; valid as long as the service. */
+const char *rt_service_rpc_endpoint(const struct rt_service *service);
 
 /* For operators: fills a malloc'd message; free with baton__v1__status_response__free_unpacked. */
 Baton__V1__StatusResponse *rt_service_status(const struct rt_service *service);

@@ -1,0 +1,436 @@
+/* The core's actions carried out, the workers' events fed into the core. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "router/service_state.h"
+
+struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref)
+{
+    struct rt_worker_link *link = service->links;
+    while (link && link->ref != ref) {
+        link = link->next;
+    }
+    return link;
+}
+
+bool rt_service_has_live_worker(const struct rt_service *service)
+{
+    size_t cursor = 0;
+    rt_worker_ref ref;
+    struct rt_worker_view view;
+    while (rt_core_next_worker(service->core, &cursor, &ref)) {
+        if (rt_core_worker(service->core, ref, &view) && view.state != RT_WORKER_LOST) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct rt_stream *stream_get(const struct rt_service *service, uint64_t id)
+{
+    return bt_map_get(&service->streams, id);
+}
+
+/* ---- events */
+
+void rt_service_on_link_up(struct rt_worker_link *link)
+{
+    bt_log_info(0, "worker %s is connected", link->id);
+    rt_core_worker_connected(link->service->core, link->ref, bt_clock_now_ns());
+}
+
+void rt_service_on_link_broken(struct rt_worker_link *link, const char *why)
+{
+    struct rt_service *service = link->service;
+    service->links_changed = true;
+    if (service->closing) {
+        return;
+    }
+    struct rt_worker_view view;
+    if (rt_core_worker(service->core, link->ref, &view) && view.state != RT_WORKER_LOST) {
+        bt_log_warn(0, "worker %s is lost: %s", link->id, why);
+        rt_core_worker_lost(service->core, link->ref, why, bt_clock_now_ns());
+    }
+}
+
+void rt_load_from_message(const Baton__V1__RankLoad *message, struct rt_load *ret_load)
+{
+    *ret_load = (struct rt_load){
+        .pages_total = message->pages_total,
+        .pages_free =
+            message->pages_free < message->pages_total ? message->pages_free : message->pages_total,
+        .pages_reserved = message->pages_reserved,
+        .pages_ready = message->pages_ready,
+        .pages_quarantined = message->pages_quarantined,
+        .running = message->running,
+        .waiting = message->waiting,
+        .max_running = message->max_running,
+        .waiting_tokens = message->waiting_tokens,
+        .kv_tokens = message->kv_tokens,
+    };
+}
+
+/* False: no memory. */
+static bool step_tokens(struct rt_worker_link *link, const Baton__V1__SequenceStep *sequence)
+{
+    if (sequence->n_tokens > link->token_capacity) {
+        size_t capacity = sequence->n_tokens * 2;
+        struct rt_token *grown = realloc(link->tokens, capacity * sizeof *grown);
+        if (!grown || capacity > UINT32_MAX) {
+            return false;
+        }
+        link->tokens = grown;
+        link->token_capacity = (uint32_t)capacity;
+    }
+    for (size_t i = 0; i < sequence->n_tokens; i++) {
+        const Baton__V1__Token *token = sequence->tokens[i];
+        link->tokens[i] =
+            (struct rt_token){.index = token->index, .token = token->token, .payload = token};
+    }
+    return true;
+}
+
+/* What a rank says of an end. BT_IN_PROGRESS: none yet. */
+static enum bt_status step_status(const Baton__V1__SequenceStep *sequence,
+                                  enum rt_finish *ret_finish)
+{
+    *ret_finish = RT_FINISH_ERROR;
+    switch ((int)sequence->finish) {
+    case BATON__V1__FINISH_REASON__FINISH_UNSPECIFIED:
+        return BT_IN_PROGRESS;
+    case BATON__V1__FINISH_REASON__FINISH_STOP:
+        *ret_finish = RT_FINISH_STOP;
+        return BT_OK;
+    case BATON__V1__FINISH_REASON__FINISH_LENGTH:
+        *ret_finish = RT_FINISH_LENGTH;
+        return BT_OK;
+    case BATON__V1__FINISH_REASON__FINISH_CANCELLED:
+        return BT_ERR_CANCELLED;
+    case BATON__V1__FINISH_REASON__FINISH_DEADLINE:
+        return BT_ERR_DEADLINE;
+    case BATON__V1__FINISH_REASON__FINISH_PREEMPTED:
+        return BT_ERR_PREEMPTED;
+    case BATON__V1__FINISH_REASON__FINISH_ERROR:
+        return BT_ERR_INTERNAL;
+    default:
+        return BT_ERR_PROTOCOL;
+    }
+}
+
+static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceStep *sequence,
+                        int64_t now_ns)
+{
+    struct rt_service *service = link->service;
+    enum rt_finish finish;
+    enum bt_status status = step_status(sequence, &finish);
+    bool finished = status != BT_IN_PROGRESS;
+    size_t count = sequence->n_tokens;
+    if (!step_tokens(link, sequence)) {
+        /* Without these tokens the next ones leave a gap, which the core deals with. */
+        bt_log_error(sequence->request_id, "no memory for tokens");
+        count = 0;
+    }
+    if (status == BT_ERR_PREEMPTED) {
+        bt_counter_add(service->metrics.preemptions, 1);
+    }
+    rt_core_decoded(service->core, link->ref, sequence->request_id, sequence->epoch, link->tokens,
+                    (uint32_t)count, finished, finish, finished ? status : BT_OK, sequence->error,
+                    now_ns);
+}
+
+void rt_service_on_step(struct rt_worker_link *link, const Baton__V1__StepEvent *step)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    if (step->load) {
+        struct rt_load load;
+        rt_load_from_message(step->load, &load);
+        rt_core_worker_load(link->service->core, link->ref, &load);
+    }
+    for (size_t i = 0; i < step->n_sequences; i++) {
+        on_sequence(link, step->sequences[i], now_ns);
+    }
+    rt_service_pump(link->service); /* tokens point into the message */
+}
+
+static enum bt_status check_landing(const Baton__V1__Landing *landing, uint64_t request)
+{
+    bool good = landing && landing->request_id == request && landing->epoch != 0 &&
+                landing->endpoint && landing->n_runs > 0;
+    return good ? BT_OK : BT_ERR_PROTOCOL;
+}
+
+static Baton__V1__Landing *copy_landing(const Baton__V1__Landing *landing)
+{
+    size_t size = baton__v1__landing__get_packed_size(landing);
+    uint8_t *packed = malloc(size + 1);
+    if (!packed) {
+        return NULL;
+    }
+    baton__v1__landing__pack(landing, packed);
+    Baton__V1__Landing *copy = baton__v1__landing__unpack(NULL, size, packed);
+    free(packed);
+    return copy;
+}
+
+/* Whether the answer is the one that the core waits for decides the core. */
+static enum bt_status keep_landing(struct rt_service *service, uint64_t request, uint32_t attempt,
+                                   const Baton__V1__Landing *landing)
+{
+    struct rt_stream *stream = stream_get(service, request);
+    struct rt_request_view view;
+    if (!stream || !rt_core_request(service->core, request, &view) || view.attempt != attempt ||
+        view.state != RT_RESERVING) {
+        return BT_OK;
+    }
+    Baton__V1__Landing *copy = copy_landing(landing);
+    if (!copy) {
+        return BT_ERR_NO_MEMORY;
+    }
+    if (stream->landing) {
+        baton__v1__landing__free_unpacked(stream->landing, NULL);
+    }
+    stream->landing = copy;
+    return BT_OK;
+}
+
+void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
+                            enum bt_status status, const char *text,
+                            const Baton__V1__ReserveResponse *response)
+{
+    struct rt_service *service = link->service;
+    if (service->closing) {
+        return;
+    }
+    const Baton__V1__Landing *landing = response ? response->landing : NULL;
+    if (status == BT_OK) {
+        status = check_landing(landing, request);
+        text = "the landing is not complete";
+    }
+    if (status == BT_OK) {
+        status = keep_landing(service, request, attempt, landing);
+        text = "no memory for a landing";
+    }
+    if (status != BT_OK) {
+        bt_counter_add(service->metrics.reserve_refusals, 1);
+    }
+    rt_core_reserved(service->core, request, attempt, link->ref, status, text,
+                     status == BT_OK ? landing->epoch : 0, bt_clock_now_ns());
+}
+
+static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
+                            const Baton__V1__PrefillDone *done)
+{
+    struct rt_service *service = link->service;
+    struct rt_stream *stream = stream_get(service, request);
+    bt_counter_add(service->metrics.kv_pushed_bytes, done->kv_bytes);
+    bt_counter_add(service->metrics.kv_hidden_bytes, done->hidden_bytes);
+    if (stream && stream->run_attempt == attempt) {
+        stream->done = *done;
+        stream->done.transport = NULL;
+        snprintf(stream->transport, sizeof stream->transport, "%s", done->transport);
+    }
+}
+
+void rt_service_on_run_event(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
+                             const Baton__V1__PrefillEvent *event)
+{
+    struct rt_service *service = link->service;
+    if (event->event_case == BATON__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN && event->first_token) {
+        struct rt_token token = {.index = event->first_token->index,
+                                 .token = event->first_token->token,
+                                 .payload = event->first_token};
+        rt_core_first_token(service->core, request, attempt, &token, bt_clock_now_ns());
+        rt_service_pump(service); /* the token points into the message */
+    } else if (event->event_case == BATON__V1__PREFILL_EVENT__EVENT_DONE && event->done) {
+        on_prefill_done(link, request, attempt, event->done);
+    }
+}
+
+void rt_service_on_run_ended(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
+                             struct rt_run *run, enum bt_status status, const char *text)
+{
+    struct rt_service *service = link->service;
+    struct rt_stream *stream = stream_get(service, request);
+    if (stream && stream->run == run) {
+        stream->run = NULL;
+    }
+    if (!service->closing) {
+        rt_core_prefill_ended(service->core, request, attempt, status, text, bt_clock_now_ns());
+    }
+}
+
+/* ---- actions */
+
+static void act_reserve(struct rt_service *service, struct rt_stream *stream,
+                        const struct rt_action *action)
+{
+    struct rt_worker_link *link = rt_service_link(service, action->decode);
+    Baton__V1__ReserveRequest request = BATON__V1__RESERVE_REQUEST__INIT;
+    request.request_id = stream->id;
+    request.prompt_tokens = stream->prompt_tokens;
+    request.sampling = &stream->sampling;
+    if (stream->sampling.repetition_penalty != 1) {
+        request.n_prompt = stream->prompt_tokens;
+        request.prompt = stream->prompt;
+    }
+    request.full = action->full;
+    request.router_incarnation = service->incarnation;
+    bt_counter_add(service->metrics.decisions, 1);
+    enum bt_status status =
+        link ? rt_worker_link_reserve(link, action->attempt, &request) : BT_ERR_UNAVAILABLE;
+    if (status != BT_OK) {
+        rt_core_reserved(service->core, stream->id, action->attempt, action->decode, status,
+                         "the reserve could not be sent", 0, bt_clock_now_ns());
+    }
+}
+
+static void act_prefill(struct rt_service *service, struct rt_stream *stream,
+                        const struct rt_action *action)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    struct rt_worker_link *link = rt_service_link(service, action->prefill);
+    const struct rt_worker_link *rank = rt_service_link(service, action->decode);
+    BT_ASSERT(stream->landing && stream->landing->epoch == action->epoch);
+    if (stream->dispatched_ns == 0) {
+        stream->dispatched_ns = now_ns;
+        bt_histogram_observe(service->metrics.queue_time,
+                             (double)(now_ns - stream->arrival_ns) / 1e9);
+    } else {
+        bt_counter_add(service->metrics.retries, 1);
+    }
+    snprintf(stream->prefill_worker, RT_WORKER_ID_SIZE, "%s", link ? link->id : "");
+    snprintf(stream->decode_worker, RT_WORKER_ID_SIZE, "%s", rank ? rank->id : "");
+    Baton__V1__PrefillRequest request = BATON__V1__PREFILL_REQUEST__INIT;
+    request.request_id = stream->id;
+    request.n_prompt = stream->prompt_tokens;
+    request.prompt = stream->prompt;
+    request.sampling = &stream->sampling;
+    request.landing = stream->landing;
+    stream->run_attempt = action->attempt;
+    enum bt_status status = link ? rt_worker_link_run(link, action->attempt, stream->deadline_ns,
+                                                      &request, &stream->run)
+                                 : BT_ERR_UNAVAILABLE;
+    if (status != BT_OK) {
+        rt_core_prefill_ended(service->core, stream->id, action->attempt, status,
+                              "the run could not be sent", now_ns);
+    }
+}
+
+static void act_cancel_prefill(struct rt_stream *stream, const struct rt_action *action)
+{
+    if (stream->run && stream->run_attempt == action->attempt) {
+        rt_run_cancel(stream->run);
+        stream->run = NULL;
+    }
+}
+
+static void act_cancel_decode(struct rt_service *service, const struct rt_action *action)
+{
+    struct rt_worker_link *link = rt_service_link(service, action->decode);
+    if (link) {
+        rt_worker_link_cancel(link, action->request, action->epoch);
+    }
+}
+
+static void act_tokens(struct rt_service *service, struct rt_stream *stream,
+                       const struct rt_action *action)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    if (rt_stream_output(stream, action->tokens, action->token_count, now_ns, &service->output,
+                         &service->metrics)) {
+        rt_core_finish(service->core, stream->id, RT_FINISH_STOP, now_ns);
+    }
+}
+
+static void act_end(struct rt_service *service, struct rt_stream *stream,
+                    const struct rt_action *action)
+{
+    if (action->finish == RT_FINISH_ERROR) {
+        bt_log_warn(stream->id, "failed: %s", action->text);
+    }
+    bt_map_remove(&service->streams, stream->id);
+    rt_stream_end(stream, action->finish, action->status, action->text, bt_clock_now_ns(),
+                  &service->metrics);
+    rt_stream_destroy(stream);
+}
+
+static void act(struct rt_service *service, const struct rt_action *action)
+{
+    if (action->kind == RT_ACTION_CANCEL_DECODE) {
+        act_cancel_decode(service, action); /* also for requests that are long over */
+        return;
+    }
+    struct rt_stream *stream = stream_get(service, action->request);
+    BT_ASSERT(stream);
+    switch (action->kind) {
+    case RT_ACTION_RESERVE:
+        act_reserve(service, stream, action);
+        break;
+    case RT_ACTION_PREFILL:
+        act_prefill(service, stream, action);
+        break;
+    case RT_ACTION_CANCEL_PREFILL:
+        act_cancel_prefill(stream, action);
+        break;
+    case RT_ACTION_TOKENS:
+        act_tokens(service, stream, action);
+        break;
+    case RT_ACTION_END:
+        act_end(service, stream, action);
+        break;
+    case RT_ACTION_CANCEL_DECODE:
+        break;
+    }
+}
+
+static void act_all(struct rt_service *service)
+{
+    struct rt_action action;
+    while (rt_core_next_action(service->core, &action)) {
+        act(service, &action);
+    }
+}
+
+/* Closes what broke or is lost, frees what the core has forgotten. */
+static void tend_links(struct rt_service *service)
+{
+    service->links_changed = false;
+    struct rt_worker_link **at = &service->links;
+    while (*at) {
+        struct rt_worker_link *link = *at;
+        struct rt_worker_view view;
+        bool known = rt_core_worker(service->core, link->ref, &view);
+        if (!known) {
+            *at = link->next;
+            rt_worker_link_destroy(link);
+            continue;
+        }
+        if (link->client && (link->broken || view.state == RT_WORKER_LOST)) {
+            bt_log_info(0, "worker %s: connection closed", link->id);
+            bt_counter_add(service->metrics.worker_losses, 1);
+            rt_worker_link_close(link);
+        }
+        at = &link->next;
+    }
+}
+
+void rt_service_pump(struct rt_service *service)
+{
+    BT_ASSERT(!service->pumping);
+    service->pumping = true;
+    int64_t now_ns = bt_clock_now_ns();
+    if (rt_core_next_deadline_ns(service->core) <= now_ns) {
+        rt_core_tick(service->core, now_ns);
+        service->links_changed = true;
+    }
+    act_all(service);
+    while (service->links_changed) {
+        tend_links(service);
+        act_all(service);
+    }
+    service->pumping = false;
+    bt_loop_timer_set(service->timer, rt_core_next_deadline_ns(service->core));
+}

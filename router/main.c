@@ -1,0 +1,214 @@
+/* baton-router: options, life and death of the process. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <jansson.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/option.h"
+#include "common/base/process.h"
+#include "router/http_front.h"
+#include "router/service.h"
+
+#define SILENT_AFTER_BEATS 3
+#define LOST_AFTER_BEATS   30
+#define RESERVE_RETRY_NS   (50 * BT_NS_PER_MS)
+#define STOP_LINGER_NS     (100 * BT_NS_PER_MS)
+
+struct arguments {
+    const char *model, *served_model_name, *host, *worker_endpoint, *ready_file;
+    int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_tokens;
+    int64_t request_timeout_ns, max_model_len, heartbeat_ms, max_connections, max_body_bytes;
+    int log_level;
+    bool die_with_parent;
+};
+
+static const char usage[] =
+    "usage: baton-router --model DIR [options]\n"
+    "\n"
+    "Serves the OpenAI-compatible HTTP API and the ZeroMQ API, and gives requests to the prefill\n"
+    "and decode workers that register with it.";
+
+static enum bt_status parse(int argc, char **argv, struct bt_error *error, struct arguments *a)
+{
+    static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
+    const struct bt_option options[] = {
+        {"model", BT_OPTION_STRING, &a->model, NULL, .metavar = "DIR", .required = true,
+         .help = "Checkpoint directory: config.json, tokenizer.json, tokenizer_config.json."},
+        {"served-model-name", BT_OPTION_STRING, &a->served_model_name, NULL, .metavar = "NAME",
+         .help = "The model's name in the API; by default the directory's name."},
+        {"host", BT_OPTION_STRING, &a->host, "127.0.0.1", .metavar = "ADDRESS",
+         .help = "Numeric address that the HTTP API listens on."},
+        {"port", BT_OPTION_INT, &a->port, "8000", .max = 65535,
+         .help = "Port of the HTTP API; 0 takes any free one."},
+        {"worker-endpoint", BT_OPTION_STRING, &a->worker_endpoint, "tcp://127.0.0.1:5557",
+         .metavar = "ENDPOINT",
+         .help = "Where workers and RPC clients connect; port * takes any free one."},
+        {"queue-capacity", BT_OPTION_INT, &a->queue_capacity, "1024", .min = 1, .max = 1 << 20,
+         .help = "Requests that wait at most; more are refused."},
+        {"max-attempts", BT_OPTION_INT, &a->max_attempts, "3", .min = 1, .max = 100,
+         .help = "How often a request is tried when workers fail."},
+        {"expected-output-tokens", BT_OPTION_INT, &a->expected_output_tokens, "256", .min = 1,
+         .max = 1 << 20, .help = "Output that placement expects of a request, at most its limit."},
+        {"prefill-depth-tokens", BT_OPTION_INT, &a->prefill_depth_tokens, "16384", .min = 1,
+         .max = 1 << 30, .help = "A prefill worker gets work up to this backlog of tokens."},
+        {"request-timeout", BT_OPTION_DURATION, &a->request_timeout_ns, "10m", .min = 0.001,
+         .max = 86400, .help = "Default and largest time a request may take."},
+        {"max-model-len", BT_OPTION_INT, &a->max_model_len, "0", .max = 1 << 30,
+         .help = "Context length; 0 takes the checkpoint's."},
+        {"heartbeat", BT_OPTION_INT, &a->heartbeat_ms, "1000", .min = 10, .max = 60000,
+         .metavar = "MS", .help = "Interval of the workers' heartbeats in milliseconds."},
+        {"max-connections", BT_OPTION_INT, &a->max_connections, "1024", .min = 1, .max = 65535,
+         .help = "HTTP connections at a time."},
+        {"max-body-bytes", BT_OPTION_INT, &a->max_body_bytes, "16m", .min = 1024, .max = 1 << 30,
+         .help = "Largest HTTP request body."},
+        {"log-level", BT_OPTION_CHOICE, &a->log_level, "info", .choices = levels,
+         .help = "How much is logged to stderr."},
+        {"ready-file", BT_OPTION_STRING, &a->ready_file, NULL, .metavar = "PATH",
+         .help = "Written when listening: one JSON line with http, rpc and pid."},
+        {"die-with-parent", BT_OPTION_BOOL, &a->die_with_parent, "false",
+         .help = "End when the process that started this one ends."},
+        {0},
+    };
+    return bt_option_parse(options, usage, argc, argv, error, NULL);
+}
+
+static enum bt_status create_service(struct bt_loop *loop, const struct arguments *a,
+                                     struct bt_metrics *metrics, struct bt_error *error,
+                                     struct rt_service **ret_service)
+{
+    int64_t heartbeat_ns = a->heartbeat_ms * BT_NS_PER_MS;
+    struct rt_service_options options = {
+        .core = {.queue_capacity = (uint32_t)a->queue_capacity,
+                 .max_attempts = (uint32_t)a->max_attempts,
+                 .expected_output_tokens = (uint32_t)a->expected_output_tokens,
+                 .prefill_depth_tokens = (uint32_t)a->prefill_depth_tokens,
+                 .silent_after_ns = SILENT_AFTER_BEATS * heartbeat_ns,
+                 .lost_after_ns = LOST_AFTER_BEATS * heartbeat_ns,
+                 .reserve_retry_ns = RESERVE_RETRY_NS},
+        .model_dir = a->model,
+        .served_model_name = a->served_model_name,
+        .worker_endpoint = a->worker_endpoint,
+        .request_timeout_ns = a->request_timeout_ns,
+        .max_model_len = (uint32_t)a->max_model_len,
+        .heartbeat_ms = (uint32_t)a->heartbeat_ms,
+    };
+    return rt_service_create(loop, &options, metrics, error, ret_service);
+}
+
+/* Under its name only when it is whole. */
+static enum bt_status write_ready_file(const char *path, const char *http, const char *rpc,
+                                       struct bt_error *error)
+{
+    char *temporary = NULL;
+    json_t *root =
+        json_pack("{s:s,s:s,s:I}", "http", http, "rpc", rpc, "pid", (json_int_t)getpid());
+    char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    json_decref(root);
+    FILE *file = NULL;
+    if (line && asprintf(&temporary, "%s.%d", path, (int)getpid()) > 0) {
+        file = fopen(temporary, "we");
+    }
+    bool written = file && fprintf(file, "%s\n", line) > 0;
+    written = file && fclose(file) == 0 && written && rename(temporary, path) == 0;
+    free(line);
+    free(temporary);
+    return written ? BT_OK : bt_error_set(error, BT_ERR_IO, "ready file %s: %m", path);
+}
+
+static enum bt_status announce(struct rt_service *service, const struct rt_http_front *front,
+                               const struct arguments *a, struct bt_error *error)
+{
+    char http[300];
+    bool v6 = strchr(a->host, ':') != NULL;
+    snprintf(http, sizeof http, "http://%s%.200s%s:%u", v6 ? "[" : "", a->host, v6 ? "]" : "",
+             rt_http_front_port(front));
+    rt_service_set_http_endpoint(service, http);
+    bt_log_info(0, "serving %s at %s, workers at %s", rt_service_model_name(service), http,
+                rt_service_rpc_endpoint(service));
+    if (!a->ready_file) {
+        return BT_OK;
+    }
+    return write_ready_file(a->ready_file, http, rt_service_rpc_endpoint(service), error);
+}
+
+/* Streams end with an error, and for a moment the loop carries that to clients and workers. */
+static void stop(struct bt_loop *loop, struct rt_service *service)
+{
+    rt_service_stop(service);
+    int64_t until_ns = bt_clock_now_ns() + STOP_LINGER_NS;
+    while (bt_clock_now_ns() < until_ns && bt_loop_run_once(loop, until_ns, NULL) == BT_OK) {
+    }
+}
+
+/* Until a signal. */
+static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
+                            struct bt_metrics *metrics, struct bt_error *error)
+{
+    struct rt_service *service;
+    struct rt_http_front *front = NULL;
+    struct rt_http_front_options http = {.host = a->host,
+                                         .port = (uint16_t)a->port,
+                                         .max_connections = (uint32_t)a->max_connections,
+                                         .max_body_bytes = (uint32_t)a->max_body_bytes};
+    enum bt_status status = create_service(loop, a, metrics, error, &service);
+    if (status != BT_OK) {
+        return status;
+    }
+    status = rt_http_front_create(loop, service, &http, error, &front);
+    if (status == BT_OK) {
+        status = announce(service, front, a, error);
+    }
+    if (status == BT_OK) {
+        status = bt_loop_run(loop, error);
+        bt_log_info(0, "stopping");
+        stop(loop, service);
+    }
+    rt_http_front_destroy(front);
+    rt_service_destroy(service);
+    return status;
+}
+
+static enum bt_status run(const struct arguments *a, struct bt_error *error)
+{
+    struct bt_loop *loop = bt_loop_create(error);
+    if (!loop) {
+        return error->status;
+    }
+    struct bt_metrics *metrics = bt_metrics_create();
+    enum bt_status status = metrics ? bt_loop_stop_on_signals(loop, error)
+                                    : bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
+    if (status == BT_OK) {
+        status = serve(loop, a, metrics, error);
+    }
+    bt_loop_destroy(loop);
+    bt_metrics_destroy(metrics);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments a = {0};
+    struct bt_error error = {0};
+    enum bt_status status = parse(argc, argv, &error, &a);
+    if (status == BT_ERR_CANCELLED) {
+        return EXIT_SUCCESS; /* --help */
+    }
+    if (status != BT_OK) {
+        fprintf(stderr, "baton-router: %s\n", error.text);
+        return 2;
+    }
+    bt_log_init("router", (enum bt_log_level)a.log_level);
+    if (a.die_with_parent && bt_process_die_with_parent() != BT_OK) {
+        return EXIT_FAILURE;
+    }
+    status = run(&a, &error);
+    if (status != BT_OK) {
+        bt_log_error(0, "%s", error.text);
+    }
+    return status == BT_OK ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,347 @@
+#include "router/service.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/random.h"
+#include "router/generation_limits.h"
+#include "router/rpc_front.h"
+#include "router/service_state.h"
+
+/* ---- life */
+
+static void on_round_end(void *context)
+{
+    rt_service_pump(context);
+}
+
+static void on_timer(void *context)
+{
+    (void)context; /* the end of this round does the work */
+}
+
+static size_t count_methods(const struct bt_rpc_method *methods)
+{
+    size_t count = 0;
+    while (methods[count].name) {
+        count++;
+    }
+    return count;
+}
+
+/* Registry and Router are one server on one endpoint. */
+static struct bt_rpc_method *join_methods(void)
+{
+    size_t registry_count = count_methods(rt_registry_methods);
+    size_t front_count = count_methods(rt_rpc_front_methods);
+    struct bt_rpc_method *methods = calloc(registry_count + front_count + 1, sizeof *methods);
+    if (methods) {
+        memcpy(methods, rt_registry_methods, registry_count * sizeof *methods);
+        memcpy(methods + registry_count, rt_rpc_front_methods, front_count * sizeof *methods);
+    }
+    return methods;
+}
+
+static char *model_name(const struct rt_service_options *options)
+{
+    if (options->served_model_name) {
+        return strdup(options->served_model_name);
+    }
+    char *path = realpath(options->model_dir, NULL);
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    char *name = strdup(slash && slash[1] ? slash + 1 : options->model_dir);
+    free(path);
+    return name;
+}
+
+static enum bt_status load_model(struct rt_service *service,
+                                 const struct rt_service_options *options, struct bt_error *error)
+{
+    enum bt_status status = rt_checkpoint_read(options->model_dir, error, &service->checkpoint);
+    if (status != BT_OK) {
+        return status;
+    }
+    status = bt_tokenizer_load(options->model_dir, error, &service->tokenizer);
+    if (status != BT_OK) {
+        return status;
+    }
+    return bt_chat_form_load(options->model_dir, service->tokenizer, error, &service->chat_form);
+}
+
+static enum bt_status start_parts(struct rt_service *service,
+                                  const struct rt_service_options *options, struct bt_error *error)
+{
+    service->model_name = model_name(options);
+    service->core = rt_core_create(&options->core);
+    service->methods = join_methods();
+    service->timer = bt_loop_add_timer(service->loop, BT_NEVER_NS, on_timer, service);
+    if (!service->model_name || !service->core || !service->methods || !service->timer) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
+    }
+    rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
+    return bt_rpc_server_create(service->loop, options->worker_endpoint, service->methods, service,
+                                error, &service->server);
+}
+
+enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_options *options,
+                                 struct bt_metrics *metrics, struct bt_error *error,
+                                 struct rt_service **ret_service)
+{
+    struct rt_service *service = calloc(1, sizeof *service);
+    if (!service) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
+    }
+    service->loop = loop;
+    service->options = *options;
+    service->registry = metrics;
+    service->incarnation = bt_random_entropy();
+    service->started_ns = bt_clock_now_ns();
+    service->started_unix = bt_clock_unix_ns() / BT_NS_PER_S;
+    bt_map_init(&service->streams);
+    enum bt_status status = load_model(service, options, error);
+    if (status == BT_OK) {
+        status = start_parts(service, options, error);
+    }
+    if (status != BT_OK) {
+        rt_service_destroy(service);
+        return status;
+    }
+    service->options.model_dir = NULL;
+    service->options.served_model_name = NULL;
+    service->options.worker_endpoint = NULL;
+    bt_loop_set_after(loop, on_round_end, service);
+    *ret_service = service;
+    return BT_OK;
+}
+
+void rt_service_stop(struct rt_service *service)
+{
+    service->draining = true;
+    size_t cursor = 0;
+    uint64_t id;
+    void *value;
+    int64_t now_ns = bt_clock_now_ns();
+    /* Sinks add nothing any more, and streams go away only with their END. */
+    while (bt_map_next(&service->streams, &cursor, &id, &value)) {
+        struct rt_stream *stream = value;
+        rt_stream_end(stream, RT_FINISH_ERROR, BT_ERR_UNAVAILABLE, "the router is stopping", now_ns,
+                      &service->metrics);
+        stream->abandoned = true;
+        rt_core_finish(service->core, id, RT_FINISH_CANCELLED, now_ns);
+    }
+    bt_loop_timer_set(service->timer, now_ns);
+}
+
+static void free_streams(struct rt_service *service)
+{
+    size_t cursor = 0;
+    uint64_t id;
+    void *stream;
+    while (bt_map_next(&service->streams, &cursor, &id, &stream)) {
+        rt_stream_destroy(stream);
+    }
+    bt_map_finish(&service->streams);
+}
+
+void rt_service_destroy(struct rt_service *service)
+{
+    if (!service) {
+        return;
+    }
+    bt_loop_set_after(service->loop, NULL, NULL);
+    if (service->server) {
+        rt_service_stop(service);
+    }
+    service->closing = true;
+    bt_rpc_server_destroy(service->server);
+    while (service->links) {
+        struct rt_worker_link *link = service->links;
+        service->links = link->next;
+        rt_worker_link_destroy(link); /* the ranks drop what they hold when their stream ends */
+    }
+    rt_core_destroy(service->core);
+    free_streams(service);
+    bt_loop_remove(service->timer);
+    rt_output_buffer_finish(&service->output);
+    bt_chat_form_destroy(service->chat_form);
+    bt_tokenizer_destroy(service->tokenizer);
+    free(service->methods);
+    free(service->model_name);
+    free(service);
+}
+
+/* ---- requests */
+
+static uint64_t new_id(struct rt_service *service)
+{
+    uint64_t id;
+    do {
+        id = bt_random_u64(service->incarnation, service->next_stream++, 0);
+    } while (id == 0 || bt_map_get(&service->streams, id));
+    return id;
+}
+
+static enum bt_status submit_stream(struct rt_service *service, struct rt_stream *stream,
+                                    int64_t deadline_ns, struct bt_error *error)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    int64_t latest_ns = now_ns + service->options.request_timeout_ns;
+    stream->arrival_ns = now_ns;
+    stream->deadline_ns = deadline_ns < latest_ns ? deadline_ns : latest_ns;
+    stream->id = new_id(service);
+    if (!bt_map_put(&service->streams, stream->id, stream)) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
+    }
+    struct rt_request_spec spec = {
+        .id = stream->id,
+        .prompt_tokens = stream->prompt_tokens,
+        .max_tokens = stream->sampling.max_tokens,
+        .arrival_ns = now_ns,
+        .deadline_ns = stream->deadline_ns,
+    };
+    enum bt_status status = rt_core_submit(service->core, &spec, now_ns, error);
+    if (status != BT_OK) {
+        bt_map_remove(&service->streams, stream->id);
+        return status;
+    }
+    bt_loop_timer_set(service->timer, now_ns); /* if this is not in a round, begin one */
+    return BT_OK;
+}
+
+enum bt_status rt_service_submit(struct rt_service *service, const struct rt_generation *generation,
+                                 const struct rt_sink *sink, struct bt_error *error,
+                                 uint64_t *ret_request)
+{
+    if (service->draining) {
+        bt_counter_add(service->metrics.refused, 1);
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "the router takes no new requests");
+    }
+    uint32_t max_tokens = 0;
+    struct rt_stream *stream = NULL;
+    enum bt_status status = rt_generation_check(generation, rt_service_max_model_len(service),
+                                                service->checkpoint.vocab_size, error, &max_tokens);
+    if (status == BT_OK) {
+        status = rt_stream_create(service->tokenizer, generation, max_tokens, sink, error, &stream);
+    }
+    if (status == BT_OK) {
+        status = submit_stream(service, stream, generation->deadline_ns, error);
+    }
+    if (status != BT_OK) {
+        rt_stream_destroy(stream);
+        bt_counter_add(service->metrics.refused, 1);
+        return status;
+    }
+    *ret_request = stream->id;
+    return BT_OK;
+}
+
+void rt_service_abandon(struct rt_service *service, uint64_t request)
+{
+    struct rt_stream *stream = bt_map_get(&service->streams, request);
+    if (!stream) {
+        return;
+    }
+    stream->abandoned = true;
+    if (!service->closing) {
+        rt_core_finish(service->core, request, RT_FINISH_CANCELLED, bt_clock_now_ns());
+        bt_loop_timer_set(service->timer, bt_clock_now_ns());
+    }
+}
+
+/* ---- looking in */
+
+const struct bt_tokenizer *rt_service_tokenizer(const struct rt_service *service)
+{
+    return service->tokenizer;
+}
+
+const struct bt_chat_form *rt_service_chat_form(const struct rt_service *service)
+{
+    return service->chat_form;
+}
+
+const char *rt_service_model_name(const struct rt_service *service)
+{
+    return service->model_name;
+}
+
+static uint32_t smaller(uint32_t a, uint64_t b)
+{
+    return b < a ? (uint32_t)b : a;
+}
+
+/* The checkpoint's, cut by the option, by every live worker's own limit, and by the largest pool of
+ * a decode rank: a context that fits nowhere is none. */
+uint32_t rt_service_max_model_len(const struct rt_service *service)
+{
+    uint32_t length = service->checkpoint.max_position_embeddings;
+    if (service->options.max_model_len > 0) {
+        length = smaller(length, service->options.max_model_len);
+    }
+    uint64_t largest_pool = 0;
+    size_t cursor = 0;
+    rt_worker_ref ref;
+    struct rt_worker_view view;
+    while (rt_core_next_worker(service->core, &cursor, &ref)) {
+        rt_core_worker(service->core, ref, &view);
+        if (view.state == RT_WORKER_LOST) {
+            continue;
+        }
+        length = smaller(length, view.info->max_model_len);
+        if (view.info->load.pages_total > largest_pool && view.info->role == RT_ROLE_DECODE) {
+            largest_pool = view.info->load.pages_total;
+        }
+    }
+    return largest_pool > 0 ? smaller(length, largest_pool * BT_PAGE_TOKENS) : length;
+}
+
+uint64_t rt_service_model_hash(const struct rt_service *service)
+{
+    return service->has_fingerprint ? service->fingerprint.model_hash : 0;
+}
+
+int64_t rt_service_started_unix(const struct rt_service *service)
+{
+    return service->started_unix;
+}
+
+bool rt_service_ready(const struct rt_service *service, const char **ret_why)
+{
+    bool ready[2] = {false, false};
+    size_t cursor = 0;
+    rt_worker_ref ref;
+    struct rt_worker_view view;
+    while (rt_core_next_worker(service->core, &cursor, &ref)) {
+        rt_core_worker(service->core, ref, &view);
+        ready[view.info->role] |= view.state == RT_WORKER_READY;
+    }
+    const char *why = NULL;
+    if (service->draining) {
+        why = "draining";
+    } else if (!ready[RT_ROLE_PREFILL]) {
+        why = "no prefill worker is ready";
+    } else if (!ready[RT_ROLE_DECODE]) {
+        why = "no decode worker is ready";
+    }
+    if (why && ret_why) {
+        *ret_why = why;
+    }
+    return why == NULL;
+}
+
+void rt_service_drain(struct rt_service *service)
+{
+    service->draining = true;
+}
+
+void rt_service_set_http_endpoint(struct rt_service *service, const char *endpoint)
+{
+    snprintf(service->http_endpoint, sizeof service->http_endpoint, "%s", endpoint);
+}
+
+const char *rt_service_rpc_endpoint(const struct rt_service *service)
+{
+    return bt_rpc_server_endpoint(service->server);
+}

@@ -1,0 +1,218 @@
+#include "router/service_metrics.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "router/service_state.h"
+
+static const double seconds_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
+                                        0.1,   0.25,   0.5,   0.75, 1,    2.5,  5,    7.5,
+                                        10,    20,     40,    80,   160,  640,  2560};
+#define SECONDS_BOUNDS seconds_bounds, sizeof seconds_bounds / sizeof seconds_bounds[0]
+
+/* Long names are cut. */
+static void escape_label(const char *value, size_t size, char *ret_escaped)
+{
+    size_t used = 0;
+    for (; *value && used + 3 < size; value++) {
+        if (*value == '"' || *value == '\\' || *value == '\n') {
+            ret_escaped[used++] = '\\';
+        }
+        ret_escaped[used++] = *value == '\n' ? 'n' : *value;
+    }
+    ret_escaped[used] = '\0';
+}
+
+static void init_histograms(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                            const char *labels)
+{
+    const struct {
+        struct bt_histogram **histogram;
+        const char *name, *help;
+    } table[] = {
+        {&metrics->ttft, "vllm:time_to_first_token_seconds", "Arrival to first token."},
+        {&metrics->inter_token, "vllm:inter_token_latency_seconds", "Between two tokens."},
+        {&metrics->tpot, "vllm:request_time_per_output_token_seconds",
+         "Mean time between the tokens of a request."},
+        {&metrics->e2e, "vllm:e2e_request_latency_seconds", "Arrival to end."},
+        {&metrics->queue_time, "vllm:request_queue_time_seconds",
+         "Arrival until a prefill worker got the request."},
+        {&metrics->prefill_time, "vllm:request_prefill_time_seconds",
+         "From then to the first token."},
+        {&metrics->decode_time, "vllm:request_decode_time_seconds", "First to last token."},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        *table[i].histogram =
+            bt_metrics_histogram(registry, table[i].name, labels, table[i].help, SECONDS_BOUNDS);
+    }
+}
+
+static void init_counters(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                          const char *labels)
+{
+    const struct {
+        struct bt_counter **counter;
+        const char *name, *help;
+    } table[] = {
+        {&metrics->prompt_tokens, "vllm:prompt_tokens_total", "Prompt tokens prefilled."},
+        {&metrics->generation_tokens, "vllm:generation_tokens_total", "Tokens generated."},
+        {&metrics->preemptions, "vllm:num_preemptions_total",
+         "Requests that gave their pages to others."},
+        {&metrics->decisions, "baton_router_decisions_total", "Requests placed on workers."},
+        {&metrics->reserve_refusals, "baton_router_reserve_refusals_total",
+         "Reservations that a decode rank did not grant."},
+        {&metrics->retries, "baton_router_retries_total",
+         "Requests sent to a prefill worker again."},
+        {&metrics->refused, "baton_router_requests_refused_total",
+         "Requests not accepted: full, invalid or unavailable."},
+        {&metrics->worker_losses, "baton_router_worker_losses_total", "Workers lost."},
+        {&metrics->kv_pushed_bytes, "baton_kv_pushed_bytes_total",
+         "KV cache written into decode ranks."},
+        {&metrics->kv_hidden_bytes, "baton_kv_hidden_bytes_total",
+         "Of them, written while later layers computed."},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        *table[i].counter = bt_metrics_counter(registry, table[i].name, labels, table[i].help);
+    }
+}
+
+static void init_ended(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                       const char *labels)
+{
+    static const char *const reasons[] = {
+        [RT_FINISH_STOP] = "stop",       [RT_FINISH_LENGTH] = "length",
+        [RT_FINISH_CANCELLED] = "abort", [RT_FINISH_DEADLINE] = "deadline",
+        [RT_FINISH_ERROR] = "error",
+    };
+    for (size_t i = 0; i <= RT_FINISH_ERROR; i++) {
+        char both[512];
+        snprintf(both, sizeof both, "%s,finished_reason=\"%s\"", labels, reasons[i]);
+        metrics->ended[i] = bt_metrics_counter(registry, "vllm:request_success_total", both,
+                                               "Requests ended, by reason.");
+    }
+}
+
+void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                             const char *model_name)
+{
+    char escaped[256];
+    char labels[300];
+    escape_label(model_name, sizeof escaped, escaped);
+    snprintf(labels, sizeof labels, "model_name=\"%s\"", escaped);
+    init_histograms(metrics, registry, labels);
+    init_counters(metrics, registry, labels);
+    init_ended(metrics, registry, labels);
+    metrics->running =
+        bt_metrics_gauge(registry, "vllm:num_requests_running", labels, "Requests on workers.");
+    metrics->waiting =
+        bt_metrics_gauge(registry, "vllm:num_requests_waiting", labels, "Requests in the queue.");
+    metrics->kv_usage = bt_metrics_gauge(registry, "vllm:kv_cache_usage_perc", labels,
+                                         "Pages in use, of all decode ranks; 1 is all.");
+    metrics->queue_depth =
+        bt_metrics_gauge(registry, "baton_router_queue_depth", labels, "Requests in the queue.");
+    metrics->queue_capacity = bt_metrics_gauge(registry, "baton_router_queue_capacity", labels,
+                                               "Requests the queue takes.");
+}
+
+static double seconds(int64_t from_ns, int64_t to_ns)
+{
+    return (double)(to_ns - from_ns) / 1e9;
+}
+
+void rt_service_metrics_first_token(const struct rt_service_metrics *metrics,
+                                    const struct rt_stream *stream, int64_t now_ns)
+{
+    bt_histogram_observe(metrics->ttft, seconds(stream->arrival_ns, now_ns));
+    bt_histogram_observe(metrics->prefill_time, seconds(stream->dispatched_ns, now_ns));
+    bt_counter_add(metrics->prompt_tokens, stream->prompt_tokens);
+}
+
+void rt_service_metrics_end(const struct rt_service_metrics *metrics,
+                            const struct rt_stream *stream, enum rt_finish finish, int64_t now_ns)
+{
+    bt_counter_add(metrics->ended[finish], 1);
+    if (finish != RT_FINISH_STOP && finish != RT_FINISH_LENGTH) {
+        return;
+    }
+    double decode_s = seconds(stream->first_token_ns, stream->last_token_ns);
+    bt_histogram_observe(metrics->e2e, seconds(stream->arrival_ns, now_ns));
+    bt_histogram_observe(metrics->decode_time, decode_s);
+    if (stream->completion_tokens > 1) {
+        bt_histogram_observe(metrics->tpot, decode_s / (stream->completion_tokens - 1));
+    }
+}
+
+/* ---- rendering */
+
+static void update_gauges(struct rt_service *service)
+{
+    const struct rt_service_metrics *metrics = &service->metrics;
+    uint32_t queued = rt_core_queued(service->core);
+    uint64_t used = 0, total = 0;
+    size_t cursor = 0;
+    rt_worker_ref ref;
+    struct rt_worker_view view;
+    while (rt_core_next_worker(service->core, &cursor, &ref)) {
+        rt_core_worker(service->core, ref, &view);
+        if (view.info->role == RT_ROLE_DECODE && view.state != RT_WORKER_LOST) {
+            total += view.info->load.pages_total;
+            used += view.info->load.pages_total - view.info->load.pages_free;
+        }
+    }
+    bt_gauge_set(metrics->queue_depth, queued);
+    bt_gauge_set(metrics->queue_capacity, service->options.core.queue_capacity);
+    bt_gauge_set(metrics->waiting, queued);
+    bt_gauge_set(metrics->running, (double)(service->streams.size - queued));
+    bt_gauge_set(metrics->kv_usage, total > 0 ? (double)used / (double)total : 0);
+}
+
+/* One line a worker. They are no objects of the registry, which keeps what it has for ever, while
+ * workers come and go. Ids were checked at registration and need no escapes. */
+static void render_workers(const struct rt_service *service, FILE *out)
+{
+    size_t cursor = 0;
+    rt_worker_ref ref;
+    struct rt_worker_view view;
+    fprintf(out, "# HELP baton_worker_up 1: ready.\n# TYPE baton_worker_up gauge\n");
+    while (rt_core_next_worker(service->core, &cursor, &ref)) {
+        rt_core_worker(service->core, ref, &view);
+        fprintf(out, "baton_worker_up{worker=\"%s\",role=\"%s\"} %d\n", view.info->id,
+                view.info->role == RT_ROLE_PREFILL ? "prefill" : "decode",
+                view.state == RT_WORKER_READY);
+    }
+    cursor = 0;
+    fprintf(out, "# HELP baton_worker_kv_utilisation Pages in use or promised; 1 is all.\n"
+                 "# TYPE baton_worker_kv_utilisation gauge\n");
+    while (rt_core_next_worker(service->core, &cursor, &ref)) {
+        rt_core_worker(service->core, ref, &view);
+        if (view.info->role == RT_ROLE_DECODE && view.info->load.pages_total > 0) {
+            fprintf(out, "baton_worker_kv_utilisation{worker=\"%s\"} %.6f\n", view.info->id,
+                    (double)view.projected_pages / view.info->load.pages_total);
+        }
+    }
+}
+
+char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
+{
+    update_gauges(service);
+    size_t registered_size = 0;
+    char *registered = bt_metrics_render(service->registry, &registered_size);
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = registered ? open_memstream(&text, &size) : NULL;
+    if (out) {
+        fwrite(registered, 1, registered_size, out);
+        render_workers(service, out);
+        if (fclose(out) != 0) {
+            free(text);
+            text = NULL;
+        }
+    }
+    free(registered);
+    if (text) {
+        *ret_size = size;
+    }
+    return text;
+}

@@ -1,0 +1,31 @@
+/*
+ * The router's metrics: those that exist elsewhere under their known names (vllm:…), the others
+ * under baton_…. Internal to the service.
+ */
+#ifndef BATON_ROUTER_SERVICE_METRICS_H
+#define BATON_ROUTER_SERVICE_METRICS_H
+
+#include "common/base/metrics.h"
+#include "router/core.h"
+
+struct rt_stream;
+struct rt_service;
+
+struct rt_service_metrics {
+    struct bt_gauge *running, *waiting, *kv_usage;
+    struct bt_histogram *ttft, *inter_token, *tpot, *e2e, *queue_time, *prefill_time, *decode_time;
+    struct bt_counter *prompt_tokens, *generation_tokens, *preemptions;
+    struct bt_counter *ended[RT_FINISH_ERROR + 1]; /* [enum rt_finish] */
+    struct bt_gauge *queue_depth, *queue_capacity;
+    struct bt_counter *decisions, *reserve_refusals, *retries, *refused, *worker_losses;
+    struct bt_counter *kv_pushed_bytes, *kv_hidden_bytes;
+};
+
+void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                             const char *model_name);
+void rt_service_metrics_first_token(const struct rt_service_metrics *metrics,
+                                    const struct rt_stream *stream, int64_t now_ns);
+void rt_service_metrics_end(const struct rt_service_metrics *metrics,
+                            const struct rt_stream *stream, enum rt_finish finish, int64_t now_ns);
+
+#endif

@@ -1,0 +1,64 @@
+/*
+ * The inside of the router service, shared by its parts: service.c (life, submit), dispatch.c (the
+ * core's actions, the workers' events), registry.c (what workers call), service_metrics.c and
+ * service_status.c (looking in). Loop thread only.
+ */
+#ifndef BATON_ROUTER_SERVICE_STATE_H
+#define BATON_ROUTER_SERVICE_STATE_H
+
+#include "common/base/map.h"
+#include "common/kvcache/layout.h"
+#include "router/checkpoint.h"
+#include "router/service.h"
+#include "router/stream.h"
+
+#define RT_HTTP_ENDPOINT_SIZE 256
+
+struct rt_service {
+    struct bt_loop *loop;
+    struct rt_service_options options; /* strings are not kept */
+    char *model_name;
+    char http_endpoint[RT_HTTP_ENDPOINT_SIZE];
+    struct rt_checkpoint checkpoint;
+    struct bt_tokenizer *tokenizer;
+    struct bt_chat_form *chat_form;
+
+    struct rt_core *core;
+    struct bt_rpc_method *methods;
+    struct bt_rpc_server *server;
+    struct bt_loop_source *timer;
+    bool draining;
+    bool pumping; /* actions are being carried out */
+    bool closing;
+    int64_t started_ns, started_unix;
+
+    uint64_t incarnation; /* random, of this process */
+    uint64_t next_stream;
+    struct bt_map streams; /* id -> struct rt_stream, until its END */
+    struct rt_output_buffer output;
+
+    struct rt_worker_link *links;      /* as long as the core knows the worker */
+    bool links_changed;                /* one broke: there is something to close */
+    uint64_t appearances;              /* of decode ranks */
+    struct bt_fingerprint fingerprint; /* of the first worker, while any is left */
+    bool has_fingerprint;
+
+    struct bt_metrics *registry;
+    struct rt_service_metrics metrics;
+};
+
+/* dispatch.c: time, then actions until there are none. Not from inside a sink or an end of a call;
+ * there, the round's end does it. */
+void rt_service_pump(struct rt_service *service);
+
+struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref);
+/* False: only what is lost is left, or nothing. */
+bool rt_service_has_live_worker(const struct rt_service *service);
+
+/* Numbers that contradict each other are cut to what can be. */
+void rt_load_from_message(const Baton__V1__RankLoad *message, struct rt_load *ret_load);
+
+/* registry.c; handlers get the service. Ends with a NULL name. */
+extern const struct bt_rpc_method rt_registry_methods[];
+
+#endif
