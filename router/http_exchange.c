@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "common/base/log.h"
 #include "router/http_response.h"
@@ -13,15 +12,14 @@
 /* ------------------------------------------------------------------ life */
 
 struct rt_http_exchange *rt_http_exchange_create(struct rt_http_exchanges *all,
-                                                 struct MHD_Connection *connection)
+                                                 struct rt_http_connection *connection)
 {
     struct rt_http_exchange *exchange = calloc(1, sizeof *exchange);
     if (exchange == NULL)
         return NULL;
     exchange->all = all;
+    exchange->mhd = connection->mhd;
     exchange->connection = connection;
-    exchange->fd =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
     exchange->next = all->first;
     if (all->first != NULL)
         all->first->previous = exchange;
@@ -32,8 +30,7 @@ struct rt_http_exchange *rt_http_exchange_create(struct rt_http_exchanges *all,
 void rt_http_exchange_destroy(struct rt_http_exchange *exchange)
 {
     BT_ASSERT(!exchange->suspended);
-    if (exchange->watched)
-        rt_http_watch_remove(exchange->all->watch, exchange->fd);
+    exchange->connection->exchange = NULL;
     rt_openai_answer_destroy(exchange->answer);
     if (exchange->previous != NULL)
         exchange->previous->next = exchange->next;
@@ -78,7 +75,7 @@ bool rt_http_exchange_receive(struct rt_http_exchange *exchange, const char *dat
 static void suspend(struct rt_http_exchange *exchange)
 {
     exchange->suspended = true;
-    MHD_suspend_connection(exchange->connection);
+    MHD_suspend_connection(exchange->mhd);
 }
 
 static void resume(struct rt_http_exchange *exchange)
@@ -86,7 +83,7 @@ static void resume(struct rt_http_exchange *exchange)
     if (!exchange->suspended)
         return;
     exchange->suspended = false;
-    MHD_resume_connection(exchange->connection);
+    MHD_resume_connection(exchange->mhd);
     exchange->all->wake(exchange->all->wake_context);
 }
 
@@ -107,9 +104,8 @@ static void on_change(void *context)
         resume(exchange);
 }
 
-void rt_http_exchange_gone(void *context)
+void rt_http_exchange_gone(struct rt_http_exchange *exchange)
 {
-    struct rt_http_exchange *exchange = context;
     exchange->gone = true;
     if (rt_openai_answer_state(exchange->answer) < RT_ANSWER_DONE) {
         bt_log_debug(rt_openai_answer_request(exchange->answer), "client is gone");
@@ -117,16 +113,6 @@ void rt_http_exchange_gone(void *context)
     }
     rt_openai_answer_abandon(exchange->answer);
     resume(exchange);
-}
-
-/* The library would only notice by sending, which it can't: the socket is full. What waits in the
- * socket is dropped, too. */
-static void reset(struct rt_http_exchange *exchange)
-{
-    struct linger linger = {.l_onoff = 1, .l_linger = 0};
-    exchange->gone = true;
-    setsockopt(exchange->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
-    shutdown(exchange->fd, SHUT_RDWR);
 }
 
 void rt_http_exchanges_settle(struct rt_http_exchanges *all)
@@ -139,8 +125,10 @@ void rt_http_exchanges_settle(struct rt_http_exchanges *all)
         if (exchange->answer == NULL)
             continue;
         rt_openai_answer_settle(exchange->answer);
-        if (rt_openai_answer_state(exchange->answer) == RT_ANSWER_OVERFLOWN && !exchange->gone)
-            reset(exchange);
+        if (rt_openai_answer_state(exchange->answer) == RT_ANSWER_OVERFLOWN && !exchange->gone) {
+            exchange->gone = true;
+            rt_http_connection_reset(exchange->connection);
+        }
     }
 }
 
@@ -220,7 +208,7 @@ enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange)
 static bool header_asks_timing(const struct rt_http_exchange *exchange)
 {
     const char *value =
-        MHD_lookup_connection_value(exchange->connection, MHD_HEADER_KIND, "X-Baton-Timing");
+        MHD_lookup_connection_value(exchange->mhd, MHD_HEADER_KIND, "X-Baton-Timing");
     return value != NULL && strcmp(value, "1") == 0;
 }
 
@@ -229,6 +217,8 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
 {
     struct rt_openai_error error = {0};
     struct rt_openai_request request;
+    if (exchange->connection->gone)
+        return MHD_NO;
     enum bt_status status =
         rt_openai_request_parse(kind, exchange->body, exchange->body_size, &error, &request);
     if (status != BT_OK)
@@ -242,9 +232,7 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
     exchange->body_size = exchange->body_capacity = 0;
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
-    exchange->watched = rt_http_watch_add(exchange->all->watch, exchange->fd, exchange);
-    if (!exchange->watched)
-        return MHD_NO;
+    exchange->connection->exchange = exchange;
     suspend(exchange);
     return MHD_YES;
 }

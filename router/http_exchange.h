@@ -12,21 +12,18 @@
 
 #include <microhttpd.h>
 
-#include "router/http_watch.h"
+#include "router/http_connection.h"
 #include "router/openai_answer.h"
 #include "router/service.h"
 
 /* Of a body that is refused, this much more is read, so that the client sees the response. */
-#define RT_HTTP_DISCARD_BYTES      (16u << 20)
-#define RT_HTTP_REQUEST_TIMEOUT_S  30u  /* silence while a request is not complete */
-#define RT_HTTP_RESPONSE_TIMEOUT_S 120u /* response bytes wait and the client takes none */
+#define RT_HTTP_DISCARD_BYTES (16u << 20)
 
 struct rt_http_exchange;
 
 /* What all exchanges of a front share. */
 struct rt_http_exchanges {
     struct rt_service *service;
-    struct rt_http_watch *watch;
     uint32_t max_body_bytes;
     void (*wake)(void *context); /* the HTTP library must run soon */
     void *wake_context;
@@ -47,22 +44,22 @@ struct rt_http_route {
 
 struct rt_http_exchange {
     struct rt_http_exchanges *all;
-    struct MHD_Connection *connection;
+    struct MHD_Connection *mhd;
+    struct rt_http_connection *connection;
     const struct rt_http_route *route; /* NULL: refused already */
     const char *path;                  /* while a handler runs */
     struct rt_openai_error refusal;    /* valid without a route */
     char allow[16];                    /* for 405 */
     char *body;
     size_t body_size, body_capacity, discarded;
-    bool dispatched, suspended, gone, watched;
-    int fd;
+    bool dispatched, suspended, gone;
     struct rt_openai_answer *answer;
     struct rt_http_exchange *previous, *next;
 };
 
 /* NULL: no memory. */
 struct rt_http_exchange *rt_http_exchange_create(struct rt_http_exchanges *all,
-                                                 struct MHD_Connection *connection);
+                                                 struct rt_http_connection *connection);
 void rt_http_exchange_destroy(struct rt_http_exchange *exchange);
 
 /* More of the body. False: the connection is to be dropped. */
@@ -74,8 +71,8 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
 /* After a resume before the response began. */
 enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange);
 
-/* on_gone of the watch. */
-void rt_http_exchange_gone(void *exchange);
+/* The client went away while the answer runs. */
+void rt_http_exchange_gone(struct rt_http_exchange *exchange);
 
 /* Outside of the service's callbacks. */
 void rt_http_exchanges_settle(struct rt_http_exchanges *all);

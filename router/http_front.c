@@ -23,6 +23,7 @@ struct rt_http_front {
     struct MHD_Daemon *daemon;
     struct bt_loop_source *source; /* the daemon's epoll */
     struct bt_loop_source *timer;
+    struct rt_http_connections connections;
     struct rt_http_exchanges exchanges;
     bool woken;
     uint16_t port;
@@ -39,7 +40,7 @@ static void wake(void *context)
     bt_loop_timer_set(front->timer, bt_clock_now_ns());
 }
 
-static unsigned connections(struct rt_http_front *front)
+static unsigned connection_count(struct rt_http_front *front)
 {
     return MHD_get_daemon_info(front->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
 }
@@ -48,10 +49,10 @@ static void run(void *context)
 {
     struct rt_http_front *front = context;
     front->woken = false;
-    unsigned before = connections(front);
+    unsigned before = connection_count(front);
     MHD_run(front->daemon);
     /* At its limit the library stops listening, and starts again only in a later run. */
-    if (connections(front) < before)
+    if (connection_count(front) < before)
         wake(front);
     rt_http_exchanges_settle(&front->exchanges);
     if (front->woken)
@@ -84,7 +85,7 @@ static bool is_json(const char *content_type)
 
 static void check_headers(struct rt_http_exchange *exchange)
 {
-    const char *content_type = header(exchange->connection, MHD_HTTP_HEADER_CONTENT_TYPE);
+    const char *content_type = header(exchange->mhd, MHD_HTTP_HEADER_CONTENT_TYPE);
     if (strcmp(exchange->route->method, "POST") != 0 || is_json(content_type))
         return;
     rt_openai_error_set(&exchange->refusal, BT_ERR_INVALID_ARGUMENT, NULL,
@@ -110,7 +111,7 @@ static enum MHD_Result begin(struct rt_http_exchange *exchange, const char *meth
     rt_http_route_find(exchange, method, path);
     if (exchange->route != NULL)
         check_headers(exchange);
-    uint64_t announced = announced_bytes(exchange->connection);
+    uint64_t announced = announced_bytes(exchange->mhd);
     if (exchange->route != NULL && announced > all->max_body_bytes) {
         rt_openai_error_set(&exchange->refusal, BT_ERR_INVALID_ARGUMENT, NULL, "body_too_large",
                             "the body has %llu bytes, more than the limit of %u",
@@ -118,7 +119,7 @@ static enum MHD_Result begin(struct rt_http_exchange *exchange, const char *meth
         exchange->refusal.http_status = MHD_HTTP_CONTENT_TOO_LARGE;
         exchange->route = NULL;
     }
-    bool waits = header(exchange->connection, MHD_HTTP_HEADER_EXPECT) != NULL;
+    bool waits = header(exchange->mhd, MHD_HTTP_HEADER_EXPECT) != NULL;
     if (exchange->route == NULL && (waits || announced > RT_HTTP_DISCARD_BYTES)) {
         exchange->dispatched = true;
         return rt_http_respond_error(exchange, &exchange->refusal);
@@ -131,8 +132,7 @@ static enum MHD_Result dispatch(struct rt_http_exchange *exchange, const char *p
     if (exchange->dispatched)
         return rt_http_exchange_continue(exchange);
     exchange->dispatched = true;
-    MHD_set_connection_option(exchange->connection, MHD_CONNECTION_OPTION_TIMEOUT,
-                              RT_HTTP_RESPONSE_TIMEOUT_S);
+    rt_http_connection_answering(exchange->connection);
     if (exchange->route == NULL)
         return rt_http_respond_error(exchange, &exchange->refusal);
     exchange->path = path;
@@ -148,7 +148,8 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
     struct rt_http_front *front = context;
     struct rt_http_exchange *exchange = *exchange_slot;
     if (exchange == NULL) {
-        exchange = rt_http_exchange_create(&front->exchanges, connection);
+        struct rt_http_connection *of = rt_http_connection_of(connection);
+        exchange = of != NULL ? rt_http_exchange_create(&front->exchanges, of) : NULL;
         if (exchange == NULL)
             return MHD_NO;
         *exchange_slot = exchange;
@@ -168,9 +169,9 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     if (*exchange_slot != NULL)
         rt_http_exchange_destroy(*exchange_slot);
     *exchange_slot = NULL;
-    if (code == MHD_REQUEST_TERMINATED_COMPLETED_OK)
-        MHD_set_connection_option(connection, MHD_CONNECTION_OPTION_TIMEOUT,
-                                  RT_HTTP_REQUEST_TIMEOUT_S);
+    struct rt_http_connection *of = rt_http_connection_of(connection);
+    if (of != NULL && code == MHD_REQUEST_TERMINATED_COMPLETED_OK)
+        rt_http_connection_receiving(of);
 }
 
 /* ------------------------------------------------------------------ start */
@@ -232,8 +233,9 @@ static enum bt_status start_daemon(struct rt_http_front *front, uint32_t max_con
     front->daemon = MHD_start_daemon(
         MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, front,
         MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)max_connections,
-        MHD_OPTION_CONNECTION_TIMEOUT, RT_HTTP_REQUEST_TIMEOUT_S, MHD_OPTION_NOTIFY_COMPLETED,
-        on_completed, front, MHD_OPTION_END);
+        MHD_OPTION_CONNECTION_TIMEOUT, front->connections.request_timeout_s,
+        MHD_OPTION_NOTIFY_COMPLETED, on_completed, front, MHD_OPTION_NOTIFY_CONNECTION,
+        rt_http_connection_notify, &front->connections, MHD_OPTION_END);
     if (front->daemon == NULL) {
         close(fd);
         return bt_error_set(error, BT_ERR_INTERNAL, "libmicrohttpd does not start");
@@ -267,12 +269,12 @@ enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *ser
     front->loop = loop;
     front->exchanges.service = service;
     front->exchanges.max_body_bytes = options->max_body_bytes;
-    front->exchanges.wake = wake;
-    front->exchanges.wake_context = front;
+    front->exchanges.wake = front->connections.wake = wake;
+    front->exchanges.wake_context = front->connections.wake_context = front;
     register_metrics(&front->exchanges, options->metrics);
     int fd = -1;
     enum bt_status status =
-        rt_http_watch_create(loop, rt_http_exchange_gone, error, &front->exchanges.watch);
+        rt_http_connections_init(&front->connections, loop, options->request_timeout_s, error);
     if (status == BT_OK)
         status = listen_on(options, error, &fd, &front->port);
     if (status == BT_OK)
@@ -294,7 +296,7 @@ void rt_http_front_destroy(struct rt_http_front *front)
     if (front->daemon != NULL)
         MHD_stop_daemon(front->daemon);
     bt_loop_remove(front->timer);
-    rt_http_watch_destroy(front->exchanges.watch);
+    rt_http_connections_finish(&front->connections);
     free(front);
 }
 

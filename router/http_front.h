@@ -18,6 +18,7 @@ struct rt_http_front_options {
     uint16_t port;    /* 0: ephemeral */
     uint32_t max_connections;
     uint32_t max_body_bytes;
+    uint32_t request_timeout_s; /* silence before a request is whole; four times it in all; 0: 30 */
     struct bt_metrics *metrics; /* counters of this front; NULL: none */
 };
 

@@ -19,8 +19,7 @@ enum MHD_Result rt_http_respond(struct rt_http_exchange *exchange, int http_stat
 {
     if (response == NULL)
         return MHD_NO;
-    enum MHD_Result result =
-        MHD_queue_response(exchange->connection, (unsigned)http_status, response);
+    enum MHD_Result result = MHD_queue_response(exchange->mhd, (unsigned)http_status, response);
     MHD_destroy_response(response);
     count(exchange, http_status);
     return result;
