@@ -2,7 +2,8 @@
  * config.json of a DeepSeek checkpoint (model types deepseek_v2 and deepseek_v3), validated.
  * Every value that a tensor shape, a table or a kernel depends on is checked here, with the key
  * and the value in the message; what the forward pass does not offer (attention_bias, another
- * activation, another rope scaling, quantization_config) is refused here, not ignored.
+ * activation, another rope scaling, quantization_config) is refused here, not ignored. Absent and
+ * null keys take the defaults of the model type's own configuration class.
  */
 #ifndef BATON_COMMON_MODEL_CONFIG_H
 #define BATON_COMMON_MODEL_CONFIG_H

@@ -40,6 +40,7 @@ enum bt_status bt_safetensors_open_file(const char *path, struct bt_error *error
 void bt_safetensors_close(struct bt_safetensors *file);
 
 const struct bt_tensor *bt_safetensors_find(const struct bt_safetensors *file, const char *name);
+/* The tensors are one array in name order. */
 size_t bt_safetensors_count(const struct bt_safetensors *file);
 const struct bt_tensor *bt_safetensors_at(const struct bt_safetensors *file, size_t index);
 

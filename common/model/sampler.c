@@ -67,14 +67,14 @@ static bool is_eos(const struct bt_sampler *sampler, uint32_t token)
     return false;
 }
 
-/* Copies the logits, NaN as -inf, and applies bias, mask and penalties. */
+/* Copies the logits and applies bias, mask and penalties. A NaN stays one: no comparison that
+ * chooses a token is true for it. */
 static const float *adjust(struct bt_sampler *sampler, const float *logits,
                            const struct bt_sampling *sampling,
                            const struct bt_sampler_history *history, uint32_t position)
 {
     float *out = sampler->logits;
-    for (uint32_t i = 0; i < sampler->vocab_size; i++)
-        out[i] = isnan(logits[i]) ? -INFINITY : logits[i];
+    memcpy(out, logits, sampler->vocab_size * sizeof(*out));
     for (uint32_t i = 0; i < sampling->bias_count; i++)
         out[sampling->bias[i].token] += sampling->bias[i].value;
     if (masks_eos(sampling, position))

@@ -5,7 +5,9 @@
  * counts generated tokens from 0. Order, as vLLM has it: logit_bias, min_tokens (EOS masked),
  * repetition / presence / frequency penalties, temperature, min-p, top-k, top-p, draw. Greedy
  * (temperature 0) takes the best after penalties; ties: the lower id. Logprobs are log-softmax of
- * the raw logits, before any of that (OpenAI's and vLLM's default).
+ * the raw logits, before any of that (OpenAI's and vLLM's default), and never below -9999, so that
+ * they are always numbers. A NaN logit never wins; where none can, the lowest id that is not
+ * masked.
  */
 #ifndef BATON_COMMON_MODEL_SAMPLER_H
 #define BATON_COMMON_MODEL_SAMPLER_H
