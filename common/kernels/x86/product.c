@@ -10,12 +10,14 @@
 #define STREAM_OUTS 8
 #define BLOCK_ROWS  6
 #define BLOCK_COLS  2048
+#define COPY_ROWS   false
 #else
 #define TILE_ROWS   3
 #define TILE_OUTS   2
 #define STREAM_OUTS 4
 #define BLOCK_ROWS  9
 #define BLOCK_COLS  512
+#define COPY_ROWS   true /* two loads an operation: one that crosses a cache line costs */
 #endif
 
 BT_INLINE size_t least(size_t a, size_t b)
@@ -184,7 +186,7 @@ static size_t panel_outs(size_t cols)
 
 /*
  * Rows against a panel: a block of rows by a block of columns at a time, so that both it and the
- * weights of a strip stay in L1; copied, so that no load of it crosses a cache line.
+ * weights of a strip stay in L1; with COPY_ROWS copied, so that no load crosses a cache line.
  * scratch: the part behind the panel.
  */
 static void product_panel(struct bt_x86_rows x, const struct bt_x86_weights *panel, float *scratch,
@@ -192,16 +194,20 @@ static void product_panel(struct bt_x86_rows x, const struct bt_x86_weights *pan
 {
     float *lanes = scratch + BT_X86_BLOCK_FLOATS;
     for (size_t row = 0; row < x.count; row += BLOCK_ROWS) {
-        struct bt_x86_rows block = {scratch, least(x.count - row, BLOCK_ROWS), BLOCK_COLS};
+        size_t count = least(x.count - row, BLOCK_ROWS);
         size_t k = 0;
         do {
             struct bt_x86_weights part = *panel;
             part.cols = least(panel->cols - k, BLOCK_COLS);
             part.data = weight_at(panel, 0, k);
             struct carry carry = {lanes, k == 0, k + part.cols == panel->cols};
-            for (size_t r = 0; r < block.count; r++)
-                memcpy(scratch + r * BLOCK_COLS, x.data + (row + r) * x.stride + k,
-                       part.cols * sizeof(*scratch));
+            struct bt_x86_rows block = {x.data + row * x.stride + k, count, x.stride};
+            if (COPY_ROWS) {
+                for (size_t r = 0; r < count; r++)
+                    memcpy(scratch + r * BLOCK_COLS, block.data + r * x.stride,
+                           part.cols * sizeof(*scratch));
+                block = (struct bt_x86_rows){scratch, count, BLOCK_COLS};
+            }
             product_block(block, &part, BT_F32, carry, out + row * out_stride, out_stride);
             k += part.cols;
         } while (k < panel->cols);
