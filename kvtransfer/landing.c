@@ -183,7 +183,7 @@ enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t req
 {
     uint32_t page_count = bt_kv_pages_for((uint64_t)prompt_tokens + extra_tokens);
     uint32_t free_count = bt_page_pool_count(table->pool, BT_PAGE_FREE);
-    struct kvt_landing *landing;
+    struct kvt_landing *landing = NULL;
     struct bt_page_owner owner;
     enum bt_status status;
 

@@ -56,7 +56,8 @@ struct kvt_transport_ops {
     const char *(*peer_transport)(const struct kvt_peer *peer); /* "shm", "tcp", "rdma", "sim" */
     /* Posts a one-sided write of local memory to remote_address. BT_OK: done already, `done` does
      * not run. IN_PROGRESS: source memory belongs to the transport until `done`. EXHAUSTED:
-     * progress first. PEER_LOST. INVALID_ARGUMENT: outside of the memory that the key names. */
+     * progress first, completions are due. PEER_LOST. INVALID_ARGUMENT: outside of the memory that
+     * the key names. */
     enum bt_status (*write)(struct kvt_peer *peer, const void *source, size_t bytes,
                             uint64_t remote_address, kvt_completion_fn *done, void *context);
     /* All writes posted before are in the target's memory when it completes. Results as write. */

@@ -357,7 +357,8 @@ static enum bt_status pack(const struct sim_blob *blob, struct bt_error *error, 
 /* The last word of each blob is a function of the others, so that a damaged one is recognised. */
 static uint64_t seal(const struct sim_blob *blob)
 {
-    return bt_random_u64(SIM_MAGIC ^ blob->id, blob->base, (uint32_t)blob->bytes);
+    return bt_random_u64(SIM_MAGIC ^ blob->id, blob->base, 0) ^
+           bt_random_u64(SIM_MAGIC, blob->bytes, 1);
 }
 
 static enum bt_status memory_pack_key(struct kvt_transport *base, const struct kvt_memory *memory,
@@ -457,6 +458,16 @@ static const char *peer_transport(const struct kvt_peer *peer)
     return "sim";
 }
 
+/* Mutex held. EXHAUSTED promises that a completion will come. */
+static bool has_operations(const struct kvt_peer *peer)
+{
+    const struct operation *operation = peer->source->sim->operations;
+
+    while (operation != NULL && operation->peer != peer)
+        operation = operation->next;
+    return operation != NULL;
+}
+
 /* Mutex held. */
 static enum bt_status post(struct kvt_peer *peer, const struct operation *wanted)
 {
@@ -464,7 +475,7 @@ static enum bt_status post(struct kvt_peer *peer, const struct operation *wanted
 
     if (peer->state != KVT_PEER_READY)
         return BT_ERR_PEER_LOST;
-    if (draw(peer->source->sim, 8) == 0 && !peer->source->sim->held)
+    if (draw(peer->source->sim, 8) == 0 && !peer->source->sim->held && has_operations(peer))
         return BT_ERR_EXHAUSTED;
     if (wanted->bytes > 0 && draw(peer->source->sim, 4) == 0 && !peer->source->sim->held) {
         apply(wanted);

@@ -88,7 +88,7 @@ enum bt_status kvt_ucx_connect(struct kvt_transport *transport, const void *addr
     struct kvt_peer *peer;
     const void *rkey;
     size_t rkey_size;
-    bool local;
+    bool local = false;
     enum bt_status status;
 
     status = kvt_ucx_address_unpack(address, address_size, error, &unpacked);
