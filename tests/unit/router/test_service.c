@@ -1,0 +1,908 @@
+/* The service between a client's sink and workers in the same loop. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "router/service.h"
+#include "tests/unit/router/fake_worker.h"
+
+#define MANY_S 20
+
+static struct bt_loop *loop;
+static struct bt_metrics *metrics;
+static struct rt_service *service;
+static struct bt_rpc_client *client; /* the workers' to the registry */
+static struct bt_token_buffer script;
+static const char *const script_text = "the quick brown fox jumps over the lazy dog";
+
+#define RUN_UNTIL(condition)                                                                       \
+    do {                                                                                           \
+        int64_t until_ns_ = bt_clock_now_ns() + MANY_S * BT_NS_PER_S;                              \
+        while (!(condition) && bt_clock_now_ns() < until_ns_) {                                    \
+            assert_int_equal(bt_loop_run_once(loop, until_ns_, NULL), BT_OK);                      \
+        }                                                                                          \
+        assert_true(condition);                                                                    \
+    } while (0)
+
+/* Everything that was sent so far was also read: the answer to a call made now comes after it. */
+#define SETTLE() (void)heartbeat("nobody", 1)
+
+/* ---- what a client sees */
+
+struct seen {
+    char text[1024];
+    size_t size;
+    uint32_t token_count, next_index;
+    bool ended;
+    struct rt_result result;
+    char error[512];
+    Baton__V1__Timing timing;
+    char prefill_worker[64], decode_worker[64], transport[32];
+    uint64_t request;
+};
+
+static void on_output(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
+                      size_t token_count)
+{
+    struct seen *seen = context;
+    assert_false(seen->ended);
+    assert_true(seen->size + size < sizeof seen->text);
+    memcpy(seen->text + seen->size, text, size);
+    seen->size += size;
+    for (size_t i = 0; i < token_count; i++) {
+        assert_int_equal(tokens[i].index, seen->next_index);
+        assert_int_equal(tokens[i].token, script.ids[seen->next_index]);
+        assert_true(tokens[i].has_logprob);
+        seen->next_index++;
+    }
+    seen->token_count += (uint32_t)token_count;
+}
+
+static void on_end(void *context, const struct rt_result *result)
+{
+    struct seen *seen = context;
+    assert_false(seen->ended);
+    seen->ended = true;
+    seen->result = *result;
+    seen->timing = *result->timing;
+    snprintf(seen->error, sizeof seen->error, "%s", result->text ? result->text : "");
+    snprintf(seen->prefill_worker, 64, "%s", result->timing->prefill_worker);
+    snprintf(seen->decode_worker, 64, "%s", result->timing->decode_worker);
+    snprintf(seen->transport, 32, "%s", result->timing->transport);
+}
+
+static const uint32_t prompt[] = {3, 4, 5, 6, 7};
+
+static struct rt_generation generation(uint32_t max_tokens)
+{
+    struct rt_generation g = {.prompt = prompt, .prompt_tokens = 5, .deadline_ns = BT_NEVER_NS};
+    baton__v1__sampling_params__init(&g.sampling);
+    g.sampling.seed = 42;
+    g.sampling.top_p = 1;
+    g.sampling.repetition_penalty = 1;
+    g.sampling.logprobs = -1;
+    g.sampling.max_tokens = max_tokens;
+    return g;
+}
+
+static enum bt_status submit_to(struct seen *seen, const struct rt_generation *g,
+                                struct bt_error *error)
+{
+    struct rt_sink sink = {.context = seen, .on_output = on_output, .on_end = on_end};
+    *seen = (struct seen){0};
+    return rt_service_submit(service, g, &sink, error, &seen->request);
+}
+
+static void submit(struct seen *seen, uint32_t max_tokens)
+{
+    struct rt_generation g = generation(max_tokens);
+    assert_int_equal(submit_to(seen, &g, NULL), BT_OK);
+}
+
+/* ---- what a worker sees of the registry */
+
+struct answer {
+    bool done;
+    enum bt_status status;
+    char text[512];
+    uint32_t heartbeat_ms, announced;
+    char first_announced[64];
+};
+static struct answer answer;
+
+static void on_answer(void *context, enum bt_status status, const char *text,
+                      const ProtobufCMessage *response)
+{
+    (void)context;
+    answer = (struct answer){.done = true, .status = status};
+    snprintf(answer.text, sizeof answer.text, "%s", text);
+    Baton__V1__KvEndpoint **announced = NULL;
+    if (response && response->descriptor == &baton__v1__register_response__descriptor) {
+        const Baton__V1__RegisterResponse *r = (const Baton__V1__RegisterResponse *)response;
+        answer.heartbeat_ms = r->heartbeat_ms;
+        answer.announced = (uint32_t)r->n_decode;
+        announced = r->decode;
+    } else if (response && response->descriptor == &baton__v1__heartbeat_response__descriptor) {
+        const Baton__V1__HeartbeatResponse *r = (const Baton__V1__HeartbeatResponse *)response;
+        answer.announced = (uint32_t)r->n_decode;
+        announced = r->decode;
+    }
+    if (answer.announced > 0) {
+        snprintf(answer.first_announced, 64, "%s", announced[0]->worker_id);
+    }
+}
+
+static enum bt_status call(const char *method, const ProtobufCMessage *request,
+                           const ProtobufCMessageDescriptor *response)
+{
+    struct bt_rpc_call_spec spec = {.method = method,
+                                    .request = request,
+                                    .response = response,
+                                    .deadline_ns = BT_NEVER_NS,
+                                    .on_end = on_answer};
+    answer.done = false;
+    assert_int_equal(bt_rpc_client_call(client, &spec, NULL, NULL), BT_OK);
+    RUN_UNTIL(answer.done);
+    return answer.status;
+}
+
+static enum bt_status register_with(const Baton__V1__RegisterRequest *request)
+{
+    return call("baton.v1.Registry/Register", &request->base,
+                &baton__v1__register_response__descriptor);
+}
+
+static enum bt_status heartbeat(const char *id, uint64_t incarnation)
+{
+    Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
+    load.pages_total = load.pages_free = 100;
+    Baton__V1__HeartbeatRequest request = BATON__V1__HEARTBEAT_REQUEST__INIT;
+    request.worker_id = (char *)id;
+    request.incarnation = incarnation;
+    request.load = &load;
+    return call("baton.v1.Registry/Heartbeat", &request.base,
+                &baton__v1__heartbeat_response__descriptor);
+}
+
+static bool worker_is(const char *id, const char *state)
+{
+    Baton__V1__StatusResponse *status = rt_service_status(service);
+    bool found = false;
+    for (size_t i = 0; i < status->n_workers; i++) {
+        found |= strcmp(status->workers[i]->worker_id, id) == 0 &&
+                 strcmp(status->workers[i]->state, state) == 0;
+    }
+    baton__v1__status_response__free_unpacked(status, NULL);
+    return found;
+}
+
+static void join(struct fake_worker *worker, const char *id, bool decode)
+{
+    fake_worker_open(worker, loop, id, decode);
+    assert_int_equal(register_with(fake_worker_registration(worker)), BT_OK);
+    if (decode) {
+        RUN_UNTIL(worker->steps);
+        assert_true(worker_is(id, "connecting"));
+        fake_decode_hello(worker);
+    }
+    RUN_UNTIL(worker_is(id, "ready"));
+}
+
+/* ---- the fixture */
+
+static struct fake_worker p0, p1, d0, d1;
+
+static int open_service(void **state)
+{
+    (void)state;
+    memset(&p0, 0, sizeof p0);
+    p1 = d0 = d1 = p0;
+    struct bt_error error = {0};
+    struct rt_service_options options = {
+        .core = {.queue_capacity = 4,
+                 .max_attempts = 3,
+                 .expected_output_tokens = 64,
+                 .prefill_depth_tokens = 10000,
+                 .silent_after_ns = 60 * BT_NS_PER_S,
+                 .lost_after_ns = 120 * BT_NS_PER_S,
+                 .reserve_retry_ns = 20 * BT_NS_PER_MS},
+        .model_dir = MODEL_DIR,
+        .worker_endpoint = "tcp://127.0.0.1:*",
+        .request_timeout_ns = 60 * BT_NS_PER_S,
+        .heartbeat_ms = 250,
+    };
+    loop = bt_loop_create(&error);
+    metrics = bt_metrics_create();
+    enum bt_status status = rt_service_create(loop, &options, metrics, &error, &service);
+    if (status != BT_OK) {
+        fprintf(stderr, "%s\n", error.text);
+        return -1;
+    }
+    script.count = 0;
+    if (bt_tokenizer_encode(rt_service_tokenizer(service), script_text, strlen(script_text), false,
+                            &error, &script) != BT_OK) {
+        return -1;
+    }
+    fake_script = script.ids;
+    return bt_rpc_client_create(loop, rt_service_rpc_endpoint(service), &error, &client) == BT_OK
+               ? 0
+               : -1;
+}
+
+static int close_service(void **state)
+{
+    (void)state;
+    rt_service_destroy(service);
+    bt_rpc_client_destroy(client);
+    struct fake_worker *workers[] = {&p0, &p1, &d0, &d1};
+    for (int i = 0; i < 4; i++) {
+        fake_worker_close(workers[i]);
+    }
+    bt_loop_destroy(loop);
+    bt_metrics_destroy(metrics);
+    free(script.ids);
+    script = (struct bt_token_buffer){0};
+    return 0;
+}
+
+/* ---- generations */
+
+static void check_whole(const struct seen *seen)
+{
+    assert_true(seen->ended);
+    assert_int_equal(seen->result.finish, RT_FINISH_LENGTH);
+    assert_int_equal(seen->result.status, BT_OK);
+    assert_int_equal(seen->size, strlen(script_text));
+    assert_memory_equal(seen->text, script_text, seen->size);
+    assert_int_equal(seen->token_count, script.count);
+    assert_int_equal(seen->result.completion_tokens, script.count);
+    assert_int_equal(seen->result.prompt_tokens, 5);
+}
+
+static void test_generation(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    const char *why = NULL;
+    assert_true(rt_service_ready(service, &why));
+    assert_int_equal(rt_service_model_hash(service), 77);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    assert_int_equal(p0.run_request, seen.request);
+    assert_int_equal(p0.run_epoch, d0.held[0].epoch);
+    assert_string_equal(p0.run_rank, "d0");
+    assert_int_equal(p0.run_prompt_tokens, 5);
+    assert_int_equal(p0.run_seed, 42);
+    assert_int_equal(d0.held[0].prompt_tokens, 5);
+    assert_int_equal(d0.held[0].penalty_prompt_tokens, 0);
+    fake_prefill_first_token(&p0);
+    RUN_UNTIL(seen.token_count == 1);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, 3, 0);
+    RUN_UNTIL(seen.token_count == 3);
+    fake_decode_step(&d0, 3, count - 3, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    assert_int_equal(seen.timing.kv_bytes, 4096);
+    assert_int_equal(seen.timing.kv_bytes_hidden, 1024);
+    assert_int_equal(seen.timing.kv_writes, 3);
+    assert_true(seen.timing.prefill_compute_ms == 5.0);
+    assert_true(seen.timing.visible_transfer_ms == 2.0);
+    assert_true(seen.timing.ttft_ms > 0 && seen.timing.e2e_ms >= seen.timing.ttft_ms);
+    assert_true(seen.timing.tpot_ms > 0 && seen.timing.queue_ms > 0);
+    assert_string_equal(seen.prefill_worker, "p0");
+    assert_string_equal(seen.decode_worker, "d0");
+    assert_string_equal(seen.transport, "shm");
+    SETTLE();
+    assert_int_equal(d0.cancel_count, 0);
+}
+
+/* The rank dies after some tokens: the client sees one text, and nothing of it. */
+static void test_decode_worker_dies_in_mid_stream(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    join(&d1, "d1", true);
+    fake_prefill_first_token(&p0);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, 5, 0);
+    RUN_UNTIL(seen.token_count == 5);
+    fake_worker_close(&d0);
+    RUN_UNTIL(p0.run);
+    assert_true(worker_is("d0", "lost"));
+    assert_string_equal(p0.run_rank, "d1");
+    assert_int_equal(p0.run_request, seen.request);
+    fake_prefill_first_token(&p0);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d1, 0, 4, 0);
+    fake_decode_step(&d1, 4, count - 4, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    assert_string_equal(seen.decode_worker, "d1");
+}
+
+static void test_prefill_worker_dies_during_the_run(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    uint64_t first_epoch = p0.run_epoch;
+    join(&p1, "p1", false);
+    fake_worker_close(&p0);
+    RUN_UNTIL(p1.run);
+    assert_true(d0.held[0].cancelled); /* the cancel went before the new Reserve */
+    assert_int_equal(d0.cancels[0].epoch, first_epoch);
+    assert_int_not_equal(p1.run_epoch, first_epoch);
+    fake_prefill_done(&p1);
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    assert_string_equal(seen.prefill_worker, "p1");
+}
+
+static void test_failures_of_a_worker_are_tried_again_then_told(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 10);
+    for (int i = 0; i < 3; i++) {
+        RUN_UNTIL(p0.run);
+        fake_prefill_fail(&p0, BT_ERR_CORRUPT);
+    }
+    RUN_UNTIL(seen.ended);
+    assert_int_equal(seen.result.finish, RT_FINISH_ERROR);
+    assert_int_equal(seen.result.status, BT_ERR_CORRUPT);
+    assert_non_null(strstr(seen.error, "told to fail"));
+    assert_int_equal(p0.run_count, 3);
+    RUN_UNTIL(d0.cancel_count == 3);
+}
+
+static void test_stop_string_ends_text_and_work(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    const char *stop[] = {"jumps"};
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    struct rt_generation g = generation(0); /* up to the context */
+    g.stop = stop;
+    g.stop_count = 1;
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(p0.run);
+    fake_prefill_done(&p0);
+    uint32_t count = (uint32_t)script.count;
+    fake_decode_step(&d0, 0, count, 0);
+    RUN_UNTIL(seen.ended);
+    assert_int_equal(seen.result.finish, RT_FINISH_STOP);
+    assert_int_equal(seen.size, strlen("the quick brown fox "));
+    assert_memory_equal(seen.text, script_text, seen.size);
+    /* Tokens up to the one that completes the stop string, by the tokenizer's own bytes. */
+    size_t bytes = 0, size;
+    uint32_t tokens = 0;
+    while (bytes < strlen("the quick brown fox jumps")) {
+        bt_tokenizer_bytes(rt_service_tokenizer(service), script.ids[tokens++], &size);
+        bytes += size;
+    }
+    assert_int_equal(seen.result.completion_tokens, tokens);
+    assert_int_equal(seen.token_count, tokens);
+    RUN_UNTIL(d0.cancel_count == 1);
+    assert_int_equal(d0.cancels[0].request_id, seen.request);
+    assert_int_equal(d0.cancels[0].epoch, d0.held[0].epoch);
+}
+
+static void test_eos_gives_no_text_but_counts(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    fake_prefill_done(&p0);
+    script.ids[2] = (uint32_t)bt_tokenizer_eos(rt_service_tokenizer(service));
+    fake_decode_step(&d0, 0, 3, BATON__V1__FINISH_REASON__FINISH_STOP);
+    RUN_UNTIL(seen.ended);
+    size_t first, second;
+    bt_tokenizer_bytes(rt_service_tokenizer(service), script.ids[0], &first);
+    bt_tokenizer_bytes(rt_service_tokenizer(service), script.ids[1], &second);
+    assert_int_equal(seen.result.finish, RT_FINISH_STOP);
+    assert_int_equal(seen.size, first + second);
+    assert_int_equal(seen.result.completion_tokens, 3);
+}
+
+static void test_abandoned_request_is_cancelled_everywhere(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    fake_prefill_first_token(&p0);
+    RUN_UNTIL(seen.token_count == 1);
+    rt_service_abandon(service, seen.request);
+    RUN_UNTIL(p0.run_cancels == 1 && d0.cancel_count == 1);
+    assert_int_equal(d0.cancels[0].epoch, d0.held[0].epoch);
+    rt_service_abandon(service, seen.request);
+    SETTLE();
+    assert_false(seen.ended);
+    Baton__V1__StatusResponse *status = rt_service_status(service);
+    assert_int_equal(status->n_requests, 0);
+    baton__v1__status_response__free_unpacked(status, NULL);
+}
+
+static void test_deadline(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    struct rt_generation g = generation(10);
+    g.deadline_ns = bt_clock_now_ns() + 50 * BT_NS_PER_MS;
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(seen.ended);
+    assert_int_equal(seen.result.finish, RT_FINISH_DEADLINE);
+    RUN_UNTIL(d0.cancel_count == 1);
+}
+
+static void test_refused_reserve_waits_for_pages(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    d0.refuse = BT_ERR_EXHAUSTED;
+    submit(&seen, 10);
+    RUN_UNTIL(worker_is("d0", "ready") && rt_service_ready(service, NULL));
+    SETTLE();
+    d0.refuse = BT_OK;
+    RUN_UNTIL(p0.run);
+    assert_int_equal(d0.cancel_count, 0);
+}
+
+static void test_preempted_reserves_in_full(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    assert_false(d0.held[0].full);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, 2, 0);
+    fake_decode_step(&d0, 2, 0, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
+    RUN_UNTIL(p0.run);
+    assert_true(d0.held[1].full);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+}
+
+static void test_steps_with_nonsense_leave_other_requests_alone(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    fake_prefill_done(&p0);
+    struct fake_held real = d0.held[0];
+    d0.held[0].request = 12345; /* never heard of */
+    fake_decode_step(&d0, 0, 2, 0);
+    d0.held[0] = real;
+    d0.held[0].epoch = 1; /* an old epoch */
+    fake_decode_step(&d0, 7, 2, BATON__V1__FINISH_REASON__FINISH_ERROR);
+    d0.held[0] = real;
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    RUN_UNTIL(d0.cancel_count == 1);
+    assert_int_equal(d0.cancels[0].request_id, 12345);
+}
+
+/* ---- limits */
+
+static void expect_invalid(const struct rt_generation *g, const char *part)
+{
+    static struct seen seen;
+    struct bt_error error = {0};
+    assert_int_equal(submit_to(&seen, g, &error), BT_ERR_INVALID_ARGUMENT);
+    if (!strstr(error.text, part)) {
+        fail_msg("'%s' is not in '%s'", part, error.text);
+    }
+}
+
+static void test_limits_of_a_generation(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    struct rt_generation g = generation(10);
+    struct bt_error error;
+    assert_int_equal(rt_service_max_model_len(service), 16384); /* config.json */
+    assert_int_equal(submit_to(&seen, &g, &error), BT_ERR_UNAVAILABLE);
+    join(&p0, "p0", false);
+    assert_int_equal(rt_service_max_model_len(service), 4096); /* the worker's */
+    fake_worker_open(&d0, loop, "d0", true);
+    d0.pages_total = 2;
+    assert_int_equal(register_with(fake_worker_registration(&d0)), BT_OK);
+    assert_int_equal(rt_service_max_model_len(service), 128); /* the pool's */
+    g.sampling.max_tokens = 124;
+    expect_invalid(&g, "max_tokens: 124");
+    g = generation(10);
+    g.prompt_tokens = 0;
+    expect_invalid(&g, "prompt");
+    uint32_t outside[] = {3, 2048}; /* vocab_size of config.json */
+    g = generation(10);
+    g.prompt = outside;
+    g.prompt_tokens = 2;
+    expect_invalid(&g, "token 2048");
+    static uint32_t longest[128];
+    g.prompt = longest;
+    g.prompt_tokens = 128;
+    expect_invalid(&g, "prompt: 128");
+    g = generation(10);
+    g.sampling.min_tokens = 11;
+    expect_invalid(&g, "min_tokens: 11");
+}
+
+static void test_limits_of_sampling(void **state)
+{
+    (void)state;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+#define EXPECT_INVALID(field, value)                                                               \
+    do {                                                                                           \
+        struct rt_generation g_ = generation(10);                                                  \
+        g_.sampling.field = value;                                                                 \
+        expect_invalid(&g_, #field ":");                                                           \
+    } while (0)
+    EXPECT_INVALID(temperature, -0.1F);
+    EXPECT_INVALID(temperature, (float)NAN);
+    EXPECT_INVALID(top_p, 0);
+    EXPECT_INVALID(top_p, 1.01F);
+    EXPECT_INVALID(top_k, -2);
+    EXPECT_INVALID(min_p, 1.5F);
+    EXPECT_INVALID(repetition_penalty, 0);
+    EXPECT_INVALID(repetition_penalty, (float)INFINITY);
+    EXPECT_INVALID(presence_penalty, 2.5F);
+    EXPECT_INVALID(frequency_penalty, -2.5F);
+    EXPECT_INVALID(logprobs, 21);
+    struct rt_generation g = generation(10);
+    uint32_t token = 2048;
+    float value = 1;
+    g.sampling.logit_bias_token = &token;
+    g.sampling.n_logit_bias_token = 1;
+    expect_invalid(&g, "logit_bias: 1 tokens and 0 values");
+    g.sampling.logit_bias_value = &value;
+    g.sampling.n_logit_bias_value = 1;
+    expect_invalid(&g, "logit_bias: token 2048");
+    token = 5;
+    value = 101;
+    expect_invalid(&g, "logit_bias: 101");
+    g = generation(10);
+    const char *stop[] = {""};
+    g.stop = stop;
+    g.stop_count = 1;
+    expect_invalid(&g, "");
+}
+
+static void test_penalty_sends_the_prompt_to_the_rank(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    struct rt_generation g = generation(10);
+    g.sampling.repetition_penalty = 1.2F;
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(p0.run);
+    assert_int_equal(d0.held[0].penalty_prompt_tokens, 5);
+}
+
+static void test_queue_is_bounded(void **state)
+{
+    (void)state;
+    static struct seen seen[5];
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    for (int i = 0; i < 4; i++) {
+        submit(&seen[i], 10);
+    }
+    struct rt_generation g = generation(10);
+    assert_int_equal(submit_to(&seen[4], &g, NULL), BT_ERR_EXHAUSTED);
+    rt_service_drain(service);
+    assert_int_equal(submit_to(&seen[4], &g, NULL), BT_ERR_UNAVAILABLE);
+    const char *why = NULL;
+    assert_false(rt_service_ready(service, &why));
+    assert_string_equal(why, "draining");
+}
+
+static void test_stop_ends_streams_with_an_error(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    rt_service_stop(service);
+    assert_true(seen.ended);
+    assert_int_equal(seen.result.finish, RT_FINISH_ERROR);
+    assert_int_equal(seen.result.status, BT_ERR_UNAVAILABLE);
+    RUN_UNTIL(p0.run_cancels == 1 && d0.cancel_count == 1);
+}
+
+/* ---- the registry */
+
+static void expect_refused(const Baton__V1__RegisterRequest *request, enum bt_status status,
+                           const char *part)
+{
+    assert_int_equal(register_with(request), status);
+    if (!strstr(answer.text, part)) {
+        fail_msg("'%s' is not in '%s'", part, answer.text);
+    }
+}
+
+static void test_every_field_of_a_registration_is_checked(void **state)
+{
+    (void)state;
+    fake_worker_open(&d0, loop, "d0", true);
+#define EXPECT_BAD(change, part)                                                                   \
+    do {                                                                                           \
+        Baton__V1__RegisterRequest r = *fake_worker_registration(&d0);                             \
+        change;                                                                                    \
+        expect_refused(&r, BT_ERR_INVALID_ARGUMENT, part);                                         \
+    } while (0)
+    EXPECT_BAD(r.worker_id = (char *)"", "worker_id");
+    EXPECT_BAD(r.worker_id = (char *)"a\"b", "worker_id");
+    EXPECT_BAD(r.incarnation = 0, "incarnation");
+    EXPECT_BAD(r.role = 0, "role");
+    EXPECT_BAD(r.role = 7, "role");
+    EXPECT_BAD(r.control_endpoint = (char *)"inproc://x", "control_endpoint");
+    EXPECT_BAD(r.max_model_len = 0, "max_model_len");
+    EXPECT_BAD(r.process = NULL, "process");
+    EXPECT_BAD(r.load = NULL, "load");
+    EXPECT_BAD(r.fingerprint = NULL, "fingerprint");
+    EXPECT_BAD(r.kv = NULL, "kv");
+    EXPECT_BAD(r.kv->incarnation++, "kv");
+    EXPECT_BAD(r.kv->transport_address.len = 0, "transport_address");
+    EXPECT_BAD(r.load->pages_total++, "pages_total");
+    EXPECT_BAD(r.kv->fingerprint = NULL, "kv.fingerprint");
+    Baton__V1__StatusResponse *status = rt_service_status(service);
+    assert_int_equal(status->n_workers, 0);
+    baton__v1__status_response__free_unpacked(status, NULL);
+}
+
+static void test_endpoint_that_can_not_be_connected_to(void **state)
+{
+    (void)state;
+    fake_worker_open(&p0, loop, "p0", false);
+    Baton__V1__RegisterRequest r = *fake_worker_registration(&p0);
+    r.control_endpoint = (char *)"tcp://no port";
+    assert_int_not_equal(register_with(&r), BT_OK);
+    assert_false(worker_is("p0", "connecting"));
+}
+
+static void test_other_fingerprint_is_refused_by_field(void **state)
+{
+    (void)state;
+    join(&p0, "p0", false);
+    fake_worker_open(&d0, loop, "d0", true);
+    Baton__V1__RegisterRequest r = *fake_worker_registration(&d0);
+    r.fingerprint->kv_lora_rank = 128;
+    expect_refused(&r, BT_ERR_MISMATCH, "kv_lora_rank");
+    r = *fake_worker_registration(&d0);
+    r.fingerprint->model_hash = 78;
+    expect_refused(&r, BT_ERR_MISMATCH, "model_hash");
+    r = *fake_worker_registration(&d0);
+    r.fingerprint->page_tokens = 32;
+    expect_refused(&r, BT_ERR_MISMATCH, "page");
+    assert_false(worker_is("d0", "connecting"));
+}
+
+static void test_unknown_worker_is_told_to_register(void **state)
+{
+    (void)state;
+    assert_int_equal(heartbeat("p0", 1), BT_ERR_NOT_FOUND);
+    join(&p0, "p0", false);
+    assert_int_equal(answer.heartbeat_ms, 250);
+    assert_int_equal(heartbeat("p0", p0.incarnation), BT_OK);
+    assert_int_equal(heartbeat("p0", p0.incarnation + 100), BT_ERR_NOT_FOUND);
+}
+
+static void test_prefill_workers_hear_of_decode_ranks(void **state)
+{
+    (void)state;
+    join(&d0, "d0", true);
+    assert_int_equal(answer.announced, 0);
+    join(&p0, "p0", false);
+    assert_int_equal(answer.announced, 1);
+    assert_string_equal(answer.first_announced, "d0");
+    assert_int_equal(heartbeat("p0", p0.incarnation), BT_OK);
+    assert_int_equal(answer.announced, 0);
+    join(&d1, "d1", true);
+    assert_int_equal(heartbeat("p0", p0.incarnation), BT_OK);
+    assert_int_equal(answer.announced, 1);
+    assert_string_equal(answer.first_announced, "d1");
+    assert_int_equal(heartbeat("p0", p0.incarnation), BT_OK);
+    assert_int_equal(answer.announced, 0);
+}
+
+/* A process that has ended, as a predecessor's. */
+static int64_t dead_pid(void)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        _exit(0);
+    }
+    assert_true(pid > 0);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    return pid;
+}
+
+static void test_successor_waits_until_the_predecessor_is_proven_dead(void **state)
+{
+    (void)state;
+    join(&d0, "d0", true);
+    fake_worker_open(&d1, loop, "d0", true);
+    expect_refused(fake_worker_registration(&d1), BT_ERR_ALREADY_EXISTS, "d0");
+    fake_worker_close(&d0); /* its endpoint is gone */
+    RUN_UNTIL(worker_is("d0", "lost"));
+    assert_int_equal(register_with(fake_worker_registration(&d1)), BT_OK);
+    RUN_UNTIL(d1.steps);
+    /* Its process is dead, though somebody still holds the connection. */
+    fake_worker_open(&d0, loop, "x", true);
+    Baton__V1__RegisterRequest r = *fake_worker_registration(&d0);
+    r.process->pid = dead_pid();
+    assert_int_equal(register_with(&r), BT_OK);
+    d0.incarnation += 1000;
+    assert_int_equal(register_with(fake_worker_registration(&d0)), BT_OK);
+}
+
+static void test_cancels_wait_for_a_broken_link(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    uint64_t epoch = p0.run_epoch;
+    /* The rank ends the stream and lives on: its link is down until it registers again. */
+    bt_rpc_call_end(d0.steps, BT_ERR_UNAVAILABLE, NULL, NULL);
+    d0.steps = NULL;
+    RUN_UNTIL(worker_is("d0", "lost"));
+    assert_int_equal(heartbeat("d0", d0.incarnation), BT_ERR_NOT_FOUND);
+    assert_int_equal(d0.cancel_count, 0);
+    assert_int_equal(register_with(fake_worker_registration(&d0)), BT_OK);
+    RUN_UNTIL(d0.steps && d0.cancel_count == 1);
+    assert_int_equal(d0.cancels[0].epoch, epoch);
+    fake_decode_hello(&d0);
+    RUN_UNTIL(worker_is("d0", "ready"));
+    RUN_UNTIL(p0.run && p0.run_epoch != epoch);
+    assert_int_equal(d0.cancel_count, 1);
+}
+
+static void test_deregistered_worker_is_gone(void **state)
+{
+    (void)state;
+    join(&p0, "p0", false);
+    Baton__V1__DeregisterRequest request = BATON__V1__DEREGISTER_REQUEST__INIT;
+    request.worker_id = p0.id;
+    request.incarnation = p0.incarnation;
+    assert_int_equal(call("baton.v1.Registry/Deregister", &request.base, NULL), BT_OK);
+    assert_true(worker_is("p0", "lost"));
+    assert_int_equal(heartbeat("p0", p0.incarnation), BT_ERR_NOT_FOUND);
+}
+
+static void test_metrics_and_status(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 3);
+    RUN_UNTIL(p0.run);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, 2, 0);
+    RUN_UNTIL(seen.token_count == 2);
+    Baton__V1__StatusResponse *status = rt_service_status(service);
+    assert_int_equal(status->n_workers, 2);
+    assert_int_equal(status->n_requests, 1);
+    assert_string_equal(status->requests[0]->state, "decoding");
+    assert_int_equal(status->requests[0]->generated_tokens, 2);
+    assert_string_equal(status->requests[0]->decode_worker, "d0");
+    assert_string_equal(status->model, "tiny");
+    assert_int_equal(status->workers[0]->pid, getpid());
+    baton__v1__status_response__free_unpacked(status, NULL);
+    d0.pages_used = 25;
+    fake_decode_step(&d0, 2, 1, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    size_t size;
+    char *text = rt_service_metrics(service, &size);
+    assert_int_equal(size, strlen(text));
+    const char *lines[] = {
+        "vllm:prompt_tokens_total{model_name=\"tiny\"} 5\n",
+        "vllm:generation_tokens_total{model_name=\"tiny\"} 3\n",
+        "vllm:request_success_total{model_name=\"tiny\",finished_reason=\"length\"} 1\n",
+        "vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1\n",
+        "vllm:inter_token_latency_seconds_count{model_name=\"tiny\"} 2\n",
+        "vllm:num_requests_running{model_name=\"tiny\"} 0\n",
+        "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.25\n",
+        "baton_kv_pushed_bytes_total{model_name=\"tiny\"} 4096\n",
+        "baton_kv_hidden_bytes_total{model_name=\"tiny\"} 1024\n",
+        "baton_worker_up{worker=\"d0\",role=\"decode\"} 1\n",
+        "baton_worker_kv_utilisation{worker=\"d0\"} 0.250000\n",
+    };
+    for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
+        if (!strstr(text, lines[i])) {
+            fail_msg("no line '%s' in:\n%s", lines[i], text);
+        }
+    }
+    free(text);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, open_service, close_service)
+
+int main(void)
+{
+    bt_log_init("test-router-service", BT_LOG_ERROR); /* losses and refusals are what it is about */
+    const struct CMUnitTest tests[] = {
+        TEST(test_generation),
+        TEST(test_decode_worker_dies_in_mid_stream),
+        TEST(test_prefill_worker_dies_during_the_run),
+        TEST(test_failures_of_a_worker_are_tried_again_then_told),
+        TEST(test_stop_string_ends_text_and_work),
+        TEST(test_eos_gives_no_text_but_counts),
+        TEST(test_abandoned_request_is_cancelled_everywhere),
+        TEST(test_deadline),
+        TEST(test_refused_reserve_waits_for_pages),
+        TEST(test_preempted_reserves_in_full),
+        TEST(test_steps_with_nonsense_leave_other_requests_alone),
+        TEST(test_limits_of_a_generation),
+        TEST(test_limits_of_sampling),
+        TEST(test_penalty_sends_the_prompt_to_the_rank),
+        TEST(test_queue_is_bounded),
+        TEST(test_stop_ends_streams_with_an_error),
+        TEST(test_every_field_of_a_registration_is_checked),
+        TEST(test_endpoint_that_can_not_be_connected_to),
+        TEST(test_other_fingerprint_is_refused_by_field),
+        TEST(test_unknown_worker_is_told_to_register),
+        TEST(test_prefill_workers_hear_of_decode_ranks),
+        TEST(test_successor_waits_until_the_predecessor_is_proven_dead),
+        TEST(test_cancels_wait_for_a_broken_link),
+        TEST(test_deregistered_worker_is_gone),
+        TEST(test_metrics_and_status),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
