@@ -2,9 +2,9 @@
  * Other configurations of the family (tests/models/reference/make_variants.py) on every backend
  * this CPU has.
  *
- * TOLERANCE: each golden carries the reference's own distance from fp64, up to 6e-5; another
- * order of sums has a distance of its own. The goldens were made without near-ties, so experts
- * and greedy tokens must be the same ones.
+ * Tolerance of logits: MARGIN times the reference's own distance from fp64, which each golden
+ * carries (3e-5 to 6e-5); measured are at most 1.5 times it. The goldens were made without
+ * near-ties, so experts and greedy tokens must be the same ones.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,21 +16,22 @@
 
 #include "tests/golden/compare.h"
 
-#define TOLERANCE 3e-4
+#define MARGIN 4
 
 static const char *const variants[] = {"v2-lite", "v2-groups", "v3-f32", "v3-tied", "dense"};
 
-/* The golden's own figures, without which the exact comparisons below would be a matter of luck. */
-static void check_margins(const struct golden *golden)
+/* Also checks the golden's own figures, without which exact comparisons would be luck. */
+static double tolerance_of(const struct golden *golden)
 {
     const float *distance = golden_data(golden, "fp32_minus_fp64");
     const float *router_gap = golden_data(golden, "router_gap");
     assert_non_null(distance);
     assert_non_null(router_gap);
-    assert_true((double)*distance < TOLERANCE / 3);
+    double tolerance = MARGIN * (double)*distance;
     assert_true(*router_gap > 1e-4f);
     for (uint32_t i = 0; i < golden->greedy_count; i++)
-        assert_true((double)golden->greedy_gap[i] > 4 * TOLERANCE);
+        assert_true((double)golden->greedy_gap[i] > 4 * tolerance);
+    return tolerance;
 }
 
 static void run_variant(const char *variant, const char *kernels)
@@ -40,10 +41,10 @@ static void run_variant(const char *variant, const char *kernels)
     snprintf(dir, sizeof(dir), "%s/%s", TESTS_MODELS, variant);
     snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
     golden_open(path, variant, &golden);
-    check_margins(&golden);
+    double tolerance = tolerance_of(&golden);
     struct engine *engine = engine_open(dir, kernels, BT_F32, 128, 8);
-    double whole = compare_logits(engine, &golden, 0, TOLERANCE);
-    double chunks = compare_logits(engine, &golden, 30, TOLERANCE);
+    double whole = compare_logits(engine, &golden, 0, tolerance);
+    double chunks = compare_logits(engine, &golden, 30, tolerance);
     assert_true(whole == chunks);
     print_message("%s %s: logits differ by %g\n", kernels, variant, whole);
     compare_states(engine, &golden);
