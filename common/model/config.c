@@ -359,7 +359,7 @@ static enum bt_status read_config(const char *path, struct bt_error *error,
                                   struct bt_model_config *config)
 {
     json_t *root;
-    enum bt_status status = bt_json_file_load(path, CONFIG_MAX_BYTES, error, &root);
+    enum bt_status status = bt_json_object_load(path, CONFIG_MAX_BYTES, error, &root);
     if (status != BT_OK)
         return status;
     struct reader reader = {.object = root, .path = path, .prefix = "", .error = error};
@@ -380,7 +380,7 @@ static enum bt_status read_generation_config(const char *path, struct bt_error *
                                              struct bt_model_config *config)
 {
     json_t *root;
-    enum bt_status status = bt_json_file_load(path, CONFIG_MAX_BYTES, error, &root);
+    enum bt_status status = bt_json_object_load(path, CONFIG_MAX_BYTES, error, &root);
     if (status == BT_ERR_NOT_FOUND)
         return BT_OK;
     if (status != BT_OK)

@@ -1,30 +1,8 @@
 #include "common/model/json_file.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-enum bt_status bt_regular_file_open(const char *path, struct bt_error *error, int *ret_fd,
-                                    size_t *ret_bytes)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0) {
-        enum bt_status status = errno == ENOENT ? BT_ERR_NOT_FOUND : BT_ERR_IO;
-        return bt_error_set(error, status, "%s: %s", path, strerror(errno));
-    }
-    struct stat info;
-    if (fstat(fd, &info) || !S_ISREG(info.st_mode)) {
-        close(fd);
-        return bt_error_set(error, BT_ERR_IO, "%s: not a regular file", path);
-    }
-    *ret_fd = fd;
-    *ret_bytes = (size_t)info.st_size;
-    return BT_OK;
-}
+#include "common/base/file.h"
 
 enum bt_status bt_json_object_parse(const char *path, const char *text, size_t bytes,
                                     struct bt_error *error, json_t **ret_root)
@@ -42,46 +20,15 @@ enum bt_status bt_json_object_parse(const char *path, const char *text, size_t b
     return BT_OK;
 }
 
-/* All `bytes` of the file, or IO: it may shrink while it is read. */
-static enum bt_status read_whole(int fd, const char *path, char *buffer, size_t bytes,
-                                 struct bt_error *error)
+enum bt_status bt_json_object_load(const char *path, size_t limit_bytes, struct bt_error *error,
+                                   json_t **ret_root)
 {
-    for (size_t done = 0; done < bytes;) {
-        ssize_t count = read(fd, buffer + done, bytes - done);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count <= 0)
-            return bt_error_set(error, BT_ERR_IO, "%s: %s after %zu of %zu bytes", path,
-                                count < 0 ? strerror(errno) : "ends", done, bytes);
-        done += (size_t)count;
-    }
-    return BT_OK;
-}
-
-enum bt_status bt_json_file_load(const char *path, size_t limit_bytes, struct bt_error *error,
-                                 json_t **ret_root)
-{
-    int fd;
+    char *text;
     size_t bytes;
-    enum bt_status status = bt_regular_file_open(path, error, &fd, &bytes);
+    enum bt_status status = bt_file_read(path, limit_bytes, error, &text, &bytes);
     if (status != BT_OK)
         return status;
-    char *text = NULL;
-    if (bytes > limit_bytes) {
-        status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: %zu bytes, limit %zu", path,
-                              bytes, limit_bytes);
-        goto out;
-    }
-    text = malloc(bytes + 1);
-    if (!text) {
-        status = bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %zu bytes", path, bytes);
-        goto out;
-    }
-    status = read_whole(fd, path, text, bytes, error);
-    if (status == BT_OK)
-        status = bt_json_object_parse(path, text, bytes, error, ret_root);
-out:
+    status = bt_json_object_parse(path, text, bytes, error, ret_root);
     free(text);
-    close(fd);
     return status;
 }

@@ -12,15 +12,11 @@
  * file, IO where it can't be read, INVALID_ARGUMENT for anything but one JSON object of at most
  * `limit_bytes`; the message names the file.
  */
-enum bt_status bt_json_file_load(const char *path, size_t limit_bytes, struct bt_error *error,
-                                 json_t **ret_root);
+enum bt_status bt_json_object_load(const char *path, size_t limit_bytes, struct bt_error *error,
+                                   json_t **ret_root);
 
 /* The object in `text`; messages start with `path`. */
 enum bt_status bt_json_object_parse(const char *path, const char *text, size_t bytes,
                                     struct bt_error *error, json_t **ret_root);
-
-/* A regular file opened for reading; never blocks (a FIFO is refused). */
-enum bt_status bt_regular_file_open(const char *path, struct bt_error *error, int *ret_fd,
-                                    size_t *ret_bytes);
 
 #endif

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "common/base/file.h"
 #include "common/model/json_file.h"
 
 #define HEADER_MAX_BYTES ((uint64_t)100 << 20)
@@ -271,7 +272,7 @@ static enum bt_status read_header(struct bt_safetensors *file, const struct shar
 static enum bt_status map_file(struct shard *shard, struct bt_error *error)
 {
     int fd;
-    enum bt_status status = bt_regular_file_open(shard->path, error, &fd, &shard->map_bytes);
+    enum bt_status status = bt_file_open(shard->path, error, &fd, &shard->map_bytes);
     if (status != BT_OK)
         return status;
     if (shard->map_bytes < 8) {
@@ -442,7 +443,7 @@ static enum bt_status open_index(const char *model_dir, const char *index_path,
                                  struct bt_error *error, struct bt_safetensors **ret_file)
 {
     json_t *root;
-    enum bt_status status = bt_json_file_load(index_path, INDEX_MAX_BYTES, error, &root);
+    enum bt_status status = bt_json_object_load(index_path, INDEX_MAX_BYTES, error, &root);
     if (status != BT_OK)
         return status;
     struct bt_safetensors *file = create(MAX_SHARDS);

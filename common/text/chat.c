@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/file.h"
 #include "common/text/chat_style.h"
 #include "common/text/json_file.h"
 #include "common/text/tokenizer_config.h"
@@ -96,7 +97,7 @@ static enum bt_status read_template(const char *model_dir, const struct bt_json_
     int length = snprintf(ret_path, PATH_MAX, "%s/chat_template.jinja", model_dir);
     if (length < 0 || length >= PATH_MAX)
         return bt_error_set(error, BT_ERR_IO, "the path of the model is too long");
-    enum bt_status status = bt_text_file_read(ret_path, error, ret_text, &size);
+    enum bt_status status = bt_file_read(ret_path, BT_JSON_FILE_MAX_BYTES, error, ret_text, &size);
     if (status != BT_ERR_NOT_FOUND)
         return status;
     snprintf(ret_path, PATH_MAX, "%s", config->path);

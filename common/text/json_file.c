@@ -1,60 +1,12 @@
 #include "common/text/json_file.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+
+#include "common/base/file.h"
 
 #define SHOWN_SIZE 64
-
-static enum bt_status read_all(int fd, const char *path, struct bt_error *error, char **ret_text,
-                               size_t *ret_size)
-{
-    struct stat info;
-    if (fstat(fd, &info) != 0)
-        return bt_error_set(error, BT_ERR_IO, "%s: %s", path, strerror(errno));
-    if (!S_ISREG(info.st_mode))
-        return bt_error_set(error, BT_ERR_IO, "%s: not a regular file", path);
-    if (info.st_size > (off_t)BT_JSON_FILE_MAX_BYTES)
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: larger than %u bytes", path,
-                            BT_JSON_FILE_MAX_BYTES);
-    size_t size = (size_t)info.st_size, done = 0;
-    char *text = malloc(size + 1);
-    if (!text)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", path);
-    while (done < size) {
-        ssize_t got = read(fd, text + done, size - done);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0) {
-            free(text);
-            return bt_error_set(error, BT_ERR_IO, "%s: %s", path,
-                                got < 0 ? strerror(errno) : "shorter than when it was opened");
-        }
-        done += (size_t)got;
-    }
-    text[size] = '\0';
-    *ret_text = text;
-    *ret_size = size;
-    return BT_OK;
-}
-
-enum bt_status bt_text_file_read(const char *path, struct bt_error *error, char **ret_text,
-                                 size_t *ret_size)
-{
-    /* Non-blocking, as opening a FIFO would wait for its writer. */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return bt_error_set(error, errno == ENOENT ? BT_ERR_NOT_FOUND : BT_ERR_IO, "%s: %s", path,
-                            strerror(errno));
-    enum bt_status status = read_all(fd, path, error, ret_text, ret_size);
-    close(fd);
-    return status;
-}
 
 enum bt_status bt_json_file_load(const char *dir, const char *name, struct bt_error *error,
                                  struct bt_json_file *ret_file)
@@ -65,7 +17,7 @@ enum bt_status bt_json_file_load(const char *dir, const char *name, struct bt_er
         return bt_error_set(error, BT_ERR_IO, "%s: the path of the model is too long", name);
     char *text;
     size_t size;
-    enum bt_status status = bt_text_file_read(file->path, error, &text, &size);
+    enum bt_status status = bt_file_read(file->path, BT_JSON_FILE_MAX_BYTES, error, &text, &size);
     if (status == BT_ERR_NOT_FOUND) {
         if (error)
             error->status = BT_ERR_IO;

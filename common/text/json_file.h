@@ -20,14 +20,8 @@ struct bt_json_file {
     json_t *root; /* an object */
 };
 
-/*
- * The content of `dir`/`name`, NUL-terminated; malloc'd. Errors: NOT_FOUND (no such file), IO,
- * INVALID_ARGUMENT (too long), NO_MEMORY.
- */
-enum bt_status bt_text_file_read(const char *path, struct bt_error *error, char **ret_text,
-                                 size_t *ret_size);
-
-/* Errors: as above, except that a missing file is IO; INVALID_ARGUMENT (not a JSON object). */
+/* Errors: IO (no such file, can't be read), INVALID_ARGUMENT (too long, not a JSON object),
+ * NO_MEMORY. */
 enum bt_status bt_json_file_load(const char *dir, const char *name, struct bt_error *error,
                                  struct bt_json_file *ret_file);
 void bt_json_file_finish(struct bt_json_file *file);
