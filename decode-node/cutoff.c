@@ -1,0 +1,181 @@
+#include "decode-node/cutoff.h"
+
+#include <stdlib.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "proto/worker.pb-c.h"
+
+#define PROBE_NS        BT_NS_PER_S
+#define PEERS_PER_PROBE 256
+
+/* A Quiesced call that waits for the cut. */
+struct waiter {
+    struct bt_rpc_call *call;
+    uint64_t request, epoch;
+    bool covered; /* came before the disconnect under way was asked for */
+    struct waiter *next;
+};
+
+struct cut {
+    uint64_t incarnation; /* 0: free slot */
+    bool dead;            /* proven: whatever it held ends */
+    struct waiter *waiters;
+};
+
+struct dc_cutoffs {
+    struct dc_cutoffs_options options;
+    struct bt_loop_source *timer;
+    struct cut cuts[DC_MAX_CUTOFFS];
+};
+
+static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation)
+{
+    for (uint32_t i = 0; i < DC_MAX_CUTOFFS; i++) {
+        if (cutoffs->cuts[i].incarnation == incarnation) {
+            return &cutoffs->cuts[i];
+        }
+    }
+    return NULL;
+}
+
+/* Asks for the disconnect that all present waiters wait for. */
+static enum bt_status cut_start(struct dc_cutoffs *cutoffs, struct cut *cut)
+{
+    enum bt_status status = kvt_target_disconnect(cutoffs->options.target, cut->incarnation);
+    for (struct waiter *waiter = cut->waiters; status == BT_OK && waiter; waiter = waiter->next) {
+        waiter->covered = true;
+    }
+    return status;
+}
+
+static void waiter_end(struct dc_cutoffs *cutoffs, struct waiter *waiter, enum bt_status status)
+{
+    Baton__V1__QuiescedResponse response = BATON__V1__QUIESCED_RESPONSE__INIT;
+    if (status == BT_OK) {
+        kvt_landing_quiesced(cutoffs->options.landings, waiter->request, waiter->epoch);
+    }
+    bt_rpc_call_end(waiter->call, status, status == BT_OK ? NULL : "can not cut off now",
+                    status == BT_OK ? &response.base : NULL);
+    free(waiter);
+}
+
+static void end_waiters(struct dc_cutoffs *cutoffs, struct cut *cut, bool covered_only,
+                        enum bt_status status)
+{
+    struct waiter **at = &cut->waiters;
+    while (*at) {
+        struct waiter *waiter = *at;
+        if (covered_only && !waiter->covered) {
+            at = &waiter->next;
+            continue;
+        }
+        *at = waiter->next;
+        waiter_end(cutoffs, waiter, status);
+    }
+}
+
+void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation)
+{
+    struct cut *cut = cut_find(cutoffs, incarnation);
+    if (!cut) {
+        return;
+    }
+    if (cut->dead) {
+        bt_log_info(0, "prefill worker %016jx is gone", (uintmax_t)incarnation);
+        kvt_landing_peer_gone(cutoffs->options.landings, incarnation);
+    }
+    end_waiters(cutoffs, cut, true, BT_OK);
+    if (cut->waiters && cut_start(cutoffs, cut) == BT_OK) {
+        cutoffs->options.freed(cutoffs->options.context);
+        return;
+    }
+    end_waiters(cutoffs, cut, false, BT_ERR_EXHAUSTED);
+    *cut = (struct cut){0};
+    cutoffs->options.freed(cutoffs->options.context);
+}
+
+void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
+                         uint64_t epoch, uint64_t incarnation)
+{
+    struct waiter *waiter = calloc(1, sizeof(*waiter));
+    struct cut *cut = cut_find(cutoffs, incarnation);
+    bool under_way = cut != NULL;
+    cut = cut ? cut : cut_find(cutoffs, 0);
+    if (!waiter || !cut) {
+        free(waiter);
+        bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "too many workers are being cut off", NULL);
+        return;
+    }
+    *waiter =
+        (struct waiter){.call = call, .request = request, .epoch = epoch, .next = cut->waiters};
+    cut->waiters = waiter;
+    if (under_way) {
+        return;
+    }
+    cut->incarnation = incarnation;
+    if (cut_start(cutoffs, cut) != BT_OK) {
+        end_waiters(cutoffs, cut, false, BT_ERR_EXHAUSTED);
+        *cut = (struct cut){0};
+    }
+}
+
+static void cut_dead(struct dc_cutoffs *cutoffs, uint64_t incarnation)
+{
+    struct cut *cut = cut_find(cutoffs, incarnation);
+    if (cut) {
+        return; /* tried again with the next probe */
+    }
+    cut = cut_find(cutoffs, 0);
+    if (cut) {
+        *cut = (struct cut){.incarnation = incarnation, .dead = true};
+        if (cut_start(cutoffs, cut) != BT_OK) {
+            *cut = (struct cut){0};
+        }
+    }
+}
+
+static void on_probe(void *context)
+{
+    struct dc_cutoffs *cutoffs = context;
+    struct kvt_peer_id peers[PEERS_PER_PROBE];
+    uint32_t count = kvt_landing_peers(cutoffs->options.landings, peers, PEERS_PER_PROBE);
+    for (uint32_t i = 0; i < count; i++) {
+        if (bt_process_probe(&peers[i].process) == BT_PROCESS_DEAD) {
+            cut_dead(cutoffs, peers[i].incarnation);
+        }
+    }
+    bt_loop_timer_set(cutoffs->timer, bt_clock_now_ns() + PROBE_NS);
+}
+
+struct dc_cutoffs *dc_cutoffs_create(const struct dc_cutoffs_options *options)
+{
+    struct dc_cutoffs *cutoffs = calloc(1, sizeof(*cutoffs));
+    if (!cutoffs) {
+        return NULL;
+    }
+    cutoffs->options = *options;
+    cutoffs->timer =
+        bt_loop_add_timer(options->loop, bt_clock_now_ns() + PROBE_NS, on_probe, cutoffs);
+    if (!cutoffs->timer) {
+        free(cutoffs);
+        return NULL;
+    }
+    return cutoffs;
+}
+
+void dc_cutoffs_destroy(struct dc_cutoffs *cutoffs)
+{
+    if (!cutoffs) {
+        return;
+    }
+    for (uint32_t i = 0; i < DC_MAX_CUTOFFS; i++) {
+        while (cutoffs->cuts[i].waiters) {
+            struct waiter *waiter = cutoffs->cuts[i].waiters;
+            cutoffs->cuts[i].waiters = waiter->next;
+            free(waiter);
+        }
+    }
+    bt_loop_remove(cutoffs->timer);
+    free(cutoffs);
+}

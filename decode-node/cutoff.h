@@ -1,0 +1,37 @@
+/*
+ * Prefill workers whose writes must be cut off before their pages may go to others: those that are
+ * proven dead, found by probing, and those whose link broke before it was flushed, which say so
+ * with Quiesced{broken}. Silence proves nothing: no page is freed on a timer. Control thread.
+ */
+#ifndef BATON_DECODE_NODE_CUTOFF_H
+#define BATON_DECODE_NODE_CUTOFF_H
+
+#include "common/messaging/rpc.h"
+#include "kvtransfer/landing.h"
+#include "kvtransfer/target.h"
+
+#define DC_MAX_CUTOFFS 64 /* incarnations being cut off at once */
+
+struct dc_cutoffs;
+
+struct dc_cutoffs_options {
+    struct bt_loop *loop;
+    struct kvt_target *target;
+    struct kvt_landing_table *landings;
+    void (*freed)(void *context); /* pages may have become free */
+    void *context;
+};
+
+struct dc_cutoffs *
+dc_cutoffs_create(const struct dc_cutoffs_options *options); /* NULL: no memory */
+/* Calls that wait belong to the RPC server, which ends them. */
+void dc_cutoffs_destroy(struct dc_cutoffs *cutoffs);
+
+/* Cuts the source off, then ends the landing and the call. */
+void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
+                         uint64_t epoch, uint64_t incarnation);
+
+/* The target's event. */
+void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation);
+
+#endif

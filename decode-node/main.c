@@ -1,0 +1,80 @@
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/process.h"
+#include "decode-node/options.h"
+
+#define STOP_NS (10 * BT_NS_PER_S)
+
+/* Requests are cancelled. What is still written by a peer goes with the process's memory. */
+static void stop_in_order(struct bt_loop *loop, struct dc_worker *worker)
+{
+    struct bt_error error;
+    int64_t until_ns = bt_clock_now_ns() + STOP_NS;
+    dc_worker_stop(worker);
+    while (!dc_worker_quiet(worker) && bt_clock_now_ns() < until_ns) {
+        if (bt_loop_run_once(loop, until_ns, &error) != BT_OK) {
+            break;
+        }
+    }
+}
+
+static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
+                            const struct dc_options *options, struct bt_error *error)
+{
+    struct dc_worker *worker;
+    enum bt_status status = dc_worker_create(loop, model, &options->worker, error, &worker);
+    if (status != BT_OK) {
+        return status;
+    }
+    bt_log_info(0, "serving %s at %s", options->worker.served_model_name,
+                dc_worker_endpoint(worker));
+    status = bt_loop_run(loop, error);
+    if (status == BT_OK && dc_worker_refused(worker)) {
+        status = bt_error_set(error, BT_ERR_MISMATCH, "a router refused this worker");
+    }
+    stop_in_order(loop, worker);
+    dc_worker_destroy(worker);
+    return status;
+}
+
+static enum bt_status run(const struct dc_options *options, struct bt_error *error)
+{
+    struct bt_model *model = NULL;
+    struct bt_loop *loop = bt_loop_create(error);
+    if (!loop) {
+        return error->status;
+    }
+    enum bt_status status = bt_loop_stop_on_signals(loop, error);
+    if (status == BT_OK && options->die_with_parent) {
+        status = bt_process_die_with_parent();
+    }
+    if (status == BT_OK) {
+        status = bt_model_load(options->model, options->kernels, error, &model);
+    }
+    if (status == BT_OK) {
+        status = serve(loop, model, options, error);
+    }
+    bt_model_destroy(model);
+    bt_loop_destroy(loop);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct bt_error error = {0};
+    struct dc_options options;
+    enum bt_status status = dc_options_parse(argc, argv, &error, &options);
+    if (status == BT_ERR_CANCELLED) {
+        return 0;
+    }
+    bt_log_init(status == BT_OK ? options.worker.worker_id : "baton-decode",
+                status == BT_OK ? options.log_level : BT_LOG_INFO);
+    if (status == BT_OK) {
+        status = run(&options, &error);
+    }
+    if (status != BT_OK) {
+        bt_log_error(0, "%s", error.text);
+        return 1;
+    }
+    return 0;
+}

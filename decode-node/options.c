@@ -1,0 +1,145 @@
+#include "decode-node/options.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
+#include "common/base/option.h"
+
+#define MAX_WORKER_ID 63
+
+static const char usage[] =
+    "baton-decode --model DIR [options]\n"
+    "Takes KV caches from prefill workers and generates, all sequences in one batch.";
+
+static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
+static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
+static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+
+static struct {
+    const char *model, *router, *worker_id, *listen, *transport_host, *served_model_name;
+    const char *ready_file;
+    int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
+    int64_t expected_output_tokens, lease;
+    int kv_cache_dtype, kernels, transport, log_level;
+    bool checksum, die_with_parent;
+} values;
+
+static const struct bt_option table[] = {
+    {"model", BT_OPTION_STRING, &values.model, NULL, .metavar = "DIR", .required = true,
+     .help = "Checkpoint directory in Hugging Face form."},
+    {"served-model-name", BT_OPTION_STRING, &values.served_model_name, NULL, .metavar = "NAME",
+     .help = "Name in metrics and messages; default: the last part of --model."},
+    {"router", BT_OPTION_STRING, &values.router, "tcp://127.0.0.1:5557", .metavar = "ENDPOINTS",
+     .help = "ZeroMQ endpoints of the routers to register with, separated by commas."},
+    {"worker-id", BT_OPTION_STRING, &values.worker_id, NULL, .metavar = "ID",
+     .help = "Letters, digits, '.', '_', '-'; default: decode-<pid>."},
+    {"listen", BT_OPTION_STRING, &values.listen, "tcp://127.0.0.1:*", .metavar = "ENDPOINT",
+     .help = "ZeroMQ endpoint to serve on; * takes a free port."},
+    {"max-num-seqs", BT_OPTION_INT, &values.max_num_seqs, "64", 1, 1024,
+     .help = "Sequences in one step."},
+    {"max-reserved", BT_OPTION_INT, &values.max_reserved, "256", 1, 4096,
+     .help = "Requests here at once, running ones included; more are refused."},
+    {"expected-output-tokens", BT_OPTION_INT, &values.expected_output_tokens, "512", 1, 1 << 24,
+     .help = "Output to reserve pages for, where max_tokens is more; the rest is added page by "
+             "page."},
+    {"lease", BT_OPTION_DURATION, &values.lease, "5s", 0.1, 600,
+     .help = "How long a prefill worker may write without renewing; longer survives longer "
+             "stalls, shorter frees pages sooner."},
+    {"max-model-len", BT_OPTION_INT, &values.max_model_len, "0", 0, 1 << 24,
+     .help = "Tokens of prompt and output; 0: as the model says."},
+    {"kv-pages", BT_OPTION_INT, &values.kv_pages, "2048", 1, 1 << 24,
+     .help = "KV pages of 64 tokens."},
+    {"kv-cache-dtype", BT_OPTION_CHOICE, &values.kv_cache_dtype, "auto", .choices = dtypes,
+     .help = "auto is f32 on a CPU, whose arithmetic is f32; bf16 halves the bytes at a cost in "
+             "accuracy."},
+    {"kernels", BT_OPTION_CHOICE, &values.kernels, "auto", .choices = kernels,
+     .help = "Backend; auto is the best this CPU has."},
+    {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
+     .help = "What carries the KV cache; auto lets UCX choose, anything else is that or an error."},
+    {"transport-host", BT_OPTION_STRING, &values.transport_host, NULL, .metavar = "ADDRESS",
+     .help = "Address of this machine for the transport; default: loopback."},
+    {"checksum", BT_OPTION_BOOL, &values.checksum, "true",
+     .help = "Take no handoff without a checksum."},
+    {"ready-file", BT_OPTION_STRING, &values.ready_file, NULL, .metavar = "PATH",
+     .help = "Written when registered: worker id, RPC endpoint, pid."},
+    {"log-level", BT_OPTION_CHOICE, &values.log_level, "info", .choices = log_levels,
+     .help = "What is worth a line on stderr."},
+    {"die-with-parent", BT_OPTION_BOOL, &values.die_with_parent, "false",
+     .help = "End when the process that started this one ends."},
+    {NULL},
+};
+
+static enum bt_status check_worker_id(const char *id, struct bt_error *error)
+{
+    static const char allowed[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    size_t length = strlen(id);
+    if (length == 0 || length > MAX_WORKER_ID || strspn(id, allowed) != length) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "--worker-id '%s': 1 to %d letters, digits, '.', '_', '-'", id,
+                            MAX_WORKER_ID);
+    }
+    return BT_OK;
+}
+
+/* "models/tiny/" -> "tiny/": good enough for a name; a trailing slash is cut. */
+static const char *model_name(const char *directory)
+{
+    static char name[BT_MODEL_NAME_SIZE];
+    size_t length = strlen(directory);
+    while (length > 1 && directory[length - 1] == '/') {
+        length--;
+    }
+    size_t start = length;
+    while (start > 0 && directory[start - 1] != '/') {
+        start--;
+    }
+    snprintf(name, sizeof(name), "%.*s", (int)(length - start), directory + start);
+    return name;
+}
+
+enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
+                                struct dc_options *ret_options)
+{
+    static char default_id[32];
+    enum bt_status status = bt_option_parse(table, usage, argc, argv, error, NULL);
+    if (status != BT_OK) {
+        return status;
+    }
+    snprintf(default_id, sizeof(default_id), "decode-%jd", (intmax_t)getpid());
+    const char *worker_id = values.worker_id ? values.worker_id : default_id;
+    status = check_worker_id(worker_id, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    *ret_options = (struct dc_options){
+        .model = values.model,
+        .kernels = kernels[values.kernels],
+        .log_level = (enum bt_log_level)values.log_level,
+        .die_with_parent = values.die_with_parent,
+        .worker =
+            {
+                .worker_id = worker_id,
+                .listen = values.listen,
+                .routers = values.router,
+                .served_model_name =
+                    values.served_model_name ? values.served_model_name : model_name(values.model),
+                .transport = transports[values.transport],
+                .transport_host = values.transport_host,
+                .ready_file = values.ready_file,
+                .kv_dtype = values.kv_cache_dtype == 2 ? BT_BF16 : BT_F32,
+                .kv_pages = (uint32_t)values.kv_pages,
+                .max_num_seqs = (uint32_t)values.max_num_seqs,
+                .max_reserved = (uint32_t)values.max_reserved,
+                .expected_output_tokens = (uint32_t)values.expected_output_tokens,
+                .max_model_len = (uint32_t)values.max_model_len,
+                .lease_ms = (uint32_t)(values.lease / BT_NS_PER_MS),
+                .checksum = values.checksum,
+            },
+    };
+    return BT_OK;
+}

@@ -1,0 +1,20 @@
+/* Flags and environment of baton-decode. */
+#ifndef BATON_DECODE_NODE_OPTIONS_H
+#define BATON_DECODE_NODE_OPTIONS_H
+
+#include "common/base/log.h"
+#include "decode-node/worker.h"
+
+struct dc_options {
+    const char *model;
+    const char *kernels;
+    enum bt_log_level log_level;
+    bool die_with_parent;
+    struct dc_worker_options worker; /* its strings live as long as the process */
+};
+
+/* CANCELLED after --help. */
+enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
+                                struct dc_options *ret_options);
+
+#endif

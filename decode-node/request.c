@@ -1,0 +1,610 @@
+#include "decode-node/request.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/map.h"
+#include "common/model/token_message.h"
+
+#define MAX_DONE_CALLS 4 /* HandoffDone calls that wait for one verdict */
+
+struct request {
+    struct dc_requests *owner;
+    struct dc_reservation reservation;
+    uint64_t epoch;
+    struct kvt_landing *landing; /* NULL: it was cancelled while its pages are being verified */
+
+    struct bt_rpc_call *done_calls[MAX_DONE_CALLS];
+    uint32_t done_count;
+    uint64_t checksum; /* as the prefill worker computed it */
+
+    struct dc_sequence sequence;
+    bool in_engine;
+    bool stopping; /* the step thread was told to end it */
+    bool wants_page, stalled;
+    int64_t joined_ns, token_ns;
+};
+
+struct dc_requests {
+    struct dc_requests_options options;
+    struct kvt_landing_table *landings;
+    struct bt_map by_epoch;
+    struct request **running; /* [max_requests]: in the engine, in the order they joined */
+    uint32_t running_count;
+    uint32_t stopping_count;
+    uint32_t wish_count; /* of running ones that want a page */
+    uint32_t batch_rows; /* of the last step */
+    uint64_t kv_tokens;
+};
+
+/* ------------------------------------------------------------------ life */
+
+static void request_destroy(struct request *request)
+{
+    dc_reservation_finish(&request->reservation);
+    free(request->sequence.pages);
+    free(request);
+}
+
+static void request_remove(struct request *request)
+{
+    BT_ASSERT(request->done_count == 0 && !request->in_engine);
+    bt_map_remove(&request->owner->by_epoch, request->epoch);
+    request_destroy(request);
+}
+
+static void tell_router(const struct request *request, Baton__V1__FinishReason finish,
+                        const char *text)
+{
+    const struct dc_news news = {
+        .request = request->reservation.request,
+        .epoch = request->epoch,
+        .finish = finish,
+        .text = text,
+    };
+    dc_subscribers_add(request->owner->options.subscribers, request->reservation.router_incarnation,
+                       &news);
+}
+
+static void end_done_calls(struct request *request, enum bt_status status, const char *text)
+{
+    Baton__V1__HandoffDoneResponse response = BATON__V1__HANDOFF_DONE_RESPONSE__INIT;
+    while (request->done_count > 0) {
+        bt_rpc_call_end(request->done_calls[--request->done_count], status, text,
+                        status == BT_OK ? &response.base : NULL);
+    }
+}
+
+/* The table found out by itself: the lease ran out, the peer is gone or gave up, bad counts. */
+static void on_landing_failed(void *context, const struct kvt_landing *landing,
+                              enum bt_status status, const char *why)
+{
+    struct dc_requests *requests = context;
+    struct request *request = landing->user;
+    if (!request) {
+        return;
+    }
+    bt_log(status == BT_ERR_CANCELLED ? BT_LOG_INFO : BT_LOG_WARN, landing->request,
+           "landing failed: %s", why);
+    bt_counter_add(requests->options.metrics->failed, 1);
+    tell_router(request, BATON__V1__FINISH_REASON__FINISH_ERROR, why);
+    request_remove(request);
+}
+
+enum bt_status dc_requests_create(const struct dc_requests_options *options, struct bt_error *error,
+                                  struct dc_requests **ret_requests)
+{
+    struct dc_requests *requests = calloc(1, sizeof(*requests));
+    if (!requests) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "requests: no memory");
+    }
+    requests->options = *options;
+    bt_map_init(&requests->by_epoch);
+    requests->running = calloc(options->max_requests, sizeof(struct request *));
+    requests->landings = kvt_landing_table_create(options->pages, options->first_epoch,
+                                                  options->lease_ns, on_landing_failed, requests);
+    if (!requests->running || !requests->landings) {
+        dc_requests_destroy(requests);
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "requests: no memory");
+    }
+    *ret_requests = requests;
+    return BT_OK;
+}
+
+void dc_requests_destroy(struct dc_requests *requests)
+{
+    if (!requests) {
+        return;
+    }
+    size_t cursor = 0;
+    uint64_t epoch;
+    void *request;
+    while (bt_map_next(&requests->by_epoch, &cursor, &epoch, &request)) {
+        request_destroy(request);
+    }
+    bt_map_finish(&requests->by_epoch);
+    kvt_landing_table_destroy(requests->landings);
+    free(requests->running);
+    free(requests);
+}
+
+struct kvt_landing_table *dc_requests_landings(const struct dc_requests *requests)
+{
+    return requests->landings;
+}
+
+uint32_t dc_requests_count(const struct dc_requests *requests)
+{
+    return (uint32_t)requests->by_epoch.size;
+}
+
+/* ------------------------------------------------------------------ reserve */
+
+static enum bt_status check_room(const struct dc_requests *requests,
+                                 const struct dc_reservation *reservation, struct bt_error *error)
+{
+    if (!dc_subscribers_has(requests->options.subscribers, reservation->router_incarnation)) {
+        return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                            "router_incarnation: that router has no Steps stream here");
+    }
+    if (dc_requests_count(requests) >= requests->options.max_requests) {
+        return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " requests are here already",
+                            requests->options.max_requests);
+    }
+    if (requests->wish_count > 0) {
+        return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " sequences wait for a page",
+                            requests->wish_count);
+    }
+    return BT_OK;
+}
+
+static enum bt_status request_land(struct request *request, struct bt_error *error)
+{
+    struct dc_requests *requests = request->owner;
+    const struct dc_reservation *reservation = &request->reservation;
+    request->sequence.page_capacity = reservation->max_pages;
+    request->sequence.pages = calloc(reservation->max_pages, sizeof(uint32_t));
+    if (!request->sequence.pages) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "request: no memory");
+    }
+    struct kvt_landing *landing;
+    enum bt_status status =
+        kvt_landing_reserve(requests->landings, reservation->request, reservation->prompt_tokens,
+                            reservation->extra_tokens, bt_clock_now_ns(), error, &landing);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (!bt_map_put(&requests->by_epoch, landing->epoch, request)) {
+        kvt_landing_cancel(requests->landings, reservation->request, landing->epoch);
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "request: no memory");
+    }
+    request->landing = landing;
+    request->epoch = landing->epoch;
+    landing->user = request;
+    return BT_OK;
+}
+
+enum bt_status dc_requests_reserve(struct dc_requests *requests,
+                                   const Baton__V1__ReserveRequest *message, struct bt_error *error,
+                                   const struct kvt_landing **ret_landing)
+{
+    struct request *request = calloc(1, sizeof(*request));
+    if (!request) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "request: no memory");
+    }
+    request->owner = requests;
+    enum bt_status status =
+        dc_reservation_init(&request->reservation, message, &requests->options.limits, error);
+    if (status == BT_OK) {
+        status = check_room(requests, &request->reservation, error);
+    }
+    if (status == BT_OK) {
+        status = request_land(request, error);
+    }
+    if (status != BT_OK) {
+        bt_counter_add(requests->options.metrics->refused_reserve, 1);
+        request_destroy(request);
+        return status;
+    }
+    bt_counter_add(requests->options.metrics->reserved, 1);
+    *ret_landing = request->landing;
+    return BT_OK;
+}
+
+/* ------------------------------------------------------------------ handoff */
+
+static void request_join(struct request *request)
+{
+    struct dc_requests *requests = request->owner;
+    const struct kvt_landing *landing = request->landing;
+    struct dc_sequence *sequence = &request->sequence;
+    BT_ASSERT(landing->page_count <= sequence->page_capacity);
+    memcpy(sequence->pages, landing->pages, landing->page_count * sizeof(uint32_t));
+    sequence->page_count = landing->page_count;
+    sequence->request = landing->request;
+    sequence->epoch = landing->epoch;
+    sequence->prompt_tokens = landing->prompt_tokens;
+    sequence->sampling = &request->reservation.sampling;
+    sequence->history = request->reservation.history;
+    sequence->user = request;
+    request->in_engine = true;
+    request->joined_ns = bt_clock_now_ns();
+    requests->running[requests->running_count++] = request;
+    dc_stepper_add(requests->options.stepper, sequence);
+}
+
+/* Every write of the epoch is over, whatever the verdict. */
+static void request_verdict(struct request *request, bool checksum_equal)
+{
+    struct dc_requests *requests = request->owner;
+    struct kvt_landing *landing;
+    enum bt_status status = kvt_landing_verified(requests->landings, request->reservation.request,
+                                                 request->epoch, checksum_equal, &landing);
+    if (status == BT_OK) {
+        request->landing = landing;
+        end_done_calls(request, BT_OK, NULL);
+        bt_counter_add(requests->options.metrics->handed_off, 1);
+        request_join(request);
+        return;
+    }
+    const char *why = status == BT_ERR_CORRUPT
+                          ? "checksum: the pages are not what the prefill worker wrote"
+                          : "the request was cancelled";
+    if (status == BT_ERR_CORRUPT) {
+        bt_log_error(request->reservation.request, "handoff refused: %s", why);
+        bt_counter_add(requests->options.metrics->corrupt, 1);
+        tell_router(request, BATON__V1__FINISH_REASON__FINISH_ERROR, why);
+    }
+    end_done_calls(request, status, why);
+    request_remove(request);
+    dc_requests_serve_pages(requests);
+}
+
+static enum bt_status check_done(const struct dc_requests *requests,
+                                 const Baton__V1__HandoffDoneRequest *message,
+                                 struct bt_error *error, struct bt_sample *ret_first)
+{
+    if (requests->options.require_checksum && !message->has_checksum) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "has_checksum: this rank takes no handoff without one");
+    }
+    if (message->first_token && message->first_token->index != 0) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "first_token.index is %" PRIu32,
+                            message->first_token->index);
+    }
+    enum bt_status status = bt_token_message_read(
+        message->first_token, requests->options.limits.vocab_size, error, ret_first);
+    if (status != BT_OK) {
+        bt_error_prefix(error, "first_token");
+    }
+    return status;
+}
+
+/* The pages are checked on the target's thread; dc_requests_checksum brings the result. */
+static void request_verify(struct request *request, const Baton__V1__HandoffDoneRequest *message)
+{
+    request->checksum = message->checksum;
+    if (!message->has_checksum) {
+        request_verdict(request, true);
+        return;
+    }
+    enum bt_status status = kvt_target_checksum(
+        request->owner->options.target, request->reservation.request, request->epoch,
+        request->landing->pages, request->landing->prompt_tokens);
+    if (status != BT_OK) {
+        bt_log_error(request->reservation.request, "checksum: %s", bt_status_name(status));
+        request_verdict(request, false);
+    }
+}
+
+static bool keep_done_call(struct request *request, struct bt_rpc_call *call)
+{
+    if (request->done_count == MAX_DONE_CALLS) {
+        bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "the handoff is being verified already", NULL);
+        return false;
+    }
+    request->done_calls[request->done_count++] = call;
+    return true;
+}
+
+void dc_requests_handoff_done(struct dc_requests *requests, struct bt_rpc_call *call,
+                              const Baton__V1__HandoffDoneRequest *message)
+{
+    struct bt_error error;
+    struct bt_sample first;
+    struct kvt_landing *landing = NULL;
+    enum bt_status status = check_done(requests, message, &error, &first);
+    if (status != BT_OK) {
+        bt_rpc_call_end(call, status, error.text, NULL);
+        return;
+    }
+    Baton__V1__HandoffDoneResponse response = BATON__V1__HANDOFF_DONE_RESPONSE__INIT;
+    switch (kvt_landing_done(requests->landings, message->request_id, message->epoch,
+                             message->prompt_tokens, message->page_count, &error, &landing)) {
+    case KVT_DONE_VERIFY: {
+        struct request *request = landing->user;
+        request->sequence.last = first;
+        keep_done_call(request, call);
+        request_verify(request, message);
+        break;
+    }
+    case KVT_DONE_WAIT:
+        keep_done_call(landing->user, call);
+        break;
+    case KVT_DONE_DUPLICATE:
+        bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+        break;
+    case KVT_DONE_REFUSED:
+        bt_counter_add(requests->options.metrics->refused_done, 1);
+        bt_rpc_call_end(call, error.status, error.text, NULL);
+        break;
+    }
+}
+
+void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t checksum)
+{
+    struct request *request = bt_map_get(&requests->by_epoch, epoch);
+    BT_ASSERT(request); /* VERIFYING ones wait for this */
+    request_verdict(request, checksum == request->checksum);
+}
+
+/* ------------------------------------------------------------------ cancel */
+
+static void request_stop(struct request *request, enum dc_finish finish)
+{
+    if (!request->stopping) {
+        request->stopping = true;
+        request->owner->stopping_count++;
+        dc_stepper_stop(request->owner->options.stepper, request->reservation.request,
+                        request->epoch, finish);
+    }
+}
+
+static void request_cancel(struct request *request)
+{
+    struct dc_requests *requests = request->owner;
+    struct kvt_landing *landing = request->landing;
+    if (!landing) {
+        return; /* cancelled already, waits for the verdict */
+    }
+    if (landing->state == KVT_LANDING_READY) {
+        request_stop(request, DC_FINISH_CANCELLED);
+        return;
+    }
+    bt_counter_add(requests->options.metrics->cancelled, 1);
+    bool verifying = landing->state == KVT_LANDING_VERIFYING;
+    landing->user = NULL;
+    request->landing = NULL;
+    kvt_landing_cancel(requests->landings, request->reservation.request, request->epoch);
+    if (!verifying) {
+        request_remove(request);
+    }
+}
+
+void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch)
+{
+    const struct kvt_landing *landing = kvt_landing_find(requests->landings, request);
+    if (landing && (epoch == 0 || landing->epoch == epoch)) {
+        request_cancel(landing->user);
+        dc_requests_serve_pages(requests);
+    }
+}
+
+static void cancel_matching(struct dc_requests *requests, uint64_t router_incarnation)
+{
+    size_t cursor = 0;
+    uint64_t epoch;
+    void *value;
+    while (bt_map_next(&requests->by_epoch, &cursor, &epoch, &value)) {
+        struct request *request = value;
+        if (router_incarnation == 0 ||
+            request->reservation.router_incarnation == router_incarnation) {
+            request_cancel(request);
+        }
+    }
+    dc_requests_serve_pages(requests);
+}
+
+void dc_requests_cancel_router(struct dc_requests *requests, uint64_t router_incarnation)
+{
+    cancel_matching(requests, router_incarnation);
+}
+
+void dc_requests_cancel_all(struct dc_requests *requests)
+{
+    cancel_matching(requests, 0);
+}
+
+/* ------------------------------------------------------------------ steps */
+
+static Baton__V1__FinishReason finish_reason(enum dc_finish finish)
+{
+    switch (finish) {
+    case DC_RUNNING:
+        return BATON__V1__FINISH_REASON__FINISH_UNSPECIFIED;
+    case DC_FINISH_STOP:
+        return BATON__V1__FINISH_REASON__FINISH_STOP;
+    case DC_FINISH_LENGTH:
+        return BATON__V1__FINISH_REASON__FINISH_LENGTH;
+    case DC_FINISH_CANCELLED:
+        return BATON__V1__FINISH_REASON__FINISH_CANCELLED;
+    case DC_FINISH_PREEMPTED:
+        return BATON__V1__FINISH_REASON__FINISH_PREEMPTED;
+    case DC_FINISH_ERROR:
+        break;
+    }
+    return BATON__V1__FINISH_REASON__FINISH_ERROR;
+}
+
+static void count_token(struct request *request, const struct dc_entry *entry, int64_t now_ns)
+{
+    const struct dc_metrics *metrics = request->owner->options.metrics;
+    if (entry->index > 0) {
+        bt_counter_add(metrics->generated, 1);
+        bt_histogram_observe(metrics->inter_token_seconds,
+                             (double)(now_ns - request->token_ns) * 1e-9);
+    }
+    request->token_ns = now_ns;
+}
+
+static void count_finish(const struct request *request, enum dc_finish finish, int64_t now_ns)
+{
+    const struct dc_metrics *metrics = request->owner->options.metrics;
+    struct bt_counter *const counters[] = {
+        [DC_FINISH_STOP] = metrics->stopped,        [DC_FINISH_LENGTH] = metrics->lengthy,
+        [DC_FINISH_CANCELLED] = metrics->cancelled, [DC_FINISH_PREEMPTED] = metrics->preempted,
+        [DC_FINISH_ERROR] = metrics->failed,
+    };
+    bt_counter_add(counters[finish], 1);
+    if (finish == DC_FINISH_STOP || finish == DC_FINISH_LENGTH) {
+        double seconds = (double)(now_ns - request->joined_ns) * 1e-9;
+        uint32_t later = request->sequence.generated - 1;
+        bt_histogram_observe(metrics->decode_seconds, seconds);
+        bt_histogram_observe(metrics->per_token_seconds, later ? seconds / later : 0);
+    }
+}
+
+static void running_erase(struct dc_requests *requests, const struct request *request)
+{
+    for (uint32_t i = 0; i < requests->running_count; i++) {
+        if (requests->running[i] == request) {
+            requests->running_count--;
+            memmove(&requests->running[i], &requests->running[i + 1],
+                    (requests->running_count - i) * sizeof(struct request *));
+            return;
+        }
+    }
+}
+
+/* The sequence came back: its pages are free again. */
+static void request_leave(struct request *request, enum dc_finish finish, int64_t now_ns)
+{
+    struct dc_requests *requests = request->owner;
+    count_finish(request, finish, now_ns);
+    running_erase(requests, request);
+    requests->stopping_count -= request->stopping;
+    requests->wish_count -= request->wants_page;
+    request->in_engine = false;
+    kvt_landing_release(requests->landings, request->reservation.request, request->epoch);
+    request_remove(request);
+}
+
+static void handle_entry(struct dc_requests *requests, const struct dc_entry *entry, int64_t now_ns)
+{
+    struct request *request = entry->user;
+    const struct dc_news news = {
+        .request = entry->request,
+        .epoch = entry->epoch,
+        .sample = entry->has_token ? &entry->sample : NULL,
+        .index = entry->index,
+        .with_logprobs = request->reservation.sampling.logprobs >= 0,
+        .finish = finish_reason(entry->finish),
+        .text = entry->finish == DC_FINISH_ERROR ? "no memory for the penalties' history" : NULL,
+    };
+    dc_subscribers_add(requests->options.subscribers, request->reservation.router_incarnation,
+                       &news);
+    if (entry->has_token) {
+        count_token(request, entry, now_ns);
+    }
+    if (entry->finish != DC_RUNNING) {
+        request_leave(request, entry->finish, now_ns);
+    }
+}
+
+static void handle_wish(struct dc_requests *requests, const struct dc_page_wish *wish)
+{
+    struct request *request = bt_map_get(&requests->by_epoch, wish->epoch);
+    if (!request || !request->in_engine) {
+        return;
+    }
+    requests->wish_count += !request->wants_page;
+    request->wants_page = true;
+    request->stalled |= wish->stalled;
+}
+
+void dc_requests_step(struct dc_requests *requests, const struct dc_step *step)
+{
+    for (uint32_t i = 0; i < step->entry_count; i++) {
+        handle_entry(requests, &step->entries[i], step->end_ns);
+    }
+    for (uint32_t i = 0; i < step->wish_count; i++) {
+        handle_wish(requests, &step->wishes[i]);
+    }
+    requests->batch_rows = step->rows;
+    requests->kv_tokens = step->kv_tokens;
+    if (step->rows > 0) {
+        bt_histogram_observe(requests->options.metrics->step_rows, step->rows);
+        bt_histogram_observe(requests->options.metrics->step_seconds,
+                             (double)(step->end_ns - step->begin_ns) * 1e-9);
+    }
+    dc_requests_serve_pages(requests);
+    dc_subscribers_flush(requests->options.subscribers);
+}
+
+/* ------------------------------------------------------------------ growth */
+
+static bool request_grow(struct request *request)
+{
+    struct dc_requests *requests = request->owner;
+    struct kvt_landing *landing = request->landing;
+    if (kvt_landing_grow(requests->landings, landing, 1) != BT_OK) {
+        return false;
+    }
+    requests->wish_count--;
+    request->wants_page = request->stalled = false;
+    dc_stepper_grow(requests->options.stepper, landing->request, landing->epoch,
+                    landing->pages[landing->page_count - 1]);
+    return true;
+}
+
+/*
+ * The youngest sequence that did not reserve all it can need gives its pages up. There is one: the
+ * sequence that waits did not.
+ */
+static void preempt_youngest(struct dc_requests *requests)
+{
+    for (uint32_t i = requests->running_count; i-- > 0;) {
+        struct request *request = requests->running[i];
+        if (!request->reservation.full) {
+            bt_log_info(request->reservation.request, "preempted: no page is free");
+            request_stop(request, DC_FINISH_PREEMPTED);
+            return;
+        }
+    }
+}
+
+/* The eldest first. Only a sequence that can not go on takes pages from others, and only when none
+ * are on their way. */
+void dc_requests_serve_pages(struct dc_requests *requests)
+{
+    bool stalled = false;
+    for (uint32_t i = 0; i < requests->running_count && requests->wish_count > 0; i++) {
+        struct request *request = requests->running[i];
+        if (request->wants_page && !request->stopping && !request_grow(request)) {
+            stalled = stalled || request->stalled;
+        }
+    }
+    if (stalled && requests->stopping_count == 0) {
+        preempt_youngest(requests);
+    }
+}
+
+/* ------------------------------------------------------------------ looking in */
+
+void dc_requests_load(const struct dc_requests *requests, Baton__V1__RankLoad *ret_load)
+{
+    const struct bt_page_pool *pages = requests->options.pages;
+    ret_load->pages_total = bt_page_pool_total(pages);
+    ret_load->pages_free = bt_page_pool_count(pages, BT_PAGE_FREE);
+    ret_load->pages_reserved =
+        bt_page_pool_count(pages, BT_PAGE_RESERVED) + bt_page_pool_count(pages, BT_PAGE_LANDING);
+    ret_load->pages_ready = bt_page_pool_count(pages, BT_PAGE_READY);
+    ret_load->pages_quarantined = bt_page_pool_count(pages, BT_PAGE_QUARANTINED);
+    ret_load->running = requests->running_count;
+    ret_load->waiting = dc_requests_count(requests) - requests->running_count;
+    ret_load->max_running = requests->options.max_requests;
+    ret_load->kv_tokens = requests->running_count > 0 ? requests->kv_tokens : 0;
+}

@@ -1,0 +1,31 @@
+/* A ReserveRequest that was checked field by field, in memory of its own. */
+#ifndef BATON_DECODE_NODE_RESERVATION_H
+#define BATON_DECODE_NODE_RESERVATION_H
+
+#include "common/model/sampler.h"
+#include "proto/worker.pb-c.h"
+
+struct dc_reservation_limits {
+    uint32_t vocab_size;
+    uint32_t max_model_len; /* prompt and output */
+    uint32_t expected_output_tokens;
+};
+
+struct dc_reservation {
+    uint64_t request, router_incarnation;
+    uint32_t prompt_tokens;
+    uint32_t extra_tokens;              /* of output, to reserve pages for */
+    uint32_t max_pages;                 /* of prompt and max_tokens */
+    bool full;                          /* extra_tokens is all it can need */
+    struct bt_sampling sampling;        /* max_tokens cut to the context */
+    struct bt_sampler_history *history; /* with the prompt; NULL: no penalty needs it */
+};
+
+/* INVALID_ARGUMENT names the field. */
+enum bt_status dc_reservation_init(struct dc_reservation *reservation,
+                                   const Baton__V1__ReserveRequest *message,
+                                   const struct dc_reservation_limits *limits,
+                                   struct bt_error *error);
+void dc_reservation_finish(struct dc_reservation *reservation);
+
+#endif
