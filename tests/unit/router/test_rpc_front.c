@@ -6,11 +6,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zmq.h>
 
 #include <cmocka.h>
 
 #include "common/base/clock.h"
 #include "proto/generate.pb-c.h"
+#include "proto/rpc.pb-c.h"
 #include "router/rpc_front.h"
 #include "tests/unit/router/fake_service.h"
 
@@ -358,6 +360,44 @@ static void test_client_gone(void **state)
     assert_int_equal(f->service->abandoned, 1);
 }
 
+/* A peer that asks and never reads. */
+static void *silent_peer(struct fixture *f, const Baton__V1__GenerateRequest *request)
+{
+    void *dealer = zmq_socket(bt_loop_zmq(f->loop), ZMQ_DEALER);
+    int one = 1, small = 4096;
+    zmq_setsockopt(dealer, ZMQ_RCVHWM, &one, sizeof one);
+    zmq_setsockopt(dealer, ZMQ_RCVBUF, &small, sizeof small);
+    assert_int_equal(zmq_connect(dealer, bt_rpc_server_endpoint(f->server)), 0);
+    Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
+    frame.kind = BATON__V1__FRAME__KIND__CALL;
+    frame.call_id = 7;
+    frame.method = (char *)"baton.v1.Router/Generate";
+    frame.version = 1;
+    uint8_t head[256], body[256];
+    size_t head_size = baton__v1__frame__pack(&frame, head);
+    size_t body_size = baton__v1__generate_request__pack(request, body);
+    assert_true(zmq_send(dealer, head, head_size, ZMQ_SNDMORE) >= 0);
+    assert_true(zmq_send(dealer, body, body_size, 0) >= 0);
+    return dealer;
+}
+
+static void test_slow_reader(void **state)
+{
+    struct fixture *f = *state;
+    Baton__V1__GenerateRequest request = text_request();
+    request.has_max_tokens = request.has_logprobs = true;
+    request.max_tokens = 10000000;
+    request.logprobs = 20;
+    f->service->context = UINT32_MAX;
+    f->service->burst = 500;
+    void *dealer = silent_peer(f, &request);
+    wait_for(f, &f->service->live, 1);
+    wait_for(f, &f->service->live, 0);
+    assert_int_equal(f->service->abandoned, 1);
+    assert_in_range(f->service->requests[0].produced, 100, 1000000);
+    zmq_close(dealer);
+}
+
 /* tear_down destroys client and server while the stream is open. */
 static void test_open_at_the_end(void **state)
 {
@@ -422,9 +462,16 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_generate), TEST(test_tokens_and_logprobs), TEST(test_messages_and_stop),
-        TEST(test_refused),  TEST(test_generation_fails),    TEST(test_cancel),
-        TEST(test_deadline), TEST(test_client_gone),         TEST(test_open_at_the_end),
+        TEST(test_generate),
+        TEST(test_tokens_and_logprobs),
+        TEST(test_messages_and_stop),
+        TEST(test_refused),
+        TEST(test_generation_fails),
+        TEST(test_cancel),
+        TEST(test_deadline),
+        TEST(test_client_gone),
+        TEST(test_slow_reader),
+        TEST(test_open_at_the_end),
         TEST(test_unary),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
