@@ -421,7 +421,9 @@ static void test_eos_gives_no_text_but_counts(void **state)
     static struct seen seen;
     join(&p0, "p0", false);
     join(&d0, "d0", true);
-    submit(&seen, 10);
+    struct rt_generation g = generation(10);
+    g.keep_special = true; /* nor then: it ended the text, and is no part of it */
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
     RUN_UNTIL(p0.run);
     fake_prefill_done(&p0);
     script.ids[2] = (uint32_t)bt_tokenizer_eos(rt_service_tokenizer(service));
@@ -433,6 +435,27 @@ static void test_eos_gives_no_text_but_counts(void **state)
     assert_int_equal(seen.result.finish, RT_FINISH_STOP);
     assert_int_equal(seen.size, first + second);
     assert_int_equal(seen.result.completion_tokens, 3);
+}
+
+/* "dog" could become "dogma", until the end comes. */
+static void test_text_held_back_for_a_stop_string_comes_at_the_end(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    const char *stop[] = {"dogma"};
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    struct rt_generation g = generation(count);
+    g.stop = stop;
+    g.stop_count = 1;
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(p0.run);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, count - 1, 0);
+    fake_decode_step(&d0, count - 1, 1, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
 }
 
 static void test_abandoned_request_is_cancelled_everywhere(void **state)
@@ -781,12 +804,12 @@ static void test_successor_waits_until_the_predecessor_is_proven_dead(void **sta
     assert_int_equal(register_with(fake_worker_registration(&d1)), BT_OK);
     RUN_UNTIL(d1.steps);
     /* Its process is dead, though somebody still holds the connection. */
-    fake_worker_open(&d0, loop, "x", true);
-    Baton__V1__RegisterRequest r = *fake_worker_registration(&d0);
+    fake_worker_open(&p0, loop, "x", true);
+    Baton__V1__RegisterRequest r = *fake_worker_registration(&p0);
     r.process->pid = dead_pid();
     assert_int_equal(register_with(&r), BT_OK);
-    d0.incarnation += 1000;
-    assert_int_equal(register_with(fake_worker_registration(&d0)), BT_OK);
+    fake_worker_open(&p1, loop, "x", true);
+    assert_int_equal(register_with(fake_worker_registration(&p1)), BT_OK);
 }
 
 static void test_cancels_wait_for_a_broken_link(void **state)
@@ -884,6 +907,7 @@ int main(void)
         TEST(test_failures_of_a_worker_are_tried_again_then_told),
         TEST(test_stop_string_ends_text_and_work),
         TEST(test_eos_gives_no_text_but_counts),
+        TEST(test_text_held_back_for_a_stop_string_comes_at_the_end),
         TEST(test_abandoned_request_is_cancelled_everywhere),
         TEST(test_deadline),
         TEST(test_refused_reserve_waits_for_pages),
