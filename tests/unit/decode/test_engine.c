@@ -1,0 +1,361 @@
+/* The decode engine without threads: a sequence's tokens do not depend on who is beside it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/base/random.h"
+#include "decode-node/engine.h"
+#include "prefill-node/engine.h"
+
+#define SEQUENCES  10
+#define MAX_TOKENS 90
+#define POOL_PAGES 64
+#define MAX_PROMPT 150
+
+/* Both engines on one pool: nothing has to be moved. */
+struct bench {
+    struct bt_model *model;
+    struct bt_kv_layout layout;
+    void *pool;
+    struct pf_engine *prefill;
+    struct dc_engine *decode;
+    struct dc_step step;
+};
+
+struct subject {
+    uint32_t prompt[MAX_PROMPT];
+    uint32_t prompt_tokens;
+    struct bt_sampling sampling;
+    struct bt_sampler_history *history;
+    uint32_t pages[8];
+    struct pf_job job;
+    struct dc_sequence sequence;
+    struct bt_sample samples[MAX_TOKENS];
+    uint32_t sample_count;
+    enum dc_finish finish;
+};
+
+static void bench_open(struct bench *bench, uint32_t max_num_seqs)
+{
+    struct bt_error error = {0};
+    if (bt_model_load(TINY_MODEL, "auto", &error, &bench->model) != BT_OK) {
+        fail_msg("%s", error.text);
+    }
+    bench->layout = bt_model_kv_layout(bench->model, BT_F32);
+    bench->pool = calloc(1, bt_kv_pool_bytes(&bench->layout, POOL_PAGES));
+    const struct pf_engine_options prefill = {
+        .model = bench->model,
+        .layout = bench->layout,
+        .kv_pool = bench->pool,
+        .pool_pages = POOL_PAGES,
+        .limits = {64, 4, PF_AGEING_TOKENS_PER_S},
+        .max_jobs = SEQUENCES,
+    };
+    const struct dc_engine_options decode = {
+        .model = bench->model,
+        .layout = bench->layout,
+        .kv_pool = bench->pool,
+        .pool_pages = POOL_PAGES,
+        .max_num_seqs = max_num_seqs,
+        .max_sequences = SEQUENCES,
+        .max_model_len = 256,
+    };
+    assert_int_equal(pf_engine_create(&prefill, &error, &bench->prefill), BT_OK);
+    assert_int_equal(dc_engine_create(&decode, &error, &bench->decode), BT_OK);
+    assert_true(dc_step_init(&bench->step, SEQUENCES));
+}
+
+static void bench_close(struct bench *bench)
+{
+    dc_step_finish(&bench->step);
+    pf_engine_destroy(bench->prefill);
+    dc_engine_destroy(bench->decode);
+    bt_model_destroy(bench->model);
+    free(bench->pool);
+}
+
+/* Every kind of sampling, prompts of other lengths, pages all over the pool. */
+static void subject_init(struct subject *subject, uint32_t index, const uint32_t *page_order)
+{
+    memset(subject, 0, sizeof(*subject));
+    subject->prompt_tokens = 1 + (uint32_t)(bt_random_u64(1, index, 0) % MAX_PROMPT);
+    for (uint32_t i = 0; i < subject->prompt_tokens; i++) {
+        subject->prompt[i] = 2 + (uint32_t)(bt_random_u64(2, index, i) % 2000);
+    }
+    subject->sampling = (struct bt_sampling){
+        .seed = index,
+        .temperature = index % 3 == 0 ? 0 : 0.8f,
+        .top_p = index % 2 ? 0.95f : 1,
+        .top_k = index % 4 == 1 ? 40 : 0,
+        .repetition_penalty = index % 5 == 2 ? 1.2f : 1,
+        .frequency_penalty = index % 5 == 3 ? 0.5f : 0,
+        .logprobs = 3,
+        .ignore_eos = true,
+        .max_tokens = 20 + index * 7,
+    };
+    if (bt_sampling_needs_history(&subject->sampling)) {
+        subject->history = bt_sampler_history_create();
+        assert_true(bt_sampler_history_add_prompt(subject->history, subject->prompt,
+                                                  subject->prompt_tokens));
+    }
+    for (uint32_t i = 0; i < 6; i++) {
+        subject->pages[i] = page_order[index * 6 + i];
+    }
+}
+
+static void prefill(struct bench *bench, struct subject *subject, uint32_t serial)
+{
+    subject->job = (struct pf_job){
+        .serial = serial,
+        .tokens = subject->prompt,
+        .token_count = subject->prompt_tokens,
+        .pages = subject->pages,
+        .sampling = &subject->sampling,
+        .history = subject->history,
+    };
+    pf_engine_add(bench->prefill, &subject->job);
+    struct pf_jobs jobs = {0};
+    while (jobs.count == 0) {
+        pf_engine_begin(bench->prefill, &jobs);
+        pf_engine_run(bench->prefill, &jobs);
+    }
+    assert_ptr_equal(jobs.jobs[0], &subject->job);
+}
+
+static void join(struct bench *bench, struct subject *subject, uint32_t request, uint32_t pages)
+{
+    subject->sequence = (struct dc_sequence){
+        .request = request,
+        .epoch = 1,
+        .prompt_tokens = subject->prompt_tokens,
+        .pages = subject->pages,
+        .page_count = pages,
+        .page_capacity = 6,
+        .sampling = &subject->sampling,
+        .history = subject->history,
+        .last = subject->job.first,
+        .user = subject,
+    };
+    dc_engine_add(bench->decode, &subject->sequence);
+}
+
+static void take_step(struct bench *bench)
+{
+    dc_engine_step(bench->decode, &bench->step);
+    for (uint32_t i = 0; i < bench->step.entry_count; i++) {
+        const struct dc_entry *entry = &bench->step.entries[i];
+        struct subject *subject = entry->user;
+        assert_int_equal(subject->finish, DC_RUNNING);
+        if (entry->has_token) {
+            assert_int_equal(entry->index, subject->sample_count);
+            subject->samples[subject->sample_count++] = entry->sample;
+        }
+        subject->finish = entry->finish;
+    }
+}
+
+static void order_pages(uint32_t *order, uint64_t seed)
+{
+    for (uint32_t i = 0; i < POOL_PAGES; i++) {
+        order[i] = i;
+    }
+    for (uint32_t i = POOL_PAGES; seed && i-- > 1;) {
+        uint32_t j = (uint32_t)(bt_random_u64(seed, i, 0) % (i + 1)), held = order[i];
+        order[i] = order[j];
+        order[j] = held;
+    }
+}
+
+static void run_alone(struct subject *subjects)
+{
+    struct bench bench;
+    uint32_t order[POOL_PAGES];
+    bench_open(&bench, 1);
+    order_pages(order, 0);
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        subject_init(&subjects[i], i, order);
+        prefill(&bench, &subjects[i], i + 1);
+        join(&bench, &subjects[i], i + 1, 6);
+        while (subjects[i].finish == DC_RUNNING) {
+            take_step(&bench);
+        }
+        bt_sampler_history_destroy(subjects[i].history);
+    }
+    bench_close(&bench);
+}
+
+static void run_together(struct subject *subjects, uint64_t seed, uint32_t max_num_seqs)
+{
+    struct bench bench;
+    uint32_t order[POOL_PAGES], next = 0, running = 0;
+    bench_open(&bench, max_num_seqs);
+    order_pages(order, seed);
+    for (uint64_t turn = 0; next < SEQUENCES || running > 0; turn++) {
+        if (next < SEQUENCES && bt_random_u64(seed, turn, 1) % 4 == 0) {
+            subject_init(&subjects[next], next, order);
+            prefill(&bench, &subjects[next], next + 1);
+            join(&bench, &subjects[next], next + 1, 6);
+            next++;
+        }
+        if (dc_engine_runnable(bench.decode)) {
+            take_step(&bench);
+        }
+        running = 0;
+        for (uint32_t i = 0; i < next; i++) {
+            running += subjects[i].finish == DC_RUNNING;
+        }
+    }
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        bt_sampler_history_destroy(subjects[i].history);
+    }
+    bench_close(&bench);
+}
+
+static void expect_same(const struct subject *a, const struct subject *b)
+{
+    assert_int_equal(a->finish, DC_FINISH_LENGTH);
+    assert_int_equal(b->finish, DC_FINISH_LENGTH);
+    assert_int_equal(a->sample_count, a->sampling.max_tokens);
+    assert_int_equal(b->sample_count, a->sample_count);
+    for (uint32_t i = 0; i < a->sample_count; i++) {
+        assert_int_equal(a->samples[i].token, b->samples[i].token);
+        assert_memory_equal(&a->samples[i].logprob, &b->samples[i].logprob, sizeof(float));
+        assert_int_equal(a->samples[i].top_count, 3);
+        assert_memory_equal(a->samples[i].top, b->samples[i].top, 3 * sizeof(b->samples[i].top[0]));
+    }
+}
+
+static void test_together_gives_the_bits_of_alone(void **state)
+{
+    (void)state;
+    static struct subject alone[SEQUENCES], together[SEQUENCES];
+    run_alone(alone);
+    for (uint64_t seed = 1; seed <= 2; seed++) {
+        printf("seed %d\n", (int)seed);
+        run_together(together, seed, seed == 1 ? SEQUENCES : 3);
+        for (uint32_t i = 0; i < SEQUENCES; i++) {
+            expect_same(&alone[i], &together[i]);
+        }
+    }
+}
+
+/* A page is wished for ahead, its lack stalls the sequence, its coming lets it go on with the same
+ * tokens. */
+static void test_growth_page_by_page(void **state)
+{
+    (void)state;
+    struct bench bench;
+    uint32_t order[POOL_PAGES];
+    static struct subject full, lean;
+    bench_open(&bench, 4);
+    order_pages(order, 0);
+    subject_init(&full, 7, order);
+    subject_init(&lean, 7, order + 6);
+    full.sampling.max_tokens = lean.sampling.max_tokens = MAX_TOKENS;
+    prefill(&bench, &full, 1);
+    prefill(&bench, &lean, 2);
+    join(&bench, &full, 1, 6);
+    uint32_t first_pages = bt_kv_pages_for(lean.prompt_tokens);
+    join(&bench, &lean, 2, first_pages);
+    uint32_t slots = first_pages * BT_PAGE_TOKENS - lean.prompt_tokens;
+
+    take_step(&bench);
+    assert_int_equal(bench.step.wish_count, 1);
+    assert_int_equal(bench.step.wishes[0].request, 2);
+    assert_int_equal(bench.step.wishes[0].stalled, slots == 1);
+    uint32_t stalls = 0;
+    while (full.finish == DC_RUNNING) {
+        take_step(&bench);
+        stalls += bench.step.wish_count;
+        assert_true(bench.step.wish_count == 0 || bench.step.wishes[0].stalled);
+    }
+    assert_int_equal(stalls, 1);
+    assert_int_equal(lean.sample_count, slots + 1);
+    assert_false(dc_engine_runnable(bench.decode));
+    for (uint32_t i = first_pages; lean.finish == DC_RUNNING;) {
+        dc_engine_grow(bench.decode, 2, 1, order[6 + i++]);
+        assert_true(dc_engine_runnable(bench.decode));
+        while (dc_engine_runnable(bench.decode)) {
+            take_step(&bench);
+        }
+    }
+    expect_same(&full, &lean);
+    bt_sampler_history_destroy(full.history);
+    bt_sampler_history_destroy(lean.history);
+    bench_close(&bench);
+}
+
+static void test_ends_by_eos_context_and_stop(void **state)
+{
+    (void)state;
+    struct bench bench;
+    uint32_t order[POOL_PAGES];
+    static struct subject eos, context, stopped;
+    bench_open(&bench, 4);
+    order_pages(order, 0);
+    uint32_t eos_token = bench.model->config.eos_token_ids[0];
+    subject_init(&eos, 0, order);
+    subject_init(&context, 3, order + 6);
+    subject_init(&stopped, 6, order + 12);
+    /* EOS by a bias that nothing can beat, but not before the fourth token. */
+    struct bt_logit_bias bias = {eos_token, 100};
+    eos.sampling.bias = &bias;
+    eos.sampling.bias_count = 1;
+    eos.sampling.ignore_eos = false;
+    eos.sampling.min_tokens = 3;
+    prefill(&bench, &eos, 1);
+    /* The context of 256 is full before max_tokens. */
+    context.prompt_tokens = MAX_PROMPT;
+    for (uint32_t i = 0; i < MAX_PROMPT; i++) {
+        context.prompt[i] = 2 + i;
+    }
+    prefill(&bench, &context, 2);
+    context.sampling.max_tokens = 1000;
+    prefill(&bench, &stopped, 3);
+    join(&bench, &eos, 1, 6);
+    join(&bench, &stopped, 3, 6);
+    take_step(&bench);
+    dc_engine_stop(bench.decode, 3, 2, DC_FINISH_CANCELLED); /* another epoch */
+    take_step(&bench);
+    assert_int_equal(stopped.finish, DC_RUNNING);
+    dc_engine_stop(bench.decode, 3, 1, DC_FINISH_CANCELLED);
+    dc_engine_stop(bench.decode, 3, 1, DC_FINISH_PREEMPTED); /* the first counts */
+    take_step(&bench);
+    assert_int_equal(stopped.finish, DC_FINISH_CANCELLED);
+    assert_int_equal(stopped.sample_count, 3);
+    assert_int_equal(eos.finish, DC_FINISH_STOP);
+    assert_int_equal(eos.sample_count, 4);
+    assert_int_equal(eos.samples[3].token, eos_token);
+    /* MAX_TOKENS of samples do not hold it all: only the count matters here. */
+    join(&bench, &context, 2, 6);
+    uint32_t tokens = 0;
+    enum dc_finish finish = DC_RUNNING;
+    while (finish == DC_RUNNING) {
+        dc_engine_step(bench.decode, &bench.step);
+        for (uint32_t i = 0; i < bench.step.entry_count; i++) {
+            tokens += bench.step.entries[i].has_token;
+            finish = bench.step.entries[i].finish;
+        }
+    }
+    assert_int_equal(finish, DC_FINISH_LENGTH);
+    assert_int_equal(MAX_PROMPT + tokens, 256);
+    assert_false(dc_engine_runnable(bench.decode));
+    bt_sampler_history_destroy(eos.history);
+    bt_sampler_history_destroy(context.history);
+    bt_sampler_history_destroy(stopped.history);
+    bench_close(&bench);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_together_gives_the_bits_of_alone),
+        cmocka_unit_test(test_growth_page_by_page),
+        cmocka_unit_test(test_ends_by_eos_context_and_stop),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
