@@ -432,21 +432,6 @@ static void server_leave(struct bt_rpc_server *server)
     }
 }
 
-/* "tcp://[::ffff:127.0.0.1]:5" to "tcp://127.0.0.1:5": a client whose sockets have no ZMQ_IPV6, as
- * is the library's default, can't resolve the first. */
-static void endpoint_unmap(char *endpoint)
-{
-    static const char mapped[] = "tcp://[::ffff:";
-    size_t skip = strlen("[::ffff:");
-    char *end = strchr(endpoint, ']');
-    if (strncmp(endpoint, mapped, sizeof mapped - 1) != 0 || !end) {
-        return;
-    }
-    memmove(end, end + 1, strlen(end));
-    char *host = endpoint + strlen("tcp://");
-    memmove(host, host + skip, strlen(host + skip) + 1);
-}
-
 static enum bt_status server_bind(struct bt_rpc_server *server, const char *endpoint,
                                   struct bt_error *error)
 {
@@ -468,7 +453,6 @@ static enum bt_status server_bind(struct bt_rpc_server *server, const char *endp
         return bt_error_set(error, BT_ERR_INTERNAL, "endpoint of %s: %s", endpoint,
                             zmq_strerror(errno));
     }
-    endpoint_unmap(server->endpoint);
     return BT_OK;
 }
 
