@@ -1,39 +1,11 @@
 #include "router/core.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
-#include "common/base/map.h"
-#include "router/action_queue.h"
-#include "router/placement.h"
-#include "router/request_queue.h"
-
-/* A rank goes on sending tokens until it has read a cancel: one cancel is emitted per (request,
- * epoch) and this interval, remembered in a table of this many slots. */
-#define CANCEL_REPEAT_NS BT_NS_PER_S
-#define CANCEL_SLOTS     1024
-
-struct recent_cancel {
-    uint64_t request, epoch;
-    int64_t when_ns;
-};
-
-struct rt_core {
-    struct rt_core_options options;
-    struct rt_worker_table workers;
-    struct bt_map requests; /* id -> struct rt_request, until END */
-    struct rt_request_queue queue;
-    struct rt_deadline_heap deadlines;
-    struct rt_action_queue actions;
-    uint64_t next_serial;
-    int64_t now_ns;          /* the latest that was heard */
-    int64_t worker_check_ns; /* no worker's state changes by time alone before this */
-    bool dispatch_due;       /* something changed that may let the queue's head go */
-    struct recent_cancel cancels[CANCEL_SLOTS];
-};
+#include "router/core_state.h"
 
 struct rt_core *rt_core_create(const struct rt_core_options *options)
 {
@@ -47,13 +19,6 @@ struct rt_core *rt_core_create(const struct rt_core_options *options)
     return core;
 }
 
-static void request_free(struct rt_request *request)
-{
-    free(request->refusals);
-    free(request->delivered);
-    free(request);
-}
-
 void rt_core_destroy(struct rt_core *core)
 {
     if (!core) {
@@ -63,245 +28,13 @@ void rt_core_destroy(struct rt_core *core)
     uint64_t id;
     void *request;
     while (bt_map_next(&core->requests, &cursor, &id, &request)) {
-        request_free(request);
+        rt_request_free(request);
     }
     bt_map_finish(&core->requests);
     rt_deadline_heap_finish(&core->deadlines);
     rt_action_queue_finish(&core->actions);
     rt_worker_table_finish(&core->workers);
     free(core);
-}
-
-static void hear_time(struct rt_core *core, int64_t now_ns)
-{
-    if (now_ns > core->now_ns) {
-        core->now_ns = now_ns;
-    }
-}
-
-static struct rt_worker *worker_get(const struct rt_core *core, rt_worker_ref ref)
-{
-    return ref == RT_NO_WORKER ? NULL : rt_worker_table_get(&core->workers, ref);
-}
-
-static const char *worker_name(const struct rt_core *core, rt_worker_ref ref)
-{
-    const struct rt_worker *worker = worker_get(core, ref);
-    return worker ? worker->info.id : "a worker that left";
-}
-
-/* ---- emitting */
-
-static void emit(struct rt_core *core, enum rt_action_kind kind, const struct rt_request *request)
-{
-    struct rt_action action = {
-        .kind = kind,
-        .request = request->spec.id,
-        .attempt = request->attempt,
-        .epoch = request->epoch,
-        .prefill = request->prefill,
-        .decode = request->decode,
-        .full = request->full,
-    };
-    rt_action_queue_push(&core->actions, &action);
-}
-
-/* False: one was emitted a moment ago. */
-static bool cancel_due(struct rt_core *core, uint64_t request, uint64_t epoch)
-{
-    uint64_t hash = (request ^ epoch * UINT64_C(0x9e3779b97f4a7c15)) * UINT64_C(0xbf58476d1ce4e5b9);
-    struct recent_cancel *recent = &core->cancels[hash >> 32 & (CANCEL_SLOTS - 1)];
-    if (recent->request == request && recent->epoch == epoch &&
-        core->now_ns - recent->when_ns < CANCEL_REPEAT_NS) {
-        return false;
-    }
-    *recent = (struct recent_cancel){request, epoch, core->now_ns};
-    return true;
-}
-
-/* For an attempt that is over; the request need not be known any more. */
-static void emit_late_cancel(struct rt_core *core, uint64_t request, uint32_t attempt,
-                             rt_worker_ref decode, uint64_t epoch)
-{
-    if (!cancel_due(core, request, epoch)) {
-        return;
-    }
-    struct rt_action action = {
-        .kind = RT_ACTION_CANCEL_DECODE,
-        .request = request,
-        .attempt = attempt,
-        .epoch = epoch,
-        .prefill = RT_NO_WORKER,
-        .decode = decode,
-    };
-    rt_action_queue_push(&core->actions, &action);
-}
-
-static void emit_tokens(struct rt_core *core, const struct rt_request *request,
-                        const struct rt_token *tokens, uint32_t count)
-{
-    struct rt_action action = {
-        .kind = RT_ACTION_TOKENS,
-        .request = request->spec.id,
-        .attempt = request->attempt,
-        .epoch = request->epoch,
-        .prefill = request->prefill,
-        .decode = request->decode,
-        .tokens = tokens,
-        .token_count = count,
-    };
-    rt_action_queue_push(&core->actions, &action);
-}
-
-/* ---- the ends of attempts and requests */
-
-/* What the workers may still do by themselves when an attempt is over. */
-enum rest {
-    REST_HELD,   /* the decode rank may hold pages: cancel */
-    REST_DECODED /* the decode rank has let go of it */
-};
-
-/* Takes the request off its workers. It is in no state after this: requeue or end it. */
-static void attempt_release(struct rt_core *core, struct rt_request *request, enum rest rest,
-                            bool stop_run)
-{
-    if (request->state == RT_QUEUED) {
-        rt_request_queue_remove(&core->queue, request);
-        return;
-    }
-    if (request->run_open && stop_run) {
-        emit(core, RT_ACTION_CANCEL_PREFILL, request);
-    }
-    if (rest == REST_HELD) {
-        if (request->epoch != 0) {
-            cancel_due(core, request->spec.id, request->epoch);
-        }
-        emit(core, RT_ACTION_CANCEL_DECODE, request);
-    }
-    rt_worker_uncount_prefill(worker_get(core, request->prefill), request);
-    rt_worker_uncount_decode(worker_get(core, request->decode), request);
-    request->prefill = request->decode = RT_NO_WORKER;
-    request->epoch = 0;
-    request->run_open = false;
-    core->dispatch_due = true;
-}
-
-/* After attempt_release. Frees the request. */
-static void request_end(struct rt_core *core, struct rt_request *request, enum rt_finish finish,
-                        enum bt_status status, const char *text)
-{
-    struct rt_action action = {
-        .kind = RT_ACTION_END,
-        .request = request->spec.id,
-        .attempt = request->attempt,
-        .prefill = RT_NO_WORKER,
-        .decode = RT_NO_WORKER,
-        .finish = finish,
-        .status = finish == RT_FINISH_ERROR ? status : BT_OK,
-        .text = finish == RT_FINISH_ERROR ? text : NULL,
-    };
-    rt_action_queue_push(&core->actions, &action);
-    rt_deadline_heap_remove(&core->deadlines, request);
-    bt_map_remove(&core->requests, request->spec.id);
-    request_free(request);
-}
-
-static void request_fail(struct rt_core *core, struct rt_request *request, enum rest rest,
-                         enum bt_status status, const char *format, ...)
-    __attribute__((format(printf, 5, 6)));
-
-static void request_fail(struct rt_core *core, struct rt_request *request, enum rest rest,
-                         enum bt_status status, const char *format, ...)
-{
-    char text[BT_ERROR_TEXT_SIZE];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    attempt_release(core, request, rest, true);
-    request_end(core, request, RT_FINISH_ERROR, status, text);
-}
-
-static void requeue(struct rt_core *core, struct rt_request *request)
-{
-    request->state = RT_QUEUED;
-    rt_request_queue_insert(&core->queue, request);
-    core->dispatch_due = true;
-}
-
-/* Remembers not to ask this worker again until its load changes or the hold is over. Without
- * memory it is asked again at once, which is only less polite. */
-static void note_refusal(struct rt_core *core, struct rt_request *request, rt_worker_ref ref)
-{
-    const struct rt_worker *worker = worker_get(core, ref);
-    if (!worker) {
-        return;
-    }
-    request->hold_until_ns = core->now_ns + core->options.reserve_retry_ns;
-    struct rt_refusal refusal = {ref, worker->load_serial};
-    for (uint32_t i = 0; i < request->refusal_count; i++) {
-        if (request->refusals[i].worker == ref) {
-            request->refusals[i] = refusal;
-            return;
-        }
-    }
-    if (request->refusal_count == request->refusal_capacity) {
-        uint32_t capacity = request->refusal_capacity ? request->refusal_capacity * 2 : 4;
-        struct rt_refusal *grown = realloc(request->refusals, capacity * sizeof *grown);
-        if (!grown) {
-            return;
-        }
-        request->refusals = grown;
-        request->refusal_capacity = capacity;
-    }
-    request->refusals[request->refusal_count++] = refusal;
-}
-
-/* The request itself is at fault: it would fail everywhere. */
-static bool request_at_fault(enum bt_status status)
-{
-    return status == BT_ERR_INVALID_ARGUMENT || status == BT_ERR_UNSUPPORTED;
-}
-
-/* The worker has no room now; nothing broke. */
-static bool no_room(enum bt_status status)
-{
-    return status == BT_ERR_EXHAUSTED || status == BT_ERR_UNAVAILABLE;
-}
-
-/* The current attempt is over without fault of the request, unless `status` says so. */
-static void attempt_failed(struct rt_core *core, struct rt_request *request, rt_worker_ref culprit,
-                           enum rest rest, enum bt_status status, const char *text)
-{
-    const char *name = worker_name(core, culprit);
-    if (!text || text[0] == '\0') {
-        text = bt_status_name(status);
-    }
-    if (request_at_fault(status)) {
-        request_fail(core, request, rest, status, "%s", text);
-        return;
-    }
-    if (!no_room(status) && ++request->failures >= core->options.max_attempts) {
-        request_fail(core, request, rest, status, "gave up after %u attempts, the last on %s: %s",
-                     request->failures, name, text);
-        return;
-    }
-    note_refusal(core, request, culprit);
-    attempt_release(core, request, rest, true);
-    requeue(core, request);
-}
-
-/* The rank needed the pages for others. From now on the request reserves all it can need, so that
- * this does not happen to it twice; a rank that preempts it even so has failed it. */
-static void attempt_preempted(struct rt_core *core, struct rt_request *request, const char *text)
-{
-    if (request->full) {
-        attempt_failed(core, request, request->decode, REST_DECODED, BT_ERR_PREEMPTED, text);
-        return;
-    }
-    request->full = true;
-    attempt_release(core, request, REST_DECODED, true);
-    requeue(core, request);
 }
 
 /* ---- placing */
@@ -316,7 +49,7 @@ static void attempt_start(struct rt_core *core, struct rt_request *request,
     request->decode = decode->ref;
     rt_worker_count_prefill(prefill, request);
     rt_worker_count_decode(decode, request, pages);
-    emit(core, RT_ACTION_RESERVE, request);
+    rt_core_emit(core, RT_ACTION_RESERVE, request);
 }
 
 /* False: the head waits, and so do all behind it: were they let past while pages are short, a
@@ -336,9 +69,9 @@ static bool dispatch_head(struct rt_core *core, struct rt_request *request)
     }
     if (!rt_placement_possible(&core->workers, RT_ROLE_PREFILL, &request->spec) ||
         !rt_placement_possible(&core->workers, RT_ROLE_DECODE, &request->spec)) {
-        request_fail(core, request, REST_DECODED, BT_ERR_UNAVAILABLE,
-                     "no worker that is left can hold %u prompt and %u output tokens",
-                     request->spec.prompt_tokens, request->spec.max_tokens);
+        rt_request_fail(core, request, RT_REST_DECODED, BT_ERR_UNAVAILABLE,
+                        "no worker that is left can hold %u prompt and %u output tokens",
+                        request->spec.prompt_tokens, request->spec.max_tokens);
         return true;
     }
     return false;
@@ -388,7 +121,7 @@ enum bt_status rt_core_worker_register(struct rt_core *core, const struct rt_wor
                                        int64_t now_ns, struct bt_error *error,
                                        rt_worker_ref *ret_worker)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_worker *worker = rt_worker_table_find(&core->workers, info->id);
     enum bt_status status;
     if (worker && worker->info.incarnation == info->incarnation) {
@@ -415,8 +148,8 @@ enum bt_status rt_core_worker_register(struct rt_core *core, const struct rt_wor
 
 void rt_core_worker_connected(struct rt_core *core, rt_worker_ref ref, int64_t now_ns)
 {
-    hear_time(core, now_ns);
-    struct rt_worker *worker = worker_get(core, ref);
+    rt_core_hear_time(core, now_ns);
+    struct rt_worker *worker = rt_core_worker_get(core, ref);
     if (worker && !worker->lost) {
         worker->connected = true;
         core->dispatch_due = true;
@@ -426,7 +159,7 @@ void rt_core_worker_connected(struct rt_core *core, rt_worker_ref ref, int64_t n
 enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, uint64_t incarnation,
                                         const struct rt_load *load, bool draining, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_worker *worker = rt_worker_table_find(&core->workers, id);
     if (!worker || worker->lost || worker->info.incarnation != incarnation) {
         return BT_ERR_NOT_FOUND;
@@ -439,7 +172,7 @@ enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, ui
 
 void rt_core_worker_load(struct rt_core *core, rt_worker_ref ref, const struct rt_load *load)
 {
-    struct rt_worker *worker = worker_get(core, ref);
+    struct rt_worker *worker = rt_core_worker_get(core, ref);
     if (worker && !worker->lost) {
         rt_worker_set_load(worker, load);
         core->dispatch_due = true;
@@ -452,9 +185,9 @@ static void request_worker_lost(struct rt_core *core, struct rt_request *request
 {
     if (request->state != RT_QUEUED && request->decode == worker->ref) {
         /* It may be cut off and yet alive, holding pages. */
-        attempt_failed(core, request, worker->ref, REST_HELD, BT_ERR_PEER_LOST, text);
+        rt_attempt_failed(core, request, worker->ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
     } else if (request->state == RT_PREFILLING && request->prefill == worker->ref) {
-        attempt_failed(core, request, worker->ref, REST_HELD, BT_ERR_PEER_LOST, text);
+        rt_attempt_failed(core, request, worker->ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
     } else if (request->state != RT_QUEUED && request->prefill == worker->ref) {
         /* RESERVING: another is chosen when pages are there. DECODING: its part is done. */
         rt_worker_uncount_prefill((struct rt_worker *)worker, request);
@@ -465,8 +198,8 @@ static void request_worker_lost(struct rt_core *core, struct rt_request *request
 
 void rt_core_worker_lost(struct rt_core *core, rt_worker_ref ref, const char *why, int64_t now_ns)
 {
-    hear_time(core, now_ns);
-    struct rt_worker *worker = worker_get(core, ref);
+    rt_core_hear_time(core, now_ns);
+    struct rt_worker *worker = rt_core_worker_get(core, ref);
     if (!worker || worker->lost) {
         return;
     }
@@ -548,7 +281,7 @@ enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec
                               int64_t now_ns, struct bt_error *error)
 {
     BT_ASSERT(spec->prompt_tokens > 0 && spec->max_tokens > 0);
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     enum bt_status status = check_submit(core, spec, error);
     if (status != BT_OK) {
         return status;
@@ -567,26 +300,26 @@ enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec
         goto err_map;
     }
     core->next_serial++;
-    requeue(core, request);
+    rt_request_requeue(core, request);
     return BT_OK;
 
 err_map:
     bt_map_remove(&core->requests, spec->id);
 err_free:
-    request_free(request);
+    rt_request_free(request);
     return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
 }
 
 void rt_core_finish(struct rt_core *core, uint64_t id, enum rt_finish finish, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_request *request = bt_map_get(&core->requests, id);
     if (!request) {
         return;
     }
     BT_ASSERT(finish != RT_FINISH_ERROR);
-    attempt_release(core, request, REST_HELD, true);
-    request_end(core, request, finish, BT_OK, NULL);
+    rt_attempt_release(core, request, RT_REST_HELD, true);
+    rt_request_end(core, request, finish, BT_OK, NULL);
 }
 
 /* ---- requests, from the workers' side */
@@ -596,14 +329,14 @@ static void reserve_refused(struct rt_core *core, struct rt_request *request, en
 {
     /* Only EXHAUSTED says that nothing was taken: another answer may stand for one that got lost.
      */
-    enum rest rest = status == BT_ERR_EXHAUSTED ? REST_DECODED : REST_HELD;
-    attempt_failed(core, request, request->decode, rest, status, text);
+    enum rt_rest rest = status == BT_ERR_EXHAUSTED ? RT_REST_DECODED : RT_REST_HELD;
+    rt_attempt_failed(core, request, request->decode, rest, status, text);
 }
 
 /* The prefill worker chosen at the RESERVE, or another if that one takes nothing new any more. */
 static struct rt_worker *settle_prefill(struct rt_core *core, struct rt_request *request)
 {
-    struct rt_worker *worker = worker_get(core, request->prefill);
+    struct rt_worker *worker = rt_core_worker_get(core, request->prefill);
     if (worker && rt_worker_state(worker) == RT_WORKER_READY) {
         return worker;
     }
@@ -619,12 +352,12 @@ static struct rt_worker *settle_prefill(struct rt_core *core, struct rt_request 
 void rt_core_reserved(struct rt_core *core, uint64_t id, uint32_t attempt, rt_worker_ref decode,
                       enum bt_status status, const char *text, uint64_t epoch, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_request *request = bt_map_get(&core->requests, id);
     if (!request || request->attempt != attempt || request->state != RT_RESERVING) {
         bool held = request && request->attempt == attempt && request->epoch == epoch;
         if (status == BT_OK && !held) {
-            emit_late_cancel(core, id, attempt, decode, epoch);
+            rt_core_emit_late_cancel(core, id, attempt, decode, epoch);
         }
         return;
     }
@@ -638,14 +371,14 @@ void rt_core_reserved(struct rt_core *core, uint64_t id, uint32_t attempt, rt_wo
     }
     request->epoch = epoch;
     if (!settle_prefill(core, request)) {
-        attempt_release(core, request, REST_HELD, true);
-        requeue(core, request);
+        rt_attempt_release(core, request, RT_REST_HELD, true);
+        rt_request_requeue(core, request);
         return;
     }
     request->state = RT_PREFILLING;
     request->run_open = true;
     request->dispatched_ns = core->now_ns;
-    emit(core, RT_ACTION_PREFILL, request);
+    rt_core_emit(core, RT_ACTION_PREFILL, request);
 }
 
 static bool grow_delivered(struct rt_request *request, uint32_t count)
@@ -694,7 +427,7 @@ static enum bt_status accept_token(struct rt_request *request, const struct rt_t
 
 /* Passes on what is new. False: the request is gone or in another attempt. */
 static bool deliver(struct rt_core *core, struct rt_request *request, rt_worker_ref source,
-                    enum rest rest, const struct rt_token *tokens, uint32_t count)
+                    enum rt_rest rest, const struct rt_token *tokens, uint32_t count)
 {
     struct bt_error error = {.status = BT_OK};
     uint32_t delivered_before = request->delivered_count;
@@ -715,7 +448,7 @@ static bool deliver(struct rt_core *core, struct rt_request *request, rt_worker_
             expected++;
         }
         if (run > 0) {
-            emit_tokens(core, request, &tokens[i], run);
+            rt_core_emit_tokens(core, request, &tokens[i], run);
         }
         i += run > 0 ? run : 1;
     }
@@ -723,10 +456,10 @@ static bool deliver(struct rt_core *core, struct rt_request *request, rt_worker_
         return true;
     }
     if (error.status == BT_ERR_PROTOCOL) {
-        attempt_failed(core, request, source, rest, error.status, error.text);
+        rt_attempt_failed(core, request, source, rest, error.status, error.text);
     } else {
-        request_fail(core, request, rest, error.status, "%s: %s", worker_name(core, source),
-                     error.text);
+        rt_request_fail(core, request, rest, error.status, "%s: %s",
+                        rt_core_worker_name(core, source), error.text);
     }
     return false;
 }
@@ -734,31 +467,31 @@ static bool deliver(struct rt_core *core, struct rt_request *request, rt_worker_
 void rt_core_first_token(struct rt_core *core, uint64_t id, uint32_t attempt,
                          const struct rt_token *token, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_request *request = bt_map_get(&core->requests, id);
     if (!request || request->attempt != attempt || !request->run_open) {
         return;
     }
-    rt_worker_uncount_prefill(worker_get(core, request->prefill), request);
+    rt_worker_uncount_prefill(rt_core_worker_get(core, request->prefill), request);
     core->dispatch_due = true;
     if (token->index != 0) {
-        attempt_failed(core, request, request->prefill, REST_HELD, BT_ERR_PROTOCOL,
-                       "the first token has another index than 0");
+        rt_attempt_failed(core, request, request->prefill, RT_REST_HELD, BT_ERR_PROTOCOL,
+                          "the first token has another index than 0");
         return;
     }
-    deliver(core, request, request->prefill, REST_HELD, token, 1);
+    deliver(core, request, request->prefill, RT_REST_HELD, token, 1);
 }
 
 void rt_core_prefill_ended(struct rt_core *core, uint64_t id, uint32_t attempt,
                            enum bt_status status, const char *text, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_request *request = bt_map_get(&core->requests, id);
     if (!request || request->attempt != attempt || !request->run_open) {
         return;
     }
     request->run_open = false;
-    rt_worker_uncount_prefill(worker_get(core, request->prefill), request);
+    rt_worker_uncount_prefill(rt_core_worker_get(core, request->prefill), request);
     core->dispatch_due = true;
     if (request->state == RT_DECODING) {
         return; /* the rank has it, whatever became of the answers to the handoff */
@@ -767,7 +500,7 @@ void rt_core_prefill_ended(struct rt_core *core, uint64_t id, uint32_t attempt,
         request->state = RT_DECODING;
         return;
     }
-    attempt_failed(core, request, request->prefill, REST_HELD, status, text);
+    rt_attempt_failed(core, request, request->prefill, RT_REST_HELD, status, text);
 }
 
 /* The rank ended it, and holds nothing any more. */
@@ -776,13 +509,13 @@ static void decode_ended(struct rt_core *core, struct rt_request *request, enum 
 {
     bool complete = finish == RT_FINISH_STOP || finish == RT_FINISH_LENGTH;
     if (status == BT_OK && complete) {
-        attempt_release(core, request, REST_DECODED, false);
-        request_end(core, request, finish, BT_OK, NULL);
+        rt_attempt_release(core, request, RT_REST_DECODED, false);
+        rt_request_end(core, request, finish, BT_OK, NULL);
     } else if (status == BT_ERR_PREEMPTED) {
-        attempt_preempted(core, request, text);
+        rt_attempt_preempted(core, request, text);
     } else {
         status = status == BT_OK ? BT_ERR_PROTOCOL : status;
-        attempt_failed(core, request, request->decode, REST_DECODED, status, text);
+        rt_attempt_failed(core, request, request->decode, RT_REST_DECODED, status, text);
     }
 }
 
@@ -790,22 +523,22 @@ void rt_core_decoded(struct rt_core *core, rt_worker_ref decode, uint64_t id, ui
                      const struct rt_token *tokens, uint32_t token_count, bool finished,
                      enum rt_finish finish, enum bt_status status, const char *text, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_request *request = bt_map_get(&core->requests, id);
     bool current = request && request->state >= RT_PREFILLING && request->decode == decode &&
                    request->epoch == epoch;
     if (!current) {
         if (!finished) {
-            emit_late_cancel(core, id, 0, decode, epoch);
+            rt_core_emit_late_cancel(core, id, 0, decode, epoch);
         }
         return;
     }
     if (token_count > 0) {
         /* It joined the batch: the handoff was accepted. */
         request->state = RT_DECODING;
-        rt_worker_uncount_prefill(worker_get(core, request->prefill), request);
+        rt_worker_uncount_prefill(rt_core_worker_get(core, request->prefill), request);
     }
-    enum rest rest = finished ? REST_DECODED : REST_HELD;
+    enum rt_rest rest = finished ? RT_REST_DECODED : RT_REST_HELD;
     if (deliver(core, request, decode, rest, tokens, token_count) && finished) {
         decode_ended(core, request, finish, status, text);
     }
@@ -820,7 +553,7 @@ static bool head_on_hold(const struct rt_core *core)
 
 void rt_core_tick(struct rt_core *core, int64_t now_ns)
 {
-    hear_time(core, now_ns);
+    rt_core_hear_time(core, now_ns);
     struct rt_request *request;
     while ((request = rt_deadline_heap_first(&core->deadlines)) != NULL &&
            request->spec.deadline_ns <= core->now_ns) {
@@ -883,7 +616,7 @@ bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_
 
 bool rt_core_worker(const struct rt_core *core, rt_worker_ref ref, struct rt_worker_view *ret_view)
 {
-    const struct rt_worker *worker = worker_get(core, ref);
+    const struct rt_worker *worker = rt_core_worker_get(core, ref);
     if (worker) {
         *ret_view = (struct rt_worker_view){
             .info = &worker->info,

@@ -111,6 +111,22 @@ static void test_queue_is_bounded_and_first_come_first_served(void **state)
     assert_int_equal(submit_until(10, 10, 5, BT_NEVER_NS), BT_OK);
 }
 
+static void test_those_behind_a_head_that_leaves_go_at_once(void **state)
+{
+    (void)state;
+    core_open(NULL);
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    worker_add("d0", RT_ROLE_DECODE, 5);
+    submit(1, 200, 50);
+    grant(1, 900);
+    submit(2, 200, 50);
+    submit(3, 10, 5);
+    next_none();
+    rt_core_finish(core, 2, RT_FINISH_CANCELLED, now);
+    next_end(2, RT_FINISH_CANCELLED);
+    next(RT_ACTION_RESERVE, 3);
+}
+
 /* a: 10 of 100 used. b: 2 of 10. A request of 2 pages makes 12 % against 40 %. */
 static void test_decode_rank_with_lowest_projected_utilisation(void **state)
 {
@@ -636,6 +652,7 @@ int main(void)
         TEST(test_error_of_the_run_after_decode_has_it_changes_nothing),
         TEST(test_submit_is_refused_for_what_can_never_run),
         TEST(test_queue_is_bounded_and_first_come_first_served),
+        TEST(test_those_behind_a_head_that_leaves_go_at_once),
         TEST(test_decode_rank_with_lowest_projected_utilisation),
         TEST(test_ties_go_to_fewest_running_then_first_registered),
         TEST(test_pages_count_once),
