@@ -477,7 +477,7 @@ static void check_pages(const struct walk *walk)
 static void walk_reserve(struct walk *walk, uint64_t request)
 {
     struct kvt_landing *landing;
-    uint32_t tokens = 1 + pick(walk, 300), extra = pick(walk, 100);
+    uint32_t tokens = 1 + pick(walk, 200), extra = pick(walk, 100);
     uint32_t free_count = bt_page_pool_count(walk->pool, BT_PAGE_FREE);
     enum bt_status status =
         kvt_landing_reserve(walk->table, request, tokens, extra, walk->now_ns, NULL, &landing);
@@ -691,7 +691,7 @@ static void test_random_walk(void **state)
                                  .until_ns = KVT_RESERVED_LEASES * LEASE_NS};
     shadows[0].pages[0] = landing->pages[0];
     walk.live[1] = FIRST_EPOCH;
-    for (int i = 0; i < 30000; i++) {
+    for (int i = 0; i < 40000; i++) {
         walk_step(&walk);
         if (i % 8 == 0)
             check_pages(&walk);
