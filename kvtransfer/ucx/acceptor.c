@@ -116,23 +116,33 @@ enum bt_status kvt_ucx_address(struct kvt_transport *transport, struct bt_error 
     return kvt_ucx_address_pack(&address, error, ret_address, ret_size);
 }
 
+struct kvt_ucx_source *kvt_ucx_find_source(const struct kvt_ucx *ucx,
+                                           const ucp_am_recv_param_t *param)
+{
+    struct kvt_ucx_source *source = ucx->sources;
+
+    if (!(param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP))
+        return NULL;
+    while (source != NULL && (source->endpoint == NULL || source->endpoint->ep != param->reply_ep))
+        source = source->next;
+    return source;
+}
+
 ucs_status_t kvt_ucx_on_hello(void *arg, const void *header, size_t header_size, void *data,
                               size_t size, const ucp_am_recv_param_t *param)
 {
     struct kvt_ucx *ucx = arg;
-    struct kvt_ucx_source *source = ucx->sources;
+    struct kvt_ucx_source *source = kvt_ucx_find_source(ucx, param);
     struct kvt_ucx_hello hello;
 
     (void)data, (void)size;
-    if (header_size != sizeof(hello) || !(param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP))
+    if (source == NULL || source->named || header_size != sizeof(hello))
         return UCS_OK;
     memcpy(&hello, header, sizeof(hello));
-    while (source != NULL && (source->endpoint == NULL || source->endpoint->ep != param->reply_ep))
-        source = source->next;
-    if (source == NULL || source->named || hello.magic != KVT_UCX_AM_HELLO)
+    if (hello.magic != KVT_UCX_AM_HELLO)
         return UCS_OK;
     source->named = true;
-    source->incarnation = hello.incarnation;
+    source->incarnation = hello.value;
     hello.magic = KVT_UCX_AM_ACK;
     kvt_ucx_endpoint_send(param->reply_ep, KVT_UCX_AM_ACK, &hello);
     return UCS_OK;

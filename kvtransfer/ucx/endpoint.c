@@ -97,7 +97,7 @@ void kvt_ucx_endpoint_close(struct kvt_ucx_endpoint *endpoint, bool *ret_closed)
         closed(endpoint);
 }
 
-const char *kvt_ucx_endpoint_transport(const struct kvt_ucx_endpoint *endpoint)
+const char *kvt_ucx_endpoint_transport(const struct kvt_ucx_endpoint *endpoint, bool *ret_puts)
 {
     static const struct {
         const char *lane, *transport;
@@ -108,10 +108,12 @@ const char *kvt_ucx_endpoint_transport(const struct kvt_ucx_endpoint *endpoint)
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
 
+    *ret_puts = false;
     if (out == NULL)
         return result;
     ucp_ep_print_info(endpoint->ep, out);
     if (fclose(out) == 0 && text != NULL) {
+        *ret_puts = strstr(text, " put[") != NULL;
         for (size_t i = sizeof(known) / sizeof(known[0]); i-- > 0;)
             if (strstr(text, known[i].lane) != NULL)
                 result = known[i].transport;

@@ -13,16 +13,30 @@
 #define KVT_UCX_SOURCES_MAX 1024 /* accepted endpoints at once */
 #define KVT_UCX_DESTROY_MS  500  /* longest wait for endpoints to close at the end */
 
-#define KVT_UCX_AM_HELLO 1
-#define KVT_UCX_AM_ACK   2
+#define KVT_UCX_CHUNKS      512 /* of writes by message, out at once */
+#define KVT_UCX_CHUNK_BYTES 65536
+
+enum kvt_ucx_message {
+    KVT_UCX_AM_HELLO = 1,
+    KVT_UCX_AM_ACK,
+    KVT_UCX_AM_WRITE,
+    KVT_UCX_AM_FLUSH,
+    KVT_UCX_AM_FLUSHED,
+};
 
 enum kvt_ucx_mode { KVT_UCX_AUTO, KVT_UCX_SHM, KVT_UCX_TCP, KVT_UCX_RDMA };
 
-/* Header of both active messages. */
+/* Header of all messages but WRITE. */
 struct kvt_ucx_hello {
-    uint64_t magic;
-    uint64_t incarnation; /* of the source */
-    uint64_t cookie;      /* of the source's peer, sent back by the ack */
+    uint64_t magic;  /* the message's number */
+    uint64_t cookie; /* of the source's peer, sent back by ACK and FLUSHED */
+    uint64_t value;  /* HELLO: the source's incarnation; FLUSH: how many WRITEs were sent before */
+};
+
+struct kvt_ucx_chunk {
+    uint64_t remote_address; /* header of WRITE */
+    struct kvt_ucx_op *op;
+    struct kvt_ucx_chunk *next;
 };
 
 /*
@@ -47,6 +61,14 @@ struct kvt_ucx_op {
     kvt_completion_fn *done;
     void *context;
     struct kvt_ucx_op *next, *previous; /* of the peer, or next of the free list */
+
+    /* By message only: */
+    struct kvt_ucx_op *queue_next; /* of the peer's queue, in the order of posting */
+    const char *source;            /* NULL: a flush */
+    size_t bytes, sent_bytes;
+    uint64_t remote_address;
+    uint32_t chunks_out;
+    bool flush_sent;
 };
 
 struct kvt_peer {
@@ -55,6 +77,9 @@ struct kvt_peer {
     enum kvt_peer_state state;
     bool reopen; /* shared memory did not come about: connect once more, as to another host */
     const char *transport;
+    bool by_message; /* this connection has no puts of its own, see message.c */
+    uint64_t chunks_sent;
+    struct kvt_ucx_op *queue; /* not sent completely, or a flush that waits for its answer */
     struct kvt_ucx_address address;
     struct kvt_ucx_key range;
     uint64_t incarnation;
@@ -72,6 +97,9 @@ struct kvt_ucx_source {
     bool closed;
     bool named; /* its hello came */
     uint64_t incarnation;
+    uint64_t chunks_applied;
+    bool flush_waits; /* for chunks_applied to reach flush_count */
+    struct kvt_ucx_hello flush;
     struct kvt_ucx_source *next;
 };
 
@@ -110,6 +138,8 @@ struct kvt_ucx {
     struct kvt_ucx_endpoint *abandoned;
     struct kvt_ucx_op *ops;
     struct kvt_ucx_op *free_ops;
+    struct kvt_ucx_chunk *chunks;
+    struct kvt_ucx_chunk *free_chunks;
     struct kvt_peer *peers;
     uint64_t next_cookie;
     struct kvt_ucx_listener listen_local, listen_all;
@@ -128,8 +158,8 @@ enum bt_status kvt_ucx_endpoint_open(struct kvt_ucx *ucx, ucp_ep_params_t *param
                                      struct kvt_ucx_endpoint **ret_endpoint);
 /* Forgets the owner. *ret_closed (may be NULL) turns true, perhaps before this returns. */
 void kvt_ucx_endpoint_close(struct kvt_ucx_endpoint *endpoint, bool *ret_closed);
-/* "shm", "rdma", "tcp", "unknown". */
-const char *kvt_ucx_endpoint_transport(const struct kvt_ucx_endpoint *endpoint);
+/* "shm", "rdma", "tcp", "unknown", and whether it writes to remote memory by itself. */
+const char *kvt_ucx_endpoint_transport(const struct kvt_ucx_endpoint *endpoint, bool *ret_puts);
 /* Fire and forget. */
 void kvt_ucx_endpoint_send(ucp_ep_h ep, unsigned id, const struct kvt_ucx_hello *hello);
 
@@ -147,6 +177,21 @@ void kvt_ucx_peer_close(struct kvt_peer *peer);
 ucs_status_t kvt_ucx_on_ack(void *arg, const void *header, size_t header_size, void *data,
                             size_t size, const ucp_am_recv_param_t *param);
 void kvt_ucx_peers_step(struct kvt_ucx *ucx);
+void kvt_ucx_peer_fail(struct kvt_peer *peer, const char *why);
+struct kvt_peer *kvt_ucx_find_peer(const struct kvt_ucx *ucx, uint64_t cookie);
+/* Takes it off its peer and gives it back. */
+void kvt_ucx_op_release(struct kvt_ucx_op *op);
+
+/* message.c */
+/* BT_OK: over; else IN_PROGRESS. */
+enum bt_status kvt_ucx_message_post(struct kvt_ucx_op *op);
+void kvt_ucx_message_pump(struct kvt_peer *peer);
+ucs_status_t kvt_ucx_on_write(void *arg, const void *header, size_t header_size, void *data,
+                              size_t size, const ucp_am_recv_param_t *param);
+ucs_status_t kvt_ucx_on_flush(void *arg, const void *header, size_t header_size, void *data,
+                              size_t size, const ucp_am_recv_param_t *param);
+ucs_status_t kvt_ucx_on_flushed(void *arg, const void *header, size_t header_size, void *data,
+                                size_t size, const ucp_am_recv_param_t *param);
 
 /* acceptor.c */
 enum bt_status kvt_ucx_address(struct kvt_transport *transport, struct bt_error *error,
@@ -155,6 +200,9 @@ void kvt_ucx_disconnect(struct kvt_transport *transport, uint64_t incarnation,
                         kvt_completion_fn *done, void *context);
 ucs_status_t kvt_ucx_on_hello(void *arg, const void *header, size_t header_size, void *data,
                               size_t size, const ucp_am_recv_param_t *param);
+/* NULL: unknown, or cut off. */
+struct kvt_ucx_source *kvt_ucx_find_source(const struct kvt_ucx *ucx,
+                                           const ucp_am_recv_param_t *param);
 bool kvt_ucx_sources_step(struct kvt_ucx *ucx);
 void kvt_ucx_sources_close(struct kvt_ucx *ucx);
 
@@ -162,6 +210,8 @@ void kvt_ucx_sources_close(struct kvt_ucx *ucx);
 enum bt_status kvt_ucx_memory_alloc(struct kvt_transport *transport, size_t bytes,
                                     struct bt_error *error, struct kvt_memory **ret_memory);
 void kvt_ucx_memory_free(struct kvt_transport *transport, struct kvt_memory *memory);
+/* Whether [address, address + bytes) is inside of one memory of ours. */
+bool kvt_ucx_memory_has(const struct kvt_ucx *ucx, uint64_t address, uint64_t bytes);
 void *kvt_ucx_memory_base(const struct kvt_memory *memory);
 enum bt_status kvt_ucx_memory_pack_key(struct kvt_transport *transport,
                                        const struct kvt_memory *memory, struct bt_error *error,

@@ -126,6 +126,16 @@ void kvt_ucx_memory_free(struct kvt_transport *transport, struct kvt_memory *mem
     free(memory);
 }
 
+bool kvt_ucx_memory_has(const struct kvt_ucx *ucx, uint64_t address, uint64_t bytes)
+{
+    for (const struct kvt_memory *memory = ucx->memories; memory != NULL; memory = memory->next) {
+        uint64_t base = (uintptr_t)memory->base;
+        if (bytes <= memory->bytes && address >= base && address - base <= memory->bytes - bytes)
+            return true;
+    }
+    return false;
+}
+
 void *kvt_ucx_memory_base(const struct kvt_memory *memory)
 {
     return memory->base;

@@ -5,7 +5,7 @@
 #include "common/base/log.h"
 #include "kvtransfer/ucx/internal.h"
 
-static void fail(struct kvt_peer *peer, const char *why)
+void kvt_ucx_peer_fail(struct kvt_peer *peer, const char *why)
 {
     if (peer->state == KVT_PEER_FAILED)
         return;
@@ -17,7 +17,7 @@ static void on_failed(void *owner, ucs_status_t status)
 {
     struct kvt_peer *peer = owner;
 
-    fail(peer, ucs_status_string(status));
+    kvt_ucx_peer_fail(peer, ucs_status_string(status));
 }
 
 static socklen_t socket_address(const struct kvt_ucx_address *address, bool local,
@@ -43,7 +43,7 @@ static socklen_t socket_address(const struct kvt_ucx_address *address, bool loca
 
 static enum bt_status open_endpoint(struct kvt_peer *peer, bool local, struct bt_error *error)
 {
-    struct kvt_ucx_hello hello = {.magic = KVT_UCX_AM_HELLO, .incarnation = peer->incarnation};
+    struct kvt_ucx_hello hello = {.magic = KVT_UCX_AM_HELLO, .value = peer->incarnation};
     struct sockaddr_storage address;
     ucp_ep_params_t params = {
         .field_mask = UCP_EP_PARAM_FIELD_SOCK_ADDR | UCP_EP_PARAM_FIELD_FLAGS,
@@ -124,12 +124,14 @@ static void check_transport(struct kvt_peer *peer)
     static const char *const required[] = {
         [KVT_UCX_SHM] = "shm", [KVT_UCX_TCP] = "tcp", [KVT_UCX_RDMA] = "rdma"};
     const char *must = required[peer->ucx->mode];
+    bool puts;
 
-    peer->transport = kvt_ucx_endpoint_transport(peer->endpoint);
+    peer->transport = kvt_ucx_endpoint_transport(peer->endpoint, &puts);
+    peer->by_message = !puts;
     if (must != NULL && strcmp(must, peer->transport) != 0) {
         bt_log_error(0, "kv link to pid %lld goes over %s, but %s is required",
                      (long long)peer->address.process.pid, peer->transport, must);
-        fail(peer, "wrong transport");
+        kvt_ucx_peer_fail(peer, "wrong transport");
     } else if (peer->endpoint->local && strcmp(peer->transport, "shm") != 0) {
         bt_log_warn(0, "pid %lld is on this host, but shared memory does not reach it",
                     (long long)peer->address.process.pid);
@@ -137,11 +139,20 @@ static void check_transport(struct kvt_peer *peer)
     }
 }
 
+struct kvt_peer *kvt_ucx_find_peer(const struct kvt_ucx *ucx, uint64_t cookie)
+{
+    struct kvt_peer *peer = ucx->peers;
+
+    while (peer != NULL && peer->cookie != cookie)
+        peer = peer->next;
+    return peer;
+}
+
 ucs_status_t kvt_ucx_on_ack(void *arg, const void *header, size_t header_size, void *data,
                             size_t size, const ucp_am_recv_param_t *param)
 {
     struct kvt_ucx *ucx = arg;
-    struct kvt_peer *peer = ucx->peers;
+    struct kvt_peer *peer;
     struct kvt_ucx_hello ack;
     ucs_status_t status;
 
@@ -149,8 +160,7 @@ ucs_status_t kvt_ucx_on_ack(void *arg, const void *header, size_t header_size, v
     if (header_size != sizeof(ack))
         return UCS_OK;
     memcpy(&ack, header, sizeof(ack));
-    while (peer != NULL && peer->cookie != ack.cookie)
-        peer = peer->next;
+    peer = kvt_ucx_find_peer(ucx, ack.cookie);
     if (peer == NULL || ack.magic != KVT_UCX_AM_ACK || peer->state != KVT_PEER_CONNECTING)
         return UCS_OK;
     check_transport(peer);
@@ -159,7 +169,7 @@ ucs_status_t kvt_ucx_on_ack(void *arg, const void *header, size_t header_size, v
     status = ucp_ep_rkey_unpack(peer->endpoint->ep, peer->key, &peer->endpoint->rkey);
     if (status != UCS_OK) {
         peer->endpoint->rkey = NULL;
-        fail(peer, ucs_status_string(status));
+        kvt_ucx_peer_fail(peer, ucs_status_string(status));
         return UCS_OK;
     }
     peer->state = KVT_PEER_READY;
@@ -169,13 +179,15 @@ ucs_status_t kvt_ucx_on_ack(void *arg, const void *header, size_t header_size, v
 void kvt_ucx_peers_step(struct kvt_ucx *ucx)
 {
     for (struct kvt_peer *peer = ucx->peers; peer != NULL; peer = peer->next) {
+        if (peer->queue != NULL && peer->state == KVT_PEER_READY)
+            kvt_ucx_message_pump(peer);
         if (!peer->reopen)
             continue;
         peer->reopen = false;
         kvt_ucx_endpoint_close(peer->endpoint, NULL);
         peer->endpoint = NULL;
         if (open_endpoint(peer, false, NULL) != BT_OK)
-            fail(peer, "can't connect once more");
+            kvt_ucx_peer_fail(peer, "can't connect once more");
     }
 }
 
@@ -220,6 +232,12 @@ static void op_free(struct kvt_ucx *ucx, struct kvt_ucx_op *op)
     ucx->free_ops = op;
 }
 
+void kvt_ucx_op_release(struct kvt_ucx_op *op)
+{
+    op_unlink(op);
+    op_free(op->ucx, op);
+}
+
 static void op_completed(void *request, ucs_status_t status, void *user_data)
 {
     struct kvt_ucx_op *op = user_data;
@@ -232,9 +250,8 @@ static void op_completed(void *request, ucs_status_t status, void *user_data)
         return;
     }
     if (status != UCS_OK)
-        fail(peer, ucs_status_string(status));
-    op_unlink(op);
-    op_free(peer->ucx, op);
+        kvt_ucx_peer_fail(peer, ucs_status_string(status));
+    kvt_ucx_op_release(op);
     finished.done(finished.context, status == UCS_OK ? BT_OK : BT_ERR_PEER_LOST);
 }
 
@@ -244,11 +261,10 @@ static enum bt_status posted(struct kvt_ucx_op *op, ucs_status_ptr_t request)
 
     if (UCS_PTR_IS_PTR(request))
         return BT_IN_PROGRESS;
-    op_unlink(op);
-    op_free(peer->ucx, op);
+    kvt_ucx_op_release(op);
     if (request == NULL)
         return BT_OK;
-    fail(peer, ucs_status_string(UCS_PTR_STATUS(request)));
+    kvt_ucx_peer_fail(peer, ucs_status_string(UCS_PTR_STATUS(request)));
     return BT_ERR_PEER_LOST;
 }
 
@@ -274,6 +290,12 @@ enum bt_status kvt_ucx_write(struct kvt_peer *peer, const void *source, size_t b
     op = op_take(peer, done, context);
     if (op == NULL)
         return BT_ERR_EXHAUSTED;
+    if (peer->by_message) {
+        op->source = source;
+        op->bytes = bytes;
+        op->remote_address = remote_address;
+        return kvt_ucx_message_post(op);
+    }
     param.user_data = op;
     return posted(op, ucp_put_nbx(peer->endpoint->ep, source, bytes, remote_address,
                                   peer->endpoint->rkey, &param));
@@ -292,6 +314,8 @@ enum bt_status kvt_ucx_flush(struct kvt_peer *peer, kvt_completion_fn *done, voi
     op = op_take(peer, done, context);
     if (op == NULL)
         return BT_ERR_EXHAUSTED;
+    if (peer->by_message)
+        return kvt_ucx_message_post(op);
     param.user_data = op;
     return posted(op, ucp_ep_flush_nbx(peer->endpoint->ep, &param));
 }
@@ -306,6 +330,8 @@ void kvt_ucx_peer_close(struct kvt_peer *peer)
         struct kvt_ucx_op finished = *op;
         op_unlink(op);
         op->peer = NULL;
+        if (peer->by_message && op->chunks_out == 0)
+            op_free(op->ucx, op); /* else its last chunk does it */
         finished.done(finished.context, BT_ERR_PEER_LOST);
     }
     while (*link != peer)

@@ -169,6 +169,12 @@ static enum bt_status create_worker(struct kvt_ucx *ucx, struct bt_error *error)
         status = set_handler(ucx, KVT_UCX_AM_HELLO, kvt_ucx_on_hello);
     if (status == UCS_OK)
         status = set_handler(ucx, KVT_UCX_AM_ACK, kvt_ucx_on_ack);
+    if (status == UCS_OK)
+        status = set_handler(ucx, KVT_UCX_AM_WRITE, kvt_ucx_on_write);
+    if (status == UCS_OK)
+        status = set_handler(ucx, KVT_UCX_AM_FLUSH, kvt_ucx_on_flush);
+    if (status == UCS_OK)
+        status = set_handler(ucx, KVT_UCX_AM_FLUSHED, kvt_ucx_on_flushed);
     if (status != UCS_OK)
         return bt_error_set(error, kvt_ucx_status(status), "ucp_worker_create: %s",
                             ucs_status_string(status));
@@ -232,6 +238,7 @@ static void destroy(struct kvt_transport *transport)
     if (ucx->wake_fd >= 0)
         close(ucx->wake_fd);
     free(ucx->ops);
+    free(ucx->chunks);
     free(ucx);
 }
 
@@ -311,12 +318,17 @@ static enum bt_status create_parts(struct kvt_ucx *ucx, struct bt_error *error)
     enum bt_status status;
 
     ucx->ops = calloc(KVT_UCX_OPS, sizeof(*ucx->ops));
+    ucx->chunks = calloc(KVT_UCX_CHUNKS, sizeof(*ucx->chunks));
     ucx->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (ucx->ops == NULL || ucx->wake_fd < 0)
+    if (ucx->ops == NULL || ucx->chunks == NULL || ucx->wake_fd < 0)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory or file descriptor for ucx");
     for (size_t i = 0; i < KVT_UCX_OPS; i++) {
         ucx->ops[i].next = ucx->free_ops;
         ucx->free_ops = &ucx->ops[i];
+    }
+    for (size_t i = 0; i < KVT_UCX_CHUNKS; i++) {
+        ucx->chunks[i].next = ucx->free_chunks;
+        ucx->free_chunks = &ucx->chunks[i];
     }
     status = bt_process_self(error, &ucx->self);
     if (status == BT_OK)
