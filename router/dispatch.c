@@ -410,7 +410,7 @@ static void tend_links(struct rt_service *service)
         }
         if (link->client && (link->broken || view.state == RT_WORKER_LOST)) {
             bt_log_info(0, "worker %s: connection closed", link->id);
-            bt_counter_add(service->metrics.worker_losses, 1);
+            bt_counter_add(service->metrics.worker_losses, link->left ? 0 : 1);
             rt_worker_link_close(link);
         }
         at = &link->next;

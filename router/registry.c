@@ -186,6 +186,7 @@ static bool fill_link(struct rt_worker_link *link, const Baton__V1__RegisterRequ
 {
     snprintf(link->id, sizeof link->id, "%s", request->worker_id);
     link->incarnation = request->incarnation;
+    link->left = false;
     link->role =
         request->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? RT_ROLE_PREFILL : RT_ROLE_DECODE;
     link->max_model_len = request->max_model_len;
@@ -360,6 +361,7 @@ static void handle_deregister(void *context, struct bt_rpc_call *call,
         if (strcmp(link->id, request->worker_id) == 0 &&
             link->incarnation == request->incarnation) {
             bt_log_info(0, "worker %s leaves", link->id);
+            link->left = true;
             rt_core_worker_lost(service->core, link->ref, "it left", bt_clock_now_ns());
             service->links_changed = true;
         }

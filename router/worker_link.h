@@ -44,6 +44,7 @@ struct rt_worker_link {
     struct bt_rpc_client *client; /* NULL: down */
     bool up;                      /* the worker answered on this connection */
     bool broken;                  /* closed at the next occasion */
+    bool left;                    /* it deregistered: no loss */
     bool refused;                 /* the last that was heard: nobody listens there */
     struct rt_cancel *cancels;
     uint32_t cancel_count;

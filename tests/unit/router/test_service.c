@@ -846,6 +846,12 @@ static void test_deregistered_worker_is_gone(void **state)
     assert_int_equal(call("baton.v1.Registry/Deregister", &request.base, NULL), BT_OK);
     assert_true(worker_is("p0", "lost"));
     assert_int_equal(heartbeat("p0", p0.incarnation), BT_ERR_NOT_FOUND);
+    const char *name = "baton_router_worker_losses_total";
+    struct bt_counter *losses = bt_metrics_counter(metrics, name, "model_name=\"tiny\"", "");
+    assert_int_equal(bt_counter_value(losses), 0);
+    join(&p1, "p1", false);
+    fake_worker_close(&p1);
+    RUN_UNTIL(worker_is("p1", "lost") && bt_counter_value(losses) == 1);
 }
 
 static void test_metrics_and_status(void **state)
