@@ -76,6 +76,15 @@ static struct kvt_target_event take_event(struct kvt_target *target)
     return event;
 }
 
+/* A round trip through the target's thread, so that it stores after what was stored here. */
+static void fill(struct kvt_target *target, const struct kvt_target_options *options)
+{
+    memset(kvt_target_pool(target), HOST_FILL,
+           bt_kv_pool_bytes(&options->layout, options->pool_pages));
+    CHECK(kvt_target_disconnect(target, UINT64_MAX) == BT_OK);
+    CHECK(take_event(target).kind == KVT_TARGET_DISCONNECTED);
+}
+
 /* Counts from the layout's definition: [layer][page][token][dim]. Writes may be landing meanwhile.
  */
 __attribute__((no_sanitize("thread"))) static uint64_t
@@ -131,8 +140,7 @@ static uint64_t answer(struct kvt_target *target, const struct kvt_target_option
         return count_touched(target, options, pages, request->tokens,
                              request->operation == OP_INSIDE);
     case OP_FILL:
-        memset(kvt_target_pool(target), HOST_FILL,
-               bt_kv_pool_bytes(&options->layout, options->pool_pages));
+        fill(target, options);
         return 0;
     case OP_DISCONNECT:
         CHECK(kvt_target_disconnect(target, request->incarnation) == BT_OK);
@@ -156,8 +164,7 @@ void target_host_serve(int fd, const struct kvt_target_options *options, uint64_
         close(fd);
         return;
     }
-    memset(kvt_target_pool(target), HOST_FILL,
-           bt_kv_pool_bytes(&options->layout, options->pool_pages));
+    fill(target, options);
     while (read_all(fd, &request, sizeof(request))) {
         size_t size = bt_kv_pages_for(request.tokens) * sizeof(uint32_t);
         uint32_t *pages = malloc(size + 1);
