@@ -76,13 +76,20 @@ static struct kvt_target_event take_event(struct kvt_target *target)
     return event;
 }
 
-/* A round trip through the target's thread, so that it stores after what was stored here. */
+/* A round trip through the target's thread orders its stores and this thread's. */
+static void synchronise(struct kvt_target *target)
+{
+    while (kvt_target_disconnect(target, UINT64_MAX) != BT_OK)
+        poll(NULL, 0, 1);
+    CHECK(take_event(target).kind == KVT_TARGET_DISCONNECTED);
+}
+
 static void fill(struct kvt_target *target, const struct kvt_target_options *options)
 {
+    synchronise(target);
     memset(kvt_target_pool(target), HOST_FILL,
            bt_kv_pool_bytes(&options->layout, options->pool_pages));
-    CHECK(kvt_target_disconnect(target, UINT64_MAX) == BT_OK);
-    CHECK(take_event(target).kind == KVT_TARGET_DISCONNECTED);
+    synchronise(target);
 }
 
 /* Counts from the layout's definition: [layer][page][token][dim]. Writes may be landing meanwhile.

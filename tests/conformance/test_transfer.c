@@ -687,7 +687,9 @@ static struct kvt_target_event target_event(struct kvt_target *target)
     return event;
 }
 
-static void wait_for_bytes(const unsigned char *pool, size_t size)
+/* Looks at memory while it is being written. */
+__attribute__((no_sanitize("thread"))) static void wait_for_bytes(const unsigned char *pool,
+                                                                  size_t size)
 {
     int64_t deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S;
     size_t touched = 0;
