@@ -1,0 +1,306 @@
+/* A worker and two routers that forget, refuse, and go away. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/messaging/registration.h"
+#include "common/messaging/rpc.h"
+
+struct router {
+    struct bt_rpc_server *server;
+    uint32_t registers, heartbeats, deregisters;
+    uint64_t last_sequence;
+    uint32_t last_free_pages;
+    bool last_draining;
+    enum bt_status register_answer;
+    bool forgot; /* answers the next heartbeat with NOT_FOUND */
+};
+
+struct world {
+    struct bt_loop *loop;
+    struct router routers[2];
+    Baton__V1__RegisterRequest identity;
+    struct bt_registration *registration;
+    uint32_t registered, ranks, refused;
+    enum bt_status refused_status;
+    char refused_text[512];
+    bool draining;
+};
+
+static void handle_register(void *context, struct bt_rpc_call *call,
+                            const ProtobufCMessage *message)
+{
+    struct router *router = context;
+    const Baton__V1__RegisterRequest *request = (const Baton__V1__RegisterRequest *)message;
+    router->registers++;
+    assert_string_equal(request->worker_id, "worker-7");
+    assert_int_equal(request->incarnation, 99);
+    assert_non_null(request->load);
+    if (router->register_answer != BT_OK) {
+        bt_rpc_call_end(call, router->register_answer, "kv_dtype: f32 here, bf16 there", NULL);
+        return;
+    }
+    Baton__V1__KvEndpoint endpoint = BATON__V1__KV_ENDPOINT__INIT;
+    Baton__V1__KvEndpoint *list[] = {&endpoint};
+    Baton__V1__RegisterResponse response = BATON__V1__REGISTER_RESPONSE__INIT;
+    response.heartbeat_ms = 1; /* the least that is kept is more */
+    response.decode = list;
+    response.n_decode = 1;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void handle_heartbeat(void *context, struct bt_rpc_call *call,
+                             const ProtobufCMessage *message)
+{
+    struct router *router = context;
+    const Baton__V1__HeartbeatRequest *request = (const Baton__V1__HeartbeatRequest *)message;
+    Baton__V1__HeartbeatResponse response = BATON__V1__HEARTBEAT_RESPONSE__INIT;
+    router->heartbeats++;
+    assert_true(request->sequence > router->last_sequence);
+    router->last_sequence = request->sequence;
+    router->last_draining = request->draining;
+    router->last_free_pages = request->load->pages_free;
+    if (router->forgot) {
+        router->forgot = false;
+        bt_rpc_call_end(call, BT_ERR_NOT_FOUND, "who?", NULL);
+        return;
+    }
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void handle_deregister(void *context, struct bt_rpc_call *call,
+                              const ProtobufCMessage *message)
+{
+    struct router *router = context;
+    Baton__V1__DeregisterResponse response = BATON__V1__DEREGISTER_RESPONSE__INIT;
+    (void)message;
+    router->deregisters++;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static const struct bt_rpc_method methods[] = {
+    {"baton.v1.Registry/Register", &baton__v1__register_request__descriptor, handle_register},
+    {"baton.v1.Registry/Heartbeat", &baton__v1__heartbeat_request__descriptor, handle_heartbeat},
+    {"baton.v1.Registry/Deregister", &baton__v1__deregister_request__descriptor, handle_deregister},
+    {NULL, NULL, NULL},
+};
+
+static void on_load(void *context, Baton__V1__RankLoad *ret_load, bool *ret_draining)
+{
+    struct world *world = context;
+    ret_load->pages_free = 321;
+    *ret_draining = world->draining;
+}
+
+static void on_ranks(void *context, Baton__V1__KvEndpoint *const *ranks, size_t count)
+{
+    struct world *world = context;
+    assert_non_null(ranks[0]);
+    world->ranks += (uint32_t)count;
+}
+
+static void on_registered(void *context)
+{
+    struct world *world = context;
+    world->registered++;
+}
+
+static void on_refused(void *context, enum bt_status status, const char *text)
+{
+    struct world *world = context;
+    world->refused++;
+    world->refused_status = status;
+    snprintf(world->refused_text, sizeof(world->refused_text), "%s", text);
+}
+
+static void router_open(struct world *world, struct router *router, const char *endpoint)
+{
+    struct bt_error error;
+    assert_int_equal(
+        bt_rpc_server_create(world->loop, endpoint, methods, router, &error, &router->server),
+        BT_OK);
+}
+
+static int world_setup(void **state)
+{
+    struct bt_error error;
+    struct world *world = calloc(1, sizeof(*world));
+    world->loop = bt_loop_create(&error);
+    router_open(world, &world->routers[0], "tcp://127.0.0.1:*");
+    router_open(world, &world->routers[1], "tcp://127.0.0.1:*");
+    baton__v1__register_request__init(&world->identity);
+    world->identity.worker_id = (char *)"worker-7";
+    world->identity.incarnation = 99;
+    *state = world;
+    return 0;
+}
+
+static int world_teardown(void **state)
+{
+    struct world *world = *state;
+    bt_registration_destroy(world->registration);
+    bt_rpc_server_destroy(world->routers[0].server);
+    bt_rpc_server_destroy(world->routers[1].server);
+    bt_loop_destroy(world->loop);
+    free(world);
+    return 0;
+}
+
+static enum bt_status start(struct world *world, const char *routers)
+{
+    struct bt_error error;
+    const struct bt_registration_events events = {on_load, on_ranks, on_registered, on_refused,
+                                                  world};
+    return bt_registration_create(world->loop, routers, &world->identity, &events, &error,
+                                  &world->registration);
+}
+
+static void start_with_both(struct world *world)
+{
+    char routers[256];
+    snprintf(routers, sizeof(routers), "%s,%s", bt_rpc_server_endpoint(world->routers[0].server),
+             bt_rpc_server_endpoint(world->routers[1].server));
+    assert_int_equal(start(world, routers), BT_OK);
+}
+
+#define until(world, done)                                                                         \
+    do {                                                                                           \
+        int64_t until_ns_ = bt_clock_now_ns() + 20 * BT_NS_PER_S;                                  \
+        while (!(done)) {                                                                          \
+            assert_true(bt_clock_now_ns() < until_ns_);                                            \
+            assert_int_equal(bt_loop_run_once((world)->loop, until_ns_, NULL), BT_OK);             \
+        }                                                                                          \
+    } while (0)
+
+static void test_register_heartbeat_and_leave(void **state)
+{
+    struct world *world = *state;
+    start_with_both(world);
+    until(world, world->routers[0].heartbeats >= 3 && world->routers[1].heartbeats >= 3);
+    assert_int_equal(world->registered, 2);
+    assert_int_equal(world->ranks, 2);
+    assert_int_equal(world->routers[0].registers, 1);
+    assert_int_equal(world->routers[0].last_free_pages, 321);
+    assert_false(world->routers[1].last_draining);
+    world->draining = true;
+    bt_registration_hurry(world->registration);
+    until(world, world->routers[0].last_draining && world->routers[1].last_draining);
+    bt_registration_deregister(world->registration);
+    assert_false(bt_registration_gone(world->registration));
+    until(world, bt_registration_gone(world->registration));
+    assert_int_equal(world->routers[0].deregisters, 1);
+    assert_int_equal(world->routers[1].deregisters, 1);
+}
+
+static void test_a_router_that_forgot_is_told_again(void **state)
+{
+    struct world *world = *state;
+    start_with_both(world);
+    until(world, world->registered == 2);
+    world->routers[1].forgot = true;
+    until(world, world->registered == 3);
+    assert_int_equal(world->routers[0].registers, 1);
+    assert_int_equal(world->routers[1].registers, 2);
+}
+
+static void test_a_refusal_names_router_and_field(void **state)
+{
+    struct world *world = *state;
+    world->routers[1].register_answer = BT_ERR_MISMATCH;
+    start_with_both(world);
+    until(world, world->refused > 0 && world->routers[0].heartbeats > 2);
+    assert_int_equal(world->refused, 1);
+    assert_int_equal(world->refused_status, BT_ERR_MISMATCH);
+    assert_non_null(strstr(world->refused_text, "kv_dtype"));
+    assert_non_null(strstr(world->refused_text, bt_rpc_server_endpoint(world->routers[1].server)));
+    assert_int_equal(world->routers[1].registers, 1); /* asking again would change nothing */
+    /* Goodbye goes only to those who know us. */
+    bt_registration_deregister(world->registration);
+    until(world, bt_registration_gone(world->registration));
+    assert_int_equal(world->routers[1].deregisters, 0);
+}
+
+/* A worker that was here under this id may be seen as alive for a while. */
+static void test_already_exists_is_tried_again(void **state)
+{
+    struct world *world = *state;
+    world->routers[0].register_answer = BT_ERR_ALREADY_EXISTS;
+    start_with_both(world);
+    until(world, world->routers[0].registers >= 2);
+    world->routers[0].register_answer = BT_OK;
+    until(world, world->registered == 2);
+    assert_int_equal(world->refused, 0);
+}
+
+static void test_a_router_may_come_later(void **state)
+{
+    struct world *world = *state;
+    char endpoint[128];
+    snprintf(endpoint, sizeof(endpoint), "%s", bt_rpc_server_endpoint(world->routers[0].server));
+    bt_rpc_server_destroy(world->routers[0].server);
+    world->routers[0].server = NULL;
+    char routers[256];
+    snprintf(routers, sizeof(routers), "%s,%s", endpoint,
+             bt_rpc_server_endpoint(world->routers[1].server));
+    assert_int_equal(start(world, routers), BT_OK);
+    until(world, world->routers[1].heartbeats > 3);
+    assert_int_equal(world->registered, 1);
+    router_open(world, &world->routers[0], endpoint);
+    until(world, world->routers[0].heartbeats > 0);
+    assert_int_equal(world->registered, 2);
+}
+
+static void test_router_lists(void **state)
+{
+    struct world *world = *state;
+    assert_int_equal(start(world, ""), BT_ERR_INVALID_ARGUMENT);
+    assert_int_equal(start(world, ",,"), BT_ERR_INVALID_ARGUMENT);
+    assert_int_equal(start(world, "tcp://127.0.0.1:1,no endpoint"), BT_ERR_INVALID_ARGUMENT);
+    char many[BT_REGISTRATION_MAX_ROUTERS * 20 + 40] = "";
+    for (int i = 0; i <= BT_REGISTRATION_MAX_ROUTERS; i++) {
+        strcat(many, "tcp://127.0.0.1:1,");
+    }
+    assert_int_equal(start(world, many), BT_ERR_INVALID_ARGUMENT);
+    world->registration = NULL;
+}
+
+static void test_ready_file(void **state)
+{
+    (void)state;
+    struct bt_error error;
+    char directory[] = "/tmp/baton-ready-XXXXXX", path[128], text[256] = "", expected[256];
+    assert_non_null(mkdtemp(directory));
+    snprintf(path, sizeof(path), "%s/ready", directory);
+    assert_int_equal(bt_ready_file_write(path, "w", "tcp://h:1", &error), BT_OK);
+    assert_int_equal(bt_ready_file_write(path, "w2", "tcp://h:2", &error), BT_OK);
+    FILE *file = fopen(path, "r");
+    assert_non_null(fgets(text, sizeof(text), file));
+    fclose(file);
+    snprintf(expected, sizeof(expected),
+             "{\"worker_id\":\"w2\",\"rpc\":\"tcp://h:2\",\"pid\":%d}\n", (int)getpid());
+    assert_string_equal(text, expected);
+    unlink(path);
+    assert_int_equal(rmdir(directory), 0); /* nothing else was left there */
+    assert_int_equal(bt_ready_file_write(path, "w", "r", &error), BT_ERR_IO);
+    assert_non_null(strstr(error.text, path));
+}
+
+int main(void)
+{
+    bt_log_init("test", BT_LOG_ERROR);
+#define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(test_register_heartbeat_and_leave),     TEST(test_a_router_that_forgot_is_told_again),
+        TEST(test_a_refusal_names_router_and_field), TEST(test_already_exists_is_tried_again),
+        TEST(test_a_router_may_come_later),          TEST(test_router_lists),
+        cmocka_unit_test(test_ready_file),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
