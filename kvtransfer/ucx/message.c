@@ -194,7 +194,7 @@ ucs_status_t kvt_ucx_on_write(void *arg, const void *header, size_t header_size,
     struct kvt_ucx_source *source = kvt_ucx_find_source(ucx, param);
     uint64_t address;
 
-    if (source == NULL || !source->named)
+    if (source == NULL || !source->named || source->failed)
         return UCS_OK; /* cut off: what it had under way is dropped here */
     if (header_size == sizeof(address))
         memcpy(&address, header, sizeof(address));
@@ -217,7 +217,7 @@ ucs_status_t kvt_ucx_on_flush(void *arg, const void *header, size_t header_size,
     struct kvt_ucx_source *source = kvt_ucx_find_source(arg, param);
 
     (void)data, (void)size;
-    if (source == NULL || !source->named || header_size != sizeof(source->flush))
+    if (source == NULL || !source->named || source->failed || header_size != sizeof(source->flush))
         return UCS_OK;
     memcpy(&source->flush, header, sizeof(source->flush));
     source->flush_waits = true;

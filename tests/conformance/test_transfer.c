@@ -23,6 +23,7 @@
 #include "kvtransfer/checksum.h"
 #include "kvtransfer/sim/sim.h"
 #include "kvtransfer/transport.h"
+#include "kvtransfer/ucx/blob.h"
 #include "tests/conformance/target_host.h"
 
 #define CASE_SECONDS       100
@@ -817,9 +818,109 @@ static void case_strays_arrive_until_disconnect(void)
     kvt_sim_hold(rig.sim, false);
     inside = target_host_touched_inside(rig.host, t->target_pages, t->tokens);
     CHECK(inside == 0);
-    kvt_link_release(rig.link);
-    connect_target(&rig); /* the broken one is not used again */
+    struct kvt_link *broken = rig.link;
+    connect_target(&rig); /* a new one, though the broken one is still held */
+    CHECK(rig.link != broken);
+    kvt_link_release(broken);
     push_once(&rig, t, true);
+    rig_finish(&rig);
+}
+
+static _Atomic int64_t slow_until_ns;
+static _Atomic int slow_writes;
+static const struct kvt_transport_ops *fast_ops;
+
+/* The third write returns only when the lease is over. */
+static enum bt_status slow_write(struct kvt_peer *peer, const void *source, size_t bytes,
+                                 uint64_t remote_address, kvt_completion_fn *done, void *context)
+{
+    enum bt_status status = fast_ops->write(peer, source, bytes, remote_address, done, context);
+
+    if (status >= 0 && ++slow_writes == 3)
+        while (bt_clock_now_ns() < slow_until_ns)
+            poll(NULL, 0, 1);
+    return status;
+}
+
+/* Sim only: rule 3, between two writes of one batch. */
+static void case_no_write_after_the_lease(void)
+{
+    struct rig rig = {
+        .layout = {.layer_count = 1, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16},
+        .source_pages = 60,
+        .target_pages = 60};
+    struct kvt_transport_ops slow_ops;
+    struct kvt_push_event event;
+    struct transfer *t = &transfers[0];
+
+    rig.sim = kvt_sim_create(seed);
+    start_target(&rig, TARGET_INCARNATION);
+    struct kvt_source_options options = {.given = sim_transport(&rig),
+                                         .layout = rig.layout,
+                                         .pool_pages = rig.source_pages,
+                                         .incarnation = SOURCE_INCARNATION,
+                                         .max_pushes = 1};
+    fast_ops = options.given->ops;
+    slow_ops = *fast_ops;
+    slow_ops.write = slow_write;
+    options.given->ops = &slow_ops;
+    CHECK(kvt_source_create(&options, NULL, &rig.source) == BT_OK);
+    connect_target(&rig);
+    t->tokens = 30 * 64;
+    for (uint32_t i = 0; i < 30; i++)
+        t->source_pages[i] = t->target_pages[i] = 2 * i; /* 30 writes in one batch */
+    open_push(&rig, t, true);
+    slow_until_ns = bt_clock_now_ns() + 300 * BT_NS_PER_MS;
+    kvt_push_lease(t->push, slow_until_ns);
+    kvt_push_finish(t->push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_ERR_DEADLINE && event.quiesced);
+    CHECK(event.writes == 3 && slow_writes == 3);
+    kvt_push_close(t->push);
+    rig_finish(&rig);
+}
+
+/* TCP only: a source that was told a wrong range writes past the pool. The target drops that,
+ * closes the connection, and serves others. */
+static void case_target_checks_ranges(void)
+{
+    struct rig rig = {0};
+    struct kvt_link *good;
+    struct kvt_push_event event;
+    struct kvt_remote remote;
+    struct kvt_ucx_key range;
+    const void *rkey;
+    void *forged;
+    size_t rkey_size;
+
+    rig_init(&rig);
+    good = rig.link;
+    target_host_remote(rig.host, &remote);
+    CHECK(kvt_ucx_key_unpack(remote.key, remote.key_size, NULL, &range, &rkey, &rkey_size) ==
+          BT_OK);
+    range.base -= 64;
+    range.bytes += 64;
+    CHECK(kvt_ucx_key_pack(&range, rkey, rkey_size, NULL, &forged, &remote.key_size) == BT_OK);
+    remote.key = forged;
+    remote.incarnation = 3;
+    remote.pool_base -= 64;
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &rig.link) == BT_OK);
+    wait_link(rig.link, KVT_LINK_READY);
+    transfers[0].tokens = 5;
+    transfers[0].source_pages[0] = transfers[0].target_pages[0] = 0;
+    open_push(&rig, &transfers[0], true);
+    lease_long(&transfers[0]);
+    kvt_push_finish(transfers[0].push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_ERR_PEER_LOST && !event.quiesced);
+    kvt_push_close(transfers[0].push);
+    kvt_link_release(rig.link);
+    free(forged);
+    connect_target(&rig); /* the same incarnation of the source comes back */
+    CHECK(rig.link == good);
+    kvt_link_release(good);
+    draw_transfer(&rig, 100, &transfers[0]);
+    push_once(&rig, &transfers[0], true);
     rig_finish(&rig);
 }
 
@@ -911,7 +1012,7 @@ static bool is_available(void)
 static const struct {
     const char *name;
     void (*body)(void);
-    enum { EVERYWHERE, SIM_ONLY, PROCESSES_ONLY } where;
+    enum { EVERYWHERE, SIM_ONLY, PROCESSES_ONLY, TCP_ONLY } where;
 } cases[] = {
     {"layerwise and whole", case_layerwise_and_whole, EVERYWHERE},
     {"neighbours are one write", case_neighbours_are_one_write, EVERYWHERE},
@@ -928,8 +1029,25 @@ static const struct {
     {"target dies and comes back", case_target_dies_and_comes_back, PROCESSES_ONLY},
     {"source dies", case_source_dies, PROCESSES_ONLY},
     {"strays arrive until disconnect", case_strays_arrive_until_disconnect, SIM_ONLY},
+    {"no write after the lease", case_no_write_after_the_lease, SIM_ONLY},
+    {"target checks ranges", case_target_checks_ranges, TCP_ONLY},
     {"cancel waits for flush", case_cancel_waits_for_flush, SIM_ONLY},
 };
+
+static bool applies(size_t i)
+{
+    switch (cases[i].where) {
+    case SIM_ONLY:
+        return is_sim();
+    case PROCESSES_ONLY:
+        return !is_sim();
+    case TCP_ONLY:
+        return strcmp(transport, "tcp") == 0;
+    case EVERYWHERE:
+        break;
+    }
+    return true;
+}
 
 static void run_cmocka_case(void **state)
 {
@@ -950,7 +1068,7 @@ int main(int argc, char **argv)
     }
     printf("seed %llu\n", (unsigned long long)seed);
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        if (cases[i].where != EVERYWHERE && is_sim() != (cases[i].where == SIM_ONLY))
+        if (!applies(i))
             continue;
         if (argc > 2 && strcmp(argv[2], cases[i].name) != 0)
             continue;
