@@ -1,6 +1,8 @@
 /* The verbs that start and stop a local cluster. */
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/base/clock.h"
 #include "deploy/batonctl/verbs.h"
@@ -89,6 +91,10 @@ int ctl_verb_hints(int argc, char **argv)
     enum bt_status status = ctl_target_endpoint(&target, &cluster, &error, &endpoint);
     if (status != BT_OK)
         return ctl_fail("hints", &error);
+    char own[PATH_MAX] = "batonctl";
+    ssize_t own_size = readlink("/proc/self/exe", own, sizeof(own) - 1);
+    if (own_size > 0)
+        own[own_size] = '\0';
     char name[CTL_NAME_SIZE + 16] = "";
     if (strcmp(cluster.name, "default") != 0)
         snprintf(name, sizeof(name), " --name %s", cluster.name);
@@ -96,12 +102,12 @@ int ctl_verb_hints(int argc, char **argv)
            "  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
            "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], "
            "\"stream\": true}'\n\n"
+           "  alias batonctl='%s'\n"
            "  batonctl chat%s\n"
            "  batonctl generate%s 'Once upon a time'\n"
            "  batonctl status%s\n"
            "  batonctl get workers%s\n"
-           "  batonctl down%s\n\n"
-           "batonctl is %s\n",
-           cluster.http, name, name, name, name, name, "build/deploy/batonctl/batonctl");
+           "  batonctl down%s\n",
+           cluster.http, own, name, name, name, name, name);
     return CTL_EXIT_OK;
 }
