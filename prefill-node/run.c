@@ -72,7 +72,7 @@ static void run_fail(struct run *run, enum bt_status status, const char *text)
     }
     run->ending = true;
     run->status = status;
-    strncpy(run->text, text, sizeof(run->text) - 1);
+    snprintf(run->text, sizeof(run->text), "%s", text);
     if (run->in_compute) {
         pf_compute_cancel(run->runs->options.compute, run->job.serial);
     }
@@ -565,7 +565,7 @@ void pf_runs_accept(struct pf_runs *runs, struct bt_rpc_call *call,
                     const Baton__V1__PrefillRequest *message)
 {
     struct bt_error error;
-    struct run *run;
+    struct run *run = NULL;
     enum bt_status status = run_create(runs, message, &error, &run);
     if (status != BT_OK) {
         bt_counter_add(runs->options.metrics->refused, 1);
