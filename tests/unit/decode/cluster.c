@@ -176,7 +176,12 @@ void attempt_init(struct attempt *attempt, uint64_t request, const uint32_t *pro
                   uint32_t prompt_tokens, uint32_t max_tokens)
 {
     *attempt = (struct attempt){
-        .request = request, .prompt = prompt, .prompt_tokens = prompt_tokens, .first_token = -1};
+        .request = request,
+        .prompt = prompt,
+        .prompt_tokens = prompt_tokens,
+        .deadline_ns = BT_NEVER_NS,
+        .first_token = -1,
+    };
     baton__v1__sampling_params__init(&attempt->sampling);
     attempt->sampling.seed = request;
     attempt->sampling.top_p = 1;
@@ -261,7 +266,7 @@ void cluster_run(struct cluster *cluster, struct attempt *attempt)
         .method = "baton.v1.Prefill/Run",
         .request = &request.base,
         .data = &baton__v1__prefill_event__descriptor,
-        .deadline_ns = BT_NEVER_NS,
+        .deadline_ns = attempt->deadline_ns,
         .on_data = on_run_event,
         .on_end = on_run_end,
         .context = attempt,

@@ -20,6 +20,7 @@ struct attempt {
     uint32_t prompt_tokens;
     Baton__V1__SamplingParams sampling;
     bool full;
+    int64_t deadline_ns; /* of the Run call */
 
     Baton__V1__ReserveResponse *reserved; /* after cluster_reserve */
     uint64_t epoch;

@@ -1,0 +1,165 @@
+/* Deadline, drain and metrics of a prefill worker and a decode rank. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "tests/unit/decode/cluster.h"
+
+static const uint32_t prompt[4000] = {0};
+
+static int cluster_setup(void **state)
+{
+    struct cluster *cluster = calloc(1, sizeof(*cluster));
+    struct pf_worker_options prefill = cluster_prefill_options();
+    struct dc_worker_options decode = cluster_decode_options();
+    cluster_open(cluster, &prefill, &decode);
+    *state = cluster;
+    return 0;
+}
+
+static void test_deadline_in_the_middle_of_prefill(void **state)
+{
+    struct cluster *cluster = *state;
+    struct attempt attempt;
+    attempt_init(&attempt, 1, prompt, 4000, 10);
+    assert_int_equal(cluster_reserve(cluster, &attempt), BT_OK);
+    attempt.deadline_ns = bt_clock_now_ns() + 100 * BT_NS_PER_MS;
+    cluster_run(cluster, &attempt);
+    cluster_until(cluster, attempt.run_ended);
+    assert_int_equal(attempt.run_status, BT_ERR_DEADLINE);
+    assert_int_equal(attempt.first_token, -1);
+    /* The worker's own clock of it ends the run, and Quiesced the landing. */
+    cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
+    cluster_close(cluster);
+    free(cluster);
+}
+
+struct drain {
+    bool over;
+    enum bt_status status;
+};
+
+static void on_drained(void *context, enum bt_status status, const char *text,
+                       const ProtobufCMessage *response)
+{
+    struct drain *drain = context;
+    (void)text;
+    (void)response;
+    drain->over = true;
+    drain->status = status;
+}
+
+static struct bt_rpc_pending *drain_start(struct bt_rpc_client *client, struct drain *drain)
+{
+    Baton__V1__DrainRequest request = BATON__V1__DRAIN_REQUEST__INIT;
+    struct bt_rpc_pending *pending;
+    const struct bt_rpc_call_spec spec = {
+        .method = "baton.v1.Worker/Drain",
+        .request = &request.base,
+        .deadline_ns = BT_NEVER_NS,
+        .on_end = on_drained,
+        .context = drain,
+    };
+    *drain = (struct drain){0};
+    assert_int_equal(bt_rpc_client_call(client, &spec, NULL, &pending), BT_OK);
+    return pending;
+}
+
+static void test_drain_takes_nothing_new_and_waits_for_the_rest(void **state)
+{
+    struct cluster *cluster = *state;
+    struct attempt running, late, refused;
+    struct drain drains[3];
+    attempt_init(&running, 1, prompt, 200, 100);
+    attempt_init(&late, 2, prompt, 200, 100);
+    attempt_init(&refused, 3, prompt, 200, 100);
+    assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
+    assert_int_equal(cluster_reserve(cluster, &late), BT_OK);
+    cluster_run(cluster, &running);
+    cluster_until(cluster, running.started);
+    drain_start(cluster->to_prefill, &drains[0]);
+    drain_start(cluster->to_decode, &drains[1]);
+    bt_rpc_pending_cancel(drain_start(cluster->to_decode, &drains[2]));
+    cluster_run(cluster, &late);
+    cluster_until(cluster, late.run_ended && drains[2].over);
+    assert_int_equal(late.run_status, BT_ERR_UNAVAILABLE);
+    assert_int_equal(drains[2].status, BT_ERR_CANCELLED);
+    assert_int_equal(cluster_cancel(cluster, 2, 0), BT_OK);
+    assert_int_equal(cluster_reserve(cluster, &refused), BT_ERR_UNAVAILABLE);
+    cluster_until(cluster, drains[0].over);
+    assert_true(running.run_ended && running.handed_off);
+    cluster_until(cluster, drains[1].over);
+    assert_int_equal(dc_worker_requests(cluster->decode), 0);
+    assert_int_equal(drains[0].status, BT_OK);
+    assert_int_equal(drains[1].status, BT_OK);
+    cluster_until(cluster, running.finish != 0);
+    assert_int_equal(running.token_count, 100);
+    cluster_close(cluster);
+    free(cluster);
+}
+
+static void expect_metrics(struct cluster *cluster, struct bt_rpc_client *client,
+                           const char *const *lines)
+{
+    Baton__V1__MetricsRequest request = BATON__V1__METRICS_REQUEST__INIT;
+    Baton__V1__MetricsResponse *response = NULL;
+    assert_int_equal(cluster_call(cluster, client, "baton.v1.Worker/Metrics", &request.base,
+                                  &baton__v1__metrics_response__descriptor,
+                                  (ProtobufCMessage **)&response),
+                     BT_OK);
+    for (; *lines; lines++) {
+        if (!strstr(response->text, *lines)) {
+            fail_msg("no '%s' in\n%s", *lines, response->text);
+        }
+    }
+    protobuf_c_message_free_unpacked(&response->base, NULL);
+}
+
+static void test_metrics_have_the_known_names(void **state)
+{
+    struct cluster *cluster = *state;
+    struct attempt attempt;
+    attempt_init(&attempt, 1, prompt, 70, 7);
+    assert_int_equal(cluster_reserve(cluster, &attempt), BT_OK);
+    cluster_run(cluster, &attempt);
+    cluster_until(cluster, attempt.run_ended && attempt.finish != 0);
+#define P "{model_name=\"tiny\",role=\"prefill\""
+#define D "{model_name=\"tiny\",role=\"decode\""
+    /* 70 tokens of 6 layers of 64 + 16 floats; 2 pages are 2 writes or, as neighbours, 1 a layer.
+     */
+    const char *const prefill[] = {"vllm:prompt_tokens_total" P "} 70\n",
+                                   "baton_prefill_runs_total" P ",result=\"handed_off\"} 1\n",
+                                   "vllm:kv_cache_usage_perc" P "} 0\n",
+                                   "baton_kv_pushed_bytes_total" P "} 134400\n",
+                                   "baton_kv_writes_total" P "} 6\n",
+                                   "vllm:cache_config_info" P ",block_size=\"64\"",
+                                   NULL};
+    const char *const decode[] = {"vllm:generation_tokens_total" D "} 6\n",
+                                  "vllm:request_success_total" D ",finished_reason=\"length\"} 1\n",
+                                  "vllm:num_requests_running" D "} 0\n",
+                                  "vllm:inter_token_latency_seconds_count" D "} 6\n",
+                                  "baton_kv_pages" D ",state=\"free\"} 128\n",
+                                  NULL};
+#undef P
+#undef D
+    expect_metrics(cluster, cluster->to_prefill, prefill);
+    expect_metrics(cluster, cluster->to_decode, decode);
+    cluster_close(cluster);
+    free(cluster);
+}
+
+int main(void)
+{
+    bt_log_init("test", BT_LOG_ERROR);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_deadline_in_the_middle_of_prefill, cluster_setup),
+        cmocka_unit_test_setup(test_drain_takes_nothing_new_and_waits_for_the_rest, cluster_setup),
+        cmocka_unit_test_setup(test_metrics_have_the_known_names, cluster_setup),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
