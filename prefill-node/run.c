@@ -158,10 +158,10 @@ static void run_remove(struct run *run)
 
 /* ------------------------------------------------------------------ handoff */
 
-static void handoff_accepted(struct run *run)
+/* Sent before HandoffDone, so that the router knows these figures when the rank's tokens come. */
+static void send_done(struct run *run)
 {
     const struct kvt_push_event *pushed = &run->pushed;
-    const struct pf_metrics *metrics = run->runs->options.metrics;
     Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
     done.kv_bytes = pushed->bytes;
     done.writes = pushed->writes;
@@ -176,13 +176,13 @@ static void handoff_accepted(struct run *run)
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_DONE;
     event.done = &done;
     bt_rpc_call_send(run->call, &event.base);
+
+    const struct pf_metrics *metrics = run->runs->options.metrics;
     bt_counter_add(metrics->kv_bytes, done.kv_bytes);
     bt_counter_add(metrics->kv_bytes_hidden, done.hidden_bytes);
     bt_counter_add(metrics->kv_writes, done.writes);
     bt_histogram_observe(metrics->visible_transfer_seconds,
                          (double)done.visible_transfer_ns * 1e-9);
-    run->ending = true;
-    run->status = BT_OK;
 }
 
 static bool worth_retrying(enum bt_status status)
@@ -215,7 +215,8 @@ static void on_handoff(void *context, enum bt_status status, const char *text,
     if (run->ending) {
         run_advance(run);
     } else if (status == BT_OK) {
-        handoff_accepted(run);
+        run->ending = true;
+        run->status = BT_OK;
         run_advance(run);
     } else if (worth_retrying(status)) {
         handoff_later(run, status, text);
@@ -270,6 +271,7 @@ static void handoff_start(struct run *run)
     run->state = RUN_HANDING_OFF;
     run->handoff_retry_ns = HANDOFF_MIN_RETRY_NS;
     run->handoff_give_up_ns = deadline_ns == BT_NEVER_NS ? bound_ns : deadline_ns;
+    send_done(run);
     handoff_send(run);
 }
 
