@@ -27,11 +27,20 @@ void rt_action_queue_finish(struct rt_action_queue *queue)
     *queue = (struct rt_action_queue){0};
 }
 
-static void grow(struct rt_action_queue *queue)
+bool rt_action_queue_reserve(struct rt_action_queue *queue, size_t count)
 {
-    size_t capacity = queue->capacity ? queue->capacity * 2 : FIRST_CAPACITY;
+    size_t needed = queue->count + count;
+    if (needed <= queue->capacity) {
+        return true;
+    }
+    size_t capacity = queue->capacity ? queue->capacity : FIRST_CAPACITY;
+    while (capacity < needed) {
+        capacity *= 2;
+    }
     struct rt_queued_action *actions = calloc(capacity, sizeof *actions);
-    BT_ASSERT(actions);
+    if (!actions) {
+        return false;
+    }
     for (size_t i = 0; i < queue->count; i++) {
         actions[i] = *slot(queue, i);
     }
@@ -39,41 +48,54 @@ static void grow(struct rt_action_queue *queue)
     queue->actions = actions;
     queue->head = 0;
     queue->capacity = capacity;
+    return true;
 }
 
-static size_t copy_tokens(struct rt_action_queue *queue, const struct rt_token *tokens,
-                          size_t count)
+static bool copy_tokens(struct rt_action_queue *queue, const struct rt_token *tokens, size_t count)
 {
-    size_t first = queue->token_count;
+    size_t first = queue->count > 0 ? queue->token_count : 0;
     if (first + count > queue->token_capacity) {
         size_t capacity = (first + count) * 2;
-        queue->tokens = realloc(queue->tokens, capacity * sizeof *queue->tokens);
-        BT_ASSERT(queue->tokens);
+        struct rt_token *grown = realloc(queue->tokens, capacity * sizeof *grown);
+        if (!grown) {
+            return false;
+        }
+        queue->tokens = grown;
         queue->token_capacity = capacity;
     }
-    if (count > 0) {
-        memcpy(queue->tokens + first, tokens, count * sizeof *tokens);
-    }
-    queue->token_count += count;
-    return first;
+    memcpy(queue->tokens + first, tokens, count * sizeof *tokens);
+    queue->token_count = first + count;
+    return true;
+}
+
+static struct rt_queued_action *append(struct rt_action_queue *queue,
+                                       const struct rt_action *action)
+{
+    BT_ASSERT(queue->count < queue->capacity);
+    struct rt_queued_action *queued = slot(queue, queue->count++);
+    *queued = (struct rt_queued_action){.action = *action};
+    return queued;
 }
 
 void rt_action_queue_push(struct rt_action_queue *queue, const struct rt_action *action)
 {
-    if (queue->count == queue->capacity) {
-        grow(queue);
-    }
-    if (queue->count == 0) {
-        queue->token_count = 0;
-    }
-    struct rt_queued_action *queued = slot(queue, queue->count++);
-    queued->action = *action;
-    queued->first_token = copy_tokens(queue, action->tokens, action->token_count);
-    queued->text = NULL;
+    BT_ASSERT(action->token_count == 0);
+    struct rt_queued_action *queued = append(queue, action);
     if (action->text) {
         queued->text = strdup(action->text);
-        BT_ASSERT(queued->text);
+        queued->action.text = queued->text ? queued->text : "no memory for the reason";
     }
+}
+
+bool rt_action_queue_push_tokens(struct rt_action_queue *queue, const struct rt_action *action)
+{
+    BT_ASSERT(action->token_count > 0 && !action->text);
+    if (!copy_tokens(queue, action->tokens, action->token_count)) {
+        return false;
+    }
+    struct rt_queued_action *queued = append(queue, action);
+    queued->first_token = queue->token_count - action->token_count;
+    return true;
 }
 
 bool rt_action_queue_pop(struct rt_action_queue *queue, struct rt_action *ret_action)
@@ -90,6 +112,5 @@ bool rt_action_queue_pop(struct rt_action_queue *queue, struct rt_action *ret_ac
     ret_action->tokens =
         queued->action.token_count > 0 ? queue->tokens + queued->first_token : NULL;
     queue->text = queued->text;
-    ret_action->text = queue->text;
     return true;
 }

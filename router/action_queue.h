@@ -17,9 +17,14 @@ struct rt_action_queue {
 
 void rt_action_queue_finish(struct rt_action_queue *queue); /* a zeroed queue is ready for use */
 
-/* Never fails: without memory there is no sound way on, as a promise of the core (one END, every
- * page given back) would be broken. */
+/* Room for `count` more. False: no memory. */
+bool rt_action_queue_reserve(struct rt_action_queue *queue, size_t count);
+
+/* Never fails, as promises of the core hang on it (one END, every page given back): the room must
+ * be there. A text that there is no memory for is replaced by one that says so. Not for tokens. */
 void rt_action_queue_push(struct rt_action_queue *queue, const struct rt_action *action);
+/* The same with tokens. False: no memory to copy them, and nothing was queued. */
+bool rt_action_queue_push_tokens(struct rt_action_queue *queue, const struct rt_action *action);
 
 /* What `ret_action` points to is valid until the next call on the queue. */
 bool rt_action_queue_pop(struct rt_action_queue *queue, struct rt_action *ret_action);

@@ -26,6 +26,12 @@ const char *rt_core_worker_name(const struct rt_core *core, rt_worker_ref ref)
 
 /* ---- emitting */
 
+bool rt_core_reserve_actions(struct rt_core *core, size_t count)
+{
+    return rt_action_queue_reserve(&core->actions,
+                                   count + core->requests.size * ACTIONS_PER_REQUEST);
+}
+
 void rt_core_emit(struct rt_core *core, enum rt_action_kind kind, const struct rt_request *request)
 {
     struct rt_action action = {
@@ -56,7 +62,7 @@ static bool cancel_due(struct rt_core *core, uint64_t request, uint64_t epoch)
 void rt_core_emit_late_cancel(struct rt_core *core, uint64_t request, uint32_t attempt,
                               rt_worker_ref decode, uint64_t epoch)
 {
-    if (!cancel_due(core, request, epoch)) {
+    if (!rt_core_reserve_actions(core, 1) || !cancel_due(core, request, epoch)) {
         return;
     }
     struct rt_action action = {
@@ -70,7 +76,7 @@ void rt_core_emit_late_cancel(struct rt_core *core, uint64_t request, uint32_t a
     rt_action_queue_push(&core->actions, &action);
 }
 
-void rt_core_emit_tokens(struct rt_core *core, const struct rt_request *request,
+bool rt_core_emit_tokens(struct rt_core *core, const struct rt_request *request,
                          const struct rt_token *tokens, uint32_t count)
 {
     struct rt_action action = {
@@ -83,7 +89,7 @@ void rt_core_emit_tokens(struct rt_core *core, const struct rt_request *request,
         .tokens = tokens,
         .token_count = count,
     };
-    rt_action_queue_push(&core->actions, &action);
+    return rt_core_reserve_actions(core, 1) && rt_action_queue_push_tokens(&core->actions, &action);
 }
 
 /* ---- the ends of attempts and requests */
@@ -158,32 +164,33 @@ void rt_request_requeue(struct rt_core *core, struct rt_request *request)
     core->dispatch_due = true;
 }
 
-/* Remembers not to ask this worker again until its load changes or the hold is over. Without
- * memory it is asked again at once, which is only less polite. */
-static void note_refusal(struct rt_core *core, struct rt_request *request, rt_worker_ref ref)
+/* Remembers not to ask this worker again until its load changes or the hold is over. False: no
+ * memory. */
+static bool note_refusal(struct rt_core *core, struct rt_request *request, rt_worker_ref ref)
 {
     const struct rt_worker *worker = rt_core_worker_get(core, ref);
     if (!worker) {
-        return;
+        return true;
     }
     request->hold_until_ns = core->now_ns + core->options.reserve_retry_ns;
     struct rt_refusal refusal = {ref, worker->load_serial};
     for (uint32_t i = 0; i < request->refusal_count; i++) {
         if (request->refusals[i].worker == ref) {
             request->refusals[i] = refusal;
-            return;
+            return true;
         }
     }
     if (request->refusal_count == request->refusal_capacity) {
         uint32_t capacity = request->refusal_capacity ? request->refusal_capacity * 2 : 4;
         struct rt_refusal *grown = realloc(request->refusals, capacity * sizeof *grown);
         if (!grown) {
-            return;
+            return false;
         }
         request->refusals = grown;
         request->refusal_capacity = capacity;
     }
     request->refusals[request->refusal_count++] = refusal;
+    return true;
 }
 
 /* The request itself is at fault: it would fail everywhere. */
@@ -209,13 +216,14 @@ void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_work
         rt_request_fail(core, request, rest, status, "%s", text);
         return;
     }
-    if (!no_room(status) && ++request->failures >= core->options.max_attempts) {
+    /* A refusal that can't be remembered counts, or the worker would be asked for ever. */
+    bool noted = note_refusal(core, request, culprit);
+    if (!(no_room(status) && noted) && ++request->failures >= core->options.max_attempts) {
         rt_request_fail(core, request, rest, status,
                         "gave up after %u attempts, the last on %s: %s", request->failures, name,
                         text);
         return;
     }
-    note_refusal(core, request, culprit);
     rt_attempt_release(core, request, rest, true);
     rt_request_requeue(core, request);
 }

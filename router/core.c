@@ -293,7 +293,8 @@ enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec
     request->spec = *spec;
     request->serial = core->next_serial;
     request->prefill = request->decode = RT_NO_WORKER;
-    if (!bt_map_put(&core->requests, spec->id, request)) {
+    if (!rt_core_reserve_actions(core, ACTIONS_PER_REQUEST) ||
+        !bt_map_put(&core->requests, spec->id, request)) {
         goto err_free;
     }
     if (!rt_deadline_heap_insert(&core->deadlines, request)) {
@@ -447,8 +448,9 @@ static bool deliver(struct rt_core *core, struct rt_request *request, rt_worker_
             run++;
             expected++;
         }
-        if (run > 0) {
-            rt_core_emit_tokens(core, request, &tokens[i], run);
+        if (run > 0 && !rt_core_emit_tokens(core, request, &tokens[i], run)) {
+            rt_request_fail(core, request, rest, BT_ERR_NO_MEMORY, "no memory for tokens");
+            return false;
         }
         i += run > 0 ? run : 1;
     }
@@ -508,6 +510,10 @@ static void decode_ended(struct rt_core *core, struct rt_request *request, enum 
                          enum bt_status status, const char *text)
 {
     bool complete = finish == RT_FINISH_STOP || finish == RT_FINISH_LENGTH;
+    if (status == BT_OK && complete && request->delivered_count == 0) {
+        complete = false;
+        text = "a sequence ended without a token";
+    }
     if (status == BT_OK && complete) {
         rt_attempt_release(core, request, RT_REST_DECODED, false);
         rt_request_end(core, request, finish, BT_OK, NULL);
@@ -528,7 +534,9 @@ void rt_core_decoded(struct rt_core *core, rt_worker_ref decode, uint64_t id, ui
     bool current = request && request->state >= RT_PREFILLING && request->decode == decode &&
                    request->epoch == epoch;
     if (!current) {
-        if (!finished) {
+        /* A message may name any number of them. What is not cancelled now is at its next token. */
+        if (!finished && core->stray_cancels < CANCEL_SLOTS) {
+            core->stray_cancels++;
             rt_core_emit_late_cancel(core, id, 0, decode, epoch);
         }
         return;
@@ -582,8 +590,11 @@ int64_t rt_core_next_deadline_ns(const struct rt_core *core)
 
 bool rt_core_next_action(struct rt_core *core, struct rt_action *ret_action)
 {
-    if (core->actions.count == 0 && core->dispatch_due) {
-        dispatch(core);
+    if (core->actions.count == 0) {
+        core->stray_cancels = 0;
+        if (core->dispatch_due) {
+            dispatch(core);
+        }
     }
     return rt_action_queue_pop(&core->actions, ret_action);
 }

@@ -14,6 +14,9 @@
  * epoch) and this interval, remembered in a table of this many slots. */
 #define CANCEL_REPEAT_NS BT_NS_PER_S
 #define CANCEL_SLOTS     1024
+/* A request queues at most these from one moment when the queue is empty to the next: RESERVE,
+ * PREFILL, CANCEL_PREFILL, CANCEL_DECODE, END. Room for them is made when it is submitted. */
+#define ACTIONS_PER_REQUEST 5
 
 struct rt_recent_cancel {
     uint64_t request, epoch;
@@ -32,6 +35,7 @@ struct rt_core {
     int64_t worker_check_ns; /* no worker's state changes by time alone before this */
     bool dispatch_due;       /* something changed that may let the queue's head go */
     struct rt_recent_cancel cancels[CANCEL_SLOTS];
+    uint32_t stray_cancels; /* queued since the queue was empty, for sequences that nobody knows */
 };
 
 void rt_core_hear_time(struct rt_core *core, int64_t now_ns);
@@ -40,10 +44,15 @@ const char *rt_core_worker_name(const struct rt_core *core, rt_worker_ref ref); 
 
 /* ---- attempt.c */
 
+/* Room for `count` actions beside those that were promised to requests. False: no memory. */
+bool rt_core_reserve_actions(struct rt_core *core, size_t count);
 void rt_core_emit(struct rt_core *core, enum rt_action_kind kind, const struct rt_request *request);
-void rt_core_emit_tokens(struct rt_core *core, const struct rt_request *request,
+/* False: no memory. */
+bool rt_core_emit_tokens(struct rt_core *core, const struct rt_request *request,
                          const struct rt_token *tokens, uint32_t count);
-/* CANCEL_DECODE for an attempt that is over; the request need not be known any more. */
+/* CANCEL_DECODE for an attempt that is over; the request need not be known any more. Without memory
+ * for it a reservation ends by itself, as nobody takes a lease of it, and a running sequence is
+ * cancelled at its next token. */
 void rt_core_emit_late_cancel(struct rt_core *core, uint64_t request, uint32_t attempt,
                               rt_worker_ref decode, uint64_t epoch);
 

@@ -642,6 +642,45 @@ static void test_request_that_no_worker_left_can_hold_ends(void **state)
     next(RT_ACTION_RESERVE, 2);
 }
 
+/* One message may name any number of sequences that nobody knows. */
+static void test_cancels_of_strangers_are_bounded(void **state)
+{
+    (void)state;
+    core_open(NULL);
+    rt_worker_ref d = worker_add("d0", RT_ROLE_DECODE, 10);
+    struct rt_token token = {.index = 0, .token = 100};
+    struct rt_action action;
+    for (int round = 0; round < 2; round++) {
+        uint32_t cancels = 0;
+        for (uint64_t id = 1; id <= 5000; id++) {
+            rt_core_decoded(core, d, id, 7, &token, 1, false, RT_FINISH_ERROR, BT_OK, NULL, now);
+        }
+        while (rt_core_next_action(core, &action)) {
+            cancels += action.kind == RT_ACTION_CANCEL_DECODE;
+        }
+        assert_true(cancels > 500 && cancels <= 1024);
+        now += 2000 * MS;
+    }
+}
+
+static void test_an_end_without_a_token_is_no_success(void **state)
+{
+    (void)state;
+    core_open(NULL);
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    worker_add("d0", RT_ROLE_DECODE, 10);
+    submit(1, 100, 5);
+    struct rt_action run = grant(1, 900);
+    decoded(&run, 0, 0, true);
+    next(RT_ACTION_CANCEL_PREFILL, 1);
+    now += 50 * MS;
+    rt_core_tick(core, now);
+    run = grant(1, 901);
+    decoded(&run, 0, 5, true);
+    next_tokens(1, 0, 5);
+    next_end(1, RT_FINISH_LENGTH);
+}
+
 #define TEST(name) cmocka_unit_test_teardown(name, core_close)
 
 int main(void)
@@ -675,6 +714,8 @@ int main(void)
         TEST(test_same_id_other_incarnation),
         TEST(test_lost_prefill_worker_while_reserving_is_replaced),
         TEST(test_request_that_no_worker_left_can_hold_ends),
+        TEST(test_cancels_of_strangers_are_bounded),
+        TEST(test_an_end_without_a_token_is_no_success),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
