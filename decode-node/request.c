@@ -154,10 +154,6 @@ static enum bt_status check_room(const struct dc_requests *requests,
         return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " requests are here already",
                             requests->options.max_requests);
     }
-    if (requests->wish_count > 0) {
-        return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " sequences wait for a page",
-                            requests->wish_count);
-    }
     return BT_OK;
 }
 

@@ -258,7 +258,8 @@ static void test_growth_page_by_page(void **state)
     full.sampling.max_tokens = lean.sampling.max_tokens = MAX_TOKENS;
     prefill(&bench, &full, 1);
     prefill(&bench, &lean, 2);
-    join(&bench, &full, 1, 6);
+    /* As many pages as it can need, and never a wish. */
+    join(&bench, &full, 1, bt_kv_pages_for(full.prompt_tokens + MAX_TOKENS));
     uint32_t first_pages = bt_kv_pages_for(lean.prompt_tokens);
     join(&bench, &lean, 2, first_pages);
     uint32_t slots = first_pages * BT_PAGE_TOKENS - lean.prompt_tokens;

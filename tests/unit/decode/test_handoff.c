@@ -393,16 +393,19 @@ static void test_preemption_gives_pages_to_the_eldest(void **state)
     struct cluster cluster;
     struct pf_worker_options prefill = cluster_prefill_options();
     struct dc_worker_options decode = cluster_decode_options();
-    decode.kv_pages = 6;
+    decode.kv_pages = 7;
     decode.expected_output_tokens = 32;
     cluster_open(&cluster, &prefill, &decode);
-    /* Each starts with one page and needs four; there are six. The one that reserved in full keeps
-     * what it has. */
+    /* The first two start with a page each and need four, the third has the three that it needs:
+     * one of the first two has to give way, and not the third, which is the youngest. */
     struct attempt attempts[3];
     for (int i = 0; i < 3; i++) {
-        attempt_init(&attempts[i], (uint64_t)i + 1, golden.ids, golden.id_count, i == 2 ? 64 : 220);
+        attempt_init(&attempts[i], (uint64_t)i + 1, golden.ids, golden.id_count,
+                     i == 2 ? 150 : 220);
         attempts[i].full = i == 2;
         assert_int_equal(cluster_reserve(&cluster, &attempts[i]), BT_OK);
+    }
+    for (int i = 0; i < 3; i++) {
         cluster_run(&cluster, &attempts[i]);
         cluster_until(&cluster, attempts[i].token_count > 0);
     }
@@ -411,7 +414,9 @@ static void test_preemption_gives_pages_to_the_eldest(void **state)
     }
     assert_int_equal(attempts[0].finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
     assert_int_equal(attempts[0].token_count, 220);
+    assert_int_equal(attempts[1].finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
     assert_int_equal(attempts[2].finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    assert_int_equal(attempts[2].token_count, 150);
     /* What was generated until then is the same. */
     for (int i = 1; i < 3; i++) {
         assert_memory_equal(attempts[i].tokens, attempts[0].tokens,

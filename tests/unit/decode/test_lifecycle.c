@@ -22,6 +22,23 @@ static int cluster_setup(void **state)
     return 0;
 }
 
+static void expect_metrics(struct cluster *cluster, struct bt_rpc_client *client,
+                           const char *const *lines)
+{
+    Baton__V1__MetricsRequest request = BATON__V1__METRICS_REQUEST__INIT;
+    Baton__V1__MetricsResponse *response = NULL;
+    assert_int_equal(cluster_call(cluster, client, "baton.v1.Worker/Metrics", &request.base,
+                                  &baton__v1__metrics_response__descriptor,
+                                  (ProtobufCMessage **)&response),
+                     BT_OK);
+    for (; *lines; lines++) {
+        if (!strstr(response->text, *lines)) {
+            fail_msg("no '%s' in\n%s", *lines, response->text);
+        }
+    }
+    protobuf_c_message_free_unpacked(&response->base, NULL);
+}
+
 static void test_deadline_in_the_middle_of_prefill(void **state)
 {
     struct cluster *cluster = *state;
@@ -34,7 +51,12 @@ static void test_deadline_in_the_middle_of_prefill(void **state)
     assert_int_equal(attempt.run_status, BT_ERR_DEADLINE);
     assert_int_equal(attempt.first_token, -1);
     /* The worker's own clock of it ends the run, and Quiesced the landing. */
-    cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
+    cluster_until(cluster, dc_worker_requests(cluster->decode) == 0 &&
+                               pf_worker_free_pages(cluster->prefill) == cluster->prefill_pages);
+    /* The prompt was not computed to its end. */
+    const char *const lines[] = {
+        "vllm:prompt_tokens_total{model_name=\"tiny\",role=\"prefill\"} 0\n", NULL};
+    expect_metrics(cluster, cluster->to_prefill, lines);
     cluster_close(cluster);
     free(cluster);
 }
@@ -101,23 +123,6 @@ static void test_drain_takes_nothing_new_and_waits_for_the_rest(void **state)
     assert_int_equal(running.token_count, 100);
     cluster_close(cluster);
     free(cluster);
-}
-
-static void expect_metrics(struct cluster *cluster, struct bt_rpc_client *client,
-                           const char *const *lines)
-{
-    Baton__V1__MetricsRequest request = BATON__V1__METRICS_REQUEST__INIT;
-    Baton__V1__MetricsResponse *response = NULL;
-    assert_int_equal(cluster_call(cluster, client, "baton.v1.Worker/Metrics", &request.base,
-                                  &baton__v1__metrics_response__descriptor,
-                                  (ProtobufCMessage **)&response),
-                     BT_OK);
-    for (; *lines; lines++) {
-        if (!strstr(response->text, *lines)) {
-            fail_msg("no '%s' in\n%s", *lines, response->text);
-        }
-    }
-    protobuf_c_message_free_unpacked(&response->base, NULL);
 }
 
 static void test_metrics_have_the_known_names(void **state)

@@ -187,6 +187,12 @@ static void test_backpressure(void **state)
     dc_stepper_return(stepper, held[0]);
     take_entries(&bench, wait_step(stepper));
     assert_int_equal(bench.subjects[0].token_count, tokens + 1);
+    /* A sequence that runs is stopped with the next step. */
+    dc_stepper_stop(stepper, 1, 100, DC_FINISH_CANCELLED);
+    dc_stepper_return(stepper, held[1]);
+    take_entries(&bench, wait_step(stepper));
+    assert_int_equal(bench.subjects[0].finish, DC_FINISH_CANCELLED);
+    assert_int_equal(bench.subjects[0].token_count, tokens + 1);
     dc_stepper_destroy(stepper);
     bench_close(&bench);
 }
