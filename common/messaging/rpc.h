@@ -7,6 +7,11 @@
  *
  * Peers are not trusted: a frame that does not parse, is too large, names an unknown method or
  * call, or comes in the wrong state is answered or dropped and counted, never acted on.
+ *
+ * What is not bounded: libzmq (4.3) counts whole messages against its queues and limits the size of
+ * a part, not the number of parts, so that a peer which never ends a message makes it buffer
+ * without limit; there is no option against this. Endpoints belong on a network whose hosts are
+ * trusted not to do that.
  */
 #ifndef BATON_COMMON_MESSAGING_RPC_H
 #define BATON_COMMON_MESSAGING_RPC_H
@@ -55,7 +60,8 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
                                     const struct bt_rpc_method *methods, void *context,
                                     struct bt_error *error, struct bt_rpc_server **ret_server);
 
-/* The endpoint with the real port, as others connect to it. Valid as long as the server. */
+/* The endpoint with the real port, as others connect to it; an address that was bound as IPv4 is
+ * named as IPv4. Valid as long as the server. */
 const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server);
 
 /*

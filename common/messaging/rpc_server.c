@@ -1,3 +1,4 @@
+#include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 #define MESSAGES_PER_ROUND 64
 #define CLOSE_LINGER_MS    500
 #define ENDPOINT_SIZE      512
+
 struct bt_rpc_call {
     struct bt_rpc_server *server;
     struct bt_peer *peer;
@@ -432,15 +434,36 @@ static void server_leave(struct bt_rpc_server *server)
     }
 }
 
+/* "tcp://127.0.0.1:5", "tcp://10.0.0.1:*" */
+static bool names_ipv4(const char *endpoint)
+{
+    static const char scheme[] = "tcp://";
+    char host[INET_ADDRSTRLEN];
+    struct in_addr address;
+    if (strncmp(endpoint, scheme, sizeof scheme - 1) != 0) {
+        return false;
+    }
+    const char *name = endpoint + sizeof scheme - 1;
+    size_t size = strcspn(name, ":");
+    if (size >= sizeof host) {
+        return false;
+    }
+    memcpy(host, name, size);
+    host[size] = '\0';
+    return inet_pton(AF_INET, host, &address) == 1;
+}
+
 static enum bt_status server_bind(struct bt_rpc_server *server, const char *endpoint,
                                   struct bt_error *error)
 {
     int mandatory = 1;
+    int ipv6 = !names_ipv4(endpoint); /* else the endpoint is reported as tcp://[::ffff:…] */
     enum bt_status status = bt_wire_socket_setup(server->socket, error);
     if (status != BT_OK) {
         return status;
     }
-    if (zmq_setsockopt(server->socket, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory) < 0) {
+    if (zmq_setsockopt(server->socket, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory) < 0 ||
+        zmq_setsockopt(server->socket, ZMQ_IPV6, &ipv6, sizeof ipv6) < 0) {
         return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
     }
     if (zmq_bind(server->socket, endpoint) < 0) {

@@ -7,6 +7,11 @@
 #include "common/messaging/rpc.h"
 
 #define HANDSHAKE_TIMEOUT_MS 5000
+/* Idle connections of hosts that vanished are closed after about two minutes; connections with open
+ * calls have the protocol's own keepalive. */
+#define TCP_IDLE_S     60
+#define TCP_INTERVAL_S 10
+#define TCP_PROBES     6
 /* Decoded, a message may be many times its size on the wire: two bytes can stand for an object. */
 #define MAX_UNPACKED_BYTES ((size_t)BT_RPC_MAX_MESSAGE_BYTES * 4)
 
@@ -16,6 +21,13 @@ enum bt_status bt_wire_socket_setup(void *socket, struct bt_error *error)
     int queue = BT_RPC_SEND_QUEUE_MESSAGES;
     int64_t max_bytes = BT_RPC_MAX_MESSAGE_BYTES;
     int handshake_ms = HANDSHAKE_TIMEOUT_MS;
+    int on = 1, idle_s = TCP_IDLE_S, interval_s = TCP_INTERVAL_S, probes = TCP_PROBES;
+    if (zmq_setsockopt(socket, ZMQ_TCP_KEEPALIVE, &on, sizeof on) < 0 ||
+        zmq_setsockopt(socket, ZMQ_TCP_KEEPALIVE_IDLE, &idle_s, sizeof idle_s) < 0 ||
+        zmq_setsockopt(socket, ZMQ_TCP_KEEPALIVE_INTVL, &interval_s, sizeof interval_s) < 0 ||
+        zmq_setsockopt(socket, ZMQ_TCP_KEEPALIVE_CNT, &probes, sizeof probes) < 0) {
+        return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
+    }
     if (zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms) < 0 ||
         zmq_setsockopt(socket, ZMQ_SNDHWM, &queue, sizeof queue) < 0 ||
         zmq_setsockopt(socket, ZMQ_RCVHWM, &queue, sizeof queue) < 0 ||

@@ -1,9 +1,12 @@
 /* Calls as both ends see them: results, streams, deadlines, cancel, loss, limits, destruction. */
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -59,6 +62,70 @@ static void test_unary(void **state)
     close(fd);
     unary_on(endpoint);
     unlink(endpoint + strlen("ipc://"));
+}
+
+static const char *endpoint_of(const char *bound, char *ret_endpoint, size_t size)
+{
+    struct bt_loop *loop = bt_loop_create(NULL);
+    struct bt_rpc_server *server;
+    *ret_endpoint = '\0';
+    if (bt_rpc_server_create(loop, bound, harness_methods, NULL, NULL, &server) == BT_OK) {
+        snprintf(ret_endpoint, size, "%s", bt_rpc_server_endpoint(server));
+        bt_rpc_server_destroy(server);
+    }
+    bt_loop_destroy(loop);
+    return ret_endpoint;
+}
+
+static void test_endpoints_are_named_as_they_were_bound(void **state)
+{
+    (void)state;
+    char endpoint[256];
+    unsigned port;
+    assert_int_equal(
+        sscanf(endpoint_of("tcp://127.0.0.1:*", endpoint, 256), "tcp://127.0.0.1:%u", &port), 1);
+    assert_true(port > 0 && port < 65536);
+    assert_int_equal(
+        sscanf(endpoint_of("tcp://0.0.0.0:*", endpoint, 256), "tcp://0.0.0.0:%u", &port), 1);
+    int probe = socket(AF_INET6, SOCK_STREAM, 0);
+    struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_addr = in6addr_loopback};
+    bool ipv6 = probe >= 0 && bind(probe, (struct sockaddr *)&any, sizeof any) == 0;
+    close(probe);
+    if (ipv6) {
+        assert_int_equal(
+            sscanf(endpoint_of("tcp://[::1]:*", endpoint, 256), "tcp://[::1]:%u", &port), 1);
+        unary_on("tcp://[::1]:*");
+    } else {
+        print_message("no ipv6 here\n");
+    }
+}
+
+/* Both ends of a connection, as they are in this process. */
+static void test_idle_connections_are_probed(void **state)
+{
+    (void)state;
+    struct harness harness;
+    struct outcome outcome;
+    harness_init(&harness, NULL);
+    harness_call(&harness, "test/echo", "on", &outcome);
+    const char *colon = strrchr(bt_rpc_server_endpoint(harness.server), ':');
+    uint16_t port = htons((uint16_t)atoi(colon + 1));
+    int probed = 0;
+    for (int fd = 0; fd < 1024; fd++) {
+        struct sockaddr_in own = {0}, other = {0};
+        socklen_t own_size = sizeof own, other_size = sizeof other, size = sizeof(int);
+        int on = 0, idle_s = 0;
+        if (getsockname(fd, (struct sockaddr *)&own, &own_size) == 0 && own.sin_port == port &&
+            getpeername(fd, (struct sockaddr *)&other, &other_size) == 0) {
+            assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, &size), 0);
+            assert_int_equal(getsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, &size), 0);
+            assert_true(on);
+            assert_int_equal(idle_s, 60);
+            probed++;
+        }
+    }
+    assert_int_equal(probed, 1);
+    harness_finish(&harness);
 }
 
 static void test_bad_endpoints(void **state)
@@ -749,6 +816,8 @@ int main(void)
         cmocka_unit_test(test_server_silent),
         cmocka_unit_test(test_unary),
         cmocka_unit_test(test_bad_endpoints),
+        cmocka_unit_test(test_endpoints_are_named_as_they_were_bound),
+        cmocka_unit_test(test_idle_connections_are_probed),
         cmocka_unit_test(test_stream),
         cmocka_unit_test(test_stream_flow_limit),
         cmocka_unit_test(test_deadline),
