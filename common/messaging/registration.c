@@ -132,6 +132,9 @@ static void on_heartbeat(void *context, enum bt_status status, const char *text,
         return;
     }
     if (status != BT_OK || !message) {
+        /* The answer may have named decode ranks, which it would not name again: a Register is
+         * answered with all of them. */
+        router->state = ROUTER_UNKNOWN;
         router_failed(router, "heartbeat", status, text);
         return;
     }
@@ -171,6 +174,7 @@ static void router_register(struct router *router)
     bool draining = false;
     registration->events.load(registration->events.context, &load, &draining);
     request.load = &load;
+    router->hurry |= draining; /* which only a heartbeat can say */
     router_call(router, "baton.v1.Registry/Register", &request.base,
                 &baton__v1__register_response__descriptor, CALL_TIMEOUT_NS, on_registered);
 }
@@ -321,7 +325,8 @@ void bt_registration_deregister(struct bt_registration *registration)
     for (size_t i = 0; i < registration->router_count; i++) {
         struct router *router = &registration->routers[i];
         bt_loop_timer_set(router->timer, BT_NEVER_NS);
-        bool known = router->state == ROUTER_REGISTERED;
+        /* A Register or Heartbeat that is out may be on its way yet; this comes behind it. */
+        bool known = router->state == ROUTER_REGISTERED || router->calling;
         router->state = ROUTER_GONE;
         if (known && router_call(router, "baton.v1.Registry/Deregister", &request.base,
                                  &baton__v1__deregister_response__descriptor, DEREGISTER_TIMEOUT_NS,

@@ -22,7 +22,7 @@ struct bt_registration_events {
     void (*load)(void *context, Baton__V1__RankLoad *ret_load, bool *ret_draining);
     /* Prefill: decode ranks that appeared; valid during the call, not trusted. NULL: not wanted. */
     void (*decode_ranks)(void *context, Baton__V1__KvEndpoint *const *ranks, size_t rank_count);
-    /* A router took us in. */
+    /* A router took us in, for the first time or again. */
     void (*registered)(void *context);
     /* A router will never take us: MISMATCH or INVALID_ARGUMENT; `text` names router and field. */
     void (*refused)(void *context, enum bt_status status, const char *text);

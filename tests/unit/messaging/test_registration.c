@@ -19,8 +19,12 @@ struct router {
     uint64_t last_sequence;
     uint32_t last_free_pages;
     bool last_draining;
+    uint32_t heartbeat_ms;
     enum bt_status register_answer;
-    bool forgot; /* answers the next heartbeat with NOT_FOUND */
+    bool forgot;              /* answers the next heartbeat with NOT_FOUND */
+    bool broken;              /* answers the next heartbeat with INTERNAL */
+    struct bt_rpc_call *held; /* a Register that is not answered */
+    bool hold;
 };
 
 struct world {
@@ -43,6 +47,10 @@ static void handle_register(void *context, struct bt_rpc_call *call,
     assert_string_equal(request->worker_id, "worker-7");
     assert_int_equal(request->incarnation, 99);
     assert_non_null(request->load);
+    if (router->hold) {
+        router->held = call;
+        return;
+    }
     if (router->register_answer != BT_OK) {
         bt_rpc_call_end(call, router->register_answer, "kv_dtype: f32 here, bf16 there", NULL);
         return;
@@ -50,7 +58,7 @@ static void handle_register(void *context, struct bt_rpc_call *call,
     Baton__V1__KvEndpoint endpoint = BATON__V1__KV_ENDPOINT__INIT;
     Baton__V1__KvEndpoint *list[] = {&endpoint};
     Baton__V1__RegisterResponse response = BATON__V1__REGISTER_RESPONSE__INIT;
-    response.heartbeat_ms = 1; /* the least that is kept is more */
+    response.heartbeat_ms = router->heartbeat_ms; /* 0: the least that is kept is more */
     response.decode = list;
     response.n_decode = 1;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
@@ -70,6 +78,11 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
     if (router->forgot) {
         router->forgot = false;
         bt_rpc_call_end(call, BT_ERR_NOT_FOUND, "who?", NULL);
+        return;
+    }
+    if (router->broken) {
+        router->broken = false;
+        bt_rpc_call_end(call, BT_ERR_INTERNAL, "no answer that is one", NULL);
         return;
     }
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
@@ -210,6 +223,42 @@ static void test_a_router_that_forgot_is_told_again(void **state)
     assert_int_equal(world->routers[1].registers, 2);
 }
 
+/* Ranks that the lost answer named would not be named again. */
+static void test_after_a_lost_answer_all_ranks_are_asked_for(void **state)
+{
+    struct world *world = *state;
+    start_with_both(world);
+    until(world, world->registered == 2);
+    assert_int_equal(world->ranks, 2);
+    world->routers[0].broken = true;
+    until(world, world->registered == 3);
+    assert_int_equal(world->routers[0].registers, 2);
+    assert_int_equal(world->ranks, 3);
+}
+
+/* Register can't say it; the interval of heartbeats is longer than this test runs. */
+static void test_a_draining_worker_says_so_at_once(void **state)
+{
+    struct world *world = *state;
+    world->draining = true;
+    world->routers[0].heartbeat_ms = world->routers[1].heartbeat_ms = 60000;
+    start_with_both(world);
+    until(world, world->routers[0].last_draining && world->routers[1].last_draining);
+}
+
+static void test_goodbye_follows_a_register_that_is_out(void **state)
+{
+    struct world *world = *state;
+    world->routers[1].hold = true;
+    start_with_both(world);
+    until(world, world->routers[0].heartbeats > 0 && world->routers[1].held);
+    bt_registration_deregister(world->registration);
+    until(world, bt_registration_gone(world->registration));
+    assert_int_equal(world->routers[0].deregisters, 1);
+    assert_int_equal(world->routers[1].deregisters, 1);
+    bt_rpc_call_end(world->routers[1].held, BT_ERR_INTERNAL, NULL, NULL);
+}
+
 static void test_a_refusal_names_router_and_field(void **state)
 {
     struct world *world = *state;
@@ -297,9 +346,15 @@ int main(void)
     bt_log_init("test", BT_LOG_ERROR);
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_register_heartbeat_and_leave),     TEST(test_a_router_that_forgot_is_told_again),
-        TEST(test_a_refusal_names_router_and_field), TEST(test_already_exists_is_tried_again),
-        TEST(test_a_router_may_come_later),          TEST(test_router_lists),
+        TEST(test_register_heartbeat_and_leave),
+        TEST(test_a_router_that_forgot_is_told_again),
+        TEST(test_a_refusal_names_router_and_field),
+        TEST(test_already_exists_is_tried_again),
+        TEST(test_a_router_may_come_later),
+        TEST(test_router_lists),
+        TEST(test_after_a_lost_answer_all_ranks_are_asked_for),
+        TEST(test_a_draining_worker_says_so_at_once),
+        TEST(test_goodbye_follows_a_register_that_is_out),
         cmocka_unit_test(test_ready_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
