@@ -135,11 +135,11 @@ static void test_every_allocation_may_fail(void **state)
 }
 
 /* Nothing is left to be allocated for the ends of what was accepted. */
-static void test_the_end_of_an_accepted_request_needs_no_memory(void **state)
+static void end_all_without_memory(uint32_t tokens_before)
 {
-    (void)state;
     struct rt_core_options options = default_options;
     options.queue_capacity = REQUESTS;
+    options.prefill_depth_tokens = 1u << 20;
     core_open(&options);
     worker_add("p0", RT_ROLE_PREFILL, 0);
     rt_worker_ref d = worker_add("d0", RT_ROLE_DECODE, 1000);
@@ -157,7 +157,13 @@ static void test_the_end_of_an_accepted_request_needs_no_memory(void **state)
                              now);
         }
     }
-    assert_true(running > 10);
+    assert_int_equal(running, REQUESTS);
+    for (uint64_t id = 1; id <= REQUESTS; id++) { /* tokens do not take the room of the ends */
+        for (uint32_t i = 0; i < tokens_before; i++) {
+            struct rt_token token = {.index = i, .token = 100 + i};
+            rt_core_decoded(core, d, id, id, &token, 1, false, RT_FINISH_ERROR, BT_OK, NULL, now);
+        }
+    }
     allocations = 0;
     fails_from = 0;
     for (uint64_t id = 1; id <= REQUESTS; id++) {
@@ -173,6 +179,38 @@ static void test_the_end_of_an_accepted_request_needs_no_memory(void **state)
     for (uint64_t id = 1; id <= REQUESTS; id++) {
         assert_true(ended[id]);
     }
+    core_close(NULL);
+}
+
+static void test_the_end_of_an_accepted_request_needs_no_memory(void **state)
+{
+    (void)state;
+    end_all_without_memory(0);
+    end_all_without_memory(5);
+}
+
+/* A refusal that can't be remembered must not lead to another request of the same at once, for
+ * ever. */
+static void test_refusals_without_memory_come_to_an_end(void **state)
+{
+    (void)state;
+    core_open(NULL);
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    worker_add("d0", RT_ROLE_DECODE, 10);
+    submit(1, 60, 10);
+    allocations = 0;
+    fails_from = 0;
+    uint32_t reserves = 0;
+    struct rt_action action;
+    while (rt_core_next_action(core, &action) && reserves < 1000) {
+        if (action.kind == RT_ACTION_RESERVE) {
+            reserves++;
+            rt_core_reserved(core, 1, action.attempt, action.decode, BT_ERR_EXHAUSTED, "full", 0,
+                             now);
+        }
+    }
+    fails_from = -1;
+    assert_int_equal(reserves, default_options.max_attempts);
 }
 
 #define TEST(name) cmocka_unit_test_teardown(name, core_close)
@@ -182,6 +220,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_every_allocation_may_fail),
         TEST(test_the_end_of_an_accepted_request_needs_no_memory),
+        TEST(test_refusals_without_memory_come_to_an_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
