@@ -60,7 +60,7 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .max = 86400, .help = "Default and largest time a request may take."},
         {"max-model-len", BT_OPTION_INT, &a->max_model_len, "0", .max = 1 << 30,
          .help = "Context length; 0 takes the checkpoint's."},
-        {"heartbeat", BT_OPTION_INT, &a->heartbeat_ms, "1000", .min = 10, .max = 60000,
+        {"heartbeat", BT_OPTION_INT, &a->heartbeat_ms, "1000", .min = 50, .max = 60000,
          .metavar = "MS", .help = "Interval of the workers' heartbeats in milliseconds."},
         {"max-connections", BT_OPTION_INT, &a->max_connections, "1024", .min = 1, .max = 65535,
          .help = "HTTP connections at a time."},
@@ -154,7 +154,8 @@ static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
     struct rt_http_front_options http = {.host = a->host,
                                          .port = (uint16_t)a->port,
                                          .max_connections = (uint32_t)a->max_connections,
-                                         .max_body_bytes = (uint32_t)a->max_body_bytes};
+                                         .max_body_bytes = (uint32_t)a->max_body_bytes,
+                                         .metrics = metrics};
     enum bt_status status = create_service(loop, a, metrics, error, &service);
     if (status != BT_OK) {
         return status;
