@@ -68,6 +68,8 @@ static void init_counters(struct rt_service_metrics *metrics, struct bt_metrics 
         {&metrics->refused, "baton_router_requests_refused_total",
          "Requests not accepted: full, invalid or unavailable."},
         {&metrics->worker_losses, "baton_router_worker_losses_total", "Workers lost."},
+        {&metrics->rpc_dropped, "baton_rpc_dropped_messages_total",
+         "Messages that broke the protocol, and ENDs that their client did not take."},
         {&metrics->kv_pushed_bytes, "baton_kv_pushed_bytes_total",
          "KV cache written into decode ranks."},
         {&metrics->kv_hidden_bytes, "baton_kv_hidden_bytes_total",
@@ -161,6 +163,8 @@ static void update_gauges(struct rt_service *service)
             used += view.info->load.pages_total - view.info->load.pages_free;
         }
     }
+    bt_counter_add(metrics->rpc_dropped,
+                   bt_rpc_server_dropped(service->server) - bt_counter_value(metrics->rpc_dropped));
     bt_gauge_set(metrics->queue_depth, queued);
     bt_gauge_set(metrics->queue_capacity, service->options.core.queue_capacity);
     bt_gauge_set(metrics->waiting, queued);
