@@ -155,11 +155,22 @@ void rt_service_on_step(struct rt_worker_link *link, const Baton__V1__StepEvent 
     rt_service_pump(link->service); /* tokens point into the message */
 }
 
-static enum bt_status check_landing(const Baton__V1__Landing *landing, uint64_t request)
+/* A rank that was restarted at the same endpoint answers for itself, which nobody asked. */
+static enum bt_status check_landing(const struct rt_worker_link *link,
+                                    const Baton__V1__Landing *landing, uint64_t request,
+                                    const char **ret_why)
 {
-    bool good = landing && landing->request_id == request && landing->epoch != 0 &&
-                landing->endpoint && landing->n_runs > 0;
-    return good ? BT_OK : BT_ERR_PROTOCOL;
+    if (!landing || landing->request_id != request || landing->epoch == 0 || !landing->endpoint ||
+        landing->n_runs == 0) {
+        *ret_why = "the landing is not complete";
+        return BT_ERR_PROTOCOL;
+    }
+    if (strcmp(landing->endpoint->worker_id, link->id) != 0 ||
+        landing->endpoint->incarnation != link->incarnation) {
+        *ret_why = "the landing is of another worker or incarnation";
+        return BT_ERR_STALE;
+    }
+    return BT_OK;
 }
 
 static Baton__V1__Landing *copy_landing(const Baton__V1__Landing *landing)
@@ -206,8 +217,7 @@ void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint3
     }
     const Baton__V1__Landing *landing = response ? response->landing : NULL;
     if (status == BT_OK) {
-        status = check_landing(landing, request);
-        text = "the landing is not complete";
+        status = check_landing(link, landing, request, &text);
     }
     if (status == BT_OK) {
         status = keep_landing(service, request, attempt, landing);
@@ -220,6 +230,18 @@ void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint3
                      status == BT_OK ? landing->epoch : 0, bt_clock_now_ns());
 }
 
+static void note_transport(struct rt_worker_link *link, uint64_t request, const char *transport)
+{
+    struct rt_request_view view;
+    rt_transport_copy(transport, link->used_transport);
+    if (rt_core_request(link->service->core, request, &view)) {
+        struct rt_worker_link *rank = rt_service_link(link->service, view.decode);
+        if (rank) {
+            rt_transport_copy(transport, rank->used_transport);
+        }
+    }
+}
+
 static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                             const Baton__V1__PrefillDone *done)
 {
@@ -230,7 +252,8 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
     if (stream && stream->run_attempt == attempt) {
         stream->done = *done;
         stream->done.transport = NULL;
-        snprintf(stream->transport, sizeof stream->transport, "%s", done->transport);
+        rt_transport_copy(done->transport, stream->transport);
+        note_transport(link, request, done->transport);
     }
 }
 
@@ -339,8 +362,14 @@ static void act_tokens(struct rt_service *service, struct rt_stream *stream,
                        const struct rt_action *action)
 {
     int64_t now_ns = bt_clock_now_ns();
-    if (rt_stream_output(stream, action->tokens, action->token_count, now_ns, &service->output,
-                         &service->metrics)) {
+    bool stopped = false;
+    enum bt_status status = rt_stream_output(stream, action->tokens, action->token_count, now_ns,
+                                             &service->output, &service->metrics, &stopped);
+    if (status != BT_OK) {
+        rt_stream_end(stream, RT_FINISH_ERROR, status, "no memory for text", now_ns,
+                      &service->metrics);
+        rt_core_finish(service->core, stream->id, RT_FINISH_CANCELLED, now_ns);
+    } else if (stopped) {
         rt_core_finish(service->core, stream->id, RT_FINISH_STOP, now_ns);
     }
 }
@@ -409,7 +438,9 @@ static void tend_links(struct rt_service *service)
             continue;
         }
         if (link->client && (link->broken || view.state == RT_WORKER_LOST)) {
-            bt_log_info(0, "worker %s: connection closed", link->id);
+            if (!link->broken && !link->left) {
+                bt_log_warn(0, "worker %s is lost: it was silent for too long", link->id);
+            }
             bt_counter_add(service->metrics.worker_losses, link->left ? 0 : 1);
             rt_worker_link_close(link);
         }

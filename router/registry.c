@@ -13,7 +13,6 @@
 
 #define MAX_TRANSPORT_ADDRESS_BYTES (64u << 10)
 #define MAX_POOL_KEY_BYTES          (64u << 10)
-#define MAX_ANNOUNCED               RT_MAX_WORKERS
 
 /* ---- checks */
 
@@ -36,10 +35,15 @@ static bool good_id(const char *id)
     return true;
 }
 
+/* Operators are shown it, so it must be text. */
 static bool good_endpoint(const char *endpoint)
 {
     bool known = strncmp(endpoint, "tcp://", 6) == 0 || strncmp(endpoint, "ipc://", 6) == 0;
-    return known && strlen(endpoint) < RT_LINK_ENDPOINT_SIZE;
+    size_t size = 0;
+    while (isgraph((unsigned char)endpoint[size])) {
+        size++;
+    }
+    return known && endpoint[size] == '\0' && size < RT_LINK_ENDPOINT_SIZE;
 }
 
 static enum bt_status check_worker(const Baton__V1__RegisterRequest *request,
@@ -133,10 +137,11 @@ static enum bt_status check_registration(const struct rt_service *service,
 
 /* ---- registering */
 
-static struct rt_worker_link *link_by_id(const struct rt_service *service, const char *id)
+static struct rt_worker_link *link_find(const struct rt_service *service, const char *id,
+                                        uint64_t incarnation)
 {
     struct rt_worker_link *link = service->links;
-    while (link && strcmp(link->id, id) != 0) {
+    while (link && (link->incarnation != incarnation || strcmp(link->id, id) != 0)) {
         link = link->next;
     }
     return link;
@@ -191,7 +196,7 @@ static bool fill_link(struct rt_worker_link *link, const Baton__V1__RegisterRequ
         request->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? RT_ROLE_PREFILL : RT_ROLE_DECODE;
     link->max_model_len = request->max_model_len;
     snprintf(link->endpoint, sizeof link->endpoint, "%s", request->control_endpoint);
-    snprintf(link->transport, sizeof link->transport, "%s", request->transport);
+    rt_transport_copy(request->transport, link->transport);
     snprintf(link->process.host, sizeof link->process.host, "%s", request->process->host);
     link->process.pid = request->process->pid;
     link->process.start_ticks = request->process->start_ticks;
@@ -212,7 +217,8 @@ static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
         link->next = service->links;
         service->links = link;
     }
-    if (link->client && link->broken) {
+    /* A connection of before it left would not be reported as up again. */
+    if (link->client && (link->broken || link->left)) {
         rt_worker_link_close(link);
     }
     if (!fill_link(link, request)) {
@@ -310,7 +316,9 @@ static void handle_register(void *context, struct bt_rpc_call *call,
     struct rt_worker_link *link = NULL;
     enum bt_status status = register_worker(service, request, &error, &link);
     if (status != BT_OK) {
-        bt_log_warn(0, "worker '%.64s' is not registered: %s", request->worker_id, error.text);
+        /* A successor asks until its predecessor is proven gone. */
+        bt_log(status == BT_ERR_ALREADY_EXISTS ? BT_LOG_INFO : BT_LOG_WARN, 0,
+               "worker '%.64s' is not registered: %s", request->worker_id, error.text);
         bt_rpc_call_end(call, status, error.text, NULL);
         return;
     }
@@ -327,7 +335,7 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
 {
     struct rt_service *service = context;
     const Baton__V1__HeartbeatRequest *request = (const Baton__V1__HeartbeatRequest *)message;
-    struct rt_worker_link *link = link_by_id(service, request->worker_id);
+    struct rt_worker_link *link = link_find(service, request->worker_id, request->incarnation);
     if (!request->load) {
         bt_rpc_call_end(call, BT_ERR_INVALID_ARGUMENT, "load: is missing", NULL);
         return;
@@ -335,10 +343,7 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
     struct rt_load load;
     rt_load_from_message(request->load, &load);
     enum bt_status status = BT_ERR_NOT_FOUND;
-    while (link && link->incarnation != request->incarnation) {
-        link = link->next;
-    }
-    if (link && strcmp(link->id, request->worker_id) == 0) {
+    if (link) {
         status = rt_core_worker_heartbeat(service->core, request->worker_id, request->incarnation,
                                           &load, request->draining, bt_clock_now_ns());
     }
@@ -357,14 +362,12 @@ static void handle_deregister(void *context, struct bt_rpc_call *call,
 {
     struct rt_service *service = context;
     const Baton__V1__DeregisterRequest *request = (const Baton__V1__DeregisterRequest *)message;
-    for (struct rt_worker_link *link = service->links; link; link = link->next) {
-        if (strcmp(link->id, request->worker_id) == 0 &&
-            link->incarnation == request->incarnation) {
-            bt_log_info(0, "worker %s leaves", link->id);
-            link->left = true;
-            rt_core_worker_lost(service->core, link->ref, "it left", bt_clock_now_ns());
-            service->links_changed = true;
-        }
+    struct rt_worker_link *link = link_find(service, request->worker_id, request->incarnation);
+    if (link) {
+        bt_log_info(0, "worker %s leaves", link->id);
+        link->left = true;
+        rt_core_worker_lost(service->core, link->ref, "it left", bt_clock_now_ns());
+        service->links_changed = true;
     }
     Baton__V1__DeregisterResponse response = BATON__V1__DEREGISTER_RESPONSE__INIT;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);

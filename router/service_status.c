@@ -67,7 +67,8 @@ static bool fill_worker(const struct rt_worker_link *link, const struct rt_worke
                   set_string(&status->state, worker_states[view->state]);
     if (filled && link) {
         status->pid = link->process.pid;
-        filled = set_string(&status->transport, link->transport) &&
+        filled = set_string(&status->transport,
+                            link->used_transport[0] ? link->used_transport : link->transport) &&
                  set_string(&status->control_endpoint, link->endpoint);
     }
     return filled;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "router/generation_limits.h"
 
 void rt_output_buffer_finish(struct rt_output_buffer *buffer)
 {
@@ -87,38 +88,67 @@ void rt_stream_destroy(struct rt_stream *stream)
 
 /* ---- output */
 
-static void *grow(void *memory, size_t needed, size_t size, size_t *capacity)
+/* False: no memory. */
+static bool grow(void **memory, size_t needed, size_t size, size_t *capacity)
 {
     if (needed <= *capacity) {
-        return memory;
+        return true;
     }
-    void *grown = realloc(memory, needed * 2 * size);
-    BT_ASSERT(grown); /* dropping text without a word would be worse */
+    void *grown = realloc(*memory, needed * 2 * size);
+    if (!grown) {
+        return false;
+    }
+    *memory = grown;
     *capacity = needed * 2;
-    return grown;
+    return true;
 }
 
-static void add_text(struct rt_output_buffer *buffer, const char *text, size_t size)
+static bool add_text(struct rt_output_buffer *buffer, const char *text, size_t size)
 {
-    buffer->text = grow(buffer->text, buffer->text_size + size + 1, 1, &buffer->text_capacity);
-    if (size > 0) {
+    void *memory = buffer->text;
+    bool room = grow(&memory, buffer->text_size + size + 1, 1, &buffer->text_capacity);
+    buffer->text = memory;
+    if (room && size > 0) {
         memcpy(buffer->text + buffer->text_size, text, size);
+        buffer->text_size += size;
     }
-    buffer->text_size += size;
+    return room;
 }
 
-static void add_token(struct rt_output_buffer *buffer, const struct rt_token *token)
+static bool add_token(struct rt_output_buffer *buffer, const struct rt_token *token)
 {
-    buffer->tokens = grow(buffer->tokens, buffer->token_count + 1, sizeof *buffer->tokens,
-                          &buffer->token_capacity);
+    void *memory = buffer->tokens;
+    bool room =
+        grow(&memory, buffer->token_count + 1, sizeof *buffer->tokens, &buffer->token_capacity);
+    buffer->tokens = memory;
+    if (!room) {
+        return false;
+    }
     Baton__V1__Token *out = &buffer->tokens[buffer->token_count++];
     if (token->payload) {
         *out = *(const Baton__V1__Token *)token->payload;
+        out->n_top = out->n_top < RT_MAX_LOGPROBS ? out->n_top : RT_MAX_LOGPROBS;
     } else {
         baton__v1__token__init(out);
         out->index = token->index;
         out->token = token->token;
     }
+    return true;
+}
+
+static bool add_token_and_text(struct rt_stream *stream, struct rt_output_buffer *buffer,
+                               const struct rt_token *token)
+{
+    if (!add_token(buffer, token)) {
+        return false;
+    }
+    if (token->token == stream->eos) {
+        return true;
+    }
+    const char *text;
+    size_t size;
+    stream->stopped = bt_detokenizer_push(stream->detokenizer, token->token, &text, &size);
+    return add_text(buffer, text, size);
 }
 
 static void note_times(struct rt_stream *stream, uint32_t count, int64_t now_ns,
@@ -137,34 +167,29 @@ static void note_times(struct rt_stream *stream, uint32_t count, int64_t now_ns,
     }
 }
 
-bool rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens, uint32_t count,
-                      int64_t now_ns, struct rt_output_buffer *buffer,
-                      const struct rt_service_metrics *metrics)
+enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens,
+                                uint32_t count, int64_t now_ns, struct rt_output_buffer *buffer,
+                                const struct rt_service_metrics *metrics, bool *ret_stopped)
 {
     buffer->text_size = buffer->token_count = 0;
     uint32_t taken = 0;
-    while (taken < count && !stream->stopped) {
-        const struct rt_token *token = &tokens[taken++];
-        add_token(buffer, token);
-        if (token->token != stream->eos) {
-            const char *text;
-            size_t size;
-            stream->stopped = bt_detokenizer_push(stream->detokenizer, token->token, &text, &size);
-            add_text(buffer, text, size);
+    while (taken < count && !stream->stopped && !stream->ended) {
+        if (!add_token_and_text(stream, buffer, &tokens[taken++])) {
+            return BT_ERR_NO_MEMORY;
         }
     }
+    *ret_stopped = taken > 0 && stream->stopped;
     if (taken == 0) {
-        return false;
+        return BT_OK;
     }
     stream->completion_tokens += taken;
     note_times(stream, taken, now_ns, metrics);
     bt_counter_add(metrics->generation_tokens, taken);
-    bool stopped = stream->stopped;
     if (!stream->abandoned) {
         stream->sink.on_output(stream->sink.context, buffer->text ? buffer->text : "",
                                buffer->text_size, buffer->tokens, buffer->token_count);
     }
-    return stopped;
+    return BT_OK;
 }
 
 /* ---- the end */

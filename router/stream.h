@@ -53,10 +53,11 @@ enum bt_status rt_stream_create(const struct bt_tokenizer *tokenizer,
                                 struct rt_stream **ret_stream);
 void rt_stream_destroy(struct rt_stream *stream); /* NULL is fine */
 
-/* Tokens whose payload is a Baton__V1__Token or NULL. True: a stop string is complete now. */
-bool rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens, uint32_t count,
-                      int64_t now_ns, struct rt_output_buffer *buffer,
-                      const struct rt_service_metrics *metrics);
+/* Tokens whose payload is a Baton__V1__Token or NULL. `ret_stopped`: a stop string is complete now.
+ * NO_MEMORY: text is missing, the stream must be ended. Nothing happens after its end. */
+enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens,
+                                uint32_t count, int64_t now_ns, struct rt_output_buffer *buffer,
+                                const struct rt_service_metrics *metrics, bool *ret_stopped);
 
 /* Text that was held back, then on_end, unless it was abandoned. */
 void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_status status,

@@ -26,6 +26,15 @@ struct rt_run {
 
 static void on_retry(void *context);
 
+void rt_transport_copy(const char *name, char ret_name[RT_LINK_TRANSPORT_SIZE])
+{
+    size_t i = 0;
+    for (; i + 1 < RT_LINK_TRANSPORT_SIZE && name[i]; i++) {
+        ret_name[i] = name[i] >= ' ' && name[i] <= '~' ? name[i] : '?';
+    }
+    ret_name[i] = '\0';
+}
+
 struct rt_worker_link *rt_worker_link_create(struct rt_service *service, struct bt_loop *loop,
                                              rt_worker_ref ref)
 {

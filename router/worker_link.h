@@ -35,7 +35,8 @@ struct rt_worker_link {
     enum rt_role role;
     uint32_t max_model_len;
     char endpoint[RT_LINK_ENDPOINT_SIZE];
-    char transport[RT_LINK_TRANSPORT_SIZE];
+    char transport[RT_LINK_TRANSPORT_SIZE];      /* as it was told to choose, "auto" */
+    char used_transport[RT_LINK_TRANSPORT_SIZE]; /* of the last handoff; "": none yet */
     struct bt_process_id process;
     Baton__V1__KvEndpoint *kv; /* decode; protobuf-c allocated */
     uint64_t appeared;         /* decode: order of appearance of kv */
@@ -54,6 +55,10 @@ struct rt_worker_link {
     uint32_t token_capacity;
     struct rt_worker_link *next; /* in the service */
 };
+
+/* A transport's name as a peer gave it: what is not printable ASCII becomes '?', the rest is cut.
+ */
+void rt_transport_copy(const char *name, char ret_name[RT_LINK_TRANSPORT_SIZE]);
 
 /* NULL: no memory. The caller fills in what the worker said. */
 struct rt_worker_link *rt_worker_link_create(struct rt_service *service, struct bt_loop *loop,

@@ -48,6 +48,7 @@ static void handle_reserve(void *context, struct bt_rpc_call *call, const Protob
                                .penalty_prompt_tokens = (uint32_t)request->n_prompt};
     Baton__V1__KvEndpoint endpoint = BATON__V1__KV_ENDPOINT__INIT;
     endpoint.worker_id = worker->id;
+    endpoint.incarnation = worker->incarnation + worker->impostor;
     Baton__V1__PageRun run = BATON__V1__PAGE_RUN__INIT;
     run.count = 1;
     Baton__V1__PageRun *runs[] = {&run};
@@ -275,7 +276,7 @@ const Baton__V1__RegisterRequest *fake_worker_registration(const struct fake_wor
     request.process = &process;
     request.max_model_len = 4096;
     request.load = &load;
-    request.transport = (char *)"shm";
+    request.transport = (char *)"auto";
     if (worker->decode) {
         kv.worker_id = (char *)worker->id;
         kv.incarnation = worker->incarnation;

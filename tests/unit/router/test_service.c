@@ -9,12 +9,15 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <zmq.h>
 
 #include <cmocka.h>
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "router/service.h"
+#include "router/generation_limits.h"
+#include "router/service_state.h"
+#include "router/stream.h"
 #include "tests/unit/router/fake_worker.h"
 
 #define MANY_S 20
@@ -712,6 +715,8 @@ static void test_every_field_of_a_registration_is_checked(void **state)
     EXPECT_BAD(r.role = 0, "role");
     EXPECT_BAD(r.role = 7, "role");
     EXPECT_BAD(r.control_endpoint = (char *)"inproc://x", "control_endpoint");
+    EXPECT_BAD(r.control_endpoint = (char *)"tcp://a\nb:1", "control_endpoint");
+    EXPECT_BAD(r.control_endpoint = (char *)"tcp://\xff:1", "control_endpoint");
     EXPECT_BAD(r.max_model_len = 0, "max_model_len");
     EXPECT_BAD(r.process = NULL, "process");
     EXPECT_BAD(r.load = NULL, "load");
@@ -731,7 +736,7 @@ static void test_endpoint_that_can_not_be_connected_to(void **state)
     (void)state;
     fake_worker_open(&p0, loop, "p0", false);
     Baton__V1__RegisterRequest r = *fake_worker_registration(&p0);
-    r.control_endpoint = (char *)"tcp://no port";
+    r.control_endpoint = (char *)"tcp://no-port";
     assert_int_not_equal(register_with(&r), BT_OK);
     assert_false(worker_is("p0", "connecting"));
 }
@@ -854,12 +859,178 @@ static void test_deregistered_worker_is_gone(void **state)
     RUN_UNTIL(worker_is("p1", "lost") && bt_counter_value(losses) == 1);
 }
 
+/* Both messages are read in one round: the worker is never seen as gone. */
+static void test_worker_that_leaves_and_comes_back_at_once(void **state)
+{
+    (void)state;
+    join(&p0, "p0", false);
+    Baton__V1__DeregisterRequest request = BATON__V1__DEREGISTER_REQUEST__INIT;
+    request.worker_id = p0.id;
+    request.incarnation = p0.incarnation;
+    struct bt_rpc_call_spec spec = {.method = "baton.v1.Registry/Deregister",
+                                    .request = &request.base,
+                                    .deadline_ns = BT_NEVER_NS,
+                                    .on_end = on_answer};
+    assert_int_equal(bt_rpc_client_call(client, &spec, NULL, NULL), BT_OK);
+    spec.method = "baton.v1.Registry/Register";
+    spec.request = &fake_worker_registration(&p0)->base;
+    assert_int_equal(bt_rpc_client_call(client, &spec, NULL, NULL), BT_OK);
+    SETTLE();
+    RUN_UNTIL(worker_is("p0", "ready"));
+}
+
+/* As after a restart at the same endpoint, when the router has not heard of it yet. */
+static void test_landing_of_another_incarnation_is_not_used(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    d0.impostor = true;
+    submit(&seen, 10);
+    RUN_UNTIL(seen.ended);
+    assert_int_equal(seen.result.status, BT_ERR_STALE);
+    assert_non_null(strstr(seen.error, "another worker or incarnation"));
+    SETTLE();
+    assert_int_equal(p0.run_count, 0);
+    RUN_UNTIL(d0.cancel_count == 3); /* it gave pages */
+}
+
+static void assert_transport(const char *id, const char *expected)
+{
+    Baton__V1__StatusResponse *status = rt_service_status(service);
+    for (size_t i = 0; i < status->n_workers; i++) {
+        if (strcmp(status->workers[i]->worker_id, id) == 0) {
+            assert_string_equal(status->workers[i]->transport, expected);
+        }
+    }
+    baton__v1__status_response__free_unpacked(status, NULL);
+}
+
+static void test_status_shows_the_transport_that_is_used(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    join(&d1, "d1", true);
+    assert_transport("p0", "auto");
+    assert_transport("d0", "auto");
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    assert_string_equal(p0.run_rank, "d0");
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, 1, 0);
+    RUN_UNTIL(seen.token_count == 1);
+    SETTLE();
+    assert_transport("p0", "shm");
+    assert_transport("d0", "shm");
+    assert_transport("d1", "auto");
+}
+
+/* A message of ours with a string that is no UTF-8 could not be read by its clients. */
+static void test_transport_names_are_text(void **state)
+{
+    (void)state;
+    fake_worker_open(&p0, loop, "p0", false);
+    Baton__V1__RegisterRequest r = *fake_worker_registration(&p0);
+    r.transport = (char *)"a\xff\n and more than there is room for";
+    assert_int_equal(register_with(&r), BT_OK);
+    assert_transport("p0", "a?? and more than there is room");
+}
+
+/* ---- the text of a stream */
+
+static bool realloc_fails;
+void *__real_realloc(void *memory, size_t size);
+void *__wrap_realloc(void *memory, size_t size);
+
+void *__wrap_realloc(void *memory, size_t size)
+{
+    return realloc_fails ? NULL : __real_realloc(memory, size);
+}
+
+static struct rt_stream *stream_open(struct seen *seen)
+{
+    struct rt_stream *stream;
+    struct rt_generation g = generation(10);
+    struct rt_sink sink = {.context = seen, .on_output = on_output, .on_end = on_end};
+    *seen = (struct seen){0};
+    assert_int_equal(rt_stream_create(rt_service_tokenizer(service), &g, 10, &sink, NULL, &stream),
+                     BT_OK);
+    return stream;
+}
+
+static void test_stream_without_memory_fails(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    struct rt_stream *stream = stream_open(&seen);
+    struct rt_output_buffer buffer = {0};
+    struct rt_service_metrics none = {0};
+    struct rt_token token = {.index = 0, .token = script.ids[0]};
+    bool stopped;
+    realloc_fails = true;
+    assert_int_equal(rt_stream_output(stream, &token, 1, 1, &buffer, &none, &stopped),
+                     BT_ERR_NO_MEMORY);
+    realloc_fails = false;
+    assert_int_equal(seen.token_count, 0);
+    rt_output_buffer_finish(&buffer);
+    rt_stream_destroy(stream);
+}
+
+static void on_many(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
+                    size_t token_count)
+{
+    (void)text;
+    (void)size;
+    assert_int_equal(token_count, 1);
+    *(size_t *)context = tokens[0].n_top;
+}
+
+/* Fronts compare them in pairs. */
+static void test_candidates_of_a_token_are_bounded(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    size_t shown = 0;
+    struct rt_service_metrics known;
+    rt_service_metrics_init(&known, metrics, "tiny");
+    struct rt_stream *stream = stream_open(&seen);
+    stream->sink = (struct rt_sink){.context = &shown, .on_output = on_many};
+    static Baton__V1__TokenLogprob one;
+    static Baton__V1__TokenLogprob *top[1000];
+    for (size_t i = 0; i < 1000; i++) {
+        top[i] = &one;
+    }
+    baton__v1__token_logprob__init(&one);
+    Baton__V1__Token message = BATON__V1__TOKEN__INIT;
+    message.token = script.ids[0];
+    message.n_top = 1000;
+    message.top = top;
+    struct rt_output_buffer buffer = {0};
+    struct rt_token token = {.index = 0, .token = script.ids[0], .payload = &message};
+    bool stopped;
+    assert_int_equal(rt_stream_output(stream, &token, 1, 1, &buffer, &known, &stopped), BT_OK);
+    assert_int_equal(shown, RT_MAX_LOGPROBS);
+    assert_int_equal(message.n_top, 1000); /* its owner frees them */
+    rt_output_buffer_finish(&buffer);
+    rt_stream_destroy(stream);
+}
+
+/* ---- looking in */
+
 static void test_metrics_and_status(void **state)
 {
     (void)state;
     static struct seen seen;
     join(&p0, "p0", false);
     join(&d0, "d0", true);
+    Baton__V1__StepsRequest unknown = BATON__V1__STEPS_REQUEST__INIT;
+    assert_int_equal(call("no/Such", &unknown.base, NULL), BT_ERR_NOT_FOUND);
+    void *raw = zmq_socket(bt_loop_zmq(loop), ZMQ_DEALER);
+    assert_int_equal(zmq_connect(raw, rt_service_rpc_endpoint(service)), 0);
+    assert_int_equal(zmq_send(raw, "one part", 8, 0), 8);
     submit(&seen, 3);
     RUN_UNTIL(p0.run);
     fake_prefill_done(&p0);
@@ -878,6 +1049,8 @@ static void test_metrics_and_status(void **state)
     fake_decode_step(&d0, 2, 1, BATON__V1__FINISH_REASON__FINISH_LENGTH);
     RUN_UNTIL(seen.ended);
     size_t size;
+    RUN_UNTIL(bt_rpc_server_dropped(service->server) == 1);
+    zmq_close(raw);
     char *text = rt_service_metrics(service, &size);
     assert_int_equal(size, strlen(text));
     const char *lines[] = {
@@ -888,6 +1061,7 @@ static void test_metrics_and_status(void **state)
         "vllm:inter_token_latency_seconds_count{model_name=\"tiny\"} 2\n",
         "vllm:num_requests_running{model_name=\"tiny\"} 0\n",
         "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.25\n",
+        "baton_rpc_dropped_messages_total{model_name=\"tiny\"} 1\n",
         "baton_kv_pushed_bytes_total{model_name=\"tiny\"} 4096\n",
         "baton_kv_hidden_bytes_total{model_name=\"tiny\"} 1024\n",
         "baton_worker_up{worker=\"d0\",role=\"decode\"} 1\n",
@@ -932,6 +1106,12 @@ int main(void)
         TEST(test_successor_waits_until_the_predecessor_is_proven_dead),
         TEST(test_cancels_wait_for_a_broken_link),
         TEST(test_deregistered_worker_is_gone),
+        TEST(test_worker_that_leaves_and_comes_back_at_once),
+        TEST(test_landing_of_another_incarnation_is_not_used),
+        TEST(test_status_shows_the_transport_that_is_used),
+        TEST(test_transport_names_are_text),
+        TEST(test_stream_without_memory_fails),
+        TEST(test_candidates_of_a_token_are_bounded),
         TEST(test_metrics_and_status),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
