@@ -32,6 +32,7 @@ struct rt_openai_answer {
     struct rt_openai_json *timings; /* one a generation, whole responses only */
     struct generation *generations;
     size_t generation_count, unfinished;
+    size_t held_bytes; /* by all choices, whole responses only */
     bool abandoned;
 };
 
@@ -66,6 +67,20 @@ static void stream_changed(struct rt_openai_answer *answer)
     } else if (size > 0 && answer->state == RT_ANSWER_WAITING) {
         answer->state = RT_ANSWER_STREAMING;
     }
+}
+
+/* More came for a choice of a whole response, which held `before` bytes. */
+static void whole_changed(struct rt_openai_answer *answer, const struct rt_openai_choice *choice,
+                          size_t before)
+{
+    answer->held_bytes += rt_openai_choice_size(choice) - before;
+    if (answer->held_bytes <= RT_OPENAI_WHOLE_LIMIT)
+        return;
+    rt_openai_error_set(&answer->error, BT_ERR_INVALID_ARGUMENT, NULL, "response_too_large",
+                        "the response is larger than %u bytes: ask for less, or for a stream",
+                        RT_OPENAI_WHOLE_LIMIT);
+    answer->state = RT_ANSWER_FAILED;
+    answer->on_change(answer->context);
 }
 
 static void write_timings(struct rt_openai_answer *answer, struct rt_openai_json *out)
@@ -127,10 +142,13 @@ static void on_output(void *context, const char *text, size_t size, const Baton_
     struct rt_openai_answer *answer = generation->answer;
     if (over(answer))
         return;
+    size_t before = rt_openai_choice_size(&generation->choice);
     rt_openai_write_output(&answer->form, &generation->choice, text, size, tokens, token_count,
                            &answer->out);
-    if (!answer->form.stream)
+    if (!answer->form.stream) {
+        whole_changed(answer, &generation->choice, before);
         return;
+    }
     stream_changed(answer);
     answer->on_change(answer->context);
 }

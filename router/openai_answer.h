@@ -17,6 +17,8 @@
 
 /* Bytes of a stream that may wait for its reader. */
 #define RT_OPENAI_STREAM_LIMIT (1u << 20)
+/* Bytes that are collected for a response that is no stream. */
+#define RT_OPENAI_WHOLE_LIMIT (64u << 20)
 
 enum rt_openai_answer_state {
     RT_ANSWER_WAITING,

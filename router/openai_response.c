@@ -14,6 +14,12 @@ void rt_openai_choice_finish(struct rt_openai_choice *choice)
     rt_openai_json_finish(&choice->offsets);
 }
 
+size_t rt_openai_choice_size(const struct rt_openai_choice *choice)
+{
+    return choice->text.end + choice->token_ids.end + choice->tokens.end + choice->logprobs.end +
+           choice->top_logprobs.end + choice->offsets.end;
+}
+
 static void write_usage(const struct rt_openai_usage *usage, struct rt_openai_json *out)
 {
     rt_openai_json_literal(out, "\"usage\":{\"prompt_tokens\":");

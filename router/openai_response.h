@@ -39,6 +39,8 @@ struct rt_openai_choice {
 };
 
 void rt_openai_choice_finish(struct rt_openai_choice *choice);
+/* Bytes that it holds of a whole response. */
+size_t rt_openai_choice_size(const struct rt_openai_choice *choice);
 
 /* New text and tokens of a choice. A stream's chunks go to `out` ("data: {…}\n\n"), nothing when
  * there is nothing to show; a whole response collects them in the choice. */

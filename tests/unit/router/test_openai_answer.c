@@ -99,6 +99,27 @@ static void test_stream_states(void **state)
     assert_int_equal(f->service->abandoned, 0);
 }
 
+/* What is collected of all choices together is bounded. */
+static void test_whole_response_is_bounded(void **state)
+{
+    struct fixture *f = *state;
+    start(f, "{" HELLO ",\"n\":2}");
+    static char text[1 << 20];
+    memset(text, 'x', sizeof text);
+    for (size_t i = 0; i < 64; i++) {
+        const struct rt_sink *sink = &f->service->requests[i % 2].sink;
+        sink->on_output(sink->context, text, sizeof text, NULL, 0);
+    }
+    expect_state(f, RT_ANSWER_WAITING);
+    step(f, 0);
+    expect_state(f, RT_ANSWER_FAILED);
+    assert_int_equal(f->changes, 1);
+    assert_int_equal(rt_openai_answer_error(f->answer)->http_status, 400);
+    assert_string_equal(rt_openai_answer_error(f->answer)->code, "response_too_large");
+    rt_openai_answer_settle(f->answer);
+    assert_int_equal(f->service->live, 0);
+}
+
 /* One of several fails: what still runs is for nobody. */
 static void test_broken_abandons_the_others(void **state)
 {
@@ -195,9 +216,13 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
     const struct CMUnitTest tests[] = {
-        TEST(test_stream_states),        TEST(test_broken_abandons_the_others),
-        TEST(test_failed_before_output), TEST(test_overflow),
-        TEST(test_order_of_choices),     TEST(test_abandon),
+        TEST(test_stream_states),
+        TEST(test_whole_response_is_bounded),
+        TEST(test_broken_abandons_the_others),
+        TEST(test_failed_before_output),
+        TEST(test_overflow),
+        TEST(test_order_of_choices),
+        TEST(test_abandon),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
