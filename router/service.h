@@ -67,8 +67,8 @@ struct rt_sink {
 enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_options *options,
                                  struct bt_metrics *metrics, struct bt_error *error,
                                  struct rt_service **ret_service);
-/* Takes nothing new and ends every stream: on_end runs in here, with UNAVAILABLE. The loop then still
- * has to carry what fronts and workers are to hear of it. */
+/* Takes nothing new and ends every stream: on_end runs in here, with UNAVAILABLE. The loop then
+ * still has to carry what fronts and workers are to hear of it. */
 void rt_service_stop(struct rt_service *service);
 /* After rt_service_stop, which it does where that was not done. NULL is fine. */
 void rt_service_destroy(struct rt_service *service);
