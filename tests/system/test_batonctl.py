@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 import cluster
 
@@ -47,6 +48,10 @@ def main():
         assert answer.startswith("Once upon a time there was a playful fox named Lucy."), answer
         for word in ("TTFT", "TPOT", "KV pushed", "transport", "hidden"):
             assert word in answer, answer
+        workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
+        assert {w["transport"] for w in workers} <= {"shm", "tcp", "rdma"}, workers
+        with urllib.request.urlopen(f"{c.http}/metrics", timeout=20) as metrics:
+            assert "# TYPE baton_http_clients_gone_total" in metrics.read().decode()
         text = c.ctl("generate", "--temperature", "0", "--max-tokens", "5", "Once upon a time").stdout
         assert text.startswith("Once upon a time there was a playful"), text
         talk = subprocess.run([str(cluster.BATONCTL), "chat", "--state-dir", c.dir, "--temperature",
