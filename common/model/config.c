@@ -165,6 +165,8 @@ static void refuse_unsupported(struct reader *reader)
                "quantised checkpoints are not offered: convert it to bf16");
     if (optional_bool(reader, "attention_bias", false))
         refuse(reader, BT_ERR_UNSUPPORTED, "attention_bias", "not offered");
+    if (optional_bool(reader, "mlp_bias", false))
+        refuse(reader, BT_ERR_UNSUPPORTED, "mlp_bias", "not offered");
     if (!optional_bool(reader, "rope_interleave", true))
         refuse(reader, BT_ERR_UNSUPPORTED, "rope_interleave", "only interleaved is offered");
     optional_choice(reader, "hidden_act", activations, 0);
@@ -203,11 +205,21 @@ static void read_attention(struct reader *reader, struct bt_model_config *config
         invalid(reader, "qk_head_dim", "is not qk_nope_head_dim + qk_rope_head_dim");
 }
 
-/* Groups limit the choice for the two methods that have them; greedy ignores n_group. */
-static void read_groups(struct reader *reader, struct bt_route_shape *route)
+/* `absent` where the file has no such key, `null` where it says null: V3's class tells them apart.
+ */
+static uint32_t defaulted_u32(struct reader *reader, const char *key, uint32_t min, uint32_t max,
+                              uint32_t absent, uint32_t null)
 {
-    uint32_t groups = optional_u32(reader, "n_group", 1, MAX_EXPERTS, 1);
-    uint32_t kept = optional_u32(reader, "topk_group", 1, MAX_EXPERTS, groups == 1 ? 1 : 0);
+    if (!json_object_get(reader->object, key))
+        return absent;
+    return optional_u32(reader, key, min, max, null);
+}
+
+/* Groups limit the choice for the two methods that have them; greedy ignores n_group. */
+static void read_groups(struct reader *reader, bool v3, struct bt_route_shape *route)
+{
+    uint32_t groups = defaulted_u32(reader, "n_group", 1, MAX_EXPERTS, v3 ? 8 : 1, 1);
+    uint32_t kept = defaulted_u32(reader, "topk_group", 1, MAX_EXPERTS, v3 ? 4 : 0, 0);
     route->groups = route->groups_per_token = 1;
     if (reader->status != BT_OK || route->method == BT_TOPK_GREEDY || groups == 1)
         return;
@@ -225,23 +237,45 @@ static void read_groups(struct reader *reader, struct bt_route_shape *route)
     route->groups_per_token = kept;
 }
 
+/*
+ * V3's weights are normalised, then scaled. V2's are one or the other, and a single expert is not
+ * normalised; no published checkpoint of V2 asks for it.
+ */
+static void read_weighting(struct reader *reader, bool v3, struct bt_route_shape *route)
+{
+    route->normalize = optional_bool(reader, "norm_topk_prob", v3);
+    route->scale = (float)optional_real(reader, "routed_scaling_factor", 0, 1e4, v3 ? 2.5 : 1.0);
+    if (v3)
+        return;
+    route->normalize = route->normalize && route->experts_per_token > 1;
+    if (route->normalize)
+        route->scale = 1;
+}
+
+/* "gready" is the word of V2's own class for it. */
+static enum bt_topk_method read_method(struct reader *reader, bool v3)
+{
+    static const char *const names[] = {"greedy", "gready", "group_limited_greedy", "noaux_tc",
+                                        NULL};
+    static const enum bt_topk_method methods[] = {BT_TOPK_GREEDY, BT_TOPK_GREEDY,
+                                                  BT_TOPK_GROUP_LIMITED, BT_TOPK_NOAUX_TC};
+    return methods[optional_choice(reader, "topk_method", names, v3 ? 3 : 0)];
+}
+
 static void read_moe(struct reader *reader, struct bt_model_config *config)
 {
     static const char *const scorings[] = {
         [BT_SCORING_SOFTMAX] = "softmax", [BT_SCORING_SIGMOID] = "sigmoid", NULL};
-    static const char *const methods[] = {[BT_TOPK_GREEDY] = "greedy",
-                                          [BT_TOPK_GROUP_LIMITED] = "group_limited_greedy",
-                                          [BT_TOPK_NOAUX_TC] = "noaux_tc",
-                                          NULL};
     struct bt_route_shape *route = &config->route;
     bool v3 = is_v3(config);
 
     config->n_routed_experts = optional_u32(reader, "n_routed_experts", 0, MAX_EXPERTS, 0);
-    config->first_k_dense_replace = optional_u32(reader, "first_k_dense_replace", 0, MAX_LAYERS, 0);
+    config->first_k_dense_replace =
+        defaulted_u32(reader, "first_k_dense_replace", 0, MAX_LAYERS, v3 ? 3 : 0, 0);
     config->moe_layer_freq = optional_u32(reader, "moe_layer_freq", 1, MAX_LAYERS, 1);
     if (config->n_routed_experts == 0)
         return;
-    config->n_shared_experts = optional_u32(reader, "n_shared_experts", 0, 64, 0);
+    config->n_shared_experts = defaulted_u32(reader, "n_shared_experts", 0, 64, v3 ? 1 : 0, 0);
     config->moe_intermediate_size = required_u32(reader, "moe_intermediate_size", 1, MAX_HIDDEN);
     route->experts = config->n_routed_experts;
     route->experts_per_token = required_u32(reader, "num_experts_per_tok", 1, 64);
@@ -249,11 +283,9 @@ static void read_moe(struct reader *reader, struct bt_model_config *config)
         invalid(reader, "num_experts_per_tok", "above n_routed_experts");
     route->scoring = (enum bt_scoring)optional_choice(reader, "scoring_func", scorings,
                                                       v3 ? BT_SCORING_SIGMOID : BT_SCORING_SOFTMAX);
-    route->method = (enum bt_topk_method)optional_choice(reader, "topk_method", methods,
-                                                         v3 ? BT_TOPK_NOAUX_TC : BT_TOPK_GREEDY);
-    route->normalize = optional_bool(reader, "norm_topk_prob", v3);
-    route->scale = (float)optional_real(reader, "routed_scaling_factor", 0, 1e4, v3 ? 2.5 : 1.0);
-    read_groups(reader, route);
+    route->method = read_method(reader, v3);
+    read_weighting(reader, v3, route);
+    read_groups(reader, v3, route);
 }
 
 /* rope_scaling of published checkpoints, or rope_parameters of newer transformers; or NULL. */

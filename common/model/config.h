@@ -3,7 +3,10 @@
  * Every value that a tensor shape, a table or a kernel depends on is checked here, with the key
  * and the value in the message; what the forward pass does not offer (attention_bias, another
  * activation, another rope scaling, quantization_config) is refused here, not ignored. Absent and
- * null keys take the defaults of the model type's own configuration class.
+ * null keys take the defaults of the model type's own configuration class; where that class tells
+ * them apart (n_group, topk_group, n_shared_experts, first_k_dense_replace), null means none.
+ *
+ * Where the code published with the checkpoints and later ports differ, this follows the former.
  */
 #ifndef BATON_COMMON_MODEL_CONFIG_H
 #define BATON_COMMON_MODEL_CONFIG_H
@@ -15,6 +18,9 @@
 #include "common/kernels/kernels.h"
 
 #define BT_MAX_EOS_TOKENS 8
+
+/* Of q_a_layernorm and kv_a_layernorm, whatever rms_norm_eps is: their classes are made without. */
+#define BT_LATENT_NORM_EPS 1e-6f
 
 struct bt_yarn {
     bool enabled;
@@ -32,7 +38,7 @@ struct bt_model_config {
     uint32_t n_routed_experts /* 0: no MoE layer at all */, n_shared_experts;
     struct bt_route_shape route;
     uint32_t num_nextn_predict_layers;
-    float rms_norm_eps;
+    float rms_norm_eps; /* of the norms of width hidden_size */
     double rope_theta;
     struct bt_yarn yarn;
     bool tie_word_embeddings;

@@ -151,8 +151,8 @@ static void write_kv(struct bt_forward *f, const struct bt_layer_weights *w, str
                      const struct bt_kv_layer *kv)
 {
     f->k->linear(f->stream, f->normed, rows.count, &w->kv_a, f->kv_a);
-    f->k->kv_write(f->stream, f->kv_a, &w->kv_a_norm, f->model->config.rms_norm_eps,
-                   &f->model->rope, rows.sequences, rows.sequence_count, kv);
+    f->k->kv_write(f->stream, f->kv_a, &w->kv_a_norm, BT_LATENT_NORM_EPS, &f->model->rope,
+                   rows.sequences, rows.sequence_count, kv);
 }
 
 /* q [R][A][N + P], its last P rotated. */
@@ -161,8 +161,8 @@ static void make_queries(struct bt_forward *f, const struct bt_layer_weights *w,
     uint32_t rank = f->model->config.q_lora_rank;
     if (rank) {
         f->k->linear(f->stream, f->normed, rows.count, &w->q_a, f->q_a);
-        f->k->rms_norm(f->stream, f->q_a, rows.count, rank, rank, &w->q_a_norm,
-                       f->model->config.rms_norm_eps, f->q_a);
+        f->k->rms_norm(f->stream, f->q_a, rows.count, rank, rank, &w->q_a_norm, BT_LATENT_NORM_EPS,
+                       f->q_a);
         f->k->linear(f->stream, f->q_a, rows.count, &w->q_b, f->q);
     } else {
         f->k->linear(f->stream, f->normed, rows.count, &w->q, f->q);

@@ -225,12 +225,15 @@ static int64_t layer_of(const char *name)
     return end != name + sizeof(start) - 1 && *end == '.' && layer < 100000 ? (int64_t)layer : -1;
 }
 
-/* Buffers of old exports, and MTP modules that are not used: beyond the first, or not configured.
- */
-static bool may_be_left(struct loader *loader, const char *name)
+/* Buffers of old exports, MTP modules that are not used (beyond the first, or not configured), and
+ * the shared experts without an element that transformers writes with n_shared_experts 0. */
+static bool may_be_left(struct loader *loader, const struct bt_tensor *tensor)
 {
     static const char buffer[] = ".rotary_emb.inv_freq";
+    const char *name = tensor->name;
     size_t length = strlen(name);
+    if (tensor->bytes == 0 && strstr(name, ".mlp.shared_experts."))
+        return true;
     if (length > sizeof(buffer) - 1 && !strcmp(name + length - (sizeof(buffer) - 1), buffer))
         return true;
     int64_t layer = layer_of(name);
@@ -246,7 +249,7 @@ static void check_left_over(struct loader *loader)
     const struct bt_safetensors *file = loader->model->checkpoint;
     for (size_t i = 0; i < bt_safetensors_count(file) && loader->status == BT_OK; i++) {
         const struct bt_tensor *tensor = bt_safetensors_at(file, i);
-        if (!loader->taken[i] && !may_be_left(loader, tensor->name))
+        if (!loader->taken[i] && !may_be_left(loader, tensor))
             set_fault(loader, tensor, "not a tensor of this model");
     }
 }

@@ -18,7 +18,8 @@
 
 #define MARGIN 4
 
-static const char *const variants[] = {"v2-lite", "v2-groups", "v3-f32", "v3-tied", "dense"};
+static const char *const variants[] = {"v2-lite", "v2-groups", "v3-f32",
+                                       "v3-tied", "dense",     "v3-hf"};
 
 /* Also checks the golden's own figures, without which exact comparisons would be luck. */
 static double tolerance_of(const struct golden *golden)

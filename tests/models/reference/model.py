@@ -112,7 +112,9 @@ class Model:
         return F.linear(x, self.w[name + ".weight"])
 
     def norm(self, x, name):
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.c["rms_norm_eps"])
+        # the published classes of the two latent norms are made without rms_norm_eps
+        eps = 1e-6 if name.endswith(("q_a_layernorm", "kv_a_layernorm")) else self.c["rms_norm_eps"]
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
         return self.w[name + ".weight"] * (x * scale)
 
     def queries_and_latent(self, x, n, start):
@@ -179,8 +181,11 @@ class Model:
             choice = g.masked_fill(~keep[..., None], float("-inf")).flatten(1)
         idx = self.best(choice, c["num_experts_per_tok"])
         w = scores.gather(1, idx)
-        if c["norm_topk_prob"]:
+        v2, norm = c["model_type"] == "deepseek_v2", c["norm_topk_prob"]
+        if norm and not (v2 and c["num_experts_per_tok"] == 1):
             w = w / (w.sum(-1, keepdim=True) + 1e-20)
+            if v2:  # normalised or scaled, V3 both
+                return idx, w
         return idx, w * c["routed_scaling_factor"]
 
     def moe(self, x, p, record):

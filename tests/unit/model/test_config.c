@@ -162,6 +162,58 @@ static void test_defaults(void **state)
     assert_int_equal(c.n_shared_experts, 0);
 }
 
+/* V3's class has other values for a key that is not there than for one that is null. */
+static void test_absent_is_not_null(void **state)
+{
+    (void)state;
+    struct bt_model_config c = sound(v3, "n_group", "-");
+    assert_int_equal(c.route.groups, 8);
+    c = sound(v3, "n_group", "null");
+    assert_int_equal(c.route.groups, 1);
+    c = sound(v3, "topk_group", "-");
+    assert_int_equal(c.route.groups_per_token, 4);
+    c = sound(v3, "n_shared_experts", "-");
+    assert_int_equal(c.n_shared_experts, 1);
+    c = sound(v3, "n_shared_experts", "null");
+    assert_int_equal(c.n_shared_experts, 0);
+    c = sound(v3, "first_k_dense_replace", "-");
+    assert_true(!bt_model_layer_is_moe(&c, 2) && bt_model_layer_is_moe(&c, 3));
+    c = sound(v2_lite, "first_k_dense_replace", "-");
+    assert_true(bt_model_layer_is_moe(&c, 0));
+    c = sound(v2_lite, "n_group", "-");
+    assert_int_equal(c.route.groups, 1);
+}
+
+static struct bt_route_shape weighting(const char *base, int experts_per_token, bool normalize)
+{
+    char text[3000];
+    json_t *root = parse(base);
+    json_object_set_new(root, "num_experts_per_tok", json_integer(experts_per_token));
+    json_object_set_new(root, "norm_topk_prob", json_boolean(normalize));
+    json_object_set_new(root, "routed_scaling_factor", json_real(16));
+    char *dump = json_dumps(root, JSON_COMPACT);
+    snprintf(text, sizeof(text), "%s", dump);
+    free(dump);
+    json_decref(root);
+    return sound(text, NULL, NULL).route;
+}
+
+/* As the code published with each: V2 scales the weights that it does not normalise. */
+static void test_weighting(void **state)
+{
+    (void)state;
+    struct bt_route_shape route = weighting(v2_lite, 6, false);
+    assert_true(!route.normalize && route.scale == 16);
+    route = weighting(v2_lite, 6, true);
+    assert_true(route.normalize && route.scale == 1);
+    route = weighting(v2_lite, 1, true);
+    assert_true(!route.normalize && route.scale == 16);
+    route = weighting(v3, 8, false);
+    assert_true(!route.normalize && route.scale == 16);
+    route = weighting(v3, 8, true);
+    assert_true(route.normalize && route.scale == 16);
+}
+
 static void test_variants(void **state)
 {
     (void)state;
@@ -181,6 +233,8 @@ static void test_variants(void **state)
     c = sound(least, "rope_interleave", "true");
     c = sound(v2_lite, "moe_layer_freq", "2");
     assert_true(!bt_model_layer_is_moe(&c, 1) && bt_model_layer_is_moe(&c, 2));
+    c = sound(v2_lite, "topk_method", "'gready'");
+    assert_int_equal(c.route.method, BT_TOPK_GREEDY);
     c = sound(v3, "topk_method", "'group_limited_greedy'");
     assert_int_equal(c.route.method, BT_TOPK_GROUP_LIMITED);
     scratch_write(&scratch, "generation_config.json", "{\"eos_token_id\":[1,9]}", 22);
@@ -188,6 +242,34 @@ static void test_variants(void **state)
     assert_int_equal(c.eos_token_count, 2);
     assert_int_equal(c.eos_token_ids[1], 9);
     scratch_remove(&scratch, "generation_config.json");
+}
+
+/* config.json of transformers 5: one rope_parameters, and keys of its own beside the published. */
+static void test_as_transformers_writes(void **state)
+{
+    (void)state;
+    json_t *root = parse(v3);
+    json_t *yarn = json_deep_copy(json_object_get(root, "rope_scaling"));
+    json_object_del(root, "rope_scaling");
+    json_object_del(root, "rope_theta");
+    json_object_del(root, "scoring_func");
+    json_object_del(root, "topk_method");
+    json_object_set_new(yarn, "rope_theta", json_real(20000));
+    json_object_set_new(yarn, "rope_type", json_string("yarn"));
+    json_object_set_new(root, "rope_parameters", yarn);
+    json_t *more = parse("{'dtype':'bfloat16','head_dim':64,'qk_head_dim':192,'pad_token_id':null,"
+                         "'rope_interleave':true,'output_router_logits':false,'pretraining_tp':1}");
+    json_object_update(root, more);
+    json_decref(more);
+    char *text = json_dumps(root, JSON_COMPACT);
+    json_decref(root);
+    struct bt_model_config c = sound(text, NULL, NULL), published = sound(v3, NULL, NULL);
+    assert_true(c.rope_theta == 20000);
+    assert_memory_equal(&c.route, &published.route, sizeof(c.route));
+    assert_true(c.yarn.enabled && c.yarn.factor == 40 && c.yarn.mscale_all_dim == 1);
+    assert_true(bt_model_mla_shape(&c).softmax_scale ==
+                bt_model_mla_shape(&published).softmax_scale);
+    free(text);
 }
 
 /* key = value in the file `base` is refused, and the message has file and key. */
@@ -242,6 +324,7 @@ static const struct {
     {v3, "num_nextn_predict_layers", "17"},
     {v3, "tie_word_embeddings", "'no'"},
     {v3, "attention_bias", "true"},
+    {v2_lite, "mlp_bias", "true"},
     {v3, "hidden_act", "'gelu'"},
     {v3, "rope_interleave", "false"},
     {v3, "bos_token_id", "129280"},
@@ -347,7 +430,8 @@ static void test_every_key_with_every_kind(void **state)
     (void)state;
     static const char *const values[] = {"null", "-1",   "0",  "1",  "2",   "3",     "7",
                                          "1.5",  "true", "[]", "{}", "'x'", "65536", "1e300"};
-    static const char *const variants[] = {"v2-lite", "v2-groups", "v3-f32", "v3-tied", "dense"};
+    static const char *const variants[] = {"v2-lite", "v2-groups", "v3-f32",
+                                           "v3-tied", "dense",     "v3-hf"};
     uint32_t loaded = 0, refused = 0;
     for (size_t v = 0; v < sizeof(variants) / sizeof(variants[0]); v++) {
         struct scratch model_dir;
@@ -442,7 +526,10 @@ int main(void)
         cmocka_unit_test(test_v2_lite),
         cmocka_unit_test(test_v3),
         cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_absent_is_not_null),
+        cmocka_unit_test(test_weighting),
         cmocka_unit_test(test_variants),
+        cmocka_unit_test(test_as_transformers_writes),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_required_keys),
         cmocka_unit_test(test_quantised_is_refused),

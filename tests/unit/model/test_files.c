@@ -43,10 +43,10 @@ static void expect_error(const struct scratch *scratch, const char *a, const cha
 static void test_sound_checkpoints_load(void **state)
 {
     (void)state;
-    static const char *const variants[] = {"tiny",   "v2-lite", "v2-groups",
-                                           "v3-f32", "v3-tied", "dense"};
-    uint64_t hashes[6];
-    for (int i = 0; i < 6; i++) {
+    static const char *const variants[] = {"tiny",    "v2-lite", "v2-groups", "v3-f32",
+                                           "v3-tied", "dense",   "v3-hf"};
+    uint64_t hashes[7];
+    for (int i = 0; i < 7; i++) {
         char dir[512];
         struct bt_error error = {0};
         struct bt_model *model;
@@ -315,6 +315,7 @@ static void test_left_over(void **state)
     json_t *header = scratch_read_header(&scratch, SINGLE);
     expect_extra(&scratch, header, "model.layers.1.self_attn.rotary_emb.inv_freq", true);
     expect_extra(&scratch, header, "model.layers.3.eh_proj.weight", true); /* an MTP layer */
+    expect_extra(&scratch, header, "model.layers.0.mlp.shared_experts.up_proj.weight", true);
     expect_extra(&scratch, header, "model.layers.1.self_attn.q_b_proj.weight", false);
     expect_extra(&scratch, header, "model.layers.3.self_attn.o_proj.weight", false);
     expect_extra(&scratch, header, "model.layers.1.mlp.experts.8.up_proj.weight", false);
