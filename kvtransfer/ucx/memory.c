@@ -27,6 +27,22 @@ static bool is_shared(const void *base)
     return shared;
 }
 
+/* What the kernel could give without swapping; UINT64_MAX where it does not say. */
+static uint64_t available_bytes(void)
+{
+    FILE *info = fopen("/proc/meminfo", "re");
+    char line[128];
+    uint64_t kib, bytes = UINT64_MAX;
+
+    while (info != NULL && fgets(line, sizeof(line), info) != NULL) {
+        if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1)
+            bytes = kib * 1024;
+    }
+    if (info != NULL)
+        fclose(info);
+    return bytes;
+}
+
 /* Puts from shared memory transports are stores only into memory that UCX allocated. */
 static enum bt_status alloc_by_ucx(struct kvt_ucx *ucx, struct kvt_memory *memory,
                                    struct bt_error *error)
@@ -88,9 +104,16 @@ enum bt_status kvt_ucx_memory_alloc(struct kvt_transport *transport, size_t byte
                                     struct bt_error *error, struct kvt_memory **ret_memory)
 {
     struct kvt_ucx *ucx = (struct kvt_ucx *)transport;
-    struct kvt_memory *memory = calloc(1, sizeof(*memory));
+    struct kvt_memory *memory;
+    uint64_t available = available_bytes();
     enum bt_status status;
 
+    /* A pool is touched as a whole at once: one that does not fit stalls the machine first. */
+    if (bytes > available)
+        return bt_error_set(error, BT_ERR_NO_MEMORY,
+                            "a pool of %zu bytes: only %" PRIu64 " bytes of memory are available",
+                            bytes, available);
+    memory = calloc(1, sizeof(*memory));
     if (memory == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
     memory->bytes = bytes;

@@ -755,6 +755,21 @@ static void case_source_dies(void)
     close(fds[1]);
 }
 
+/* Refused before a page of it is touched: petabytes. */
+static void case_pool_beyond_memory(void)
+{
+    struct kvt_target_options options = {
+        .transport = transport,
+        .layout = {.layer_count = 61, .kv_lora_rank = 512, .qk_rope_head_dim = 64, .dtype = BT_F32},
+        .pool_pages = UINT32_MAX,
+        .max_jobs = 1};
+    struct kvt_target *target = NULL;
+    struct bt_error error = {0};
+
+    CHECK(kvt_target_create(&options, &error, &target) == BT_ERR_NO_MEMORY);
+    CHECK(target == NULL && strstr(error.text, "available") != NULL);
+}
+
 static void case_target_jobs_are_bounded(void)
 {
     struct kvt_target_options options = {
@@ -1028,6 +1043,7 @@ static const struct {
     {"target jobs are bounded", case_target_jobs_are_bounded, EVERYWHERE},
     {"target dies and comes back", case_target_dies_and_comes_back, PROCESSES_ONLY},
     {"source dies", case_source_dies, PROCESSES_ONLY},
+    {"pool beyond memory", case_pool_beyond_memory, PROCESSES_ONLY},
     {"strays arrive until disconnect", case_strays_arrive_until_disconnect, SIM_ONLY},
     {"no write after the lease", case_no_write_after_the_lease, SIM_ONLY},
     {"target checks ranges", case_target_checks_ranges, TCP_ONLY},
