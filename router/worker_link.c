@@ -218,6 +218,19 @@ static void on_reserve_end(void *context, enum bt_status status, const char *tex
     free(run);
 }
 
+/* A cancel of whatever the rank holds of the request, still to be repeated, would hit the new
+ * reservation. What it was for ends by itself at the rank: nobody takes a lease of it. */
+static void cancels_supersede(struct rt_worker_link *link, uint64_t request)
+{
+    struct rt_cancel *next;
+    for (struct rt_cancel *cancel = link->cancels; cancel; cancel = next) {
+        next = cancel->next;
+        if (cancel->request == request && cancel->epoch == 0 && !cancel->in_flight) {
+            cancel_free(cancel);
+        }
+    }
+}
+
 enum bt_status rt_worker_link_reserve(struct rt_worker_link *link, uint32_t attempt,
                                       const Baton__V1__ReserveRequest *request)
 {
@@ -225,6 +238,7 @@ enum bt_status rt_worker_link_reserve(struct rt_worker_link *link, uint32_t atte
     if (!run) {
         return BT_ERR_NO_MEMORY;
     }
+    cancels_supersede(link, request->request_id);
     struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/Reserve",
         .request = &request->base,

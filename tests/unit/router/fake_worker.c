@@ -69,6 +69,11 @@ static void handle_cancel(void *context, struct bt_rpc_call *call, const Protobu
     const Baton__V1__CancelRequest *request = (const Baton__V1__CancelRequest *)message;
     assert_true(worker->cancel_count < FAKE_MAX);
     worker->cancels[worker->cancel_count++] = *request;
+    if (worker->refuse_cancel != BT_OK) {
+        bt_rpc_call_end(call, worker->refuse_cancel, "told to refuse", NULL);
+        worker->refuse_cancel = BT_OK;
+        return;
+    }
     for (uint32_t i = 0; i < worker->held_count; i++) {
         if (worker->held[i].request == request->request_id &&
             (request->epoch == 0 || request->epoch == worker->held[i].epoch)) {

@@ -37,8 +37,9 @@ struct fake_worker {
     uint32_t held_count;
     uint32_t cancel_count;
     Baton__V1__CancelRequest cancels[FAKE_MAX];
-    enum bt_status refuse; /* Reserve answers this, unless BT_OK */
-    bool impostor;         /* landings name another incarnation */
+    enum bt_status refuse;        /* Reserve answers this, unless BT_OK */
+    enum bt_status refuse_cancel; /* the next Cancel answers this, unless BT_OK */
+    bool impostor;                /* landings name another incarnation */
 
     /* prefill */
     struct bt_rpc_call *run; /* the open one */

@@ -260,6 +260,27 @@ static void test_refused_reserve_waits_for_pages(void **state)
     assert_int_equal(d0.cancel_count, 0);
 }
 
+/* A cancel that has to be repeated names no epoch, as none was answered. */
+static void test_repeated_cancel_spares_the_next_reservation(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    d0.refuse = BT_ERR_INTERNAL;
+    d0.refuse_cancel = BT_ERR_UNAVAILABLE;
+    submit(&seen, 10);
+    RUN_UNTIL(d0.cancel_count == 1);
+    d0.refuse = BT_OK;
+    RUN_UNTIL(p0.run);
+    int64_t later_ns = bt_clock_now_ns() + 1200 * BT_NS_PER_MS; /* cancels are repeated after 1 s */
+    while (bt_clock_now_ns() < later_ns) {
+        assert_int_equal(bt_loop_run_once(loop, later_ns, NULL), BT_OK);
+    }
+    assert_int_equal(d0.cancel_count, 1);
+    assert_false(d0.held[0].cancelled);
+}
+
 static void test_preempted_reserves_in_full(void **state)
 {
     (void)state;
@@ -587,6 +608,7 @@ int main(void)
         TEST(test_abandoned_request_is_cancelled_everywhere),
         TEST(test_deadline),
         TEST(test_refused_reserve_waits_for_pages),
+        TEST(test_repeated_cancel_spares_the_next_reservation),
         TEST(test_preempted_reserves_in_full),
         TEST(test_steps_with_nonsense_leave_other_requests_alone),
         TEST(test_limits_of_a_generation),
