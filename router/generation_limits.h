@@ -7,7 +7,7 @@
 #include "router/service.h"
 
 #define RT_MAX_LOGPROBS   20
-#define RT_MAX_LOGIT_BIAS 4096
+#define RT_MAX_LOGIT_BIAS 1024
 
 /*
  * INVALID_ARGUMENT naming the field as the API does. `ret_max_tokens`: what the request may

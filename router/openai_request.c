@@ -135,9 +135,9 @@ static enum bt_status parse_bias(const json_t *root, struct rt_openai_error *err
         return rt_openai_error_field(error, "logit_bias", "must be an object, not %s",
                                      rt_openai_body_type(bias));
     size_t count = json_object_size(bias);
-    if (count > RT_OPENAI_MAX_BIAS)
+    if (count > RT_MAX_LOGIT_BIAS)
         return rt_openai_error_field(error, "logit_bias", "has %zu entries, more than %d", count,
-                                     RT_OPENAI_MAX_BIAS);
+                                     RT_MAX_LOGIT_BIAS);
     if (count == 0)
         return BT_OK;
     request->sampling.logit_bias_token = calloc(count, sizeof(uint32_t));

@@ -19,9 +19,8 @@ const struct rt_sampling_field rt_sampling_fields[] = {
     {"min_tokens", RT_SAMPLING_UINT32, FIELD(min_tokens), 0, INT32_MAX, false, true, 0},
     {"max_tokens", RT_SAMPLING_UINT32, FIELD(max_tokens), 1, INT32_MAX, false, false, 0},
     {"max_completion_tokens", RT_SAMPLING_UINT32, FIELD(max_tokens), 1, INT32_MAX, false, false, 0},
-    {"logprobs", RT_SAMPLING_INT32, FIELD(logprobs), 0, RT_OPENAI_MAX_LOGPROBS, false, false, -1},
-    {"top_logprobs", RT_SAMPLING_INT32, FIELD(logprobs), 0, RT_OPENAI_MAX_LOGPROBS, false, false,
-     -1},
+    {"logprobs", RT_SAMPLING_INT32, FIELD(logprobs), 0, RT_MAX_LOGPROBS, false, false, -1},
+    {"top_logprobs", RT_SAMPLING_INT32, FIELD(logprobs), 0, RT_MAX_LOGPROBS, false, false, -1},
     {NULL},
 };
 

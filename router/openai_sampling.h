@@ -9,10 +9,8 @@
 #include <stdint.h>
 
 #include "proto/types.pb-c.h"
+#include "router/generation_limits.h"
 #include "router/openai_error.h"
-
-#define RT_OPENAI_MAX_BIAS     1024 /* entries of logit_bias */
-#define RT_OPENAI_MAX_LOGPROBS 20
 
 enum rt_sampling_type { RT_SAMPLING_REAL, RT_SAMPLING_INT32, RT_SAMPLING_UINT32 };
 

@@ -182,9 +182,9 @@ static enum bt_status read_bias(const struct rt_service *service,
     if (count != request->n_logit_bias_value)
         return rt_openai_error_field(error, "logit_bias", "has %zu tokens and %zu values", count,
                                      request->n_logit_bias_value);
-    if (count > RT_OPENAI_MAX_BIAS)
+    if (count > RT_MAX_LOGIT_BIAS)
         return rt_openai_error_field(error, "logit_bias", "has %zu entries, more than %d", count,
-                                     RT_OPENAI_MAX_BIAS);
+                                     RT_MAX_LOGIT_BIAS);
     uint32_t vocab_size = bt_tokenizer_vocab_size(rt_service_tokenizer(service));
     for (size_t i = 0; i < count; i++) {
         enum bt_status status = rt_sampling_check_bias(
