@@ -2,7 +2,6 @@
 
 The build directory comes from BATON_TEST_BUILD (meson sets it), the checkpoint from BATON_TEST_MODEL.
 """
-import atexit
 import json
 import os
 import pathlib
@@ -18,6 +17,18 @@ BUILD = pathlib.Path(os.environ.get("BATON_TEST_BUILD", ROOT / "build"))
 MODEL = pathlib.Path(os.environ.get("BATON_TEST_MODEL", ROOT / "tests/models/tiny"))
 BATONCTL = BUILD / "deploy/batonctl/batonctl"
 SKIP = 77
+
+
+# Outlives a test that is killed: at the end of its standard input it ends what is left.
+GUARD = """
+import shutil, subprocess, sys, time
+sys.stdin.read()
+for _ in range(2):
+    subprocess.run([sys.argv[1], "down", "--grace", "0s", "--state-dir", sys.argv[2]],
+                   capture_output=True)
+    time.sleep(0.2)
+shutil.rmtree(sys.argv[2], ignore_errors=True)
+"""
 
 
 def skip(why):
@@ -48,7 +59,8 @@ class Cluster:
                      "--port", "0", "--wait", "120s"]
         for name, value in args.items():
             self.args += ["--" + name.replace("_", "-"), str(value)]
-        atexit.register(self.stop)
+        self.guard = subprocess.Popen([sys.executable, "-c", GUARD, str(BATONCTL), self.dir],
+                                      stdin=subprocess.PIPE, start_new_session=True)
 
     def ctl(self, verb, *args, check=True, timeout=150):
         command = [str(BATONCTL), verb, "--state-dir", self.dir, *map(str, args)]
@@ -125,6 +137,9 @@ class Cluster:
         finally:
             self.dir = None
             shutil.rmtree(directory, ignore_errors=True)
+            self.guard.kill()
+            self.guard.wait()
+            self.guard.stdin.close()
         if logs:
             print(logs, file=sys.stderr)
             raise AssertionError("a sanitizer or an invariant complained")

@@ -14,8 +14,7 @@ def run(*args):
     return done.returncode, done.stdout, done.stderr
 
 
-def main():
-    state = tempfile.mkdtemp(prefix="baton-test-")
+def wrong_usage(state):
     code, out, _ = run("--help")
     assert code == 0 and "chat" in out
     for args, code_wanted, text in [
@@ -34,6 +33,10 @@ def main():
         assert code == code_wanted, (args, code, out, err)
         assert text in out + err, (args, err)
 
+
+def main():
+    with tempfile.TemporaryDirectory(prefix="baton-test-") as state:
+        wrong_usage(state)
     with cluster.Cluster(prefill=1, decode=1, served_model_name="tiny") as c:
         workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
         assert {w["role"] for w in workers} == {"prefill", "decode"}
