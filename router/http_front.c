@@ -50,6 +50,8 @@ static void run(void *context)
     struct rt_http_front *front = context;
     front->woken = false;
     unsigned before = connection_count(front);
+    /* Before the library closes a slow reader by itself, which leaves its bytes to the kernel. */
+    rt_http_exchanges_settle(&front->exchanges);
     MHD_run(front->daemon);
     /* At its limit the library stops listening, and starts again only in a later run. */
     if (connection_count(front) < before)
