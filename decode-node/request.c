@@ -147,7 +147,7 @@ static enum bt_status check_room(const struct dc_requests *requests,
                                  const struct dc_reservation *reservation, struct bt_error *error)
 {
     if (!dc_subscribers_has(requests->options.subscribers, reservation->router_incarnation)) {
-        return bt_error_set(error, BT_ERR_UNAVAILABLE,
+        return bt_error_set(error, BT_ERR_STALE,
                             "router_incarnation: that router has no Steps stream here");
     }
     if (dc_requests_count(requests) >= requests->options.max_requests) {

@@ -213,6 +213,9 @@ static void on_reserve_end(void *context, enum bt_status status, const char *tex
                            const ProtobufCMessage *response)
 {
     struct rt_run *run = context;
+    if (status == BT_ERR_STALE) {
+        link_break(run->link, "the rank has no Steps stream of ours any more");
+    }
     rt_service_on_reserved(run->link, run->request, run->attempt, status, text,
                            (const Baton__V1__ReserveResponse *)response);
     free(run);

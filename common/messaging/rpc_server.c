@@ -186,8 +186,33 @@ static void peer_cancel_calls(struct bt_peer *peer)
 }
 
 /* The connection is gone: nothing more can be sent or will come. */
+/* A client that was only silent hears, when it goes on, that its calls are over. As far as there is
+ * room: a closed connection takes nothing. */
+static void peer_tell(struct bt_peer *peer)
+{
+    size_t cursor = 0;
+    uint64_t id;
+    void *call;
+    while (bt_map_next(&peer->calls, &cursor, &id, &call)) {
+        struct bt_wire_packet packet;
+        if (bt_peer_pack_end(id, BT_ERR_UNAVAILABLE, "the client was silent for too long", NULL,
+                             &packet) != BT_OK) {
+            return;
+        }
+        enum bt_status sent =
+            bt_wire_packet_send(&packet, peer->peers->socket, peer->identity, peer->identity_size);
+        if (sent == BT_ERR_EXHAUSTED) {
+            bt_wire_packet_finish(&packet);
+        }
+        if (sent != BT_OK) {
+            return;
+        }
+    }
+}
+
 static void peer_lose(struct bt_peer *peer)
 {
+    peer_tell(peer);
     peer->holds++;
     peer->lost = true;
     bt_peer_retire(peer);

@@ -1,6 +1,7 @@
 """Real processes die, stop and come back under load: answers stay right, pages come back."""
 import concurrent.futures
 import os
+import pathlib
 import random
 import signal
 import sys
@@ -52,6 +53,15 @@ def main():
         assert under_load(c, seeds, pause) == want
         c.wait_quiet(60)
         print("prefill worker stopped and resumed: every answer equal", flush=True)
+
+        # For so long that the decode rank gives the silent router up.
+        log = pathlib.Path(c.dir, "default/decode-0.log")
+        c.kill("router", signal.SIGSTOP)
+        cluster.until(lambda: " left: " in log.read_text(errors="replace"), 60, "giving up the router")
+        c.kill("router", signal.SIGCONT)
+        assert ask(c.http, seeds[0]) == want[seeds[0]]
+        c.wait_quiet(60)
+        print("router stopped and resumed: it is served again", flush=True)
         del c.pids["decode-1"], c.pids["prefill-1"]
 
 

@@ -169,7 +169,7 @@ static void test_a_router_that_leaves_takes_its_requests_along(void **state)
     cluster_until(&cluster, cluster.steps_ended);
     cluster_until(&cluster, dc_worker_free_pages(cluster.decode) == decode.kv_pages);
     /* Nobody would hear its tokens. */
-    assert_int_equal(cluster_reserve(&cluster, &late), BT_ERR_UNAVAILABLE);
+    assert_int_equal(cluster_reserve(&cluster, &late), BT_ERR_STALE);
     cluster_subscribe(&cluster);
     assert_int_equal(cluster_reserve(&cluster, &late), BT_OK);
     assert_int_equal(cluster_cancel(&cluster, 3, 0), BT_OK);

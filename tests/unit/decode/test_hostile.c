@@ -100,7 +100,7 @@ static void test_reserve(void **state)
     struct reserve good;
     reserve_init(&good);
     good.message.router_incarnation = ROUTER + 1;
-    assert_int_equal(reserve_send(cluster, &good), BT_ERR_UNAVAILABLE);
+    assert_int_equal(reserve_send(cluster, &good), BT_ERR_STALE);
     reserve_init(&good);
     assert_int_equal(reserve_send(cluster, &good), BT_OK);
     assert_int_equal(reserve_send(cluster, &good), BT_ERR_ALREADY_EXISTS);
