@@ -32,6 +32,20 @@ static enum bt_status append(struct bt_token_buffer *buffer, uint32_t id,
     return BT_OK;
 }
 
+/* A text that can't fit the context is refused before it is tokenized, which takes a while. */
+static enum bt_status check_bytes(const struct rt_service *service, size_t bytes, const char *param,
+                                  struct rt_openai_error *error)
+{
+    size_t context = rt_service_max_model_len(service);
+    size_t longest = bt_tokenizer_longest_token(rt_service_tokenizer(service));
+    if (longest == 0 || bytes / longest < context)
+        return BT_OK;
+    return rt_openai_error_set(error, BT_ERR_INVALID_ARGUMENT, param, "context_length_exceeded",
+                               "%s: %zu bytes are more than the model's context of %zu tokens can "
+                               "hold",
+                               param, bytes, context);
+}
+
 enum bt_status rt_openai_prompt_encode_text(const struct rt_service *service, const char *text,
                                             size_t size, bool add_special_tokens, const char *param,
                                             struct rt_openai_error *error,
@@ -41,7 +55,9 @@ enum bt_status rt_openai_prompt_encode_text(const struct rt_service *service, co
     int64_t bos = bt_tokenizer_bos(tokenizer);
     size_t first = ret_ids->count;
     bool add_bos = add_special_tokens && bos >= 0 && bt_tokenizer_add_bos(tokenizer);
-    enum bt_status status = add_bos ? append(ret_ids, (uint32_t)bos, error) : BT_OK;
+    enum bt_status status = check_bytes(service, size, param, error);
+    if (status == BT_OK && add_bos)
+        status = append(ret_ids, (uint32_t)bos, error);
     if (status != BT_OK)
         return status;
     struct bt_error reason = {0};
@@ -61,9 +77,15 @@ enum bt_status rt_openai_prompt_encode_messages(const struct rt_service *service
                                                 size_t message_count, struct rt_openai_error *error,
                                                 struct bt_token_buffer *ret_ids)
 {
+    size_t bytes = 0;
+    for (size_t i = 0; i < message_count; i++)
+        bytes += messages[i].content_size;
+    enum bt_status status = check_bytes(service, bytes, "messages", error);
+    if (status != BT_OK)
+        return status;
     struct bt_error reason = {0};
-    enum bt_status status = bt_chat_form_encode(rt_service_chat_form(service), messages,
-                                                message_count, &reason, ret_ids);
+    status = bt_chat_form_encode(rt_service_chat_form(service), messages, message_count, &reason,
+                                 ret_ids);
     return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, "messages", reason.text);
 }
 
