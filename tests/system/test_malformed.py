@@ -46,6 +46,8 @@ BODIES = [
     (b'{"prompt": "x", "echo": true}', 400, "echo"),
     (b'{"prompt": "x", "model": 7}', 400, "model"), (b'{"prompt": "x", "model": "gpt"}', 404, "gpt"),
     (b'{"prompt": "' + b"long " * 20000 + b'"}', 400, "context"),
+    # refused by its bytes: tokenizing it would keep all others waiting
+    (b'{"prompt": "' + b"7" * (15 << 20) + b'"}', 400, "bytes"),
 ]
 
 RAW = [b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\n"
