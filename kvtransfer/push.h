@@ -31,6 +31,8 @@ struct kvt_link {
     uint32_t users; /* control thread */
     _Atomic int state;
     const char *transport; /* written before READY */
+    struct kvt_rail_info rails[KVT_RAILS_MAX];
+    uint32_t rail_count;
     struct bt_error error; /* written before FAILED */
     struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
     int64_t deadline_ns;   /* of connecting */

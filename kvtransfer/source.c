@@ -128,12 +128,13 @@ static bool link_step(struct kvt_link *link, int64_t now_ns)
         return false;
     switch (ops->peer_state(link->peer)) {
     case KVT_PEER_FAILED:
-        link_fail(link, BT_ERR_PEER_LOST, "the connection broke");
+        link_fail(link, BT_ERR_PEER_LOST, ops->peer_error(link->peer));
         return true;
     case KVT_PEER_READY:
         if (state == KVT_LINK_READY)
             return false;
         link->transport = ops->peer_transport(link->peer);
+        link->rail_count = ops->peer_rails(link->peer, link->rails, KVT_RAILS_MAX);
         atomic_store(&link->state, KVT_LINK_READY);
         return true;
     case KVT_PEER_CONNECTING:
@@ -242,8 +243,11 @@ static enum bt_status start(struct kvt_source *source, struct bt_error *error)
 
     source->transport = options->given;
     if (source->transport == NULL) {
-        status =
-            kvt_transport_create(options->transport, options->bind_host, error, &source->transport);
+        const struct kvt_transport_options wanted = {.name = options->transport,
+                                                     .bind_host = options->bind_host,
+                                                     .device = options->device,
+                                                     .forbid_fallback = options->forbid_fallback};
+        status = kvt_transport_create(&wanted, error, &source->transport);
         if (status != BT_OK)
             return status;
     }
@@ -488,6 +492,15 @@ enum kvt_link_state kvt_link_state(const struct kvt_link *link)
 const char *kvt_link_transport(const struct kvt_link *link)
 {
     return kvt_link_state(link) == KVT_LINK_CONNECTING ? "" : link->transport;
+}
+
+uint32_t kvt_link_rails(const struct kvt_link *link, struct kvt_rail_info *ret_rails, uint32_t max)
+{
+    if (kvt_link_state(link) == KVT_LINK_CONNECTING)
+        return 0;
+    for (uint32_t i = 0; i < link->rail_count && i < max; i++)
+        ret_rails[i] = link->rails[i];
+    return link->rail_count;
 }
 
 const char *kvt_link_error(const struct kvt_link *link)

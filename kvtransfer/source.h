@@ -21,11 +21,14 @@ struct kvt_push;
 struct kvt_link; /* a connection to one decode rank's incarnation */
 
 struct kvt_transport;
+struct kvt_rail_info;
 
 struct kvt_source_options {
-    const char *transport; /* see kvt_transport_create */
+    const char *transport; /* these four: see struct kvt_transport_options */
     const char *bind_host;
-    struct kvt_transport *given; /* used, and destroyed, instead of the two above, unless NULL */
+    const char *device;
+    bool forbid_fallback;
+    struct kvt_transport *given; /* used, and destroyed, instead of the above, unless NULL */
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint64_t incarnation;
@@ -61,6 +64,9 @@ enum kvt_link_state { KVT_LINK_CONNECTING, KVT_LINK_READY, KVT_LINK_FAILED };
 enum kvt_link_state kvt_link_state(const struct kvt_link *link); /* any thread */
 /* "shm", "tcp", "rdma": what the writes really go over; "" before READY. */
 const char *kvt_link_transport(const struct kvt_link *link);
+/* What the rails of a READY link go over (failed ones among them are told by the log);
+ * fills the first `max` and returns how many there are. Any thread. */
+uint32_t kvt_link_rails(const struct kvt_link *link, struct kvt_rail_info *ret_rails, uint32_t max);
 /* Why it is FAILED; "" while it is not. Valid as long as the link. */
 const char *kvt_link_error(const struct kvt_link *link);
 

@@ -187,8 +187,12 @@ static enum bt_status start(struct kvt_target *target, struct bt_error *error)
 
     target->transport = target->options.given;
     if (target->transport == NULL) {
-        status = kvt_transport_create(target->options.transport, target->options.bind_host, error,
-                                      &target->transport);
+        const struct kvt_transport_options wanted = {.name = target->options.transport,
+                                                     .bind_host = target->options.bind_host,
+                                                     .device = target->options.device,
+                                                     .forbid_fallback =
+                                                         target->options.forbid_fallback};
+        status = kvt_transport_create(&wanted, error, &target->transport);
         if (status != BT_OK)
             return status;
     }

@@ -5,6 +5,7 @@
 #ifndef BATON_KVTRANSFER_TARGET_H
 #define BATON_KVTRANSFER_TARGET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/base/queue.h"
@@ -16,9 +17,11 @@ struct kvt_target;
 struct kvt_transport;
 
 struct kvt_target_options {
-    const char *transport; /* see kvt_transport_create */
+    const char *transport; /* these four: see struct kvt_transport_options */
     const char *bind_host;
-    struct kvt_transport *given; /* used, and destroyed, instead of the two above, unless NULL */
+    const char *device;
+    bool forbid_fallback;
+    struct kvt_transport *given; /* used, and destroyed, instead of the above, unless NULL */
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint32_t max_jobs; /* verifications and disconnects at once; bounds the queues */

@@ -4,13 +4,14 @@
 #include "kvtransfer/ucx/ucx.h"
 #endif
 
-enum bt_status kvt_transport_create(const char *name, const char *bind_host, struct bt_error *error,
-                                    struct kvt_transport **ret_transport)
+enum bt_status kvt_transport_create(const struct kvt_transport_options *options,
+                                    struct bt_error *error, struct kvt_transport **ret_transport)
 {
 #ifdef KVT_HAVE_UCX
-    return kvt_ucx_transport_create(name, bind_host, error, ret_transport);
+    return kvt_ucx_transport_create(options, error, ret_transport);
 #else
-    (void)bind_host, (void)ret_transport;
-    return bt_error_set(error, BT_ERR_UNSUPPORTED, "transport '%s': built without ucx", name);
+    (void)ret_transport;
+    return bt_error_set(error, BT_ERR_UNSUPPORTED, "transport '%s': built without ucx",
+                        options->name);
 #endif
 }

@@ -1,7 +1,10 @@
 /*
  * Moves bytes, decides nothing: the interface between the engines of source.c / target.c and what
- * carries the writes (a folder each: ucx/, sim/). One thread owns a transport and calls everything
- * but `wake`. No function blocks but `wait`.
+ * carries the writes (a folder each: ucx/, tcp/, choice/, rails/, sim/). One thread owns a
+ * transport and calls everything but `wake`. No function blocks but `wait`.
+ *
+ * A transport may be made of others (choice: the best that both ends have; rails: several at once).
+ * Those share one piece of memory: one child allocates it, the others register it.
  */
 #ifndef BATON_KVTRANSFER_TRANSPORT_H
 #define BATON_KVTRANSFER_TRANSPORT_H
@@ -12,11 +15,21 @@
 
 #include "common/base/status.h"
 
+#define KVT_RAILS_MAX        16 /* of one peer */
+#define KVT_DEVICE_NAME_SIZE 64
+
 struct kvt_transport;
-struct kvt_memory; /* allocated by the transport and known to it */
+struct kvt_memory; /* allocated or registered by the transport */
 struct kvt_peer;   /* a target that this side writes to */
 
 enum kvt_peer_state { KVT_PEER_CONNECTING, KVT_PEER_READY, KVT_PEER_FAILED };
+
+/* What the writes to a peer really go over: one entry a rail. */
+struct kvt_rail_info {
+    const char *transport;             /* "shm", "tcp", "rdma", "sim"; a constant */
+    char device[KVT_DEVICE_NAME_SIZE]; /* "mlx5_0:1", "eth0", "lo"; "": memory */
+    bool failed;                       /* taken out, the others go on */
+};
 
 /* Completion of a write or flush: BT_OK or BT_ERR_PEER_LOST. Runs inside progress(). */
 typedef void kvt_completion_fn(void *context, enum bt_status status);
@@ -28,7 +41,12 @@ struct kvt_transport_ops {
     /* Page-aligned, zeroed, remotely writable memory. */
     enum bt_status (*memory_alloc)(struct kvt_transport *transport, size_t bytes,
                                    struct bt_error *error, struct kvt_memory **ret_memory);
-    /* Only when nothing can be under way to or from it. */
+    /* Makes memory known that another transport allocated (page-aligned, and it lives longer than
+     * the registration). UNSUPPORTED: only memory of its own. */
+    enum bt_status (*memory_register)(struct kvt_transport *transport, void *base, size_t bytes,
+                                      struct bt_error *error, struct kvt_memory **ret_memory);
+    /* Frees what was allocated, forgets what was registered. Only when nothing can be under way to
+     * or from it. */
     void (*memory_free)(struct kvt_transport *transport, struct kvt_memory *memory);
     void *(*memory_base)(const struct kvt_memory *memory);
     /* What a peer needs to write here; malloc'd, caller frees. */
@@ -54,6 +72,11 @@ struct kvt_transport_ops {
                               struct kvt_peer **ret_peer);
     enum kvt_peer_state (*peer_state)(const struct kvt_peer *peer);
     const char *(*peer_transport)(const struct kvt_peer *peer); /* "shm", "tcp", "rdma", "sim" */
+    /* Returns how many rails it has; fills the first `max`. Before READY: 0. */
+    uint32_t (*peer_rails)(const struct kvt_peer *peer, struct kvt_rail_info *ret_rails,
+                           uint32_t max);
+    /* Why it is FAILED; "" while it is not. Valid as long as the peer. */
+    const char *(*peer_error)(const struct kvt_peer *peer);
     /* Posts a one-sided write of local memory to remote_address. BT_OK: done already, `done` does
      * not run. IN_PROGRESS: source memory belongs to the transport until `done`. EXHAUSTED:
      * progress first, completions are due. PEER_LOST. INVALID_ARGUMENT: outside of the memory that
@@ -70,6 +93,14 @@ struct kvt_transport_ops {
     /* Sleeps until something may have happened, `wake`, or `timeout_ms` (-1: none). */
     void (*wait)(struct kvt_transport *transport, int timeout_ms);
     void (*wake)(struct kvt_transport *transport); /* any thread */
+    /*
+     * For a transport made of others, which waits for all of them at once: a descriptor that turns
+     * readable when `progress` is due, if `arm` said true after the last progress. False: progress
+     * again first. *ret_timeout_ms (-1: none) gets less when it wants to be looked at sooner though
+     * nothing happens; event_fd -1: always.
+     */
+    int (*event_fd)(const struct kvt_transport *transport);
+    bool (*arm)(struct kvt_transport *transport, int *ret_timeout_ms);
 };
 
 /* Every implementation starts with this. */
@@ -77,12 +108,20 @@ struct kvt_transport {
     const struct kvt_transport_ops *ops;
 };
 
-/*
- * `name`: "auto" (UCX chooses), "shm", "tcp", "rdma" (UCX restricted to it; UNAVAILABLE when this
- * machine lacks it). `bind_host`: address on which peers of other machines reach this process;
- * NULL: loopback.
- */
-enum bt_status kvt_transport_create(const char *name, const char *bind_host, struct bt_error *error,
-                                    struct kvt_transport **ret_transport);
+struct kvt_transport_options {
+    /* "auto": the best that both ends have; "shm", "tcp", "rdma": only that one, UNAVAILABLE when
+     * this machine lacks it. */
+    const char *name;
+    /* Address on which peers of other machines reach this process; NULL: loopback. */
+    const char *bind_host;
+    /* "mlx5_0:1" (rdma), "eth0" (tcp); NULL: all that fit. */
+    const char *device;
+    /* A peer that can only be reached by something slower than the best that both ends have is an
+     * error that names both, instead of a warning. */
+    bool forbid_fallback;
+};
+
+enum bt_status kvt_transport_create(const struct kvt_transport_options *options,
+                                    struct bt_error *error, struct kvt_transport **ret_transport);
 
 #endif

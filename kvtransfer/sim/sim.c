@@ -24,6 +24,7 @@ struct sim_transport {
 struct kvt_memory {
     void *base;
     size_t bytes;
+    bool registered; /* somebody else's */
     struct kvt_memory *next;
 };
 
@@ -295,6 +296,25 @@ static void wait_for_event(struct kvt_transport *base, int timeout_ms)
     pthread_mutex_unlock(&sim->mutex);
 }
 
+static int event_fd(const struct kvt_transport *base)
+{
+    (void)base;
+    return -1;
+}
+
+static bool arm(struct kvt_transport *base, int *ret_timeout_ms)
+{
+    struct sim_transport *transport = (struct sim_transport *)base;
+    bool idle;
+
+    if (*ret_timeout_ms != 0)
+        *ret_timeout_ms = 1;
+    pthread_mutex_lock(&transport->sim->mutex);
+    idle = !has_work(transport);
+    pthread_mutex_unlock(&transport->sim->mutex);
+    return idle;
+}
+
 static void wake(struct kvt_transport *base)
 {
     struct sim_transport *transport = (struct sim_transport *)base;
@@ -325,6 +345,23 @@ static enum bt_status memory_alloc(struct kvt_transport *base, size_t bytes, str
     return BT_OK;
 }
 
+static enum bt_status memory_register(struct kvt_transport *base, void *memory_base, size_t bytes,
+                                      struct bt_error *error, struct kvt_memory **ret_memory)
+{
+    struct sim_transport *transport = (struct sim_transport *)base;
+    struct kvt_memory *memory = calloc(1, sizeof(*memory));
+
+    if (memory == NULL)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
+    memory->base = memory_base;
+    memory->bytes = bytes;
+    memory->registered = true;
+    memory->next = transport->memories;
+    transport->memories = memory;
+    *ret_memory = memory;
+    return BT_OK;
+}
+
 static void memory_free(struct kvt_transport *base, struct kvt_memory *memory)
 {
     struct kvt_memory **link = &((struct sim_transport *)base)->memories;
@@ -332,7 +369,8 @@ static void memory_free(struct kvt_transport *base, struct kvt_memory *memory)
     while (*link != memory)
         link = &(*link)->next;
     *link = memory->next;
-    munmap(memory->base, memory->bytes);
+    if (!memory->registered)
+        munmap(memory->base, memory->bytes);
     free(memory);
 }
 
@@ -458,6 +496,21 @@ static const char *peer_transport(const struct kvt_peer *peer)
     return "sim";
 }
 
+static uint32_t peer_rails(const struct kvt_peer *peer, struct kvt_rail_info *ret_rails,
+                           uint32_t max)
+{
+    if (peer_state(peer) != KVT_PEER_READY)
+        return 0;
+    if (max > 0)
+        ret_rails[0] = (struct kvt_rail_info){.transport = "sim"};
+    return 1;
+}
+
+static const char *peer_error(const struct kvt_peer *peer)
+{
+    return peer_state(peer) == KVT_PEER_FAILED ? "the simulated link broke" : "";
+}
+
 /* Mutex held. EXHAUSTED promises that a completion will come. */
 static bool has_operations(const struct kvt_peer *peer)
 {
@@ -573,6 +626,7 @@ static void destroy(struct kvt_transport *base)
 static const struct kvt_transport_ops sim_ops = {
     .destroy = destroy,
     .memory_alloc = memory_alloc,
+    .memory_register = memory_register,
     .memory_free = memory_free,
     .memory_base = memory_base,
     .memory_pack_key = memory_pack_key,
@@ -581,12 +635,16 @@ static const struct kvt_transport_ops sim_ops = {
     .connect = connect,
     .peer_state = peer_state,
     .peer_transport = peer_transport,
+    .peer_rails = peer_rails,
+    .peer_error = peer_error,
     .write = write_to,
     .flush = flush,
     .peer_close = peer_close,
     .progress = progress,
     .wait = wait_for_event,
     .wake = wake,
+    .event_fd = event_fd,
+    .arm = arm,
 };
 
 enum bt_status kvt_sim_transport_create(struct kvt_sim *sim, struct bt_error *error,

@@ -84,6 +84,7 @@ struct kvt_peer {
     struct kvt_ucx_key range;
     uint64_t incarnation;
     uint64_t cookie;
+    char why[128]; /* it failed */
     struct kvt_ucx_op *ops;
     struct kvt_peer *next;
     size_t key_size;
@@ -170,6 +171,9 @@ enum bt_status kvt_ucx_connect(struct kvt_transport *transport, const void *addr
                                struct kvt_peer **ret_peer);
 enum kvt_peer_state kvt_ucx_peer_state(const struct kvt_peer *peer);
 const char *kvt_ucx_peer_transport(const struct kvt_peer *peer);
+uint32_t kvt_ucx_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info *ret_rails,
+                            uint32_t max);
+const char *kvt_ucx_peer_error(const struct kvt_peer *peer);
 enum bt_status kvt_ucx_write(struct kvt_peer *peer, const void *source, size_t bytes,
                              uint64_t remote_address, kvt_completion_fn *done, void *context);
 enum bt_status kvt_ucx_flush(struct kvt_peer *peer, kvt_completion_fn *done, void *context);
@@ -209,6 +213,8 @@ void kvt_ucx_sources_close(struct kvt_ucx *ucx);
 /* memory.c */
 enum bt_status kvt_ucx_memory_alloc(struct kvt_transport *transport, size_t bytes,
                                     struct bt_error *error, struct kvt_memory **ret_memory);
+enum bt_status kvt_ucx_memory_register(struct kvt_transport *transport, void *base, size_t bytes,
+                                       struct bt_error *error, struct kvt_memory **ret_memory);
 void kvt_ucx_memory_free(struct kvt_transport *transport, struct kvt_memory *memory);
 /* Whether [address, address + bytes) is inside of one memory of ours. */
 bool kvt_ucx_memory_has(const struct kvt_ucx *ucx, uint64_t address, uint64_t bytes);

@@ -132,6 +132,34 @@ enum bt_status kvt_ucx_memory_alloc(struct kvt_transport *transport, size_t byte
     return BT_OK;
 }
 
+enum bt_status kvt_ucx_memory_register(struct kvt_transport *transport, void *base, size_t bytes,
+                                       struct bt_error *error, struct kvt_memory **ret_memory)
+{
+    struct kvt_ucx *ucx = (struct kvt_ucx *)transport;
+    struct kvt_memory *memory = calloc(1, sizeof(*memory));
+    ucp_mem_map_params_t params = {
+        .field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
+        .address = base,
+        .length = bytes,
+    };
+    ucs_status_t status;
+
+    if (memory == NULL)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
+    memory->base = base;
+    memory->bytes = bytes;
+    status = ucp_mem_map(ucx->context, &params, &memory->handle);
+    if (status != UCS_OK) {
+        free(memory);
+        return bt_error_set(error, kvt_ucx_status(status), "can't register %zu bytes: %s", bytes,
+                            ucs_status_string(status));
+    }
+    memory->next = ucx->memories;
+    ucx->memories = memory;
+    *ret_memory = memory;
+    return BT_OK;
+}
+
 void kvt_ucx_memory_free(struct kvt_transport *transport, struct kvt_memory *memory)
 {
     struct kvt_ucx *ucx = (struct kvt_ucx *)transport;

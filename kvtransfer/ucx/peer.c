@@ -1,4 +1,5 @@
 #include <arpa/inet.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@ void kvt_ucx_peer_fail(struct kvt_peer *peer, const char *why)
     if (peer->state == KVT_PEER_FAILED)
         return;
     peer->state = KVT_PEER_FAILED;
+    snprintf(peer->why, sizeof(peer->why), "%s", why);
     bt_log_info(0, "kv link to pid %lld failed: %s", (long long)peer->address.process.pid, why);
 }
 
@@ -199,6 +201,21 @@ enum kvt_peer_state kvt_ucx_peer_state(const struct kvt_peer *peer)
 const char *kvt_ucx_peer_transport(const struct kvt_peer *peer)
 {
     return peer->transport;
+}
+
+uint32_t kvt_ucx_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info *ret_rails,
+                            uint32_t max)
+{
+    if (peer->state != KVT_PEER_READY)
+        return 0;
+    if (max > 0)
+        ret_rails[0] = (struct kvt_rail_info){.transport = peer->transport};
+    return 1;
+}
+
+const char *kvt_ucx_peer_error(const struct kvt_peer *peer)
+{
+    return peer->why;
 }
 
 static struct kvt_ucx_op *op_take(struct kvt_peer *peer, kvt_completion_fn *done, void *context)

@@ -281,9 +281,25 @@ static void wake(struct kvt_transport *transport)
         BT_ASSERT(errno == EAGAIN); /* the counter is full: it is awake */
 }
 
+static int event_fd(const struct kvt_transport *transport)
+{
+    return ((const struct kvt_ucx *)transport)->worker_fd;
+}
+
+static bool arm(struct kvt_transport *transport, int *ret_timeout_ms)
+{
+    struct kvt_ucx *ucx = (struct kvt_ucx *)transport;
+    ucs_status_t status = ucx->worker_fd < 0 ? UCS_ERR_UNSUPPORTED : ucp_worker_arm(ucx->worker);
+
+    if (status != UCS_OK && *ret_timeout_ms != 0)
+        *ret_timeout_ms = 1;
+    return status != UCS_ERR_BUSY;
+}
+
 static const struct kvt_transport_ops ucx_ops = {
     .destroy = destroy,
     .memory_alloc = kvt_ucx_memory_alloc,
+    .memory_register = kvt_ucx_memory_register,
     .memory_free = kvt_ucx_memory_free,
     .memory_base = kvt_ucx_memory_base,
     .memory_pack_key = kvt_ucx_memory_pack_key,
@@ -291,6 +307,8 @@ static const struct kvt_transport_ops ucx_ops = {
     .disconnect = kvt_ucx_disconnect,
     .connect = kvt_ucx_connect,
     .peer_state = kvt_ucx_peer_state,
+    .peer_rails = kvt_ucx_peer_rails,
+    .peer_error = kvt_ucx_peer_error,
     .peer_transport = kvt_ucx_peer_transport,
     .write = kvt_ucx_write,
     .flush = kvt_ucx_flush,
@@ -298,6 +316,8 @@ static const struct kvt_transport_ops ucx_ops = {
     .progress = progress,
     .wait = wait_for_event,
     .wake = wake,
+    .event_fd = event_fd,
+    .arm = arm,
 };
 
 static enum bt_status find_mode(const char *name, struct bt_error *error,
@@ -338,7 +358,7 @@ static enum bt_status create_parts(struct kvt_ucx *ucx, struct bt_error *error)
     return status;
 }
 
-enum bt_status kvt_ucx_transport_create(const char *name, const char *bind_host,
+enum bt_status kvt_ucx_transport_create(const struct kvt_transport_options *options,
                                         struct bt_error *error,
                                         struct kvt_transport **ret_transport)
 {
@@ -354,9 +374,9 @@ enum bt_status kvt_ucx_transport_create(const char *name, const char *bind_host,
     ucx->next_cookie = 1;
     ucx->listen_local = (struct kvt_ucx_listener){.ucx = ucx, .local = true};
     ucx->listen_all = (struct kvt_ucx_listener){.ucx = ucx};
-    status = find_mode(name, error, &ucx->mode);
+    status = find_mode(options->name, error, &ucx->mode);
     if (status == BT_OK)
-        status = resolve(bind_host, error, &ucx->bind);
+        status = resolve(options->bind_host, error, &ucx->bind);
     if (status == BT_OK)
         status = create_parts(ucx, error);
     if (status != BT_OK) {

@@ -4,8 +4,7 @@
 
 #include "kvtransfer/transport.h"
 
-/* `name` and `bind_host` as for kvt_transport_create. */
-enum bt_status kvt_ucx_transport_create(const char *name, const char *bind_host,
+enum bt_status kvt_ucx_transport_create(const struct kvt_transport_options *options,
                                         struct bt_error *error,
                                         struct kvt_transport **ret_transport);
 

@@ -993,10 +993,11 @@ static const char *missing; /* why this transport can't be tested here */
 
 static void probe_in_child(int fd)
 {
+    const struct kvt_transport_options options = {.name = transport};
     struct kvt_transport *created;
     struct bt_error error = {0};
 
-    if (kvt_transport_create(transport, NULL, &error, &created) == BT_OK)
+    if (kvt_transport_create(&options, &error, &created) == BT_OK)
         created->ops->destroy(created);
     CHECK(write(fd, &error, sizeof(error)) == sizeof(error));
     _exit(0);
