@@ -15,7 +15,7 @@ static const char usage[] =
     "Takes KV caches from prefill workers and generates, all sequences in one batch.";
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
-static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 

@@ -13,7 +13,7 @@ static const char usage[] = "baton-prefill --model DIR [options]\n"
                             "Computes prompts and passes their KV cache on to decode workers.";
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
-static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 

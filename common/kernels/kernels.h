@@ -2,18 +2,26 @@
  * The table of kernels: coarse operations on device buffers, ordered by a stream. The forward pass
  * (common/model/forward.c) is written once against it; a backend fills it.
  *
- *     ref      plain C, double accumulation: the oracle
- *     avx2     x86 with AVX2 + FMA
- *     avx512   x86 with AVX-512 F/BW/VL
+ *     ref           plain C, double accumulation: the oracle
+ *     avx2          x86 with AVX2 + FMA
+ *     avx512        x86 with AVX-512 F/BW/VL/DQ
+ *     avx512_bf16   with AVX512_BF16 and VNNI
+ *     amx           with AMX-TILE, AMX-BF16 and AMX-INT8
+ *
+ * Arithmetic is a property of the weights. A matrix in BT_LAYOUT_ROWS is multiplied in f32. One in
+ * BT_LAYOUT_TILES (see `pack`) is multiplied by units that take 16- or 8-bit inputs: the rows of
+ * activations are rounded to bf16 for BT_BF16 and BT_F8_E4M3 weights, and quantised to int8 with a
+ * scale of their own (max |x| / 127, symmetric) for BT_I8 and BT_I4; sums are f32 or int32.
  *
  * Determinism, binding for every backend: the bits of an output row depend on that row's inputs
- * alone: not on the number of rows, the rows beside it, the chunk a row came in, or the numbers of
- * the pages. So each output element has one reduction order, fixed by its shape; attention walks
- * absolute 64-token pages in order. avx2 and avx512 give the same bits as each other.
+ * alone: not on the number of rows, the rows beside it, the chunk a row came in, the numbers of
+ * the pages, or the number of threads. So each output element has one reduction order, fixed by its
+ * shape; attention walks absolute 64-token pages in order, split at fixed absolute positions. avx2
+ * and avx512 give the same bits as each other.
  *
- * Activations are f32, row-major, rows contiguous. Weights are [out][in] row-major as in the
- * checkpoint, in any bt_dtype, read in place, aligned to their element only. Buffers do not overlap
- * unless said. `rows` may be 0. No operation fails: scratch comes from the stream, sized before.
+ * Activations are f32, row-major, rows contiguous. Norms, router and embedding weights are always
+ * BT_LAYOUT_ROWS of a float dtype, aligned to their element only. Buffers do not overlap unless
+ * said. `rows` may be 0. No operation fails: scratch comes from the stream, sized before.
  */
 #ifndef BATON_COMMON_KERNELS_KERNELS_H
 #define BATON_COMMON_KERNELS_KERNELS_H
@@ -24,20 +32,58 @@
 
 #include "common/base/status.h"
 #include "common/kernels/dtype.h"
+#include "common/kernels/team.h"
 
 #define BT_PAGE_TOKENS 64
 
+enum bt_layout {
+    BT_LAYOUT_ROWS,  /* [rows][cols] as in the checkpoint */
+    BT_LAYOUT_TILES, /* packed by `pack`: common/kernels/tiles.h */
+};
+
+/*
+ * ROWS of F32, BF16, F16: no scales. ROWS of the others, as in a checkpoint:
+ *   F8_E4M3: weight = value * scales[row / 128][col / 128], scales [ceil(rows/128)][ceil(cols/128)]
+ *   I8:      weight = value * scales[row]
+ *   I4:      weight = value * group_scales[row][col / 128] * scales[row]; two values a byte, the
+ * even column in the low four bits, -7 … 7; cols a multiple of 128
+ */
 struct bt_matrix {
-    const void *data; /* [rows][cols]; NULL: not there */
+    const void *data; /* NULL: not there */
     uint32_t rows;    /* outputs */
     uint32_t cols;    /* inputs */
     enum bt_dtype dtype;
+    enum bt_layout layout;
+    const float *scales;
+    const uint8_t *group_scales; /* I4; |value * group scale| <= 127 */
 };
 
-/* One layer of a page pool: [page][BT_PAGE_TOKENS][kv_lora_rank + qk_rope_head_dim]. */
+/* What a matrix is packed for. */
+enum bt_use {
+    BT_USE_LINEAR, /* linear, mlp, moe_experts */
+    BT_USE_KV_B,   /* kv_b of mla_prefill and mla_decode */
+};
+
+/* One product of `linear`: out [row][weight->rows]. */
+struct bt_linear {
+    const struct bt_matrix *weight;
+    float *out;
+};
+
+struct bt_mlp {
+    struct bt_matrix gate, up; /* [intermediate][hidden] */
+    struct bt_matrix down;     /* [hidden][intermediate] */
+};
+
+/*
+ * One layer of a page pool: [page][BT_PAGE_TOKENS][token]. A token of F32 or BF16 is kv_lora_rank
+ * elements of the latent, then qk_rope_head_dim of the rotated key. One of F8_E4M3 is kv_lora_rank
+ * bytes of the latent, an f32 scale for every 128 of them (the last may have fewer), then the
+ * rotated key in bf16.
+ */
 struct bt_kv_layer {
     void *data;
-    enum bt_dtype dtype; /* BT_F32 or BT_BF16 */
+    enum bt_dtype dtype; /* BT_F32, BT_BF16 or BT_F8_E4M3 */
     uint32_t kv_lora_rank;
     uint32_t qk_rope_head_dim;
 };
@@ -70,9 +116,9 @@ struct bt_rope_table {
 enum bt_scoring { BT_SCORING_SOFTMAX, BT_SCORING_SIGMOID };
 
 enum bt_topk_method {
-    BT_TOPK_GREEDY,              /* best k of all */
-    BT_TOPK_GROUP_LIMITED,       /* V2: group score = its best expert */
-    BT_TOPK_NOAUX_TC,            /* V3: score + bias chooses; group score = sum of its two best */
+    BT_TOPK_GREEDY,        /* best k of all */
+    BT_TOPK_GROUP_LIMITED, /* V2: group score = its best expert */
+    BT_TOPK_NOAUX_TC,      /* V3: score + bias chooses; group score = sum of its two best */
 };
 
 struct bt_route_shape {
@@ -94,10 +140,28 @@ struct bt_expert_weights {
     uint32_t experts;
 };
 
+/* Which experts the rows of a batch chose. A pick is row * experts_per_token + place. */
+struct bt_routing {
+    uint32_t *experts; /* [row][experts_per_token] best first; ties: the lower index */
+    float *weights;    /* likewise, normalised and scaled */
+    uint32_t *order;   /* [rows * experts_per_token] picks by ascending expert, then row */
+    uint32_t *begin;   /* [experts + 1] where each expert's picks begin in `order` */
+};
+
 struct bt_stream;
 
 struct bt_kernels {
     const char *name;
+
+    /*
+     * Bytes that `pack` needs for a matrix in ROWS (64-byte aligned). `shape` for BT_USE_KV_B.
+     * F32 and F16 are packed as BF16; KV_B of any dtype is.
+     */
+    size_t (*packed_bytes)(const struct bt_matrix *matrix, enum bt_use use,
+                           const struct bt_mla_shape *shape);
+    /* Packs into `out`, which *ret_packed then points into: the source is not needed any more. */
+    void (*pack)(struct bt_stream *stream, const struct bt_matrix *matrix, enum bt_use use,
+                 const struct bt_mla_shape *shape, void *out, struct bt_matrix *ret_packed);
 
     /* out[row][hidden] = table[tokens[row]]; tokens were checked against table->rows. */
     void (*embed)(struct bt_stream *stream, const struct bt_matrix *table, const uint32_t *tokens,
@@ -108,16 +172,27 @@ struct bt_kernels {
     void (*rms_norm)(struct bt_stream *stream, const float *x, uint32_t rows, uint32_t dim,
                      uint32_t stride, const struct bt_matrix *weight, float eps, float *out);
 
-    /* out[row][n] = sum_k x[row][k] * weight[n][k]. */
+    /* x += y, then out = rms_norm(x); the sum is that of f32 addition. Rows contiguous. */
+    void (*add_rms_norm)(struct bt_stream *stream, float *x, const float *y, uint32_t rows,
+                         uint32_t dim, const struct bt_matrix *weight, float eps, float *out);
+
+    /* For each of `linears`: out[row][n] = sum_k x[row][k] * weight[n][k]. Equal cols. */
     void (*linear)(struct bt_stream *stream, const float *x, uint32_t rows,
-                   const struct bt_matrix *weight, float *out);
+                   const struct bt_linear *linears, uint32_t linear_count);
+
+    /*
+     * out[row] = down(silu(gate(x)) * up(x)). In tile arithmetic the inner row is rounded (or
+     * quantised) like any other input of a product.
+     */
+    void (*mlp)(struct bt_stream *stream, const float *x, uint32_t rows, const struct bt_mlp *mlp,
+                float *out);
 
     /* x[i] += y[i]. */
     void (*add)(struct bt_stream *stream, float *x, const float *y, size_t count);
-
-    /* out[i] = silu(gate[i]) * up[i]; out may be gate. */
-    void (*swiglu)(struct bt_stream *stream, const float *gate, const float *up, size_t count,
-                   float *out);
+    void (*zero)(struct bt_stream *stream, float *x, size_t count);
+    /* Row wanted[i] of x [row][dim] to row i, in place; wanted is strictly ascending. */
+    void (*gather_rows)(struct bt_stream *stream, float *x, uint32_t dim, const uint32_t *wanted,
+                        uint32_t count);
 
     /*
      * Rotates the last `qk_rope_head_dim` of each head of q in place, q [row][head][nope + rope].
@@ -130,7 +205,8 @@ struct bt_kernels {
 
     /*
      * kv_a [row][kv_lora_rank + rope] -> pages: RMS-normed latent, then rotated k_pe (halves),
-     * rounded to the pool's dtype, at position start + i of each sequence.
+     * rounded to the pool's dtype (F8_E4M3: scale max |x| / 448 for every 128, 1 when all are 0),
+     * at position start + i of each sequence.
      */
     void (*kv_write)(struct bt_stream *stream, const float *kv_a, const struct bt_matrix *norm,
                      float eps, const struct bt_rope_table *rope,
@@ -140,7 +216,8 @@ struct bt_kernels {
     /*
      * Multi-head form of MLA (prefill): keys and values are expanded from the pages by kv_b
      * [heads * (nope + v)][kv_lora_rank] (head h: nope rows, then v rows). q [row][head][nope+rope]
-     * rotated, out [row][head][v]. Causal. KV of these rows is in the pages already.
+     * rotated, out [row][head][v]. Causal. KV of these rows is in the pages already. With kv_b in
+     * TILES, queries, expanded keys and values and probabilities are rounded to bf16.
      */
     void (*mla_prefill)(struct bt_stream *stream, const float *q, const struct bt_mla_shape *shape,
                         const struct bt_matrix *kv_b, const struct bt_sequence_rows *sequences,
@@ -149,35 +226,33 @@ struct bt_kernels {
     /*
      * Absorbed form of MLA (decode): queries go to the latent space by kv_b's key rows, attention
      * reads latents only, the result comes back by kv_b's value rows. Same arguments; row_count may
-     * be > 1, with the same bits as one row at a time.
+     * be > 1, with the same bits as one row at a time. With kv_b in TILES, queries in the latent
+     * space, latents, probabilities and results in the latent space are rounded to bf16.
      */
     void (*mla_decode)(struct bt_stream *stream, const float *q, const struct bt_mla_shape *shape,
                        const struct bt_matrix *kv_b, const struct bt_sequence_rows *sequences,
                        uint32_t sequence_count, const struct bt_kv_layer *kv, float *out);
 
     /*
-     * Scores = x · gate^T, then softmax or sigmoid; choice by method; out_experts
-     * [row][experts_per_token] in the order of choice (best first; ties: the lower index),
-     * out_weights likewise, normalised and scaled. bias: [1][experts] or data NULL.
+     * Scores = x · gate^T in f32, then softmax or sigmoid; choice by method; fills all of
+     * `routing`. bias: [1][experts] or data NULL.
      */
     void (*moe_route)(struct bt_stream *stream, const float *x, uint32_t rows,
                       const struct bt_matrix *gate, const struct bt_matrix *bias,
-                      const struct bt_route_shape *shape, uint32_t *out_experts,
-                      float *out_weights);
+                      const struct bt_route_shape *shape, const struct bt_routing *routing);
 
     /*
-     * out[row] += sum over the row's experts, in ascending expert order, of
-     * weight * down(silu(gate(x)) * up(x)). Rows are grouped by expert inside. An expert whose gate
-     * has no data is another rank's: it adds nothing here.
+     * out[row] += sum over the row's experts, in ascending expert order, of weight * y, with
+     * y = down(silu(gate(x)) * up(x)); in tile arithmetic y is rounded to bf16 (so that ranks may
+     * send it so). An expert whose gate has no data is another rank's: it adds nothing here.
      */
     void (*moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
-                        const struct bt_route_shape *shape, const uint32_t *experts,
-                        const float *weights, const struct bt_expert_weights *expert_weights,
-                        float *out);
+                        const struct bt_route_shape *shape, const struct bt_routing *routing,
+                        const struct bt_expert_weights *expert_weights, float *out);
 };
 
 /*
- * `name`: "auto" (the best this CPU has), "ref", "avx2", "avx512". UNSUPPORTED when the CPU or the
+ * `name`: "auto" (the best this CPU has) or one of the names above. UNSUPPORTED when the CPU or the
  * build lacks it, naming what is missing. The table is static.
  */
 enum bt_status bt_kernels_select(const char *name, struct bt_error *error,
@@ -187,17 +262,20 @@ enum bt_status bt_kernels_select(const char *name, struct bt_error *error,
 const char *const *bt_kernels_available(void);
 
 /*
- * A stream orders operations and owns scratch memory. On a CPU operations are done on return. One
- * thread at a time.
+ * A stream orders operations and owns scratch memory. On a CPU operations are done on return; they
+ * use the threads of `team` (NULL: the caller's alone), which is borrowed and may be shared by
+ * streams that are used one at a time. One calling thread at a time.
  */
 struct bt_stream_limits {
-    uint32_t max_rows; /* of one call */
+    uint32_t max_rows;   /* of one call */
+    uint32_t max_cols;   /* widest input of linear and mlp, inner row included */
+    uint32_t max_tokens; /* longest sequence, the rows of the call included */
     /* hidden: the row width of moe_experts, exactly; the others are maxima. experts 0: no MoE. */
     uint32_t hidden, moe_intermediate, experts, experts_per_token;
     struct bt_mla_shape mla;
 };
-enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_error *error,
-                                struct bt_stream **ret_stream);
+enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_team *team,
+                                struct bt_error *error, struct bt_stream **ret_stream);
 void bt_stream_destroy(struct bt_stream *stream);
 
 #endif

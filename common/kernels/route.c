@@ -1,5 +1,7 @@
 #include "common/kernels/route.h"
 
+#include <string.h>
+
 #include <math.h>
 
 #include "common/kernels/weight.h"
@@ -101,4 +103,23 @@ void bt_route_choose(const float *scores, const struct bt_matrix *bias,
     double divisor = shape->normalize ? sum + 1e-20 : 1.0;
     for (uint32_t i = 0; i < count; i++)
         out_weights[i] = (float)(out_weights[i] / divisor * shape->scale);
+}
+
+void bt_route_group(const struct bt_route_shape *shape, uint32_t rows,
+                    const struct bt_routing *routing)
+{
+    size_t picks = (size_t)rows * shape->experts_per_token, experts = shape->experts;
+    uint32_t *begin = routing->begin;
+
+    memset(begin, 0, (experts + 1) * sizeof(*begin));
+    for (size_t i = 0; i < picks; i++) {
+        BT_ASSERT(routing->experts[i] < experts);
+        begin[routing->experts[i] + 1]++;
+    }
+    for (size_t e = 0; e < experts; e++)
+        begin[e + 1] += begin[e];
+    for (size_t i = 0; i < picks; i++)
+        routing->order[begin[routing->experts[i]]++] = (uint32_t)i;
+    memmove(begin + 1, begin, experts * sizeof(*begin));
+    begin[0] = 0;
 }

@@ -16,4 +16,8 @@ void bt_route_choose(const float *scores, const struct bt_matrix *bias,
                      const struct bt_route_shape *shape, float *choice, bool *allowed,
                      uint32_t *out_experts, float *out_weights);
 
+/* Fills order and begin of `routing` from its experts: a counting sort. */
+void bt_route_group(const struct bt_route_shape *shape, uint32_t rows,
+                    const struct bt_routing *routing);
+
 #endif

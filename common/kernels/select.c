@@ -25,9 +25,8 @@ static const char *nothing_missing(void)
 
 /* Best first. */
 static const struct candidate candidates[] = {
-    {"avx512", X86(avx512)},
-    {"avx2", X86(avx2)},
-    {"ref", &bt_kernels_ref, nothing_missing},
+    {"amx", X86(amx)},   {"avx512_bf16", X86(avx512_bf16)},         {"avx512", X86(avx512)},
+    {"avx2", X86(avx2)}, {"ref", &bt_kernels_ref, nothing_missing},
 };
 #define CANDIDATE_COUNT (sizeof(candidates) / sizeof(candidates[0]))
 
@@ -61,7 +60,8 @@ enum bt_status bt_kernels_select(const char *name, struct bt_error *error,
             return refuse(candidate, error);
     }
     return bt_error_set(error, BT_ERR_UNSUPPORTED,
-                        "kernels %s: unknown name (auto, avx512, avx2, ref)", name);
+                        "kernels %s: unknown name (auto, amx, avx512_bf16, avx512, avx2, ref)",
+                        name);
 }
 
 const char *const *bt_kernels_available(void)

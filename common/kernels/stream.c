@@ -30,6 +30,7 @@ static enum bt_status check_limits(const struct bt_stream_limits *limits, struct
         uint32_t value, max;
     } checks[] = {
         {"max_rows", limits->max_rows, MAX_ROWS},
+        {"max_cols", limits->max_cols, MAX_DIM},
         {"hidden", limits->hidden, MAX_DIM},
         {"moe_intermediate", limits->moe_intermediate, MAX_DIM},
         {"experts", limits->experts, MAX_EXPERTS},
@@ -48,19 +49,19 @@ static enum bt_status check_limits(const struct bt_stream_limits *limits, struct
     return BT_OK;
 }
 
-static size_t arena_bytes(const struct bt_stream_limits *limits)
+static size_t arena_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
     size_t bytes = bt_ref_scratch_bytes(limits);
 #ifdef BT_HAVE_X86_KERNELS
-    size_t x86_bytes = bt_x86_scratch_bytes(limits);
+    size_t x86_bytes = bt_x86_scratch_bytes(limits, threads);
     if (x86_bytes > bytes)
         bytes = x86_bytes;
 #endif
     return bt_scratch_bytes(bytes + BT_SCRATCH_ALIGN, 1);
 }
 
-enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_error *error,
-                                struct bt_stream **ret_stream)
+enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_team *team,
+                                struct bt_error *error, struct bt_stream **ret_stream)
 {
     enum bt_status status = check_limits(limits, error);
     if (status != BT_OK)
@@ -70,7 +71,8 @@ enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt
     if (!stream)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "stream: out of memory");
     stream->limits = *limits;
-    stream->arena_bytes = arena_bytes(limits);
+    stream->team = team;
+    stream->arena_bytes = arena_bytes(limits, bt_team_threads(team));
     stream->arena = aligned_alloc(BT_SCRATCH_ALIGN, stream->arena_bytes);
     if (!stream->arena) {
         status =

@@ -12,6 +12,7 @@
 
 struct bt_stream {
     struct bt_stream_limits limits;
+    struct bt_team *team; /* may be NULL */
     unsigned char *arena;
     size_t arena_bytes;
     size_t used_bytes;

@@ -8,9 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Rows of one pass of the MLP, whose inner width is many times the hidden size. */
-#define MLP_ROWS 256
-
 struct bt_forward {
     const struct bt_model *model;
     const struct bt_kernels *k;
@@ -18,16 +15,14 @@ struct bt_forward {
     struct bt_mla_shape mla;
     uint32_t max_rows, max_logits;
 
-    float *x;                        /* [R][H] the residual stream */
-    float *normed;                   /* [R][H] */
-    float *update;                   /* [R][H] what a block adds to x */
-    float *q_a;                      /* [R][q_lora_rank] */
-    float *q;                        /* [R][A][N + P] */
-    float *kv_a;                     /* [R][L + P] */
-    float *heads;                    /* [R][A][V] */
-    float *gate, *up;                /* [MLP_ROWS][widest MLP] */
-    uint32_t *experts;               /* [R][K] */
-    float *weights;                  /* [R][K] */
+    float *x;      /* [R][H] the residual stream */
+    float *normed; /* [R][H] */
+    float *update; /* [R][H] what a block adds to x */
+    float *q_a;    /* [R][q_lora_rank] */
+    float *q;      /* [R][A][N + P] */
+    float *kv_a;   /* [R][L + P] */
+    float *heads;  /* [R][A][V] */
+    struct bt_routing routing;
     float *logits;                   /* [max_logits][vocab_size] */
     struct bt_sequence_rows *wanted; /* [max_logits] */
 };
@@ -44,17 +39,26 @@ static float *floats(size_t rows, size_t width)
     return calloc(rows * width + 1, sizeof(float));
 }
 
-static uint32_t widest_mlp(const struct bt_model_config *c)
+/* The widest input of a product. */
+static uint32_t widest(const struct bt_model_config *c)
 {
-    uint32_t shared = c->n_shared_experts * c->moe_intermediate_size;
-    return c->intermediate_size > shared ? c->intermediate_size : shared;
+    uint32_t widths[] = {c->hidden_size,
+                         c->intermediate_size,
+                         c->q_lora_rank,
+                         c->kv_lora_rank,
+                         c->n_shared_experts * c->moe_intermediate_size,
+                         c->num_attention_heads * c->v_head_dim};
+    uint32_t most = 0;
+    for (size_t i = 0; i < sizeof(widths) / sizeof(widths[0]); i++)
+        most = widths[i] > most ? widths[i] : most;
+    return most;
 }
 
 static bool allocate(struct bt_forward *f)
 {
     const struct bt_model_config *c = &f->model->config;
     uint32_t rows = f->max_rows, heads = c->num_attention_heads;
-    uint32_t mlp_rows = rows < MLP_ROWS ? rows : MLP_ROWS;
+    size_t picks = (size_t)rows * c->route.experts_per_token;
 
     f->x = floats(rows, c->hidden_size);
     f->normed = floats(rows, c->hidden_size);
@@ -63,14 +67,15 @@ static bool allocate(struct bt_forward *f)
     f->q = floats(rows, (size_t)heads * (c->qk_nope_head_dim + c->qk_rope_head_dim));
     f->kv_a = floats(rows, c->kv_lora_rank + c->qk_rope_head_dim);
     f->heads = floats(rows, (size_t)heads * c->v_head_dim);
-    f->gate = floats(mlp_rows, widest_mlp(c));
-    f->up = floats(mlp_rows, widest_mlp(c));
-    f->experts = calloc((size_t)rows * c->route.experts_per_token + 1, sizeof(*f->experts));
-    f->weights = floats(rows, c->route.experts_per_token);
+    f->routing.experts = calloc(picks + 1, sizeof(uint32_t));
+    f->routing.weights = floats(picks, 1);
+    f->routing.order = calloc(picks + 1, sizeof(uint32_t));
+    f->routing.begin = calloc((size_t)c->n_routed_experts + 1, sizeof(uint32_t));
     f->logits = floats(f->max_logits, c->vocab_size);
     f->wanted = calloc((size_t)f->max_logits + 1, sizeof(*f->wanted));
-    return f->x && f->normed && f->update && f->q_a && f->q && f->kv_a && f->heads && f->gate &&
-           f->up && f->experts && f->weights && f->logits && f->wanted;
+    return f->x && f->normed && f->update && f->q_a && f->q && f->kv_a && f->heads &&
+           f->routing.experts && f->routing.weights && f->routing.order && f->routing.begin &&
+           f->logits && f->wanted;
 }
 
 enum bt_status bt_forward_create(const struct bt_model *model, uint32_t max_rows,
@@ -93,13 +98,15 @@ enum bt_status bt_forward_create(const struct bt_model *model, uint32_t max_rows
     }
     struct bt_stream_limits limits = {
         .max_rows = max_rows,
+        .max_cols = widest(c),
+        .max_tokens = c->max_position_embeddings,
         .hidden = c->hidden_size,
         .moe_intermediate = c->moe_intermediate_size,
         .experts = c->n_routed_experts,
         .experts_per_token = c->route.experts_per_token,
         .mla = f->mla,
     };
-    enum bt_status status = bt_stream_create(&limits, error, &f->stream);
+    enum bt_status status = bt_stream_create(&limits, NULL, error, &f->stream);
     if (status != BT_OK) {
         bt_forward_destroy(f);
         return status;
@@ -112,8 +119,19 @@ void bt_forward_destroy(struct bt_forward *f)
 {
     if (!f)
         return;
-    void *buffers[] = {f->x,    f->normed, f->update,  f->q_a,     f->q,      f->kv_a,  f->heads,
-                       f->gate, f->up,     f->experts, f->weights, f->logits, f->wanted};
+    void *buffers[] = {f->x,
+                       f->normed,
+                       f->update,
+                       f->q_a,
+                       f->q,
+                       f->kv_a,
+                       f->heads,
+                       f->routing.experts,
+                       f->routing.weights,
+                       f->routing.order,
+                       f->routing.begin,
+                       f->logits,
+                       f->wanted};
     for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++)
         free(buffers[i]);
     if (f->stream)
@@ -135,6 +153,13 @@ static void add_update(struct bt_forward *f, uint32_t rows)
     f->k->add(f->stream, f->x, f->update, (size_t)rows * f->model->config.hidden_size);
 }
 
+/* x += update; normed = norm(x) */
+static void add_norm(struct bt_forward *f, const struct bt_matrix *weight, uint32_t rows)
+{
+    f->k->add_rms_norm(f->stream, f->x, f->update, rows, f->model->config.hidden_size, weight,
+                       f->model->config.rms_norm_eps, f->normed);
+}
+
 static struct bt_kv_layer kv_layer(const struct bt_forward_batch *batch, uint32_t layer)
 {
     return (struct bt_kv_layer){
@@ -146,11 +171,23 @@ static struct bt_kv_layer kv_layer(const struct bt_forward_batch *batch, uint32_
     };
 }
 
+/* The layer's first products of `normed`. */
+static struct bt_linear kv_product(struct bt_forward *f, const struct bt_layer_weights *w)
+{
+    return (struct bt_linear){&w->kv_a, f->kv_a};
+}
+
+static struct bt_linear q_product(struct bt_forward *f, const struct bt_layer_weights *w)
+{
+    if (f->model->config.q_lora_rank)
+        return (struct bt_linear){&w->q_a, f->q_a};
+    return (struct bt_linear){&w->q, f->q};
+}
+
 /* The rows' latents and rotated keys to their pages. */
 static void write_kv(struct bt_forward *f, const struct bt_layer_weights *w, struct rows rows,
                      const struct bt_kv_layer *kv)
 {
-    f->k->linear(f->stream, f->normed, rows.count, &w->kv_a, f->kv_a);
     f->k->kv_write(f->stream, f->kv_a, &w->kv_a_norm, BT_LATENT_NORM_EPS, &f->model->rope,
                    rows.sequences, rows.sequence_count, kv);
 }
@@ -160,17 +197,14 @@ static void make_queries(struct bt_forward *f, const struct bt_layer_weights *w,
 {
     uint32_t rank = f->model->config.q_lora_rank;
     if (rank) {
-        f->k->linear(f->stream, f->normed, rows.count, &w->q_a, f->q_a);
         f->k->rms_norm(f->stream, f->q_a, rows.count, rank, rank, &w->q_a_norm, BT_LATENT_NORM_EPS,
                        f->q_a);
-        f->k->linear(f->stream, f->q_a, rows.count, &w->q_b, f->q);
-    } else {
-        f->k->linear(f->stream, f->normed, rows.count, &w->q, f->q);
+        f->k->linear(f->stream, f->q_a, rows.count, &(struct bt_linear){&w->q_b, f->q}, 1);
     }
     f->k->rope_q(f->stream, f->q, &f->mla, &f->model->rope, rows.sequences, rows.sequence_count);
 }
 
-/* x += attention(normed); the KV of all rows is in the pages. */
+/* update = attention(normed); the KV of all rows is in the pages. */
 static void attend(struct bt_forward *f, const struct bt_layer_weights *w, struct rows rows,
                    enum bt_forward_form form, const struct bt_kv_layer *kv)
 {
@@ -181,54 +215,30 @@ static void attend(struct bt_forward *f, const struct bt_layer_weights *w, struc
     else
         f->k->mla_decode(f->stream, f->q, &f->mla, &w->kv_b, rows.sequences, rows.sequence_count,
                          kv, f->heads);
-    f->k->linear(f->stream, f->heads, rows.count, &w->o, f->update);
-    add_update(f, rows.count);
-}
-
-/* update = down(silu(gate(normed)) * up(normed)) */
-static void mlp(struct bt_forward *f, const struct bt_mlp_weights *w, uint32_t rows)
-{
-    size_t hidden = f->model->config.hidden_size;
-    for (uint32_t first = 0; first < rows; first += MLP_ROWS) {
-        uint32_t count = rows - first < MLP_ROWS ? rows - first : MLP_ROWS;
-        const float *in = f->normed + first * hidden;
-        f->k->linear(f->stream, in, count, &w->gate, f->gate);
-        f->k->linear(f->stream, in, count, &w->up, f->up);
-        f->k->swiglu(f->stream, f->gate, f->up, (size_t)count * w->gate.rows, f->gate);
-        f->k->linear(f->stream, f->gate, count, &w->down, f->update + first * hidden);
-    }
+    f->k->linear(f->stream, f->heads, rows.count, &(struct bt_linear){&w->o, f->update}, 1);
 }
 
 /* update = shared experts(normed) + the routed experts' weighted sum */
 static void moe(struct bt_forward *f, const struct bt_layer_weights *w, uint32_t rows)
 {
     const struct bt_model_config *c = &f->model->config;
-    f->k->moe_route(f->stream, f->normed, rows, &w->router, &w->router_bias, &c->route, f->experts,
-                    f->weights);
+    f->k->moe_route(f->stream, f->normed, rows, &w->router, &w->router_bias, &c->route,
+                    &f->routing);
     if (c->n_shared_experts)
-        mlp(f, &w->mlp, rows);
+        f->k->mlp(f->stream, f->normed, rows, &w->mlp, f->update);
     else
-        memset(f->update, 0, (size_t)rows * c->hidden_size * sizeof(*f->update));
-    f->k->moe_experts(f->stream, f->normed, rows, &c->route, f->experts, f->weights, &w->experts,
-                      f->update);
+        f->k->zero(f->stream, f->update, (size_t)rows * c->hidden_size);
+    f->k->moe_experts(f->stream, f->normed, rows, &c->route, &f->routing, &w->experts, f->update);
 }
 
 static void feed_forward(struct bt_forward *f, const struct bt_layer_weights *w, uint32_t rows)
 {
-    norm(f, &w->post_attention_norm, rows);
+    add_norm(f, &w->post_attention_norm, rows);
     if (w->experts.experts)
         moe(f, w, rows);
     else
-        mlp(f, &w->mlp, rows);
+        f->k->mlp(f->stream, f->normed, rows, &w->mlp, f->update);
     add_update(f, rows);
-}
-
-/* Rows `wanted` of [R][width] to the front; they are ascending, so none is overwritten unread. */
-static void gather(float *buffer, size_t width, const uint32_t *wanted, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++)
-        if (wanted[i] != i)
-            memcpy(buffer + i * width, buffer + wanted[i] * width, width * sizeof(*buffer));
 }
 
 /* The batch's wanted rows as sequences of their own, neighbouring rows in one. */
@@ -259,9 +269,9 @@ static struct rows wanted_rows(struct bt_forward *f, const struct bt_forward_bat
 /* x and normed keep only the rows whose logits are wanted. */
 static struct rows narrow(struct bt_forward *f, const struct bt_forward_batch *batch)
 {
-    size_t hidden = f->model->config.hidden_size;
-    gather(f->x, hidden, batch->logit_rows, batch->logit_count);
-    gather(f->normed, hidden, batch->logit_rows, batch->logit_count);
+    uint32_t hidden = f->model->config.hidden_size;
+    f->k->gather_rows(f->stream, f->x, hidden, batch->logit_rows, batch->logit_count);
+    f->k->gather_rows(f->stream, f->normed, hidden, batch->logit_rows, batch->logit_count);
     return wanted_rows(f, batch);
 }
 
@@ -274,10 +284,15 @@ static struct rows run_layer(struct bt_forward *f, const struct bt_forward_batch
 {
     const struct bt_layer_weights *w = &f->model->layers[layer];
     struct bt_kv_layer kv = kv_layer(batch, layer);
+    bool last = layer + 1 == f->model->config.num_hidden_layers && !batch->probe;
+    struct bt_linear products[] = {kv_product(f, w), q_product(f, w)};
     norm(f, &w->input_norm, rows.count);
+    f->k->linear(f->stream, f->normed, rows.count, products, last ? 1 : 2);
     write_kv(f, w, rows, &kv);
-    if (layer + 1 == f->model->config.num_hidden_layers && !batch->probe)
+    if (last) {
         rows = narrow(f, batch);
+        f->k->linear(f->stream, f->normed, rows.count, products + 1, 1);
+    }
     if (rows.count) {
         attend(f, w, rows, batch->form, &kv);
         feed_forward(f, w, rows.count);
@@ -319,8 +334,8 @@ static void probe(const struct bt_forward *f, const struct bt_forward_batch *bat
     if (!batch->probe)
         return;
     bool is_moe = layer >= 0 && f->model->layers[layer].experts.experts > 0;
-    batch->probe(batch->context, layer, f->x, is_moe ? f->experts : NULL,
-                 is_moe ? f->weights : NULL);
+    batch->probe(batch->context, layer, f->x, is_moe ? f->routing.experts : NULL,
+                 is_moe ? f->routing.weights : NULL);
 }
 
 void bt_forward_run(struct bt_forward *f, const struct bt_forward_batch *batch,
@@ -339,6 +354,7 @@ void bt_forward_run(struct bt_forward *f, const struct bt_forward_batch *batch,
     if (batch->probe)
         rows = narrow(f, batch);
     norm(f, &f->model->final_norm, rows.count);
-    f->k->linear(f->stream, f->normed, rows.count, &f->model->lm_head, f->logits);
+    f->k->linear(f->stream, f->normed, rows.count,
+                 &(struct bt_linear){&f->model->lm_head, f->logits}, 1);
     *ret_logits = f->logits;
 }

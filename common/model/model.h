@@ -10,16 +10,12 @@
 #include "common/model/config.h"
 #include "common/model/safetensors.h"
 
-struct bt_mlp_weights {
-    struct bt_matrix gate, up, down;
-};
-
 struct bt_layer_weights {
     struct bt_matrix input_norm, post_attention_norm;
     struct bt_matrix q_a, q_a_norm, q_b; /* with q_lora_rank */
     struct bt_matrix q;                  /* without */
     struct bt_matrix kv_a, kv_a_norm, kv_b, o;
-    struct bt_mlp_weights mlp; /* dense layers; the shared experts of MoE layers */
+    struct bt_mlp mlp; /* dense layers; the shared experts of MoE layers */
     struct bt_matrix router, router_bias;
     struct bt_expert_weights experts; /* .experts 0: a dense layer */
 };

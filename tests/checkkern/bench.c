@@ -50,7 +50,7 @@ static double measure_flops(const struct bt_kernels *kernels)
 {
     double best = 0;
 #ifdef __x86_64__
-    bool wide = strcmp(kernels->name, "avx512") == 0;
+    bool wide = strncmp(kernels->name, "avx2", 4) != 0;
     size_t rounds = 2000000;
     for (int i = 0; i < 7; i++) {
         int64_t start = bt_clock_now_ns();
@@ -130,7 +130,7 @@ static void bench_linear(struct bench *b, const char *name, uint32_t rows, uint3
     float *out = zeros(b, (size_t)rows * outs);
     double weights = (double)cols * outs;
     int64_t ns;
-    BEST_NS(ns, b->kernels->linear(b->stream, x, rows, &w, out));
+    BEST_NS(ns, b->kernels->linear(b->stream, x, rows, &(struct bt_linear){&w, out}, 1));
     if (rows == 1)
         figure(b, name, weights * (double)bt_dtype_bytes(dtype), ns, false);
     else
@@ -151,8 +151,6 @@ static void bench_elementwise(struct bench *b)
     int64_t ns;
     BEST_NS(ns, b->kernels->add(b->stream, out, y, count));
     figure(b, "add", 8.0 * (double)count, ns, false);
-    BEST_NS(ns, b->kernels->swiglu(b->stream, x, y, count, out));
-    figure(b, "swiglu", 8.0 * (double)count, ns, false);
     BEST_NS(ns, b->kernels->rms_norm(b->stream, x, (uint32_t)(count / dim), (uint32_t)dim,
                                      (uint32_t)dim, &weight, 1e-6f, out));
     figure(b, "rms_norm", 4.0 * (double)count, ns, false);
@@ -224,7 +222,11 @@ static void bench_positions(struct bench *b)
 static void bench_moe(struct bench *b, const char *name, uint32_t rows)
 {
     enum { HIDDEN = 1024, MID = 512, EXPERTS = 32, PER_TOKEN = 4 };
-    struct bt_stream_limits limits = {rows, HIDDEN, MID, EXPERTS, PER_TOKEN};
+    struct bt_stream_limits limits = {.max_rows = rows,
+                                      .hidden = HIDDEN,
+                                      .moe_intermediate = MID,
+                                      .experts = EXPERTS,
+                                      .experts_per_token = PER_TOKEN};
     struct bt_stream *stream = check_stream(&limits);
     struct bt_route_shape shape = {EXPERTS,        PER_TOKEN, 1, 1, BT_SCORING_SIGMOID,
                                    BT_TOPK_GREEDY, true,      1};
@@ -241,12 +243,14 @@ static void bench_moe(struct bench *b, const char *name, uint32_t rows)
     float *x = check_floats_random(&b->data, (size_t)rows * HIDDEN, CHECK_NORMAL);
     float *out = zeros(b, (size_t)rows * HIDDEN), *picked = zeros(b, (size_t)rows * PER_TOKEN);
     uint32_t *experts = check_buffer(&b->data, rows * PER_TOKEN * sizeof(*experts));
+    uint32_t *order = check_buffer(&b->data, rows * PER_TOKEN * sizeof(*order)), begin[EXPERTS + 1];
+    struct bt_routing routing = {experts, picked, order, begin};
     char label[64];
     int64_t ns;
-    BEST_NS(ns, b->kernels->moe_route(stream, x, rows, &gate, &bias, &shape, experts, picked));
+    BEST_NS(ns, b->kernels->moe_route(stream, x, rows, &gate, &bias, &shape, &routing));
     snprintf(label, sizeof(label), "moe_route/%s", name);
     figure(b, label, 2.0 * rows * EXPERTS * HIDDEN, ns, true);
-    BEST_NS(ns, b->kernels->moe_experts(stream, x, rows, &shape, experts, picked, &weights, out));
+    BEST_NS(ns, b->kernels->moe_experts(stream, x, rows, &shape, &routing, &weights, out));
     snprintf(label, sizeof(label), "moe_experts/%s", name);
     figure(b, label, 6.0 * rows * PER_TOKEN * MID * HIDDEN, ns, true);
     bt_stream_destroy(stream);

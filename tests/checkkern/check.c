@@ -130,7 +130,7 @@ struct bt_stream *check_stream(const struct bt_stream_limits *limits)
 {
     struct bt_error error;
     struct bt_stream *stream = NULL;
-    if (bt_stream_create(limits, &error, &stream) != BT_OK) {
+    if (bt_stream_create(limits, NULL, &error, &stream) != BT_OK) {
         printf("FAIL stream: %s\n", error.text);
         exit(1);
     }

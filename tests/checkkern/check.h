@@ -75,7 +75,6 @@ void check_embed(struct check *check);
 void check_rms_norm(struct check *check);
 void check_linear(struct check *check);
 void check_add(struct check *check);
-void check_swiglu(struct check *check);
 void check_rope_q(struct check *check);
 void check_kv_write(struct check *check);
 void check_mla_prefill(struct check *check);

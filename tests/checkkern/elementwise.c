@@ -1,4 +1,4 @@
-/* embed, rms_norm, add, swiglu */
+/* embed, rms_norm, add */
 #include <math.h>
 
 #include "tests/checkkern/check.h"
@@ -107,58 +107,5 @@ void check_add(struct check *check)
         check_bits(check, "x", x, want, counts[i], sizeof(float));
         check_end(check);
     }
-    bt_stream_destroy(stream);
-}
-
-/*
- * e^-x within 2 ulp (4 half-ulps), then a sum, a division and a product: 7 roundings. Beyond -88.7
- * e^-x is infinite in f32 and the result 0 where the true one is below 1e-36 * |up|.
- */
-static void check_swiglu_shape(struct check *check, struct bt_stream *stream, size_t count,
-                               float range)
-{
-    check_begin(check, "count %zu range %g", count, (double)range);
-    float *gate = check_floats_random(check, count, CHECK_NORMAL);
-    float *up = check_floats_random(check, count, CHECK_NORMAL);
-    float *out = check_floats(check, count), *other = check_floats(check, count);
-    double *want = check_buffer(check, count * sizeof(double));
-    for (size_t i = 0; i < count; i++) {
-        gate[i] *= range;
-        want[i] = up[i] * (gate[i] / (1.0 + exp(-(double)gate[i])));
-    }
-    check->kernels->swiglu(stream, gate, up, count, out);
-    if (check->oracle) {
-        check->oracle->swiglu(stream, gate, up, count, other);
-        for (size_t i = 0; i < count; i++)
-            want[i] = other[i];
-    }
-    check_close(check, "out", out, want, NULL, count, CHECK_EPS * 8, 1e-36);
-    for (size_t i = 0; i < count; i++)
-        check->kernels->swiglu(stream, gate + i, up + i, 1, other + i);
-    check_bits(check, "element alone", other, out, count, sizeof(float));
-    if (check->twin) {
-        check->twin->swiglu(stream, gate, up, count, other);
-        check_bits(check, check->twin->name, other, out, count, sizeof(float));
-    }
-    check->kernels->swiglu(stream, gate, up, count, gate);
-    check_bits(check, "in place", gate, out, count, sizeof(float));
-    check_end(check);
-}
-
-void check_swiglu(struct check *check)
-{
-    static const float ranges[] = {0, 1e-40f, 1e-3f, 1, 20, 88, 200, 1e30f};
-    static const size_t counts[] = {0, 1, 17, 2000};
-    struct bt_stream *stream = check_stream(&no_limits);
-    for (unsigned i = 0; i < 8; i++) {
-        for (unsigned j = 0; j < 4; j++)
-            check_swiglu_shape(check, stream, counts[j], ranges[i]);
-    }
-    check_begin(check, "not a number");
-    float gate[3] = {NAN, INFINITY, -INFINITY}, up[3] = {1, 1, 1}, out[3];
-    check->kernels->swiglu(stream, gate, up, 3, out);
-    if (!isnan(out[0]) || out[1] != INFINITY)
-        check_fail(check, "silu(nan) is %g, silu(inf) is %g", (double)out[0], (double)out[1]);
-    check_end(check);
     bt_stream_destroy(stream);
 }

@@ -36,28 +36,29 @@ static void check_shape(struct check *check, struct bt_stream *stream, uint32_t 
     double *want = check_buffer(check, count * sizeof(double));
     double *magnitude = check_buffer(check, count * sizeof(double));
 
-    check->kernels->linear(stream, x, rows, &w, out);
+    check->kernels->linear(stream, x, rows, &(struct bt_linear){&w, out}, 1);
     naive(x, rows, &w, want, magnitude);
     if (check->oracle) {
-        check->oracle->linear(stream, x, rows, &w, other);
+        check->oracle->linear(stream, x, rows, &(struct bt_linear){&w, other}, 1);
         for (size_t i = 0; i < count; i++)
             want[i] = other[i];
     }
     check_close(check, "out", out, want, magnitude, count, CHECK_EPS * (cols / 16 + 6),
                 0x1p-149 * (cols / 16.0 + 6));
     for (size_t row = 0; row < rows; row++)
-        check->kernels->linear(stream, x + row * cols, 1, &w, other + row * outs);
+        check->kernels->linear(stream, x + row * cols, 1,
+                               &(struct bt_linear){&w, other + row * outs}, 1);
     check_bits(check, "row alone", other, out, count, sizeof(float));
     for (uint32_t n = 0; n < outs; n++) { /* an output in another place of the block */
         struct bt_matrix one = w;
         one.data = (const char *)w.data + (size_t)n * cols * bt_dtype_bytes(dtype);
         one.rows = 1;
-        check->kernels->linear(stream, x, rows > 5 ? 5 : rows, &one, other);
+        check->kernels->linear(stream, x, rows > 5 ? 5 : rows, &(struct bt_linear){&one, other}, 1);
         for (size_t row = 0; row < (rows > 5 ? 5 : rows); row++)
             check_bits(check, "output alone", other + row, out + row * outs + n, 1, sizeof(float));
     }
     if (check->twin) {
-        check->twin->linear(stream, x, rows, &w, other);
+        check->twin->linear(stream, x, rows, &(struct bt_linear){&w, other}, 1);
         check_bits(check, check->twin->name, other, out, count, sizeof(float));
     }
     check_end(check);
@@ -72,10 +73,10 @@ static void check_poison(struct check *check, struct bt_stream *stream)
     float *x = check_floats_random(check, (size_t)rows * cols, CHECK_NORMAL);
     float *out = check_floats(check, (size_t)rows * outs);
     float *want = check_floats(check, (size_t)rows * outs);
-    check->kernels->linear(stream, x, rows, &w, want);
+    check->kernels->linear(stream, x, rows, &(struct bt_linear){&w, want}, 1);
     for (size_t i = 0; i < cols; i++)
         x[5 * cols + i] = i % 2 ? NAN : INFINITY;
-    check->kernels->linear(stream, x, rows, &w, out);
+    check->kernels->linear(stream, x, rows, &(struct bt_linear){&w, out}, 1);
     for (size_t i = 0; i < outs; i++) {
         if (!isnan(out[5 * outs + i]))
             check_fail(check, "output %zu of the poisoned row is a number", i);

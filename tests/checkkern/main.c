@@ -20,7 +20,6 @@ static const struct {
     {"rms_norm", check_rms_norm},
     {"linear", check_linear},
     {"add", check_add},
-    {"swiglu", check_swiglu},
     {"rope_q", check_rope_q},
     {"kv_write", check_kv_write},
     {"mla_prefill", check_mla_prefill},
@@ -30,7 +29,7 @@ static const struct {
 };
 #define OP_COUNT (sizeof(ops) / sizeof(ops[0]))
 
-static const char *const variants[] = {"ref", "avx2", "avx512"};
+static const char *const variants[] = {"ref", "avx2", "avx512", "avx512_bf16", "amx"};
 
 static const struct bt_kernels *find(const char *name)
 {

@@ -12,6 +12,36 @@ struct scored {
     uint32_t index;
 };
 
+/* moe_route with the index map thrown away, or moe_experts with it made from the choices. */
+static void route(const struct bt_kernels *kernels, struct bt_stream *stream, const float *x,
+                  uint32_t rows, const struct bt_matrix *gate, const struct bt_matrix *bias,
+                  const struct bt_route_shape *shape, uint32_t *experts, float *weights)
+{
+    uint32_t *order = malloc(((size_t)rows * shape->experts_per_token + 1) * sizeof(*order));
+    uint32_t begin[MAX_EXPERTS + 1];
+    struct bt_routing routing = {experts, (float *)(uintptr_t)weights, order, begin};
+    kernels->moe_route(stream, x, rows, gate, bias, shape, &routing);
+    free(order);
+}
+
+static void experts_of(const struct bt_kernels *kernels, struct bt_stream *stream, const float *x,
+                       uint32_t rows, const struct bt_route_shape *shape, uint32_t *experts,
+                       const float *weights, const struct bt_expert_weights *w, float *out)
+{
+    uint32_t *order = malloc(((size_t)rows * shape->experts_per_token + 1) * sizeof(*order));
+    uint32_t begin[MAX_EXPERTS + 1], at = 0;
+    struct bt_routing routing = {experts, (float *)(uintptr_t)weights, order, begin};
+    for (uint32_t e = 0; e < shape->experts; e++) {
+        begin[e] = at;
+        for (uint32_t i = 0; i < rows * shape->experts_per_token; i++)
+            if (experts[i] == e)
+                order[at++] = i;
+    }
+    begin[shape->experts] = at;
+    kernels->moe_experts(stream, x, rows, shape, &routing, w, out);
+    free(order);
+}
+
 static int by_score(const void *a, const void *b)
 {
     const struct scored *x = a, *y = b;
@@ -167,15 +197,15 @@ static void check_route_shape(struct check *check, struct bt_route_shape shape, 
     uint32_t *experts = check_buffer(check, rows * k * sizeof(uint32_t));
     float *weights = check_floats(check, rows * k);
 
-    check->kernels->moe_route(stream, d.x, rows, &d.gate, &d.bias, &shape, d.experts, d.weights);
+    route(check->kernels, stream, d.x, rows, &d.gate, &d.bias, &shape, d.experts, d.weights);
     check_route_rows(check, &shape, &d);
     for (uint32_t row = 0; row < rows; row++)
-        check->kernels->moe_route(stream, d.x + row * hidden, 1, &d.gate, &d.bias, &shape,
-                                  experts + row * k, weights + row * k);
+        route(check->kernels, stream, d.x + row * hidden, 1, &d.gate, &d.bias, &shape,
+              experts + row * k, weights + row * k);
     check_bits(check, "row alone: experts", experts, d.experts, rows * k, sizeof(uint32_t));
     check_bits(check, "row alone: weights", weights, d.weights, rows * k, sizeof(float));
     if (check->twin) {
-        check->twin->moe_route(stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
+        route(check->twin, stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
         check_bits(check, "twin: experts", experts, d.experts, rows * k, sizeof(uint32_t));
         check_bits(check, "twin: weights", weights, d.weights, rows * k, sizeof(float));
     }
@@ -183,7 +213,7 @@ static void check_route_shape(struct check *check, struct bt_route_shape shape, 
         static const float poison[] = {NAN, INFINITY, -INFINITY, 3e38f, 0};
         d.x[i] = poison[i / hidden % 2 ? i % 5 : 0];
     }
-    check->kernels->moe_route(stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
+    route(check->kernels, stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
     for (uint32_t row = 0; row < rows; row++)
         check_valid(check, &shape, experts + row * k);
     bt_stream_destroy(stream);
@@ -295,8 +325,8 @@ static void run_experts(const struct bt_kernels *kernels, struct bt_stream *stre
 {
     size_t k = d->shape.experts_per_token;
     memcpy(out, d->start + row * d->hidden, rows * d->hidden * sizeof(*out));
-    kernels->moe_experts(stream, d->x + row * d->hidden, rows, &d->shape, d->experts + row * k,
-                         d->weights + row * k, &d->w, out);
+    experts_of(kernels, stream, d->x + row * d->hidden, rows, &d->shape, d->experts + row * k,
+               d->weights + row * k, &d->w, out);
 }
 
 /* One call for each expert alone, in ascending order, adds up to the same bits as one for all. */
@@ -312,8 +342,8 @@ static void check_order(struct check *check, struct bt_stream *stream, const str
     for (uint32_t e = 0; e < d->w.experts; e++) {
         memset(gates, 0, d->w.experts * sizeof(*gates));
         gates[e] = d->w.gate[e];
-        check->kernels->moe_experts(stream, d->x, d->rows, &d->shape, d->experts, d->weights,
-                                    &one.w, sum);
+        experts_of(check->kernels, stream, d->x, d->rows, &d->shape, d->experts, d->weights, &one.w,
+                   sum);
     }
     check_bits(check, "expert by expert", sum, out, count, sizeof(float));
 }
@@ -325,7 +355,11 @@ static void check_experts_shape(struct check *check, uint32_t rows, uint32_t hid
     check_begin(check, "rows %u hidden %u mid %u experts %u k %u dtype %u partial %u", rows, hidden,
                 mid, experts, k, dtype, partial);
     struct expert_data d = {rows, hidden, mid, {.experts = experts, .experts_per_token = k}};
-    struct bt_stream_limits limits = {rows, hidden, mid, experts, k};
+    struct bt_stream_limits limits = {.max_rows = rows,
+                                      .hidden = hidden,
+                                      .moe_intermediate = mid,
+                                      .experts = experts,
+                                      .experts_per_token = k};
     struct bt_stream *stream = check_stream(&limits);
     d.x = check_floats_random(check, count, CHECK_NORMAL);
     d.start = check_floats_random(check, count, CHECK_NORMAL);

@@ -35,7 +35,7 @@ static struct {
 } arguments;
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
-static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", NULL};
+static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 
 static const struct bt_option options[] = {
     {"model", BT_OPTION_STRING, &arguments.model, NULL, .metavar = "DIR", .required = true,

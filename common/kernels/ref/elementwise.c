@@ -1,5 +1,6 @@
-/* RMSNorm, residual sum, SwiGLU. */
+/* RMSNorm, residual sum, movement of rows. */
 #include <math.h>
+#include <string.h>
 
 #include "common/kernels/ref/ref.h"
 #include "common/kernels/weight.h"
@@ -36,10 +37,24 @@ double bt_ref_silu(double x)
     return x / (1.0 + exp(-x));
 }
 
-void bt_ref_swiglu(struct bt_stream *stream, const float *gate, const float *up, size_t count,
-                   float *out)
+void bt_ref_add_rms_norm(struct bt_stream *stream, float *x, const float *y, uint32_t rows,
+                         uint32_t dim, const struct bt_matrix *weight, float eps, float *out)
+{
+    bt_ref_add(stream, x, y, (size_t)rows * dim);
+    bt_ref_rms_norm(stream, x, rows, dim, dim, weight, eps, out);
+}
+
+void bt_ref_zero(struct bt_stream *stream, float *x, size_t count)
+{
+    (void)stream;
+    memset(x, 0, count * sizeof(*x));
+}
+
+void bt_ref_gather_rows(struct bt_stream *stream, float *x, uint32_t dim, const uint32_t *wanted,
+                        uint32_t count)
 {
     (void)stream;
     for (size_t i = 0; i < count; i++)
-        out[i] = (float)(bt_ref_silu(gate[i]) * up[i]);
+        if (wanted[i] != i)
+            memcpy(x + i * dim, x + (size_t)wanted[i] * dim, dim * sizeof(*x));
 }

@@ -26,15 +26,22 @@ double bt_ref_dot_double(const double *x, const void *row, enum bt_dtype dtype, 
     return sum;
 }
 
-void bt_ref_linear(struct bt_stream *stream, const float *x, uint32_t rows,
-                   const struct bt_matrix *weight, float *out)
+static void one_linear(const float *x, uint32_t rows, const struct bt_matrix *weight, float *out)
 {
-    (void)stream;
+    BT_ASSERT(weight->layout == BT_LAYOUT_ROWS);
     for (size_t row = 0; row < rows; row++) {
         for (size_t n = 0; n < weight->rows; n++)
             out[row * weight->rows + n] = (float)bt_ref_dot(
                 x + row * weight->cols, bt_weight_row(weight, n), weight->dtype, weight->cols);
     }
+}
+
+void bt_ref_linear(struct bt_stream *stream, const float *x, uint32_t rows,
+                   const struct bt_linear *linears, uint32_t linear_count)
+{
+    (void)stream;
+    for (uint32_t i = 0; i < linear_count; i++)
+        one_linear(x, rows, linears[i].weight, linears[i].out);
 }
 
 void bt_ref_embed(struct bt_stream *stream, const struct bt_matrix *table, const uint32_t *tokens,

@@ -1,5 +1,6 @@
 /* Routing and the routed experts. */
 #include <math.h>
+#include <string.h>
 
 #include "common/kernels/ref/ref.h"
 #include "common/kernels/route.h"
@@ -13,7 +14,9 @@ size_t bt_ref_moe_scratch_bytes(const struct bt_stream_limits *limits)
                    bt_scratch_bytes(limits->experts, sizeof(bool));
     size_t experts = bt_scratch_bytes(limits->moe_intermediate, sizeof(double)) +
                      bt_scratch_bytes(limits->hidden, sizeof(double));
-    return route > experts ? route : experts;
+    size_t mlp = 2 * bt_scratch_bytes(limits->max_cols, sizeof(double));
+    size_t most = route > experts ? route : experts;
+    return most > mlp ? most : mlp;
 }
 
 static void softmax(double *x, uint32_t count)
@@ -35,7 +38,7 @@ static void sigmoid(double *x, uint32_t count)
 
 void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
                       const struct bt_matrix *gate, const struct bt_matrix *bias,
-                      const struct bt_route_shape *shape, uint32_t *out_experts, float *out_weights)
+                      const struct bt_route_shape *shape, const struct bt_routing *routing)
 {
     uint32_t experts = shape->experts;
     bt_scratch_reset(stream);
@@ -55,9 +58,10 @@ void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
         for (uint32_t e = 0; e < experts; e++)
             scores[e] = (float)exact[e];
         bt_route_choose(scores, bias, shape, choice, allowed,
-                        out_experts + row * shape->experts_per_token,
-                        out_weights + row * shape->experts_per_token);
+                        routing->experts + row * shape->experts_per_token,
+                        routing->weights + row * shape->experts_per_token);
     }
+    bt_route_group(shape, rows, routing);
 }
 
 /* sum [hidden] += weight * down(silu(gate(x)) * up(x)); mid: [moe_intermediate]. */
@@ -75,9 +79,8 @@ static void add_expert(const float *x, float weight, const struct bt_matrix *gat
 }
 
 void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
-                        const struct bt_route_shape *shape, const uint32_t *experts,
-                        const float *weights, const struct bt_expert_weights *expert_weights,
-                        float *out)
+                        const struct bt_route_shape *shape, const struct bt_routing *routing,
+                        const struct bt_expert_weights *expert_weights, float *out)
 {
     uint32_t hidden = stream->limits.hidden, per_token = shape->experts_per_token;
     bt_scratch_reset(stream);
@@ -89,12 +92,28 @@ void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
             sum[i] = out[row * hidden + i];
         for (uint32_t e = 0; e < expert_weights->experts; e++) {
             for (size_t k = row * per_token; k < (row + 1) * per_token; k++) {
-                if (experts[k] == e && expert_weights->gate[e].data)
-                    add_expert(x + row * hidden, weights[k], &expert_weights->gate[e],
+                if (routing->experts[k] == e && expert_weights->gate[e].data)
+                    add_expert(x + row * hidden, routing->weights[k], &expert_weights->gate[e],
                                &expert_weights->up[e], &expert_weights->down[e], mid, sum);
             }
         }
         for (uint32_t i = 0; i < hidden; i++)
             out[row * hidden + i] = (float)sum[i];
+    }
+}
+
+/* A dense MLP is one expert of weight 1. */
+void bt_ref_mlp(struct bt_stream *stream, const float *x, uint32_t rows, const struct bt_mlp *mlp,
+                float *out)
+{
+    size_t inputs = mlp->gate.cols, outs = mlp->down.rows;
+    bt_scratch_reset(stream);
+    double *mid = bt_scratch_take(stream, mlp->gate.rows, sizeof(*mid));
+    double *sum = bt_scratch_take(stream, outs, sizeof(*sum));
+    for (size_t row = 0; row < rows; row++) {
+        memset(sum, 0, outs * sizeof(*sum));
+        add_expert(x + row * inputs, 1, &mlp->gate, &mlp->up, &mlp->down, mid, sum);
+        for (size_t i = 0; i < outs; i++)
+            out[row * outs + i] = (float)sum[i];
     }
 }

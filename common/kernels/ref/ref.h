@@ -28,11 +28,16 @@ void bt_ref_embed(struct bt_stream *stream, const struct bt_matrix *table, const
                   uint32_t rows, float *out);
 void bt_ref_rms_norm(struct bt_stream *stream, const float *x, uint32_t rows, uint32_t dim,
                      uint32_t stride, const struct bt_matrix *weight, float eps, float *out);
+void bt_ref_add_rms_norm(struct bt_stream *stream, float *x, const float *y, uint32_t rows,
+                         uint32_t dim, const struct bt_matrix *weight, float eps, float *out);
 void bt_ref_linear(struct bt_stream *stream, const float *x, uint32_t rows,
-                   const struct bt_matrix *weight, float *out);
+                   const struct bt_linear *linears, uint32_t linear_count);
+void bt_ref_mlp(struct bt_stream *stream, const float *x, uint32_t rows, const struct bt_mlp *mlp,
+                float *out);
 void bt_ref_add(struct bt_stream *stream, float *x, const float *y, size_t count);
-void bt_ref_swiglu(struct bt_stream *stream, const float *gate, const float *up, size_t count,
-                   float *out);
+void bt_ref_zero(struct bt_stream *stream, float *x, size_t count);
+void bt_ref_gather_rows(struct bt_stream *stream, float *x, uint32_t dim, const uint32_t *wanted,
+                        uint32_t count);
 void bt_ref_rope_q(struct bt_stream *stream, float *q, const struct bt_mla_shape *shape,
                    const struct bt_rope_table *rope, const struct bt_sequence_rows *sequences,
                    uint32_t sequence_count);
@@ -48,12 +53,10 @@ void bt_ref_mla_decode(struct bt_stream *stream, const float *q, const struct bt
                        uint32_t sequence_count, const struct bt_kv_layer *kv, float *out);
 void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
                       const struct bt_matrix *gate, const struct bt_matrix *bias,
-                      const struct bt_route_shape *shape, uint32_t *out_experts,
-                      float *out_weights);
+                      const struct bt_route_shape *shape, const struct bt_routing *routing);
 void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
-                        const struct bt_route_shape *shape, const uint32_t *experts,
-                        const float *weights, const struct bt_expert_weights *expert_weights,
-                        float *out);
+                        const struct bt_route_shape *shape, const struct bt_routing *routing,
+                        const struct bt_expert_weights *expert_weights, float *out);
 
 /* Scratch of one call of the families that need any. */
 size_t bt_ref_mla_scratch_bytes(const struct bt_stream_limits *limits);

@@ -1,12 +1,18 @@
 #include "common/kernels/ref/ref.h"
+#include "common/kernels/tiles.h"
 
 const struct bt_kernels bt_kernels_ref = {
     .name = "ref",
+    .packed_bytes = bt_tiles_bytes,
+    .pack = bt_tiles_pack,
     .embed = bt_ref_embed,
     .rms_norm = bt_ref_rms_norm,
+    .add_rms_norm = bt_ref_add_rms_norm,
     .linear = bt_ref_linear,
+    .mlp = bt_ref_mlp,
     .add = bt_ref_add,
-    .swiglu = bt_ref_swiglu,
+    .zero = bt_ref_zero,
+    .gather_rows = bt_ref_gather_rows,
     .rope_q = bt_ref_rope_q,
     .kv_write = bt_ref_kv_write,
     .mla_prefill = bt_ref_mla_prefill,

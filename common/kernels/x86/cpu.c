@@ -1,4 +1,6 @@
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "common/kernels/stream.h"
 #include "common/kernels/x86/x86.h"
@@ -27,6 +29,41 @@ const char *bt_x86_missing_avx512(void)
     if (!__builtin_cpu_supports("avx512vl"))
         return "avx512vl";
     return __builtin_cpu_supports("avx512dq") ? NULL : "avx512dq";
+}
+
+static bool leaf7(unsigned subleaf, unsigned *eax, unsigned *edx, unsigned *ecx)
+{
+    unsigned ebx;
+    return __get_cpuid_count(7, subleaf, eax, &ebx, ecx, edx) != 0;
+}
+
+const char *bt_x86_missing_avx512_bf16(void)
+{
+    unsigned eax, ecx, edx;
+    if (bt_x86_missing_avx512())
+        return bt_x86_missing_avx512();
+    if (!leaf7(0, &eax, &edx, &ecx) || !(ecx & 1u << 11))
+        return "avx512_vnni";
+    return leaf7(1, &eax, &edx, &ecx) && (eax & 1u << 5) ? NULL : "avx512_bf16";
+}
+
+#define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM */
+#define TILE_DATA          18     /* XFEATURE_XTILE_DATA */
+
+const char *bt_x86_missing_amx(void)
+{
+    unsigned eax, ecx, edx;
+    if (bt_x86_missing_avx512_bf16())
+        return bt_x86_missing_avx512_bf16();
+    if (!leaf7(0, &eax, &edx, &ecx) || !(edx & 1u << 24))
+        return "amx-tile";
+    if (!(edx & 1u << 22))
+        return "amx-bf16";
+    if (!(edx & 1u << 25))
+        return "amx-int8";
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0
+               ? NULL
+               : "the permission of the operating system to use amx";
 }
 
 static size_t floats(size_t count)
@@ -64,12 +101,14 @@ static size_t experts_bytes(const struct bt_stream_limits *limits)
 {
     size_t picks = (size_t)limits->max_rows * limits->experts_per_token;
     return floats(picks) + floats((size_t)limits->experts + 1) +
+           2 * floats((size_t)BT_X86_EXPERT_ROWS * limits->max_cols) +
            2 * floats((size_t)BT_X86_EXPERT_ROWS * limits->hidden) +
            2 * floats((size_t)BT_X86_EXPERT_ROWS * limits->moe_intermediate);
 }
 
-size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits)
+size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
+    (void)threads;
     size_t most = 0, needs[] = {prefill_bytes(limits), decode_bytes(limits), route_bytes(limits),
                                 experts_bytes(limits), floats(limits->mla.qk_rope_head_dim)};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)

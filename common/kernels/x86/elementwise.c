@@ -1,5 +1,6 @@
 /* RMSNorm, residual sum, SwiGLU. */
 #include <math.h>
+#include <string.h>
 
 #include "common/kernels/weight.h"
 #include "common/kernels/x86/tables.h"
@@ -53,10 +54,8 @@ void BT_X86_NAME(add)(struct bt_stream *stream, float *x, const float *y, size_t
         x[i] += y[i];
 }
 
-void BT_X86_NAME(swiglu)(struct bt_stream *stream, const float *gate, const float *up, size_t count,
-                         float *out)
+void BT_X86_NAME(swiglu)(const float *gate, const float *up, size_t count, float *out)
 {
-    (void)stream;
     size_t i = 0;
     for (; i + BT_LANES <= count; i += BT_LANES)
         bt_v16_store(out + i, bt_v16_mul(bt_v16_silu(bt_v16_load(gate + i)), bt_v16_load(up + i)));
@@ -65,4 +64,26 @@ void BT_X86_NAME(swiglu)(struct bt_stream *stream, const float *gate, const floa
                           bt_v16_mul(bt_v16_silu(bt_v16_load_part(gate + i, count - i)),
                                      bt_v16_load_part(up + i, count - i)),
                           count - i);
+}
+
+void BT_X86_NAME(add_rms_norm)(struct bt_stream *stream, float *x, const float *y, uint32_t rows,
+                               uint32_t dim, const struct bt_matrix *weight, float eps, float *out)
+{
+    BT_X86_NAME(add)(stream, x, y, (size_t)rows * dim);
+    BT_X86_NAME(rms_norm)(stream, x, rows, dim, dim, weight, eps, out);
+}
+
+void BT_X86_NAME(zero)(struct bt_stream *stream, float *x, size_t count)
+{
+    (void)stream;
+    memset(x, 0, count * sizeof(*x));
+}
+
+void BT_X86_NAME(gather_rows)(struct bt_stream *stream, float *x, uint32_t dim,
+                              const uint32_t *wanted, uint32_t count)
+{
+    (void)stream;
+    for (size_t i = 0; i < count; i++)
+        if (wanted[i] != i)
+            memcpy(x + i * dim, x + (size_t)wanted[i] * dim, dim * sizeof(*x));
 }

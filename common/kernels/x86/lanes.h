@@ -16,9 +16,21 @@
 
 #ifdef __AVX512F__
 
+/* BT_X86_ROWS(noun): the arithmetic of f32 that a table shares with avx512. */
+#define BT_X86_ROWS(noun) bt_avx512_##noun
+#if defined(__AMX_TILE__)
+#define BT_X86_NAME(noun) bt_amx_##noun
+#define BT_X86_TABLE      bt_kernels_amx
+#define BT_X86_TABLE_NAME "amx"
+#elif defined(__AVX512BF16__)
+#define BT_X86_NAME(noun) bt_avx512_bf16_##noun
+#define BT_X86_TABLE      bt_kernels_avx512_bf16
+#define BT_X86_TABLE_NAME "avx512_bf16"
+#else
 #define BT_X86_NAME(noun) bt_avx512_##noun
 #define BT_X86_TABLE      bt_kernels_avx512
 #define BT_X86_TABLE_NAME "avx512"
+#endif
 
 struct bt_v16 {
     __m512 v;
@@ -124,6 +136,7 @@ BT_INLINE __m256 bt_v16_high(struct bt_v16 a)
 
 #else
 
+#define BT_X86_ROWS(noun) bt_avx2_##noun
 #define BT_X86_NAME(noun) bt_avx2_##noun
 #define BT_X86_TABLE      bt_kernels_avx2
 #define BT_X86_TABLE_NAME "avx2"

@@ -4,8 +4,8 @@
 #include "common/kernels/x86/product.h"
 #include "common/kernels/x86/tables.h"
 
-void BT_X86_NAME(linear)(struct bt_stream *stream, const float *x, uint32_t rows,
-                         const struct bt_matrix *weight, float *out)
+void BT_X86_NAME(rows_linear)(struct bt_stream *stream, const float *x, uint32_t rows,
+                              const struct bt_matrix *weight, float *out)
 {
     bt_scratch_reset(stream);
     float *panel = bt_scratch_take(stream, BT_X86_PRODUCT_FLOATS, sizeof(*panel));

@@ -121,10 +121,10 @@ static void decode_group(const struct call *call, const struct bt_sequence_rows 
         return_values(call, group, h);
 }
 
-void BT_X86_NAME(mla_decode)(struct bt_stream *stream, const float *q,
-                             const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
-                             const struct bt_sequence_rows *sequences, uint32_t sequence_count,
-                             const struct bt_kv_layer *kv, float *out)
+void BT_X86_NAME(rows_mla_decode)(struct bt_stream *stream, const float *q,
+                                  const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                                  const struct bt_sequence_rows *sequences, uint32_t sequence_count,
+                                  const struct bt_kv_layer *kv, float *out)
 {
     struct call call = {.q = q, .shape = shape, .kv_b = kv_b, .kv = kv, .out = out};
     size_t heads = shape->heads, group_heads = BT_X86_DECODE_ROWS * heads;

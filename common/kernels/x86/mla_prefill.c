@@ -122,10 +122,11 @@ static void attend_head(const struct call *call, const struct bt_sequence_rows *
      call->out + ((sequence->first_row + i) * shape->heads + h) * shape->v_head_dim);
 }
 
-void BT_X86_NAME(mla_prefill)(struct bt_stream *stream, const float *q,
-                              const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
-                              const struct bt_sequence_rows *sequences, uint32_t sequence_count,
-                              const struct bt_kv_layer *kv, float *out)
+void BT_X86_NAME(rows_mla_prefill)(struct bt_stream *stream, const float *q,
+                                   const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                                   const struct bt_sequence_rows *sequences,
+                                   uint32_t sequence_count, const struct bt_kv_layer *kv,
+                                   float *out)
 {
     struct call call = {.q = q, .shape = shape, .kv_b = kv_b, .kv = kv, .out = out};
     size_t per_head = (size_t)shape->qk_nope_head_dim + shape->v_head_dim;

@@ -39,8 +39,7 @@ static void softmax(float *x, size_t count)
 
 void BT_X86_NAME(moe_route)(struct bt_stream *stream, const float *x, uint32_t rows,
                             const struct bt_matrix *gate, const struct bt_matrix *bias,
-                            const struct bt_route_shape *shape, uint32_t *out_experts,
-                            float *out_weights)
+                            const struct bt_route_shape *shape, const struct bt_routing *routing)
 {
     size_t experts = shape->experts, picks = shape->experts_per_token;
     bt_scratch_reset(stream);
@@ -60,10 +59,12 @@ void BT_X86_NAME(moe_route)(struct bt_stream *stream, const float *x, uint32_t r
                 softmax(row, experts);
             else
                 sigmoid(row, experts);
-            bt_route_choose(row, bias, shape, choice, allowed, out_experts + (first + i) * picks,
-                            out_weights + (first + i) * picks);
+            bt_route_choose(row, bias, shape, choice, allowed,
+                            routing->experts + (first + i) * picks,
+                            routing->weights + (first + i) * picks);
         }
     }
+    bt_route_group(shape, rows, routing);
 }
 
 struct call {
@@ -75,26 +76,6 @@ struct call {
     float *in, *result; /* [BT_X86_EXPERT_ROWS][hidden] */
     float *gate, *up;   /* [BT_X86_EXPERT_ROWS][moe_intermediate] */
 };
-
-/*
- * Counting sort of the picks (row * per_token + k) by expert, rows ascending. begin [experts + 1]:
- * where each expert's picks start in order.
- */
-static void group_picks(const uint32_t *experts, size_t picks, size_t expert_count, uint32_t *begin,
-                        uint32_t *order)
-{
-    memset(begin, 0, (expert_count + 1) * sizeof(*begin));
-    for (size_t i = 0; i < picks; i++) {
-        BT_ASSERT(experts[i] < expert_count);
-        begin[experts[i] + 1]++;
-    }
-    for (size_t e = 0; e < expert_count; e++)
-        begin[e + 1] += begin[e];
-    for (size_t i = 0; i < picks; i++)
-        order[begin[experts[i]]++] = (uint32_t)i;
-    memmove(begin + 1, begin, expert_count * sizeof(*begin));
-    begin[0] = 0;
-}
 
 static void add_weighted(float *out, const float *y, float weight, size_t count)
 {
@@ -122,7 +103,7 @@ static void run_expert(const struct call *call, const uint32_t *order, size_t co
 
     BT_X86_NAME(product)(in, bt_x86_weights_of(gate, 0, mid), call->panel, call->gate, mid);
     BT_X86_NAME(product)(in, bt_x86_weights_of(up, 0, mid), call->panel, call->up, mid);
-    BT_X86_NAME(swiglu)(NULL, call->gate, call->up, count * mid, call->gate);
+    BT_X86_NAME(swiglu)(call->gate, call->up, count * mid, call->gate);
     BT_X86_NAME(product)
     (middle, bt_x86_weights_of(down, 0, hidden), call->panel, call->result, hidden);
     for (size_t i = 0; i < count; i++)
@@ -130,19 +111,18 @@ static void run_expert(const struct call *call, const uint32_t *order, size_t co
                      call->weights[order[i]], hidden);
 }
 
-void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
-                              const struct bt_route_shape *shape, const uint32_t *experts,
-                              const float *weights, const struct bt_expert_weights *expert_weights,
-                              float *out)
+void BT_X86_NAME(rows_moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
+                                   const struct bt_route_shape *shape,
+                                   const struct bt_routing *routing,
+                                   const struct bt_expert_weights *expert_weights, float *out)
 {
     size_t hidden = stream->limits.hidden, mid = stream->limits.moe_intermediate;
-    size_t picks = (size_t)rows * shape->experts_per_token, expert_count = expert_weights->experts;
+    const uint32_t *begin = routing->begin;
+    (void)rows;
     bt_scratch_reset(stream);
-    uint32_t *order = bt_scratch_take(stream, picks, sizeof(*order));
-    uint32_t *begin = bt_scratch_take(stream, expert_count + 1, sizeof(*begin));
     struct call call = {
         .x = x,
-        .weights = weights,
+        .weights = routing->weights,
         .out = out,
         .per_token = shape->experts_per_token,
         .hidden = hidden,
@@ -153,12 +133,33 @@ void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t
         .up = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * mid, sizeof(float)),
     };
 
-    group_picks(experts, picks, expert_count, begin, order);
-    for (size_t e = 0; e < expert_count; e++) {
+    for (size_t e = 0; e < expert_weights->experts; e++) {
         if (!expert_weights->gate[e].data)
             continue;
         for (size_t i = begin[e]; i < begin[e + 1]; i += BT_X86_EXPERT_ROWS)
-            run_expert(&call, order + i, least(begin[e + 1] - i, BT_X86_EXPERT_ROWS),
+            run_expert(&call, routing->order + i, least(begin[e + 1] - i, BT_X86_EXPERT_ROWS),
                        &expert_weights->gate[e], &expert_weights->up[e], &expert_weights->down[e]);
+    }
+}
+
+#define MLP_ROWS 256
+
+void BT_X86_NAME(rows_mlp)(struct bt_stream *stream, const float *x, uint32_t rows,
+                           const struct bt_mlp *mlp, float *out)
+{
+    size_t inner = mlp->gate.rows, inputs = mlp->gate.cols, outs = mlp->down.rows;
+    bt_scratch_reset(stream);
+    float *panel = bt_scratch_take(stream, BT_X86_PRODUCT_FLOATS, sizeof(*panel));
+    float *gate = bt_scratch_take(stream, MLP_ROWS * inner, sizeof(*gate));
+    float *up = bt_scratch_take(stream, MLP_ROWS * inner, sizeof(*up));
+    for (size_t first = 0; first < rows; first += MLP_ROWS) {
+        size_t count = least(rows - first, MLP_ROWS);
+        struct bt_x86_rows in = {x + first * inputs, count, inputs};
+        BT_X86_NAME(product)(in, bt_x86_weights_of(&mlp->gate, 0, inner), panel, gate, inner);
+        BT_X86_NAME(product)(in, bt_x86_weights_of(&mlp->up, 0, inner), panel, up, inner);
+        BT_X86_NAME(swiglu)(gate, up, count * inner, gate);
+        BT_X86_NAME(product)
+        ((struct bt_x86_rows){gate, count, inner}, bt_x86_weights_of(&mlp->down, 0, outs), panel,
+         out + first * outs, outs);
     }
 }

@@ -5,23 +5,55 @@
 #include "common/kernels/kernels.h"
 #include "common/kernels/x86/lanes.h"
 
-void BT_X86_NAME(embed)(struct bt_stream *stream, const struct bt_matrix *table,
+/*
+ * Arithmetic of f32. There are two of it, bt_avx2_ and bt_avx512_, and BT_X86_ROWS is the one that
+ * this file's table uses: the tables beyond avx512 share its.
+ */
+void BT_X86_ROWS(embed)(struct bt_stream *stream, const struct bt_matrix *table,
                         const uint32_t *tokens, uint32_t rows, float *out);
-void BT_X86_NAME(rms_norm)(struct bt_stream *stream, const float *x, uint32_t rows, uint32_t dim,
+void BT_X86_ROWS(rms_norm)(struct bt_stream *stream, const float *x, uint32_t rows, uint32_t dim,
                            uint32_t stride, const struct bt_matrix *weight, float eps, float *out);
-void BT_X86_NAME(linear)(struct bt_stream *stream, const float *x, uint32_t rows,
-                         const struct bt_matrix *weight, float *out);
-void BT_X86_NAME(add)(struct bt_stream *stream, float *x, const float *y, size_t count);
-void BT_X86_NAME(swiglu)(struct bt_stream *stream, const float *gate, const float *up, size_t count,
-                         float *out);
-void BT_X86_NAME(rope_q)(struct bt_stream *stream, float *q, const struct bt_mla_shape *shape,
+void BT_X86_ROWS(add_rms_norm)(struct bt_stream *stream, float *x, const float *y, uint32_t rows,
+                               uint32_t dim, const struct bt_matrix *weight, float eps, float *out);
+void BT_X86_ROWS(add)(struct bt_stream *stream, float *x, const float *y, size_t count);
+void BT_X86_ROWS(zero)(struct bt_stream *stream, float *x, size_t count);
+void BT_X86_ROWS(gather_rows)(struct bt_stream *stream, float *x, uint32_t dim,
+                              const uint32_t *wanted, uint32_t count);
+void BT_X86_ROWS(swiglu)(const float *gate, const float *up, size_t count, float *out);
+void BT_X86_ROWS(rope_q)(struct bt_stream *stream, float *q, const struct bt_mla_shape *shape,
                          const struct bt_rope_table *rope, const struct bt_sequence_rows *sequences,
                          uint32_t sequence_count);
-void BT_X86_NAME(kv_write)(struct bt_stream *stream, const float *kv_a,
+void BT_X86_ROWS(kv_write)(struct bt_stream *stream, const float *kv_a,
                            const struct bt_matrix *norm, float eps,
                            const struct bt_rope_table *rope,
                            const struct bt_sequence_rows *sequences, uint32_t sequence_count,
                            const struct bt_kv_layer *kv);
+void BT_X86_ROWS(moe_route)(struct bt_stream *stream, const float *x, uint32_t rows,
+                            const struct bt_matrix *gate, const struct bt_matrix *bias,
+                            const struct bt_route_shape *shape, const struct bt_routing *routing);
+void BT_X86_ROWS(rows_linear)(struct bt_stream *stream, const float *x, uint32_t rows,
+                              const struct bt_matrix *weight, float *out);
+void BT_X86_ROWS(rows_mlp)(struct bt_stream *stream, const float *x, uint32_t rows,
+                           const struct bt_mlp *mlp, float *out);
+void BT_X86_ROWS(rows_mla_prefill)(struct bt_stream *stream, const float *q,
+                                   const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                                   const struct bt_sequence_rows *sequences,
+                                   uint32_t sequence_count, const struct bt_kv_layer *kv,
+                                   float *out);
+void BT_X86_ROWS(rows_mla_decode)(struct bt_stream *stream, const float *q,
+                                  const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                                  const struct bt_sequence_rows *sequences, uint32_t sequence_count,
+                                  const struct bt_kv_layer *kv, float *out);
+void BT_X86_ROWS(rows_moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
+                                   const struct bt_route_shape *shape,
+                                   const struct bt_routing *routing,
+                                   const struct bt_expert_weights *expert_weights, float *out);
+
+/* Each table's own: ROWS go to the operations above, TILES are multiplied by x86/gemm.h. */
+void BT_X86_NAME(linear)(struct bt_stream *stream, const float *x, uint32_t rows,
+                         const struct bt_linear *linears, uint32_t linear_count);
+void BT_X86_NAME(mlp)(struct bt_stream *stream, const float *x, uint32_t rows,
+                      const struct bt_mlp *mlp, float *out);
 void BT_X86_NAME(mla_prefill)(struct bt_stream *stream, const float *q,
                               const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
                               const struct bt_sequence_rows *sequences, uint32_t sequence_count,
@@ -30,17 +62,12 @@ void BT_X86_NAME(mla_decode)(struct bt_stream *stream, const float *q,
                              const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
                              const struct bt_sequence_rows *sequences, uint32_t sequence_count,
                              const struct bt_kv_layer *kv, float *out);
-void BT_X86_NAME(moe_route)(struct bt_stream *stream, const float *x, uint32_t rows,
-                            const struct bt_matrix *gate, const struct bt_matrix *bias,
-                            const struct bt_route_shape *shape, uint32_t *out_experts,
-                            float *out_weights);
 void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
-                              const struct bt_route_shape *shape, const uint32_t *experts,
-                              const float *weights, const struct bt_expert_weights *expert_weights,
-                              float *out);
+                              const struct bt_route_shape *shape, const struct bt_routing *routing,
+                              const struct bt_expert_weights *expert_weights, float *out);
 
 /* out [dim] = weight * (x * rsqrt(mean(x²) + eps)); out may be x. */
-void BT_X86_NAME(rms_norm_row)(const float *x, size_t dim, const struct bt_matrix *weight,
+void BT_X86_ROWS(rms_norm_row)(const float *x, size_t dim, const struct bt_matrix *weight,
                                float eps, float *out);
 
 /* x / (1 + e^-x) */

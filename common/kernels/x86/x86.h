@@ -1,6 +1,7 @@
 /*
- * The x86 backends. All files but cpu.c are compiled twice, for AVX2 and for AVX-512, into tables
- * of the same bits: lanes.h gives both the same 16 lanes, fused multiply-add and order of sums.
+ * The x86 backends. The files of f32 arithmetic are compiled twice, for AVX2 and for AVX-512, with
+ * the same bits: lanes.h gives both the same 16 lanes, fused multiply-add and order of sums. The
+ * tiles_* files, gemm.c and table.c are compiled for each table.
  */
 #ifndef BATON_COMMON_KERNELS_X86_X86_H
 #define BATON_COMMON_KERNELS_X86_X86_H
@@ -9,13 +10,18 @@
 
 extern const struct bt_kernels bt_kernels_avx2;
 extern const struct bt_kernels bt_kernels_avx512;
+extern const struct bt_kernels bt_kernels_avx512_bf16;
+extern const struct bt_kernels bt_kernels_amx;
 
 /* NULL, or the names of what this CPU (or its operating system) lacks. */
 const char *bt_x86_missing_avx2(void);
 const char *bt_x86_missing_avx512(void);
+const char *bt_x86_missing_avx512_bf16(void);
+/* Asks the operating system for the tile registers, once for the process. */
+const char *bt_x86_missing_amx(void);
 
-/* The largest scratch of one operation within the limits, of either table. */
-size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits);
+/* The largest scratch of one operation within the limits, of any table. */
+size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits, uint32_t threads);
 
 /* Weights converted to f32 for many rows: a panel of at most these, so that it stays in L2. */
 #define BT_X86_PANEL_FLOATS (128u * 1024)

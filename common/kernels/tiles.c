@@ -1,0 +1,282 @@
+#include "common/kernels/tiles.h"
+
+#include <string.h>
+
+#include "common/kernels/weight.h"
+
+static size_t padded_outs(const struct bt_matrix *matrix)
+{
+    return bt_tiles_of(matrix->rows, BT_TILE_OUTS) * BT_TILE_OUTS;
+}
+
+static bool is_quantised(enum bt_dtype dtype)
+{
+    return dtype == BT_F8_E4M3 || dtype == BT_I8 || dtype == BT_I4;
+}
+
+static enum bt_dtype packed_dtype(enum bt_dtype dtype)
+{
+    return is_quantised(dtype) ? dtype : BT_BF16;
+}
+
+static size_t scale_count(const struct bt_matrix *matrix)
+{
+    if (matrix->dtype == BT_F8_E4M3)
+        return bt_tiles_of(matrix->rows, BT_SCALE_BLOCK) *
+               bt_tiles_of(matrix->cols, BT_SCALE_BLOCK);
+    return is_quantised(matrix->dtype) ? padded_outs(matrix) : 0;
+}
+
+static size_t group_scale_bytes(const struct bt_matrix *matrix)
+{
+    return matrix->dtype == BT_I4 ? padded_outs(matrix) * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK)
+                                  : 0;
+}
+
+static size_t lines(size_t bytes)
+{
+    return bt_tiles_of(bytes, BT_TILE_LINE) * BT_TILE_LINE;
+}
+
+static size_t tiles_bytes(const struct bt_matrix *matrix)
+{
+    enum bt_dtype dtype = packed_dtype(matrix->dtype);
+    return bt_tiles_of(matrix->rows, BT_TILE_OUTS) *
+           bt_tiles_of(matrix->cols, bt_tile_inputs(dtype)) * bt_tile_bytes(dtype);
+}
+
+/* Bytes of the three operands of one head. */
+static size_t absorb_bytes(const struct bt_mla_shape *shape)
+{
+    return bt_tiles_of(shape->kv_lora_rank, 16) * bt_tiles_of(shape->qk_nope_head_dim, 32) *
+           BT_TILE_BYTES;
+}
+
+static size_t keys_bytes(const struct bt_mla_shape *shape)
+{
+    return bt_tiles_of(shape->qk_nope_head_dim, 16) * bt_tiles_of(shape->kv_lora_rank, 32) *
+           BT_TILE_BYTES;
+}
+
+static size_t values_bytes(const struct bt_mla_shape *shape)
+{
+    return bt_tiles_of(shape->v_head_dim, 16) * bt_tiles_of(shape->kv_lora_rank, 32) *
+           BT_TILE_BYTES;
+}
+
+struct bt_kv_b_head bt_tiles_kv_b_head(const struct bt_matrix *kv_b,
+                                       const struct bt_mla_shape *shape, size_t head)
+{
+    size_t absorb = absorb_bytes(shape), keys = keys_bytes(shape);
+    const char *at = (const char *)kv_b->data + head * (absorb + keys + values_bytes(shape));
+    return (struct bt_kv_b_head){(const uint16_t *)at, (const uint16_t *)(at + absorb),
+                                 (const uint16_t *)(at + absorb + keys)};
+}
+
+size_t bt_tiles_bytes(const struct bt_matrix *matrix, enum bt_use use,
+                      const struct bt_mla_shape *shape)
+{
+    if (use == BT_USE_KV_B)
+        return shape->heads * (absorb_bytes(shape) + keys_bytes(shape) + values_bytes(shape));
+    return lines(tiles_bytes(matrix)) + lines(scale_count(matrix) * sizeof(float)) +
+           lines(group_scale_bytes(matrix));
+}
+
+/* An element of ROWS as it is stored: i8 and i4 as integers, f8 without its scale. */
+static float stored_at(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    size_t index = row * matrix->cols + col;
+    if (matrix->dtype == BT_F8_E4M3)
+        return bt_f8_e4m3_to_f32(((const uint8_t *)matrix->data)[index]);
+    if (matrix->dtype == BT_I8)
+        return ((const int8_t *)matrix->data)[index];
+    if (matrix->dtype == BT_I4) {
+        uint8_t byte = ((const uint8_t *)matrix->data)[index / 2];
+        int value = index % 2 ? byte >> 4 : byte & 15;
+        return (float)(value >= 8 ? value - 16 : value);
+    }
+    return bt_element_load(matrix->data, matrix->dtype, index);
+}
+
+static float block_scale(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    size_t blocks = bt_tiles_of(matrix->cols, BT_SCALE_BLOCK);
+    return matrix->scales[row / BT_SCALE_BLOCK * blocks + col / BT_SCALE_BLOCK];
+}
+
+static float round_bf16(float value)
+{
+    return bt_bf16_to_f32(bt_f32_to_bf16(value));
+}
+
+static size_t bf16_offset(size_t n, size_t k)
+{
+    return k / 2 * BT_TILE_LINE + n * 4 + k % 2 * 2;
+}
+
+static size_t int8_offset(size_t n, size_t k)
+{
+    return k / 4 * BT_TILE_LINE + n * 4 + k % 4;
+}
+
+static void put_tile(const struct bt_matrix *matrix, size_t out_at, size_t in_at, uint8_t *tile)
+{
+    size_t inputs = bt_tile_inputs(packed_dtype(matrix->dtype));
+    for (size_t n = 0; n < BT_TILE_OUTS && out_at + n < matrix->rows; n++) {
+        for (size_t k = 0; k < inputs && in_at + k < matrix->cols; k++) {
+            size_t index = (out_at + n) * matrix->cols + in_at + k;
+            float value = stored_at(matrix, out_at + n, in_at + k);
+            uint16_t bits = bt_f32_to_bf16(value);
+            size_t offset = int8_offset(n, k);
+            if (matrix->dtype == BT_F8_E4M3)
+                tile[bf16_offset(n, k) / 2] = ((const uint8_t *)matrix->data)[index];
+            else if (matrix->dtype == BT_I8)
+                tile[offset] = (uint8_t)(int8_t)value;
+            else if (matrix->dtype == BT_I4)
+                tile[offset % 512] |=
+                    (uint8_t)(((uint8_t)(int8_t)value & 15) << (offset < 512 ? 0 : 4));
+            else
+                memcpy(tile + bf16_offset(n, k), &bits, sizeof(bits));
+        }
+    }
+}
+
+static void pack_scales(const struct bt_matrix *matrix, char *out, struct bt_matrix *packed)
+{
+    size_t groups = bt_tiles_of(matrix->cols, BT_SCALE_BLOCK), count = scale_count(matrix);
+    float *scales = (float *)(out + lines(tiles_bytes(matrix)));
+    uint8_t *group_scales = (uint8_t *)scales + lines(count * sizeof(float));
+    if (count)
+        packed->scales = scales;
+    for (size_t i = 0; i < count; i++)
+        scales[i] = matrix->dtype == BT_F8_E4M3 || i < matrix->rows ? matrix->scales[i] : 0;
+    if (matrix->dtype != BT_I4)
+        return;
+    packed->group_scales = group_scales;
+    for (size_t row = 0; row < matrix->rows; row++) {
+        for (size_t g = 0; g < groups; g++)
+            group_scales[(row / 16 * groups + g) * 16 + row % 16] =
+                matrix->group_scales[row * groups + g];
+    }
+}
+
+static void pack_linear(const struct bt_matrix *matrix, void *out, struct bt_matrix *ret_packed)
+{
+    struct bt_matrix packed = {.data = out,
+                               .rows = matrix->rows,
+                               .cols = matrix->cols,
+                               .dtype = packed_dtype(matrix->dtype),
+                               .layout = BT_LAYOUT_TILES};
+    size_t inputs = bt_tile_inputs(packed.dtype), bytes = bt_tile_bytes(packed.dtype);
+    uint8_t *tile = out;
+    memset(out, 0, bt_tiles_bytes(matrix, BT_USE_LINEAR, NULL));
+    for (size_t row = 0; row < matrix->rows; row += BT_TILE_OUTS) {
+        for (size_t col = 0; col < matrix->cols; col += inputs, tile += bytes)
+            put_tile(matrix, row, col, tile);
+    }
+    pack_scales(matrix, out, &packed);
+    *ret_packed = packed;
+}
+
+/* The weight itself, of any dtype in ROWS. */
+static float weight_of(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    float value = stored_at(matrix, row, col);
+    if (matrix->dtype == BT_F8_E4M3)
+        return value * block_scale(matrix, row, col);
+    if (matrix->dtype == BT_I4)
+        value *= matrix->group_scales[row * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK) +
+                                      col / BT_SCALE_BLOCK];
+    return is_quantised(matrix->dtype) ? value * matrix->scales[row] : value;
+}
+
+/* Packs rows x cols of matrix from row `first` on; transposed: outputs are its columns. */
+static void pack_panels(const struct bt_matrix *matrix, size_t first, size_t outs, size_t inputs,
+                        bool transposed, uint8_t *out)
+{
+    size_t tiles = bt_tiles_of(inputs, BT_TILE_BF16);
+    for (size_t n = 0; n < outs; n++) {
+        for (size_t k = 0; k < inputs; k++) {
+            size_t row = first + (transposed ? k : n), col = transposed ? n : k;
+            uint16_t bits = bt_f32_to_bf16(weight_of(matrix, row, col));
+            memcpy(out + (n / 16 * tiles + k / 32) * BT_TILE_BYTES + bf16_offset(n % 16, k % 32),
+                   &bits, sizeof(bits));
+        }
+    }
+}
+
+/* A tiles: rows of 64 bytes. */
+static void pack_rows(const struct bt_matrix *matrix, size_t first, size_t rows, uint8_t *out)
+{
+    size_t tiles = bt_tiles_of(matrix->cols, BT_TILE_BF16);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t k = 0; k < matrix->cols; k++) {
+            uint16_t bits = bt_f32_to_bf16(weight_of(matrix, first + r, k));
+            memcpy(out + (r / 16 * tiles + k / 32) * BT_TILE_BYTES + r % 16 * BT_TILE_LINE +
+                       k % 32 * 2,
+                   &bits, sizeof(bits));
+        }
+    }
+}
+
+static void pack_kv_b(const struct bt_matrix *matrix, const struct bt_mla_shape *shape, void *out,
+                      struct bt_matrix *ret_packed)
+{
+    size_t nope = shape->qk_nope_head_dim, v = shape->v_head_dim, lora = shape->kv_lora_rank;
+    struct bt_matrix packed = {.data = out,
+                               .rows = matrix->rows,
+                               .cols = matrix->cols,
+                               .dtype = BT_BF16,
+                               .layout = BT_LAYOUT_TILES};
+    memset(out, 0, bt_tiles_bytes(matrix, BT_USE_KV_B, shape));
+    for (size_t h = 0; h < shape->heads; h++) {
+        struct bt_kv_b_head head = bt_tiles_kv_b_head(&packed, shape, h);
+        size_t first = h * (nope + v);
+        pack_panels(matrix, first, lora, nope, true, (uint8_t *)(uintptr_t)head.absorb);
+        pack_rows(matrix, first, nope, (uint8_t *)(uintptr_t)head.keys);
+        pack_panels(matrix, first + nope, v, lora, false, (uint8_t *)(uintptr_t)head.values);
+    }
+    *ret_packed = packed;
+}
+
+void bt_tiles_pack(struct bt_stream *stream, const struct bt_matrix *matrix, enum bt_use use,
+                   const struct bt_mla_shape *shape, void *out, struct bt_matrix *ret_packed)
+{
+    (void)stream;
+    BT_ASSERT(matrix->layout == BT_LAYOUT_ROWS && (uintptr_t)out % BT_TILE_LINE == 0);
+    if (use == BT_USE_KV_B)
+        pack_kv_b(matrix, shape, out, ret_packed);
+    else
+        pack_linear(matrix, out, ret_packed);
+}
+
+float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    if (matrix->layout == BT_LAYOUT_ROWS) {
+        float value = stored_at(matrix, row, col);
+        if (matrix->dtype == BT_F8_E4M3)
+            return round_bf16(value * block_scale(matrix, row, col));
+        if (matrix->dtype == BT_I4)
+            value *= matrix->group_scales[row * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK) +
+                                          col / BT_SCALE_BLOCK];
+        return value;
+    }
+    size_t inputs = bt_tile_inputs(matrix->dtype), n = row % BT_TILE_OUTS, k = col % inputs;
+    const uint8_t *tile = (const uint8_t *)bt_panel(matrix, row / BT_TILE_OUTS) +
+                          col / inputs * bt_tile_bytes(matrix->dtype);
+    size_t offset = int8_offset(n, k);
+    if (matrix->dtype == BT_F8_E4M3)
+        return round_bf16(bt_f8_e4m3_to_f32(tile[bf16_offset(n, k) / 2]) *
+                          block_scale(matrix, row, col));
+    if (matrix->dtype == BT_I8)
+        return (int8_t)tile[offset];
+    if (matrix->dtype == BT_I4) {
+        int value = offset < 512 ? tile[offset] & 15 : tile[offset - 512] >> 4;
+        size_t groups = bt_tiles_of(matrix->cols, BT_SCALE_BLOCK);
+        return (float)((value >= 8 ? value - 16 : value) *
+                       matrix->group_scales[(row / 16 * groups + col / BT_SCALE_BLOCK) * 16 + n]);
+    }
+    uint16_t bits;
+    memcpy(&bits, tile + bf16_offset(n, k), sizeof(bits));
+    return bt_bf16_to_f32(bits);
+}

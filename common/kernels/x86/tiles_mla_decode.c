@@ -1,0 +1,13 @@
+/* MLA in its absorbed form with kv_b in tiles. */
+#include "common/kernels/stream.h"
+#include "common/kernels/x86/gemm.h"
+#include "common/kernels/x86/tables.h"
+
+void BT_X86_NAME(mla_decode)(struct bt_stream *stream, const float *q,
+                             const struct bt_mla_shape *shape, const struct bt_matrix *kv_b,
+                             const struct bt_sequence_rows *sequences, uint32_t sequence_count,
+                             const struct bt_kv_layer *kv, float *out)
+{
+    BT_ASSERT(kv_b->layout == BT_LAYOUT_ROWS);
+    BT_X86_ROWS(rows_mla_decode)(stream, q, shape, kv_b, sequences, sequence_count, kv, out);
+}
