@@ -63,6 +63,8 @@ struct kvt_sim {
     pthread_cond_t changed;
     uint64_t seed, draws;
     bool held;
+    kvt_sim_landed_fn *landed;
+    void *landed_context;
     uint64_t next_id;
     struct sim_transport *transports;
     struct kvt_peer *peers;
@@ -181,10 +183,14 @@ static void fail_peer(struct kvt_sim *sim, struct kvt_peer *peer, struct operati
     }
 }
 
-static void apply(const struct operation *operation)
+static void apply(const struct kvt_sim *sim, const struct operation *operation)
 {
-    memcpy((void *)(uintptr_t)operation->remote,
-           operation->copied != NULL ? operation->copied : operation->source, operation->bytes);
+    void *memory = (void *)(uintptr_t)operation->remote;
+
+    memcpy(memory, operation->copied != NULL ? operation->copied : operation->source,
+           operation->bytes);
+    if (sim->landed != NULL)
+        sim->landed(sim->landed_context, memory, operation->bytes);
 }
 
 static bool is_first_of_peer(const struct kvt_sim *sim, const struct operation *operation)
@@ -213,7 +219,7 @@ static void deliver(struct sim_transport *transport, struct operation **finished
             continue;
         }
         if (operation->bytes > 0)
-            apply(operation);
+            apply(sim, operation);
         finish(link, BT_OK, finished);
     }
 }
@@ -511,6 +517,12 @@ static const char *peer_error(const struct kvt_peer *peer)
     return peer_state(peer) == KVT_PEER_FAILED ? "the simulated link broke" : "";
 }
 
+static void *map(struct kvt_peer *peer, uint64_t remote_address, size_t bytes)
+{
+    (void)peer, (void)remote_address, (void)bytes;
+    return NULL; /* every write goes through the fabric */
+}
+
 /* Mutex held. EXHAUSTED promises that a completion will come. */
 static bool has_operations(const struct kvt_peer *peer)
 {
@@ -531,7 +543,7 @@ static enum bt_status post(struct kvt_peer *peer, const struct operation *wanted
     if (draw(peer->source->sim, 8) == 0 && !peer->source->sim->held && has_operations(peer))
         return BT_ERR_EXHAUSTED;
     if (wanted->bytes > 0 && draw(peer->source->sim, 4) == 0 && !peer->source->sim->held) {
-        apply(wanted);
+        apply(peer->source->sim, wanted);
         return BT_OK;
     }
     operation = malloc(sizeof(*operation));
@@ -593,20 +605,19 @@ static void peer_close(struct kvt_peer *peer)
     free(peer);
 }
 
-static void destroy(struct kvt_transport *base)
+/* Mutex held. */
+static void leave_fabric(struct sim_transport *transport, struct operation **finished)
 {
-    struct sim_transport *transport = (struct sim_transport *)base;
     struct kvt_sim *sim = transport->sim;
     struct sim_transport **link = &sim->transports;
-    struct operation *finished = NULL, **at = &sim->operations;
+    struct operation **at = &sim->operations;
 
-    lock(sim);
     while (*link != transport)
         link = &(*link)->next;
     *link = transport->next;
     while (*at != NULL) {
         if ((*at)->target == transport->id && (*at)->peer == NULL)
-            finish(at, BT_OK, &finished); /* stray: its target is gone */
+            finish(at, BT_OK, finished); /* stray: its target is gone */
         else
             at = &(*at)->next;
     }
@@ -616,11 +627,25 @@ static void destroy(struct kvt_transport *base)
     for (struct operation *op = sim->operations; op != NULL; op = op->next)
         if (op->target == transport->id)
             op->target = 0;
-    unlock(sim);
-    run_finished(finished);
+}
+
+static void transport_free(struct sim_transport *transport)
+{
     while (transport->memories != NULL)
-        memory_free(base, transport->memories);
+        memory_free(&transport->base, transport->memories);
     free(transport);
+}
+
+static void destroy(struct kvt_transport *base)
+{
+    struct sim_transport *transport = (struct sim_transport *)base;
+    struct operation *finished = NULL;
+
+    lock(transport->sim);
+    leave_fabric(transport, &finished);
+    unlock(transport->sim);
+    run_finished(finished);
+    transport_free(transport);
 }
 
 static const struct kvt_transport_ops sim_ops = {
@@ -637,6 +662,7 @@ static const struct kvt_transport_ops sim_ops = {
     .peer_transport = peer_transport,
     .peer_rails = peer_rails,
     .peer_error = peer_error,
+    .map = map,
     .write = write_to,
     .flush = flush,
     .peer_close = peer_close,
@@ -663,6 +689,56 @@ enum bt_status kvt_sim_transport_create(struct kvt_sim *sim, struct bt_error *er
     unlock(sim);
     *ret_transport = &transport->base;
     return BT_OK;
+}
+
+static void drop_peers(struct sim_transport *transport, struct operation **finished)
+{
+    struct kvt_peer **link = &transport->sim->peers;
+
+    while (*link != NULL) {
+        struct kvt_peer *peer = *link;
+        if (peer->source != transport) {
+            link = &peer->next;
+            continue;
+        }
+        fail_peer(transport->sim, peer, finished);
+        *link = peer->next;
+        free(peer);
+    }
+}
+
+void kvt_sim_crash(struct kvt_transport *base)
+{
+    struct sim_transport *transport = (struct sim_transport *)base;
+    struct operation *finished = NULL;
+
+    lock(transport->sim);
+    drop_peers(transport, &finished);
+    leave_fabric(transport, &finished);
+    unlock(transport->sim);
+    while (finished != NULL) {
+        struct operation *operation = finished;
+        finished = operation->next;
+        operation_free(operation);
+    }
+    transport_free(transport);
+}
+
+bool kvt_sim_busy(struct kvt_transport *base)
+{
+    struct sim_transport *transport = (struct sim_transport *)base;
+    bool busy;
+
+    lock(transport->sim);
+    busy = has_work(transport);
+    unlock(transport->sim);
+    return busy;
+}
+
+void kvt_sim_observe(struct kvt_sim *sim, kvt_sim_landed_fn *landed, void *context)
+{
+    sim->landed = landed;
+    sim->landed_context = context;
 }
 
 void kvt_sim_hold(struct kvt_sim *sim, bool held)
