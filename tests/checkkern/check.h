@@ -25,6 +25,7 @@ struct check {
     const char *op;
     char shape[256];
     unsigned shapes, failures;
+    struct bt_team *team; /* of two threads, for `check_stream_team`; results must not change */
     void *buffers[CHECK_MAX_BUFFERS]; /* of this shape */
     size_t buffer_bytes[CHECK_MAX_BUFFERS];
     unsigned buffer_count;
@@ -50,15 +51,42 @@ float check_uniform(struct check *check);
  * A buffer of this shape, freed by check_end, with canaries on both sides. Filled with a pattern
  * that is a NaN as f32 and as bf16, so that reading what nobody wrote shows.
  */
-void *check_buffer(struct check *check, size_t bytes);
+void *check_buffer(struct check *check, size_t bytes);         /* aligned to 16 bytes and no more */
+void *check_buffer_aligned(struct check *check, size_t bytes); /* to 64 */
 float *check_floats(struct check *check, size_t count);
 /* Filled by kind; LARGE is 1e15, TINY 1e-18, DENORMAL 1e-40, each times -1 … 1. */
 float *check_floats_random(struct check *check, size_t count, enum check_kind kind);
-/* Random, of any dtype, aligned to the element and to no more. */
+/*
+ * Random, in ROWS, of any dtype, aligned to the element and to no more. `scale` is the size of the
+ * weights: floats are uniform in it, quantised ones have random scales that bring them there. I4
+ * has cols rounded up to a multiple of 128.
+ */
 struct bt_matrix check_matrix(struct check *check, uint32_t rows, uint32_t cols,
                               enum bt_dtype dtype, float scale);
+/* Rows first … first + count - 1 of it, which for F8_E4M3 begin at a multiple of 128. */
+struct bt_matrix check_matrix_rows(const struct bt_matrix *matrix, uint32_t first, uint32_t count);
+/* The weight by the definition of ROWS, scales and all. */
 double check_matrix_at(const struct bt_matrix *matrix, size_t row, size_t col);
+
+/* `rows` packed by the table under test into a buffer of this shape. `shape` for BT_USE_KV_B. */
+struct bt_matrix check_packed(struct check *check, const struct bt_matrix *rows, enum bt_use use,
+                              const struct bt_mla_shape *shape);
+
+/*
+ * What tile arithmetic multiplies, computed from ROWS apart from the code under test.
+ *
+ * check_tile_at: the weight: rounded to bf16 (F8_E4M3: the f32 product of value and scale is), or
+ * exact for I8 and I4, the scale of the row in it.
+ * check_tile_input: one row of activations for weights of `dtype`: rounded to bf16; or for I8 and
+ * I4 to n * step, step = max |x| / 127 and n = x / step rounded to an integer, -127 ... 127, both
+ * quotients f32 and ties to even. Zeros if step is 0; NaN if an x is NaN or infinite.
+ */
+double check_tile_at(const struct bt_matrix *rows, size_t row, size_t col);
+void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *out);
+
 struct bt_stream *check_stream(const struct bt_stream_limits *limits);
+/* One that works with check->team. */
+struct bt_stream *check_stream_team(struct check *check, const struct bt_stream_limits *limits);
 
 /*
  * Every |got - want| <= factor * magnitude[i] + floor, and in the 2-norm at

@@ -48,6 +48,17 @@ static const struct bt_kernels *twin_of(const char *name)
     return strcmp(name, "avx512") == 0 ? find("avx2") : NULL;
 }
 
+static struct bt_team *two_threads(void)
+{
+    struct bt_team_options options = {.threads = 2};
+    struct bt_team *team = NULL;
+    struct bt_error error;
+    if (bt_team_create(&options, &error, &team) == BT_OK)
+        return team;
+    printf("FAIL team: %s\n", error.text);
+    exit(1);
+}
+
 static unsigned run_variant(const struct bt_kernels *kernels, const char *op, uint64_t seed)
 {
     unsigned failures = 0;
@@ -55,6 +66,7 @@ static unsigned run_variant(const struct bt_kernels *kernels, const char *op, ui
     struct check check = {.kernels = kernels,
                           .oracle = is_ref ? NULL : find("ref"),
                           .twin = twin_of(kernels->name),
+                          .team = two_threads(),
                           .seed = seed};
     for (size_t i = 0; i < OP_COUNT; i++) {
         if (op && strcmp(op, ops[i].name) != 0)
@@ -66,6 +78,7 @@ static unsigned run_variant(const struct bt_kernels *kernels, const char *op, ui
                check.failures);
         failures += check.failures;
     }
+    bt_team_destroy(check.team);
     return failures;
 }
 

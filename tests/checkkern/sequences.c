@@ -49,7 +49,7 @@ void check_batch_init(struct check *check, const struct check_layout *layout,
 
 size_t check_pool_bytes(const struct check_batch *batch, const struct bt_kv_layer *kv)
 {
-    return (size_t)batch->page_count * BT_PAGE_TOKENS * bt_kv_width(kv) * bt_dtype_bytes(kv->dtype);
+    return (size_t)batch->page_count * BT_PAGE_TOKENS * bt_kv_token_size(kv);
 }
 
 struct bt_kv_layer check_pool(struct check *check, const struct check_batch *batch,
