@@ -6,6 +6,7 @@
 #ifndef BATON_COMMON_KERNELS_TEAM_H
 #define BATON_COMMON_KERNELS_TEAM_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/base/status.h"
@@ -25,8 +26,19 @@ enum bt_status bt_team_create(const struct bt_team_options *options, struct bt_e
                               struct bt_team **ret_team);
 void bt_team_destroy(struct bt_team *team);
 
+/*
+ * Thread 0 may change between runs: who was it leaves and may use all cpus of the team again, as
+ * threads of control beside it should; who is it from now on enters and is pinned. NULL is fine.
+ */
+void bt_team_leave(struct bt_team *team);
+void bt_team_enter(struct bt_team *team);
+
 /* 1 for NULL. */
 uint32_t bt_team_threads(const struct bt_team *team);
+
+/* Puts memory that was not touched yet near to the cpus of a pinned team; see cpus.h. Returns the
+ * number of memory nodes that it is spread over. */
+uint32_t bt_team_place_memory(const struct bt_team *team, void *start, size_t bytes);
 
 /* `thread` is 0 … threads - 1, for scratch of its own; which thread gets a part is not fixed, so no
  * result may depend on it. */

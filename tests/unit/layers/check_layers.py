@@ -10,7 +10,7 @@ TOP = ["prefill-node", "decode-node", "router", "deploy"]        # none of these
 NOT_FOR_ROUTER = ["common/model", "common/parallel", "kvtransfer"]
 OWNERS = {"ucp/": ["kvtransfer/ucx", "common/parallel"], "uct/": [], "ucs/": ["kvtransfer/ucx", "common/parallel"],
           "zmq.h": ["common/messaging"], "nccl.h": ["common/parallel"], "cuda": ["common/kernels/cuda"],
-          "microhttpd.h": ["router"], "pcre2.h": ["common/text"]}
+          "microhttpd.h": ["router"], "pcre2.h": ["common/text"], "hwloc": ["common/kernels"]}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 
 
