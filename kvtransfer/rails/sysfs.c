@@ -1,0 +1,70 @@
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvtransfer/rails/devices.h"
+
+/* The first line of a file, without its end. False: no such file. */
+static bool read_line(const char *path, char *ret_text, size_t size)
+{
+    FILE *file = fopen(path, "re");
+    bool found;
+
+    if (file == NULL)
+        return false;
+    found = fgets(ret_text, (int)size, file) != NULL;
+    fclose(file);
+    if (found)
+        ret_text[strcspn(ret_text, "\n")] = '\0';
+    return found;
+}
+
+static int read_numa_node(const char *directory)
+{
+    char path[PATH_MAX + 16], text[32];
+
+    snprintf(path, sizeof(path), "%s/numa_node", directory);
+    return read_line(path, text, sizeof(text)) ? atoi(text) : -1;
+}
+
+/* What follows …/devices/ in the real path of `link`, if that is a PCI device. */
+static bool resolve_pci(const char *link, char ret_path[KVT_PCI_PATH_SIZE], int *ret_numa_node)
+{
+    char real[PATH_MAX];
+    const char *pci;
+
+    if (realpath(link, real) == NULL || (pci = strstr(real, "/devices/pci")) == NULL)
+        return false;
+    *ret_numa_node = read_numa_node(real);
+    return snprintf(ret_path, KVT_PCI_PATH_SIZE, "%s", pci + strlen("/devices/")) <
+           KVT_PCI_PATH_SIZE;
+}
+
+bool kvt_sysfs_pci(const char *sysfs, const char *bus_id, char ret_path[KVT_PCI_PATH_SIZE],
+                   int *ret_numa_node)
+{
+    char link[PATH_MAX];
+
+    if (strchr(bus_id, '/') != NULL)
+        return false;
+    snprintf(link, sizeof(link), "%s/bus/pci/devices/%s", sysfs, bus_id);
+    return resolve_pci(link, ret_path, ret_numa_node);
+}
+
+void kvt_sysfs_locate(const char *sysfs, struct kvt_rdma_port *port)
+{
+    int device = (int)strcspn(port->name, ":");
+    char path[PATH_MAX], text[64];
+
+    port->numa_node = -1;
+    snprintf(path, sizeof(path), "%s/class/infiniband/%.*s/device", sysfs, device, port->name);
+    if (!resolve_pci(path, port->pci_path, &port->numa_node))
+        port->pci_path[0] = '\0';
+    if (port->rate_mbps != 0)
+        return;
+    snprintf(path, sizeof(path), "%s/class/infiniband/%.*s/ports/%s/rate", sysfs, device,
+             port->name, port->name + device + (port->name[device] == ':'));
+    if (read_line(path, text, sizeof(text)))
+        port->rate_mbps = kvt_rate_parse_mbps(text);
+}
