@@ -57,7 +57,8 @@ void BT_X86_NAME(gemm_int8)(struct bt_tile_rows a, size_t rows, struct bt_tile_p
  */
 void BT_X86_NAME(pack_bf16)(const float *x, size_t stride, const uint32_t *picks, size_t per_row,
                             size_t rows, size_t cols, void *out);
-/* The same as int8; scales [rows]: max |x| / 127 (1 for a row of zeros). */
+/* The same as int8, x / scale rounded to nearest even; scales [rows]: max |x| / 127 and at least
+ * FLT_MIN; 1 for a row of zeros, NaN for a row with something that is not finite. */
 void BT_X86_NAME(pack_int8)(const float *x, size_t stride, const uint32_t *picks, size_t per_row,
                             size_t rows, size_t cols, void *out, float *scales);
 
