@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "common/kernels/stream.h"
+#include "common/kernels/x86/ffn_memory.h"
 #include "common/kernels/x86/x86.h"
 
 /* The compiler's check includes that the operating system saves the registers (XGETBV). */
@@ -106,11 +107,21 @@ static size_t experts_bytes(const struct bt_stream_limits *limits)
            2 * floats((size_t)BT_X86_EXPERT_ROWS * limits->moe_intermediate);
 }
 
+/* Tile arithmetic of experts, and of a dense MLP whose widths are both max_cols at most. */
+static size_t ffn_bytes(const struct bt_stream_limits *limits, uint32_t threads)
+{
+    size_t rows = limits->max_rows, picks = rows * limits->experts_per_token;
+    size_t moe = bt_ffn_bytes(rows, picks, limits->hidden, limits->moe_intermediate, threads);
+    size_t block = rows < BT_FFN_BLOCK_ROWS ? rows : BT_FFN_BLOCK_ROWS;
+    size_t mlp = bt_ffn_bytes(block, block, limits->max_cols, limits->max_cols, threads);
+    return moe > mlp ? moe : mlp;
+}
+
 size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
-    (void)threads;
-    size_t most = 0, needs[] = {prefill_bytes(limits), decode_bytes(limits), route_bytes(limits),
-                                experts_bytes(limits), floats(limits->mla.qk_rope_head_dim)};
+    size_t most = 0, needs[] = {prefill_bytes(limits),      decode_bytes(limits),
+                                route_bytes(limits),        experts_bytes(limits),
+                                ffn_bytes(limits, threads), floats(limits->mla.qk_rope_head_dim)};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
         most = needs[i] > most ? needs[i] : most;
     return most + floats(BT_X86_PRODUCT_FLOATS);

@@ -124,6 +124,34 @@ BT_INLINE struct bt_v16 bt_v16_scale(struct bt_v16 a, struct bt_v16 n)
     return (struct bt_v16){_mm512_mul_ps(_mm512_mul_ps(a.v, f), s)};
 }
 
+/* Sixteen int32. */
+BT_INLINE struct bt_v16 bt_v16_from_ints(const void *p)
+{
+    return (struct bt_v16){_mm512_cvtepi32_ps(_mm512_loadu_si512(p))};
+}
+
+/* Each lane as bf16 in the high half of its bits: to nearest even, NaN stays NaN. */
+BT_INLINE __m512i bt_v16_bf16_bits(struct bt_v16 a)
+{
+    __m512i bits = _mm512_castps_si512(a.v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(sum, nan, bits, _mm512_set1_epi32(0x400000));
+}
+
+BT_INLINE struct bt_v16 bt_v16_round_bf16(struct bt_v16 a)
+{
+    __m512i high = _mm512_set1_epi32((int)0xffff0000);
+    return (struct bt_v16){_mm512_castsi512_ps(_mm512_and_si512(bt_v16_bf16_bits(a), high))};
+}
+
+BT_INLINE void bt_v16_store_bf16(void *p, struct bt_v16 a)
+{
+    __m512i bits = _mm512_srli_epi32(bt_v16_bf16_bits(a), 16);
+    _mm256_storeu_si256((__m256i_u *)p, _mm512_cvtepi32_epi16(bits));
+}
+
 BT_INLINE __m256 bt_v16_low(struct bt_v16 a)
 {
     return _mm512_castps512_ps256(a.v);
@@ -248,6 +276,40 @@ BT_INLINE __m256 bt_v8_scale(__m256 a, __m256 n)
 BT_INLINE struct bt_v16 bt_v16_scale(struct bt_v16 a, struct bt_v16 n)
 {
     return (struct bt_v16){bt_v8_scale(a.lo, n.lo), bt_v8_scale(a.hi, n.hi)};
+}
+
+/* Sixteen int32. */
+BT_INLINE struct bt_v16 bt_v16_from_ints(const void *p)
+{
+    const __m256i_u *in = p;
+    return (struct bt_v16){_mm256_cvtepi32_ps(_mm256_loadu_si256(in)),
+                           _mm256_cvtepi32_ps(_mm256_loadu_si256(in + 1))};
+}
+
+/* Each lane as bf16 in the high half of its bits: to nearest even, NaN stays NaN. */
+BT_INLINE __m256i bt_v8_bf16_bits(__m256 a)
+{
+    __m256i bits = _mm256_castps_si256(a);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    __m256 nan = _mm256_cmp_ps(a, a, _CMP_UNORD_Q);
+    return _mm256_blendv_epi8(sum, quiet, _mm256_castps_si256(nan));
+}
+
+BT_INLINE struct bt_v16 bt_v16_round_bf16(struct bt_v16 a)
+{
+    __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    return (struct bt_v16){_mm256_castsi256_ps(_mm256_and_si256(bt_v8_bf16_bits(a.lo), high)),
+                           _mm256_castsi256_ps(_mm256_and_si256(bt_v8_bf16_bits(a.hi), high))};
+}
+
+BT_INLINE void bt_v16_store_bf16(void *p, struct bt_v16 a)
+{
+    __m256i lo = _mm256_srli_epi32(bt_v8_bf16_bits(a.lo), 16);
+    __m256i hi = _mm256_srli_epi32(bt_v8_bf16_bits(a.hi), 16);
+    __m256i both = _mm256_packus_epi32(lo, hi); /* quarters 0 2 1 3 */
+    _mm256_storeu_si256((__m256i_u *)p, _mm256_permute4x64_epi64(both, 0xd8));
 }
 
 BT_INLINE __m256 bt_v16_low(struct bt_v16 a)
