@@ -1,5 +1,7 @@
 #include "kvtransfer/push.h"
 
+#include <string.h>
+
 #include "common/base/clock.h"
 #include "kvtransfer/checksum.h"
 
@@ -16,23 +18,24 @@ static uint32_t token_limit(const struct kvt_push *push, uint32_t layer)
     return push->layerwise ? atomic_load(&push->ready[layer]) : 0;
 }
 
-static void add_checksums(struct kvt_push *push, uint32_t layer)
+static uint32_t tokens_of_page(const struct kvt_push *push, uint32_t logical)
+{
+    uint32_t left = push->prompt_tokens - logical * BT_PAGE_TOKENS;
+
+    return left < BT_PAGE_TOKENS ? left : BT_PAGE_TOKENS;
+}
+
+/* Sums the layer's pages up to (not with) `end`, all of which are complete. */
+static void sum_pages(struct kvt_push *push, uint32_t layer, uint32_t end)
 {
     const struct kvt_inflight *inflight = push->inflight;
-    uint32_t tokens = push->posted[layer];
-    uint32_t pages = tokens / BT_PAGE_TOKENS;
 
-    if (!inflight->checksum)
-        return;
-    if (tokens == push->prompt_tokens)
-        pages = bt_kv_pages_for(tokens);
-    for (; push->summed[layer] < pages; push->summed[layer]++) {
+    for (; inflight->checksum && push->summed[layer] < end; push->summed[layer]++) {
         uint32_t logical = push->summed[layer];
-        uint32_t left = tokens - logical * BT_PAGE_TOKENS;
         const char *page = inflight->pool + bt_kv_offset(inflight->layout, inflight->pool_pages,
                                                          layer, push->source_pages[logical], 0);
         push->event.checksum += kvt_checksum_page(inflight->layout, page, layer, logical,
-                                                  left < BT_PAGE_TOKENS ? left : BT_PAGE_TOKENS);
+                                                  tokens_of_page(push, logical));
     }
 }
 
@@ -55,6 +58,7 @@ static bool plan_batch(struct kvt_push *push)
         batch->next = 0;
         batch->done_bytes = 0;
         batch->layer = layer;
+        batch->token = begin;
         batch->token_end = begin + tokens;
         push->next_layer = layer;
         return true;
@@ -67,9 +71,13 @@ static void finish_batch(struct kvt_push *push)
     uint32_t layer = push->batch.layer;
 
     push->posted[layer] = push->batch.token_end;
-    add_checksums(push, layer);
-    if (push->posted[layer] == push->prompt_tokens)
+    if (push->posted[layer] == push->prompt_tokens) {
+        sum_pages(push, layer, bt_kv_pages_for(push->prompt_tokens));
         push->layers_posted++;
+    } else {
+        sum_pages(push, layer, push->posted[layer] / BT_PAGE_TOKENS);
+    }
+    push->progressed = true;
     push->next_layer = (layer + 1) % push->layer_count;
 }
 
@@ -118,34 +126,93 @@ static void on_flushed(void *context, enum bt_status status)
     push->flushed = status == BT_OK;
 }
 
-/* BT_OK: posted. EXHAUSTED: later. Else the link is lost. */
-static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
+static bool lease_is_live(const struct kvt_push *push, int64_t *ret_now_ns)
 {
-    struct kvt_batch *batch = &push->batch;
-    const struct kvt_write *write = &batch->writes[batch->next];
-    uint64_t bytes = write->bytes - batch->done_bytes;
-    uint64_t remote = push->link->pool_base + write->target_offset + batch->done_bytes;
+    *ret_now_ns = bt_clock_now_ns();
+    return *ret_now_ns < atomic_load(&push->lease_until_ns);
+}
+
+/* Copies and sums in one go what is whole pages. */
+static void store(struct kvt_push *push, uint64_t source_offset, char *to, uint64_t bytes)
+{
+    const struct kvt_inflight *inflight = push->inflight;
+    uint64_t token_bytes = bt_kv_token_bytes(inflight->layout);
+    const struct kvt_batch *batch = &push->batch;
+    const char *from = inflight->pool + source_offset;
+    uint32_t token = batch->token, end = token + (uint32_t)(bytes / token_bytes);
+
+    while (token < end) {
+        uint32_t logical = token / BT_PAGE_TOKENS, tokens = BT_PAGE_TOKENS - token % BT_PAGE_TOKENS;
+        if (tokens > end - token)
+            tokens = end - token;
+        if (inflight->checksum && tokens == tokens_of_page(push, logical)) {
+            sum_pages(push, batch->layer, logical);
+            push->event.checksum +=
+                kvt_checksum_copy_page(inflight->layout, to, from, batch->layer, logical, tokens);
+            push->summed[batch->layer] = logical + 1;
+        } else {
+            kvt_copy(to, from, tokens * token_bytes);
+        }
+        token += tokens;
+        to += tokens * token_bytes;
+        from += tokens * token_bytes;
+    }
+    kvt_copy_fence();
+}
+
+/* BT_OK: posted. EXHAUSTED: later. Else the link is lost. */
+static enum bt_status post(struct kvt_push *push, uint64_t source_offset, uint64_t target_offset,
+                           uint64_t bytes)
+{
+    const struct kvt_inflight *inflight = push->inflight;
     struct kvt_write_record *record;
     enum bt_status status;
 
-    if (bytes > KVT_WRITE_BYTES)
-        bytes = KVT_WRITE_BYTES;
+    push->touched = true;
+    if (push->link->mapped != NULL) {
+        store(push, source_offset, push->link->mapped + target_offset, bytes);
+        atomic_fetch_add(&push->bytes_done, bytes);
+        return BT_OK;
+    }
     record = record_take(push, bytes);
     if (record == NULL)
         return BT_ERR_EXHAUSTED;
-    push->touched = true;
-    status = push->inflight->ops->write(
-        push->link->peer, push->inflight->pool + write->source_offset + batch->done_bytes, bytes,
-        remote, on_written, record);
+    status = inflight->ops->write(push->link->peer, inflight->pool + source_offset, bytes,
+                                  push->link->pool_base + target_offset, on_written, record);
     if (status == BT_OK)
         atomic_fetch_add(&push->bytes_done, bytes);
     if (status != BT_IN_PROGRESS)
         record_free(record);
-    if (status < 0)
-        return status;
+    return status < 0 ? status : BT_OK;
+}
 
+/* Of the write that is next: all, or as many whole tokens as one write may have. */
+static uint64_t next_bytes(const struct kvt_push *push)
+{
+    const struct kvt_batch *batch = &push->batch;
+    uint64_t left = batch->writes[batch->next].bytes - batch->done_bytes;
+    uint64_t token_bytes = bt_kv_token_bytes(push->inflight->layout);
+    uint64_t limit = KVT_WRITE_BYTES / token_bytes; /* tokens, ending with a page */
+
+    limit -= (batch->token + limit) % BT_PAGE_TOKENS;
+    if (limit == 0 || limit > KVT_WRITE_BYTES)
+        limit = BT_PAGE_TOKENS - batch->token % BT_PAGE_TOKENS;
+    return left < limit * token_bytes ? left : limit * token_bytes;
+}
+
+static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
+{
+    struct kvt_batch *batch = &push->batch;
+    const struct kvt_write *write = &batch->writes[batch->next];
+    uint64_t bytes = next_bytes(push);
+    enum bt_status status = post(push, write->source_offset + batch->done_bytes,
+                                 write->target_offset + batch->done_bytes, bytes);
+
+    if (status != BT_OK)
+        return status;
     push->event.writes++;
     push->event.bytes += bytes;
+    batch->token += (uint32_t)(bytes / bt_kv_token_bytes(push->inflight->layout));
     batch->done_bytes += bytes;
     if (batch->done_bytes == write->bytes) {
         batch->next++;
@@ -155,10 +222,59 @@ static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
     return BT_OK;
 }
 
-static bool lease_is_live(const struct kvt_push *push, int64_t *ret_now_ns)
+static void on_record(void *context, enum bt_status status)
 {
-    *ret_now_ns = bt_clock_now_ns();
-    return *ret_now_ns < atomic_load(&push->lease_until_ns);
+    struct kvt_push *push = context;
+
+    (void)status; /* the writes and the flush say it, too */
+    push->inflight->operations--;
+    push->record_out = false;
+}
+
+static void fill_record(struct kvt_push *push)
+{
+    struct kvt_progress *record = &push->record;
+
+    *record = (struct kvt_progress){
+        .epoch = push->event.epoch,
+        .tokens_ahead = push->posted[0],
+        .tokens_behind = push->posted[0],
+    };
+    while (record->layers < push->layer_count &&
+           push->posted[record->layers] >= record->tokens_ahead)
+        record->layers++;
+    for (uint32_t layer = record->layers; layer < push->layer_count; layer++)
+        if (push->posted[layer] < record->tokens_behind)
+            record->tokens_behind = push->posted[layer];
+    kvt_progress_seal(record);
+}
+
+/* Once what it speaks of is written; under the lease, as it goes into the landing, too. */
+static enum bt_status post_record(struct kvt_push *push)
+{
+    struct kvt_link *link = push->link;
+    uint64_t offset =
+        kvt_progress_offset(push->inflight->layout, link->pool_pages, push->target_pages[0]);
+    enum bt_status status;
+    int64_t now_ns;
+
+    if (!push->progressed || push->record_out || push->writes_out > 0 ||
+        !lease_is_live(push, &now_ns))
+        return BT_OK;
+    fill_record(push);
+    push->progressed = false;
+    if (link->mapped != NULL) {
+        memcpy(link->mapped + offset, &push->record, sizeof(push->record));
+        return BT_OK;
+    }
+    push->inflight->operations++;
+    push->record_out = true;
+    status = push->inflight->ops->write(link->peer, &push->record, sizeof(push->record),
+                                        link->pool_base + offset, on_record, push);
+    if (status != BT_IN_PROGRESS)
+        on_record(push, status);
+    push->progressed = status == BT_ERR_EXHAUSTED;
+    return status < 0 && status != BT_ERR_EXHAUSTED ? status : BT_OK;
 }
 
 /* Posts what is ready. The lease is looked at before every write. */
@@ -185,8 +301,14 @@ static bool post_ready(struct kvt_push *push, bool *ret_link_lost)
         step_bytes += bytes;
         if (batch->next == batch->count)
             finish_batch(push);
+        if (batch->next == batch->count && post_record(push) != BT_OK) {
+            *ret_link_lost = true;
+            return true;
+        }
     }
-    return step_bytes > 0;
+    if (post_record(push) != BT_OK) /* its writes may have completed since */
+        *ret_link_lost = true;
+    return step_bytes > 0 || *ret_link_lost;
 }
 
 static void start_flushing(struct kvt_push *push, enum bt_status status, int64_t now_ns)
@@ -234,12 +356,13 @@ static bool step_flushing(struct kvt_push *push, int64_t now_ns, bool *ret_link_
 {
     enum bt_status status;
 
-    if (!push->touched || (push->flushed && push->writes_out == 0)) {
+    if (!push->touched || (push->flushed && push->writes_out == 0 && !push->record_out)) {
         end(push, push->event.status, true);
         return true;
     }
     if (link_is(push, KVT_LINK_FAILED)) {
-        BT_ASSERT(push->writes_out == 0 && !push->flush_out); /* closing the peer completed them */
+        BT_ASSERT(push->writes_out == 0 && !push->flush_out &&
+                  !push->record_out); /* closing the peer completed them */
         end(push, BT_ERR_PEER_LOST, false);
         return true;
     }

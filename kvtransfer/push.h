@@ -9,11 +9,12 @@
 #include <stdatomic.h>
 
 #include "kvtransfer/plan.h"
+#include "kvtransfer/progress.h"
 #include "kvtransfer/source.h"
 #include "kvtransfer/transport.h"
 
 #define KVT_BATCH_WRITES   64                    /* planned at a time */
-#define KVT_WRITE_BYTES    (UINT64_C(4) << 20)   /* longest single write */
+#define KVT_WRITE_BYTES    (UINT64_C(4) << 20)   /* longest single write, but for one page */
 #define KVT_STEP_BYTES     (UINT64_C(8) << 20)   /* of one push, before the next has its turn */
 #define KVT_INFLIGHT_BYTES (UINT64_C(128) << 20) /* of all pushes; one write may go past it */
 #define KVT_INFLIGHT_MAX   1024                  /* writes of all pushes */
@@ -35,6 +36,7 @@ struct kvt_link {
     uint32_t rail_count;
     struct bt_error error; /* written before FAILED */
     struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
+    char *mapped;          /* the target's pool here, when writes are stores; NULL: they are not */
     int64_t deadline_ns;   /* of connecting */
     struct kvt_link *next;
 };
@@ -63,6 +65,7 @@ struct kvt_batch {
     uint32_t next;
     uint64_t done_bytes; /* of writes[next] */
     uint32_t layer;
+    uint32_t token; /* the first of writes[next] that is not written */
     uint32_t token_end;
 };
 
@@ -95,6 +98,9 @@ struct kvt_push {
     uint32_t writes_out;
     bool touched; /* a write was given to the transport */
     bool flush_out, flushed;
+    bool progressed; /* since the last record was posted */
+    bool record_out;
+    struct kvt_progress record; /* the transport's while record_out */
     int64_t flush_deadline_ns;
     struct kvt_inflight *inflight;
 };

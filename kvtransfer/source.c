@@ -80,6 +80,7 @@ static void link_fail(struct kvt_link *link, enum bt_status status, const char *
     bt_log_info(0, "kv link to %016" PRIx64 " failed: %s", link->incarnation, link->error.text);
     atomic_store(&link->state, KVT_LINK_FAILED);
     link->peer = NULL;
+    link->mapped = NULL;
     if (peer != NULL)
         link->source->transport->ops->peer_close(peer);
 }
@@ -134,6 +135,9 @@ static bool link_step(struct kvt_link *link, int64_t now_ns)
         if (state == KVT_LINK_READY)
             return false;
         link->transport = ops->peer_transport(link->peer);
+        link->mapped =
+            ops->map(link->peer, link->pool_base,
+                     kvt_progress_memory_bytes(&link->source->options.layout, link->pool_pages));
         link->rail_count = ops->peer_rails(link->peer, link->rails, KVT_RAILS_MAX);
         atomic_store(&link->state, KVT_LINK_READY);
         return true;
@@ -399,7 +403,7 @@ static struct kvt_link *find_link(const struct kvt_source *source, uint64_t inca
 static enum bt_status check_remote(const struct kvt_source *source, const struct kvt_remote *remote,
                                    struct bt_error *error)
 {
-    uint64_t bytes = bt_kv_pool_bytes(&source->options.layout, remote->pool_pages);
+    uint64_t bytes = kvt_progress_memory_bytes(&source->options.layout, remote->pool_pages);
 
     if (remote->pool_pages == 0 || remote->address == NULL || remote->key == NULL)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,

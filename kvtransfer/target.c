@@ -10,10 +10,12 @@
 
 #include "common/base/clock.h"
 #include "kvtransfer/checksum.h"
+#include "kvtransfer/progress.h"
 #include "kvtransfer/transport.h"
 
 #define SLICE_BYTES (UINT64_C(1) << 20) /* checksummed between two looks at the transport */
 #define SPIN_NS     INT64_C(20000)      /* after the last sign of a writer */
+#define LOOK_MS     1                   /* at the progress of expected landings */
 
 struct job {
     enum kvt_target_event_kind kind;
@@ -21,6 +23,17 @@ struct job {
     uint64_t incarnation;
     uint32_t *pages; /* owned */
     uint32_t tokens;
+};
+
+/* The sum of a landing as far as it got. */
+struct summing {
+    uint64_t epoch;
+    uint32_t *pages; /* owned */
+    uint32_t tokens; /* 0: forget this epoch */
+    uint32_t *done;  /* [layer] pages that are summed; owned */
+    uint64_t sum;
+    uint32_t layer; /* where the next slice begins to look */
+    bool early;
 };
 
 struct kvt_target {
@@ -43,10 +56,13 @@ struct kvt_target {
     uint64_t accepted;          /* control thread */
     _Atomic uint64_t completed; /* counted after its event was queued */
 
-    bool verifying; /* target thread: `current`, up to (layer, logical page) */
+    struct bt_queue *hints; /* struct summing, from the control thread */
+
+    bool verifying; /* from here on target thread */
     struct job current;
-    uint32_t layer, logical;
-    uint64_t sum;
+    struct summing summing; /* of `current` */
+    struct summing expected[KVT_EXPECTED_MAX];
+    uint32_t expected_count; /* the oldest first */
 };
 
 struct cut {
@@ -89,39 +105,144 @@ static void start_disconnect(struct kvt_target *target, uint64_t incarnation)
     target->transport->ops->disconnect(target->transport, incarnation, on_disconnected, cut);
 }
 
+static void summing_finish(struct summing *summing)
+{
+    free(summing->pages);
+    free(summing->done);
+}
+
 static void finish_checksum(struct kvt_target *target)
 {
     struct kvt_target_event event = {.kind = KVT_TARGET_CHECKSUM,
                                      .request = target->current.request,
                                      .epoch = target->current.epoch,
-                                     .checksum = target->sum};
+                                     .checksum = target->summing.sum,
+                                     .early = target->summing.early};
 
-    free(target->current.pages);
+    summing_finish(&target->summing);
     target->verifying = false;
     complete(target, &event);
 }
 
-static void checksum_slice(struct kvt_target *target)
+/* Sums pages of this layer up to `end`, one slice at most. Returns the bytes. */
+static uint64_t sum_layer(const struct kvt_target *target, struct summing *summing, uint32_t layer,
+                          uint32_t end)
 {
     const struct bt_kv_layout *layout = &target->options.layout;
-    const struct job *job = &target->current;
-    uint32_t page_count = bt_kv_pages_for(job->tokens);
+    uint64_t bytes = 0;
 
-    for (uint64_t bytes = 0; bytes < SLICE_BYTES; bytes += bt_kv_page_bytes(layout)) {
-        uint32_t left = job->tokens - target->logical * BT_PAGE_TOKENS;
-        const char *page =
-            target->pool + bt_kv_offset(layout, target->options.pool_pages, target->layer,
-                                        job->pages[target->logical], 0);
-        target->sum += kvt_checksum_page(layout, page, target->layer, target->logical,
-                                         left < BT_PAGE_TOKENS ? left : BT_PAGE_TOKENS);
-        if (++target->logical < page_count)
+    for (; summing->done[layer] < end && bytes < SLICE_BYTES; bytes += bt_kv_page_bytes(layout)) {
+        uint32_t logical = summing->done[layer]++;
+        uint32_t left = summing->tokens - logical * BT_PAGE_TOKENS;
+        const char *page = target->pool + bt_kv_offset(layout, target->options.pool_pages, layer,
+                                                       summing->pages[logical], 0);
+        summing->sum += kvt_checksum_page(layout, page, layer, logical,
+                                          left < BT_PAGE_TOKENS ? left : BT_PAGE_TOKENS);
+    }
+    return bytes;
+}
+
+static void checksum_slice(struct kvt_target *target)
+{
+    struct summing *summing = &target->summing;
+    uint32_t page_count = bt_kv_pages_for(summing->tokens);
+
+    for (uint64_t bytes = 0; bytes < SLICE_BYTES;) {
+        bytes += sum_layer(target, summing, summing->layer, page_count);
+        if (summing->done[summing->layer] < page_count)
             continue;
-        target->logical = 0;
-        if (++target->layer == layout->layer_count) {
+        if (++summing->layer == target->options.layout.layer_count) {
             finish_checksum(target);
             return;
         }
     }
+}
+
+/* Whole pages only: the last one may still grow. One slice. */
+static bool sum_early(const struct kvt_target *target, struct summing *summing)
+{
+    const struct bt_kv_layout *layout = &target->options.layout;
+    struct kvt_progress progress;
+
+    if (!kvt_progress_read(target->pool + kvt_progress_offset(layout, target->options.pool_pages,
+                                                              summing->pages[0]),
+                           summing->epoch, layout->layer_count, summing->tokens, &progress))
+        return false;
+    for (uint32_t layer = 0; layer < layout->layer_count; layer++) {
+        uint32_t tokens = layer < progress.layers ? progress.tokens_ahead : progress.tokens_behind;
+        if (sum_layer(target, summing, layer, tokens / BT_PAGE_TOKENS) > 0)
+            return true;
+    }
+    return false;
+}
+
+static void expected_remove(struct kvt_target *target, uint32_t at)
+{
+    target->expected_count--;
+    memmove(&target->expected[at], &target->expected[at + 1],
+            (target->expected_count - at) * sizeof(target->expected[0]));
+}
+
+/* Takes what is known of this epoch out of the list. */
+static bool expected_take(struct kvt_target *target, uint64_t epoch, struct summing *ret_summing)
+{
+    for (uint32_t i = 0; i < target->expected_count; i++) {
+        if (target->expected[i].epoch != epoch)
+            continue;
+        *ret_summing = target->expected[i];
+        expected_remove(target, i);
+        return true;
+    }
+    return false;
+}
+
+static void take_hints(struct kvt_target *target)
+{
+    struct summing hint, old;
+
+    while (bt_queue_try_pop(target->hints, &hint)) {
+        if (expected_take(target, hint.epoch, &old))
+            summing_finish(&old);
+        if (hint.tokens == 0)
+            continue;
+        if (target->expected_count == KVT_EXPECTED_MAX) {
+            summing_finish(&target->expected[0]);
+            expected_remove(target, 0);
+        }
+        target->expected[target->expected_count++] = hint;
+    }
+}
+
+static bool expected_step(struct kvt_target *target)
+{
+    bool any = false;
+
+    take_hints(target);
+    for (uint32_t i = 0; i < target->expected_count; i++)
+        any = sum_early(target, &target->expected[i]) || any;
+    return any;
+}
+
+/* From the hint on, where there is one that fits; from zero else. */
+static void start_checksum(struct kvt_target *target)
+{
+    struct job *job = &target->current;
+    struct summing *summing = &target->summing;
+
+    take_hints(target);
+    target->verifying = true;
+    if (expected_take(target, job->epoch, summing)) {
+        if (summing->tokens == job->tokens &&
+            memcmp(summing->pages, job->pages,
+                   bt_kv_pages_for(job->tokens) * sizeof(*job->pages)) == 0) {
+            free(job->pages);
+            return;
+        }
+        summing_finish(summing);
+    }
+    *summing = (struct summing){.epoch = job->epoch, .pages = job->pages, .tokens = job->tokens};
+    summing->done = calloc(target->options.layout.layer_count, sizeof(*summing->done));
+    BT_ASSERT(summing->done != NULL); /* some hundred bytes; a lost job would block its landing */
 }
 
 static bool jobs_step(struct kvt_target *target)
@@ -136,9 +257,7 @@ static bool jobs_step(struct kvt_target *target)
         start_disconnect(target, target->current.incarnation);
         return true;
     }
-    target->verifying = true;
-    target->layer = target->logical = 0;
-    target->sum = 0;
+    start_checksum(target);
     return true;
 }
 
@@ -151,7 +270,8 @@ static void run(struct kvt_target *target)
         uint32_t kicks = atomic_load(&target->kicks);
         int64_t now_ns = bt_clock_now_ns();
         bool any = ops->progress(target->transport);
-        if (jobs_step(target) || any) {
+        any = jobs_step(target) || any;
+        if (expected_step(target) || any) {
             busy_ns = now_ns;
             continue;
         }
@@ -159,7 +279,7 @@ static void run(struct kvt_target *target)
             continue;
         atomic_store(&target->sleeping, true);
         if (atomic_load(&target->kicks) == kicks)
-            ops->wait(target->transport, -1);
+            ops->wait(target->transport, target->expected_count > 0 ? LOOK_MS : -1);
         atomic_store(&target->sleeping, false);
     }
 }
@@ -167,7 +287,7 @@ static void run(struct kvt_target *target)
 static enum bt_status start_parts(struct kvt_target *target, struct bt_error *error)
 {
     const struct kvt_transport_ops *ops = target->transport->ops;
-    uint64_t bytes = bt_kv_pool_bytes(&target->options.layout, target->options.pool_pages);
+    uint64_t bytes = kvt_progress_memory_bytes(&target->options.layout, target->options.pool_pages);
     enum bt_status status;
 
     status = ops->memory_alloc(target->transport, bytes, error, &target->memory);
@@ -221,11 +341,17 @@ static void *thread_main(void *arg)
 static void target_free(struct kvt_target *target)
 {
     struct job job;
+    struct summing hint;
 
     while (target->jobs != NULL && bt_queue_try_pop(target->jobs, &job))
         free(job.pages);
+    while (target->hints != NULL && bt_queue_try_pop(target->hints, &hint))
+        summing_finish(&hint);
+    while (target->expected_count > 0)
+        summing_finish(&target->expected[--target->expected_count]);
     if (target->verifying)
-        free(target->current.pages);
+        summing_finish(&target->summing);
+    bt_queue_destroy(target->hints);
     bt_queue_destroy(target->jobs);
     bt_queue_destroy(target->events);
     sem_destroy(&target->started);
@@ -244,7 +370,8 @@ static struct kvt_target *target_alloc(const struct kvt_target_options *options)
     sem_init(&target->started, 0, 0);
     target->jobs = bt_queue_create(options->max_jobs, sizeof(struct job));
     target->events = bt_queue_create(options->max_jobs, sizeof(struct kvt_target_event));
-    if (target->jobs == NULL || target->events == NULL) {
+    target->hints = bt_queue_create(KVT_EXPECTED_MAX, sizeof(struct summing));
+    if (target->hints == NULL || target->jobs == NULL || target->events == NULL) {
         target_free(target);
         return NULL;
     }
@@ -357,6 +484,33 @@ enum bt_status kvt_target_checksum(struct kvt_target *target, uint64_t request, 
     memcpy(job.pages, pages, bytes);
     submit(target, &job);
     return BT_OK;
+}
+
+void kvt_target_expect(struct kvt_target *target, uint64_t epoch, const uint32_t *pages,
+                       uint32_t tokens)
+{
+    size_t bytes = bt_kv_pages_for(tokens) * sizeof(*pages);
+    struct summing hint = {.epoch = epoch, .tokens = tokens, .early = true};
+
+    BT_ASSERT(tokens > 0);
+    for (uint32_t i = 0; i < bt_kv_pages_for(tokens); i++)
+        BT_ASSERT(pages[i] < target->options.pool_pages);
+    hint.pages = malloc(bytes);
+    hint.done = calloc(target->options.layout.layer_count, sizeof(*hint.done));
+    if (hint.pages != NULL)
+        memcpy(hint.pages, pages, bytes);
+    if (hint.pages == NULL || hint.done == NULL || !bt_queue_try_push(target->hints, &hint))
+        summing_finish(&hint);
+    else
+        kick(target);
+}
+
+void kvt_target_forget(struct kvt_target *target, uint64_t epoch)
+{
+    struct summing hint = {.epoch = epoch};
+
+    bt_queue_try_push(target->hints, &hint); /* dropped: it goes when others come */
+    kick(target);
 }
 
 enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation)

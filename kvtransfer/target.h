@@ -12,6 +12,8 @@
 #include "common/base/status.h"
 #include "common/kvcache/layout.h"
 
+#define KVT_EXPECTED_MAX 256
+
 struct kvt_target;
 
 struct kvt_transport;
@@ -44,15 +46,27 @@ struct kvt_target_event {
     enum kvt_target_event_kind kind;
     uint64_t request, epoch; /* CHECKSUM */
     uint64_t checksum;
+    bool early;           /* CHECKSUM: of a landing that was expected. Where it does not fit, ask
+                           * once more: that sums it from the beginning. */
     uint64_t incarnation; /* DISCONNECTED */
 };
 
 /* Items are struct kvt_target_event; one consumer, the control thread. */
 struct bt_queue *kvt_target_events(const struct kvt_target *target);
 
-/* Computes kvt_checksum_sequence on the target's thread. `pages` is copied. EXHAUSTED: max_jobs. */
+/* Computes kvt_checksum_sequence on the target's thread; ends the expectation of that epoch.
+ * `pages` is copied. EXHAUSTED: max_jobs. */
 enum bt_status kvt_target_checksum(struct kvt_target *target, uint64_t request, uint64_t epoch,
                                    const uint32_t *pages, uint32_t tokens);
+
+/*
+ * A landing that is being written now: what its source reports as written is summed while the rest
+ * is computed, so that the checksum has little left to do. `pages` is copied. Only ever a hint, and
+ * dropped silently where KVT_EXPECTED_MAX is reached (the oldest goes).
+ */
+void kvt_target_expect(struct kvt_target *target, uint64_t epoch, const uint32_t *pages,
+                       uint32_t tokens);
+void kvt_target_forget(struct kvt_target *target, uint64_t epoch); /* it ended otherwise */
 
 /* Cuts a source off; the event says when nothing of it can arrive any more. */
 enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation);

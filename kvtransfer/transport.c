@@ -1,17 +1,72 @@
 #include "kvtransfer/transport.h"
 
+#include <string.h>
+
+#include "common/base/log.h"
+#include "kvtransfer/choice/choice.h"
+#include "kvtransfer/tcp/tcp.h"
+
 #ifdef KVT_HAVE_UCX
 #include "kvtransfer/ucx/ucx.h"
+#else
+static enum bt_status without_ucx(const struct kvt_transport_options *options,
+                                  struct bt_error *error, struct kvt_transport **ret_transport)
+{
+    (void)ret_transport;
+    return bt_error_set(error, BT_ERR_UNAVAILABLE, "transport '%s': built without ucx",
+                        options->name);
+}
+#define kvt_shm_transport_create  without_ucx
+#define kvt_rdma_transport_create without_ucx
 #endif
+
+/* The best first. */
+static const struct {
+    const char *name;
+    enum bt_status (*create)(const struct kvt_transport_options *options, struct bt_error *error,
+                             struct kvt_transport **ret_transport);
+} transports[] = {
+    {"shm", kvt_shm_transport_create},
+    {"rdma", kvt_rdma_transport_create},
+    {"tcp", kvt_tcp_transport_create},
+};
+#define TRANSPORTS (sizeof(transports) / sizeof(transports[0]))
+
+_Static_assert(TRANSPORTS <= KVT_CHOICES_MAX, "auto takes them all");
+
+static enum bt_status create_all(const struct kvt_transport_options *options,
+                                 struct bt_error *error, struct kvt_transport **ret_transport)
+{
+    struct kvt_choice choices[TRANSPORTS];
+    uint32_t count = 0;
+
+    for (size_t i = 0; i < TRANSPORTS; i++) {
+        enum bt_status status = transports[i].create(options, error, &choices[count].transport);
+        if (status == BT_ERR_UNAVAILABLE) {
+            bt_log_debug(0, "kv transport %s: %s", transports[i].name,
+                         error == NULL ? "not here" : error->text);
+            continue;
+        }
+        if (status != BT_OK) {
+            while (count-- > 0)
+                choices[count].transport->ops->destroy(choices[count].transport);
+            return status;
+        }
+        choices[count++].name = transports[i].name;
+    }
+    if (count == 0)
+        return BT_ERR_UNAVAILABLE; /* the last one's reason */
+    return kvt_choice_create(choices, count, options->forbid_fallback, error, ret_transport);
+}
 
 enum bt_status kvt_transport_create(const struct kvt_transport_options *options,
                                     struct bt_error *error, struct kvt_transport **ret_transport)
 {
-#ifdef KVT_HAVE_UCX
-    return kvt_ucx_transport_create(options, error, ret_transport);
-#else
-    (void)ret_transport;
-    return bt_error_set(error, BT_ERR_UNSUPPORTED, "transport '%s': built without ucx",
-                        options->name);
-#endif
+    if (strcmp(options->name, "auto") == 0)
+        return create_all(options, error, ret_transport);
+    for (size_t i = 0; i < TRANSPORTS; i++)
+        if (strcmp(options->name, transports[i].name) == 0)
+            return transports[i].create(options, error, ret_transport);
+    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                        "transport is '%s', not auto, shm, tcp or rdma", options->name);
 }

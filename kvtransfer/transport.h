@@ -77,6 +77,10 @@ struct kvt_transport_ops {
                            uint32_t max);
     /* Why it is FAILED; "" while it is not. Valid as long as the peer. */
     const char *(*peer_error)(const struct kvt_peer *peer);
+    /* Where the peer's memory from remote_address on is mapped into this process, so that a write
+     * is a store of the caller's own (which is over when it returns, fences apart); NULL: it is
+     * not, or the key does not cover it. Valid while the peer is READY and not closed. */
+    void *(*map)(struct kvt_peer *peer, uint64_t remote_address, size_t bytes);
     /* Posts a one-sided write of local memory to remote_address. BT_OK: done already, `done` does
      * not run. IN_PROGRESS: source memory belongs to the transport until `done`. EXHAUSTED:
      * progress first, completions are due. PEER_LOST. INVALID_ARGUMENT: outside of the memory that

@@ -1,11 +1,20 @@
-/* The transport over UCX: shared memory and TCP on one machine, RDMA where there are devices. */
+/*
+ * The transports over UCX: shared memory of one machine, and RDMA. Processes find each other by
+ * worker addresses, which travel with the landing; nothing listens.
+ */
 #ifndef BATON_KVTRANSFER_UCX_UCX_H
 #define BATON_KVTRANSFER_UCX_UCX_H
 
 #include "kvtransfer/transport.h"
 
-enum bt_status kvt_ucx_transport_create(const struct kvt_transport_options *options,
+/* Memory that both sides map: a write is a store. Same kernel and pid namespace only. */
+enum bt_status kvt_shm_transport_create(const struct kvt_transport_options *options,
                                         struct bt_error *error,
                                         struct kvt_transport **ret_transport);
+
+/* Puts by the device. UNAVAILABLE: this machine has none. */
+enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *options,
+                                         struct bt_error *error,
+                                         struct kvt_transport **ret_transport);
 
 #endif

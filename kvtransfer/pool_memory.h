@@ -1,0 +1,16 @@
+/* Plain memory for a pool, of which the kernel says beforehand whether it has it. */
+#ifndef BATON_KVTRANSFER_POOL_MEMORY_H
+#define BATON_KVTRANSFER_POOL_MEMORY_H
+
+#include <stddef.h>
+
+#include "common/base/status.h"
+
+/* A pool is touched as a whole at once: one that does not fit stalls the machine first. NO_MEMORY:
+ * more than the kernel could give without swapping. */
+enum bt_status kvt_pool_memory_check(size_t bytes, struct bt_error *error);
+
+/* Page-aligned, zeroed, in huge pages where there are some; after a check. munmap frees it. */
+enum bt_status kvt_pool_memory_map(size_t bytes, struct bt_error *error, void **ret_base);
+
+#endif
