@@ -227,9 +227,9 @@ bool kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64
         set_state(table, landing, KVT_LANDING_LANDING);
         return true;
     }
-    if (landing->peer_incarnation != peer_incarnation)
+    if (landing->state != KVT_LANDING_LANDING || landing->peer_incarnation != peer_incarnation)
         return false;
-    if (landing->state == KVT_LANDING_LANDING && landing->lease_until_ns < now_ns + table->lease_ns)
+    if (landing->lease_until_ns < now_ns + table->lease_ns)
         landing->lease_until_ns = now_ns + table->lease_ns;
     return true;
 }

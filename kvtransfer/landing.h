@@ -79,8 +79,9 @@ enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t req
 /* By request, live ones only. NULL: none. */
 struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t request);
 
-/* Grants or renews. False: no such epoch, over, cancelled, or held by another incarnation. A
- * renewal that arrives after Done is true and changes nothing. */
+/* Grants or renews. False: no such epoch, over, cancelled, or held by another incarnation; and after
+ * Done, when nobody may write any more: a Run that came twice would get a lease for the pages of a
+ * running sequence. */
 bool kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
                        uint64_t peer_incarnation, const struct bt_process_id *peer, int64_t now_ns);
 

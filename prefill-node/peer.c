@@ -133,6 +133,15 @@ void pf_peer_quiesced(struct pf_peer *peer, struct pf_quiesced *message)
     }
 }
 
+bool pf_peer_is_quiescing(const struct pf_peer *peer, uint64_t request, uint64_t epoch)
+{
+    const struct pf_quiesced *message = peer->quiesced_head;
+    while (message && (message->request != request || message->epoch != epoch)) {
+        message = message->next;
+    }
+    return message != NULL;
+}
+
 /* ------------------------------------------------------------------ leases */
 
 struct lease_call {

@@ -87,5 +87,8 @@ struct pf_quiesced {
 /* Tells the rank until it acknowledges, or is proven dead or replaced. Takes `message` (malloc'd).
  * Call before the run's pf_peer_release. */
 void pf_peer_quiesced(struct pf_peer *peer, struct pf_quiesced *message);
+/* The rank was told that this epoch is over and has not acknowledged it: nothing of it may begin.
+ */
+bool pf_peer_is_quiescing(const struct pf_peer *peer, uint64_t request, uint64_t epoch);
 
 #endif

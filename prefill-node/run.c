@@ -539,6 +539,10 @@ static enum bt_status run_create(struct pf_runs *runs, const Baton__V1__PrefillR
     if (status != BT_OK) {
         goto err_run;
     }
+    if (pf_peer_is_quiescing(peer, run->request.request, run->request.epoch)) {
+        status = bt_error_set(error, BT_ERR_STALE, "landing.epoch is over");
+        goto err_run;
+    }
     status = pf_peer_acquire(peer, error);
     if (status != BT_OK) {
         goto err_run;

@@ -122,8 +122,8 @@ static void test_the_whole_way(void **state)
     assert_int_equal(pages_in(&rig, BT_PAGE_READY), 4);
     assert_int_equal(kvt_landing_done(rig.table, 5, epoch, 130, 3, NULL, &same),
                      KVT_DONE_DUPLICATE);
-    assert_true(kvt_landing_lease(rig.table, 5, epoch, PEER, &process, 20)); /* a late renewal */
-    kvt_landing_quiesced(rig.table, 5, epoch);                               /* harmless */
+    assert_false(kvt_landing_lease(rig.table, 5, epoch, PEER, &process, 20)); /* no more writes */
+    kvt_landing_quiesced(rig.table, 5, epoch);                                /* harmless */
     kvt_landing_tick(rig.table, 1 << 20);
     kvt_landing_peer_gone(rig.table, PEER);
     assert_int_equal(kvt_landing_grow(rig.table, landing, 2), BT_OK);
@@ -504,11 +504,12 @@ static void walk_lease(struct walk *walk, uint64_t request, uint64_t epoch)
 {
     struct shadow *s = shadow_of(epoch);
     uint64_t writer = 1 + pick(walk, WALKERS);
-    bool fits = s->request == request && !s->ended && (s->writer == 0 || s->writer == writer);
+    bool fits = s->request == request && !s->ended && !s->is_ready && !s->in_done &&
+                (s->writer == 0 || s->writer == writer);
     bool live = kvt_landing_lease(walk->table, request, epoch, writer, &process, walk->now_ns);
 
     assert_int_equal(live, fits);
-    if (!live || s->is_ready || s->in_done)
+    if (!live)
         return;
     s->may_write = true;
     s->writer = writer;
