@@ -201,9 +201,12 @@ static void stop_workers(struct bt_team *team, uint32_t started)
 /* Signals belong to the threads of control. */
 static enum bt_status start_workers(struct bt_team *team, struct bt_error *error)
 {
+    static const int faults[] = {SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP}; /* not to be blocked */
     sigset_t all, before;
     uint32_t started = 0;
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
+        sigdelset(&all, faults[i]);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (; started < team->threads - 1; started++) {
         struct worker *worker = &team->workers[started];
