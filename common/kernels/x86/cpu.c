@@ -4,6 +4,7 @@
 
 #include "common/kernels/stream.h"
 #include "common/kernels/x86/ffn_memory.h"
+#include "common/kernels/x86/linear_memory.h"
 #include "common/kernels/x86/x86.h"
 
 /* The compiler's check includes that the operating system saves the registers (XGETBV). */
@@ -117,11 +118,19 @@ static size_t ffn_bytes(const struct bt_stream_limits *limits, uint32_t threads)
     return moe > mlp ? moe : mlp;
 }
 
+static size_t linear_bytes(const struct bt_stream_limits *limits, uint32_t threads)
+{
+    size_t tiles = bt_linear_bytes(limits->max_rows, limits->max_cols, threads);
+    size_t rows = floats((size_t)threads * BT_X86_PRODUCT_FLOATS);
+    return tiles > rows ? tiles : rows;
+}
+
 size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
     size_t most = 0, needs[] = {prefill_bytes(limits),      decode_bytes(limits),
                                 route_bytes(limits),        experts_bytes(limits),
-                                ffn_bytes(limits, threads), floats(limits->mla.qk_rope_head_dim)};
+                                ffn_bytes(limits, threads), floats(limits->mla.qk_rope_head_dim),
+                                linear_bytes(limits, threads)};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
         most = needs[i] > most ? needs[i] : most;
     return most + floats(BT_X86_PRODUCT_FLOATS);

@@ -24,21 +24,7 @@ BT_INLINE struct bt_v16 load_at(const float *in, size_t k, size_t cols)
     return k < cols ? bt_v16_load_part(in + k, cols - k) : bt_v16_zero();
 }
 
-/*
- * To bf16 by integers, as bt_f32_to_bf16: VCVTNEPS2BF16 would flush denormals, and then the tables
- * would differ in what they multiply.
- */
 #ifdef __AVX512F__
-BT_INLINE void store_bf16(char *to, struct bt_v16 x)
-{
-    __m512i bits = _mm512_castps_si512(x.v), one = _mm512_set1_epi32(1);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-    __mmask16 nan = _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q);
-    up = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
-    _mm256_storeu_si256((__m256i_u *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
-}
-
 BT_INLINE void store_int8(char *to, struct bt_v16 x)
 {
     _mm_storeu_si128((__m128i_u *)to, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
@@ -49,23 +35,6 @@ BT_INLINE struct bt_v16 magnitude(struct bt_v16 x)
     return (struct bt_v16){_mm512_abs_ps(x.v)};
 }
 #else
-BT_INLINE __m256i bf16_bits(__m256 x)
-{
-    __m256i bits = _mm256_castps_si256(x), one = _mm256_set1_epi32(1);
-    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-    __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    up = _mm256_castps_si256(_mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet),
-                                              _mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
-    return _mm256_srli_epi32(up, 16);
-}
-
-BT_INLINE void store_bf16(char *to, struct bt_v16 x)
-{
-    __m256i mixed = _mm256_packus_epi32(bf16_bits(x.lo), bf16_bits(x.hi));
-    _mm256_storeu_si256((__m256i_u *)to, _mm256_permute4x64_epi64(mixed, 0xd8));
-}
-
 BT_INLINE void store_int8(char *to, struct bt_v16 x)
 {
     __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi));
@@ -90,8 +59,8 @@ void BT_X86_NAME(pack_bf16)(const float *x, size_t stride, const uint32_t *picks
         const float *in = source_row(x, stride, picks, per_row, r);
         char *to = packed_row(out, tiles, r);
         for (size_t k = 0; k < tiles * BT_TILE_BF16; k += BT_LANES)
-            store_bf16(to + k / BT_TILE_BF16 * BT_TILE_BYTES + k % BT_TILE_BF16 * 2,
-                       load_at(in, k, cols));
+            bt_v16_store_bf16(to + k / BT_TILE_BF16 * BT_TILE_BYTES + k % BT_TILE_BF16 * 2,
+                              load_at(in, k, cols));
     }
 }
 

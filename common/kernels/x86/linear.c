@@ -4,14 +4,36 @@
 #include "common/kernels/x86/product.h"
 #include "common/kernels/x86/tables.h"
 
+struct rows_call {
+    struct bt_x86_rows x;
+    const struct bt_matrix *weight;
+    float *panels, *out;
+    size_t part_outs;
+};
+
+static void rows_part(void *context, uint32_t part, uint32_t thread)
+{
+    const struct rows_call *call = context;
+    size_t first = part * call->part_outs, left = call->weight->rows - first;
+    size_t outs = left < call->part_outs ? left : call->part_outs;
+    float *panel = call->panels + (size_t)thread * BT_X86_PRODUCT_FLOATS;
+    BT_X86_NAME(product)
+    (call->x, bt_x86_weights_of(call->weight, first, outs), panel, call->out + first,
+     call->weight->rows);
+}
+
 void BT_X86_NAME(rows_linear)(struct bt_stream *stream, const float *x, uint32_t rows,
                               const struct bt_matrix *weight, float *out)
 {
+    struct rows_call call = {{x, rows, weight->cols}, weight, NULL, out, weight->rows};
+    size_t threads = bt_team_threads(stream->team), few = weight->rows / (threads * 4);
+    if (threads > 1)
+        call.part_outs = (few / BT_X86_PANEL_OUTS + 1) * BT_X86_PANEL_OUTS;
     bt_scratch_reset(stream);
-    float *panel = bt_scratch_take(stream, BT_X86_PRODUCT_FLOATS, sizeof(*panel));
-    BT_X86_NAME(product)
-    ((struct bt_x86_rows){x, rows, weight->cols}, bt_x86_weights_of(weight, 0, weight->rows), panel,
-     out, weight->rows);
+    call.panels = bt_scratch_take(stream, threads * BT_X86_PRODUCT_FLOATS, sizeof(float));
+    if (weight->rows > 0)
+        bt_team_run(stream->team, rows_part, &call,
+                    (uint32_t)((weight->rows + call.part_outs - 1) / call.part_outs));
 }
 
 void BT_X86_NAME(embed)(struct bt_stream *stream, const struct bt_matrix *table,
