@@ -250,17 +250,9 @@ void bt_tiles_pack(struct bt_stream *stream, const struct bt_matrix *matrix, enu
         pack_linear(matrix, out, ret_packed);
 }
 
-float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col)
+/* The same of what is packed. */
+static float packed_at(const struct bt_matrix *matrix, size_t row, size_t col)
 {
-    if (matrix->layout == BT_LAYOUT_ROWS) {
-        float value = stored_at(matrix, row, col);
-        if (matrix->dtype == BT_F8_E4M3)
-            return round_bf16(value * block_scale(matrix, row, col));
-        if (matrix->dtype == BT_I4)
-            value *= matrix->group_scales[row * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK) +
-                                          col / BT_SCALE_BLOCK];
-        return value;
-    }
     size_t inputs = bt_tile_inputs(matrix->dtype), n = row % BT_TILE_OUTS, k = col % inputs;
     const uint8_t *tile = (const uint8_t *)bt_panel(matrix, row / BT_TILE_OUTS) +
                           col / inputs * bt_tile_bytes(matrix->dtype);
@@ -279,4 +271,45 @@ float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col)
     uint16_t bits;
     memcpy(&bits, tile + bf16_offset(n, k), sizeof(bits));
     return bt_bf16_to_f32(bits);
+}
+
+float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    if (matrix->layout == BT_LAYOUT_TILES)
+        return packed_at(matrix, row, col);
+    float value = stored_at(matrix, row, col);
+    if (matrix->dtype == BT_F8_E4M3)
+        return round_bf16(value * block_scale(matrix, row, col));
+    if (matrix->dtype == BT_I4)
+        value *= matrix->group_scales[row * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK) +
+                                      col / BT_SCALE_BLOCK];
+    return value;
+}
+
+void bt_tiles_read(const struct bt_matrix *matrix, size_t row, size_t col, size_t count, float *out)
+{
+    for (size_t i = 0; i < count; i++)
+        out[i] = bt_tiles_at(matrix, row, col + i);
+}
+
+void bt_tiles_read_kv_b(const struct bt_matrix *kv_b, const struct bt_mla_shape *shape, size_t head,
+                        size_t row, bool absorbed, float *out)
+{
+    struct bt_kv_b_head operands = bt_tiles_kv_b_head(kv_b, shape, head);
+    size_t nope = shape->qk_nope_head_dim, lora = shape->kv_lora_rank;
+    size_t tiles = bt_tiles_of(lora, BT_TILE_BF16);
+    for (size_t l = 0; l < lora; l++) {
+        const uint16_t *from = operands.keys;
+        size_t at = (row / 16 * tiles + l / 32) * 512 + row % 16 * 32 + l % 32;
+        if (row >= nope) {
+            size_t n = row - nope;
+            from = operands.values;
+            at = (n / 16 * tiles + l / 32) * 512 + bf16_offset(n % 16, l % 32) / 2;
+        } else if (absorbed) {
+            from = operands.absorb;
+            at = (l / 16 * bt_tiles_of(nope, 32) + row / 32) * 512 +
+                 bf16_offset(l % 16, row % 32) / 2;
+        }
+        out[l] = bt_bf16_to_f32(from[at]);
+    }
 }

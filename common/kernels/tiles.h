@@ -76,8 +76,17 @@ size_t bt_tiles_bytes(const struct bt_matrix *matrix, enum bt_use use,
 void bt_tiles_pack(struct bt_stream *stream, const struct bt_matrix *matrix, enum bt_use use,
                    const struct bt_mla_shape *shape, void *out, struct bt_matrix *ret_packed);
 
-/* The weight that arithmetic sees (scales of rows left out for I8 and I4): any layout of LINEAR.
- * Slow; for ref and tests. */
+/*
+ * The weights that arithmetic sees (scales of rows left out for I8 and I4), for ref and tests:
+ * columns col … col + count - 1 of a row, of any layout of LINEAR.
+ */
+void bt_tiles_read(const struct bt_matrix *matrix, size_t row, size_t col, size_t count,
+                   float *out);
 float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col);
+
+/* Row `row` (0 … nope + v - 1) of a head of a KV_B matrix, out [kv_lora_rank]: from keys and
+ * values, or (absorbed) the first nope ones from absorb. */
+void bt_tiles_read_kv_b(const struct bt_matrix *kv_b, const struct bt_mla_shape *shape, size_t head,
+                        size_t row, bool absorbed, float *out);
 
 #endif

@@ -1,5 +1,6 @@
 #include "tests/checkkern/check.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -291,14 +292,12 @@ void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *
         finite = finite && isfinite(x[i]);
         max = fmax(max, fabs(x[i]));
     }
-    float step = finite ? (float)max / 127 : NAN;
+    float step = finite ? fmaxf((float)max / 127, FLT_MIN) : NAN;
     for (size_t i = 0; i < cols; i++) {
         if (dtype != BT_I8 && dtype != BT_I4)
             out[i] = nearest_bf16(x[i]);
-        else if (step == 0)
-            out[i] = 0;
         else
-            out[i] = finite ? fmin(127, fmax(-127, nearbyint(x[i] / step))) * step : NAN;
+            out[i] = finite ? nearbyint(x[i] / step) * step : NAN;
     }
 }
 

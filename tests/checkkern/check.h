@@ -25,6 +25,7 @@ struct check {
     const char *op;
     char shape[256];
     unsigned shapes, failures;
+    bool is_emulated;     /* some thousand times slower: leave large shapes out */
     struct bt_team *team; /* of two threads, for `check_stream_team`; results must not change */
     void *buffers[CHECK_MAX_BUFFERS]; /* of this shape */
     size_t buffer_bytes[CHECK_MAX_BUFFERS];
@@ -78,8 +79,8 @@ struct bt_matrix check_packed(struct check *check, const struct bt_matrix *rows,
  * check_tile_at: the weight: rounded to bf16 (F8_E4M3: the f32 product of value and scale is), or
  * exact for I8 and I4, the scale of the row in it.
  * check_tile_input: one row of activations for weights of `dtype`: rounded to bf16; or for I8 and
- * I4 to n * step, step = max |x| / 127 and n = x / step rounded to an integer, -127 ... 127, both
- * quotients f32 and ties to even. Zeros if step is 0; NaN if an x is NaN or infinite.
+ * I4 to n * step, step = max |x| / 127, at least FLT_MIN, and n = x / step as an integer, both
+ * quotients f32 and ties to even; then NaN if an x is NaN or infinite.
  */
 double check_tile_at(const struct bt_matrix *rows, size_t row, size_t col);
 void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *out);
@@ -107,6 +108,7 @@ void check_rope_q(struct check *check);
 void check_kv_write(struct check *check);
 void check_mla_prefill(struct check *check);
 void check_mla_decode(struct check *check);
+void check_mlp(struct check *check);
 void check_moe_route(struct check *check);
 void check_moe_experts(struct check *check);
 

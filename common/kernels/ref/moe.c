@@ -1,6 +1,5 @@
 /* Routing and the routed experts. */
 #include <math.h>
-#include <string.h>
 
 #include "common/kernels/ref/ref.h"
 #include "common/kernels/route.h"
@@ -13,7 +12,7 @@ size_t bt_ref_moe_scratch_bytes(const struct bt_stream_limits *limits)
                    2 * bt_scratch_bytes(limits->experts, sizeof(float)) +
                    bt_scratch_bytes(limits->experts, sizeof(bool));
     size_t experts = bt_scratch_bytes(limits->moe_intermediate, sizeof(double)) +
-                     bt_scratch_bytes(limits->hidden, sizeof(double));
+                     2 * bt_scratch_bytes(limits->hidden, sizeof(double));
     size_t mlp = 2 * bt_scratch_bytes(limits->max_cols, sizeof(double));
     size_t most = route > experts ? route : experts;
     return most > mlp ? most : mlp;
@@ -64,18 +63,23 @@ void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
     bt_route_group(shape, rows, routing);
 }
 
-/* sum [hidden] += weight * down(silu(gate(x)) * up(x)); mid: [moe_intermediate]. */
-static void add_expert(const float *x, float weight, const struct bt_matrix *gate,
-                       const struct bt_matrix *up, const struct bt_matrix *down, double *mid,
-                       double *sum)
+/* One network of gate, up and down, and the rows it works on. */
+struct ffn {
+    const struct bt_matrix *gate, *up, *down;
+    double *in;  /* [gate->cols] */
+    double *mid; /* [gate->rows] */
+};
+
+/* The inner row of x, as the product with down takes it, to ffn->mid. */
+static void inner_row(const struct ffn *ffn, const float *x)
 {
-    for (uint32_t i = 0; i < gate->rows; i++) {
-        double g = bt_ref_dot(x, bt_weight_row(gate, i), gate->dtype, gate->cols);
-        double u = bt_ref_dot(x, bt_weight_row(up, i), up->dtype, up->cols);
-        mid[i] = bt_ref_silu(g) * u;
-    }
-    for (uint32_t i = 0; i < down->rows; i++)
-        sum[i] += weight * bt_ref_dot_double(mid, bt_weight_row(down, i), down->dtype, down->cols);
+    for (uint32_t i = 0; i < ffn->gate->cols; i++)
+        ffn->in[i] = x[i];
+    bt_ref_take_input(ffn->in, ffn->gate->cols, ffn->gate);
+    for (uint32_t i = 0; i < ffn->gate->rows; i++)
+        ffn->mid[i] = bt_ref_silu(bt_ref_product(ffn->in, ffn->gate, i)) *
+                      bt_ref_product(ffn->in, ffn->up, i);
+    bt_ref_take_input(ffn->mid, ffn->gate->rows, ffn->down);
 }
 
 void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
@@ -86,15 +90,21 @@ void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
     bt_scratch_reset(stream);
     double *mid = bt_scratch_take(stream, stream->limits.moe_intermediate, sizeof(*mid));
     double *sum = bt_scratch_take(stream, hidden, sizeof(*sum));
+    double *in = bt_scratch_take(stream, hidden, sizeof(*in));
 
     for (size_t row = 0; row < rows; row++) {
         for (uint32_t i = 0; i < hidden; i++)
             sum[i] = out[row * hidden + i];
         for (uint32_t e = 0; e < expert_weights->experts; e++) {
+            struct ffn ffn = {&expert_weights->gate[e], &expert_weights->up[e],
+                              &expert_weights->down[e], in, mid};
             for (size_t k = row * per_token; k < (row + 1) * per_token; k++) {
-                if (routing->experts[k] == e && expert_weights->gate[e].data)
-                    add_expert(x + row * hidden, routing->weights[k], &expert_weights->gate[e],
-                               &expert_weights->up[e], &expert_weights->down[e], mid, sum);
+                if (routing->experts[k] != e || !ffn.gate->data)
+                    continue;
+                inner_row(&ffn, x + row * hidden);
+                for (uint32_t i = 0; i < hidden; i++)
+                    sum[i] += routing->weights[k] *
+                              bt_ref_round_for(ffn.down, bt_ref_product(mid, ffn.down, i));
             }
         }
         for (uint32_t i = 0; i < hidden; i++)
@@ -102,18 +112,17 @@ void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
     }
 }
 
-/* A dense MLP is one expert of weight 1. */
 void bt_ref_mlp(struct bt_stream *stream, const float *x, uint32_t rows, const struct bt_mlp *mlp,
                 float *out)
 {
     size_t inputs = mlp->gate.cols, outs = mlp->down.rows;
     bt_scratch_reset(stream);
     double *mid = bt_scratch_take(stream, mlp->gate.rows, sizeof(*mid));
-    double *sum = bt_scratch_take(stream, outs, sizeof(*sum));
+    double *in = bt_scratch_take(stream, inputs, sizeof(*in));
+    struct ffn ffn = {&mlp->gate, &mlp->up, &mlp->down, in, mid};
     for (size_t row = 0; row < rows; row++) {
-        memset(sum, 0, outs * sizeof(*sum));
-        add_expert(x + row * inputs, 1, &mlp->gate, &mlp->up, &mlp->down, mid, sum);
+        inner_row(&ffn, x + row * inputs);
         for (size_t i = 0; i < outs; i++)
-            out[row * outs + i] = (float)sum[i];
+            out[row * outs + i] = (float)bt_ref_product(mid, ffn.down, i);
     }
 }

@@ -18,6 +18,20 @@ double bt_ref_dot(const float *x, const void *row, enum bt_dtype dtype, size_t c
 /* The same with x in double. */
 double bt_ref_dot_double(const double *x, const void *row, enum bt_dtype dtype, size_t count);
 
+/*
+ * Turns a row of activations [count] into what products with `weight` take, in place. ROWS: as it
+ * is. TILES: rounded to f32, and then to bf16; or for I8 and I4 to n * step, step = max |x| / 127,
+ * at least FLT_MIN, and n = x / step as an integer, quotients f32, ties to even. Then a row with a
+ * NaN or an infinity is all NaN.
+ */
+void bt_ref_take_input(double *x, size_t count, const struct bt_matrix *weight);
+
+/* sum_k x[k] * weight[row][k], k ascending, of either layout, x as bt_ref_take_input left it. */
+double bt_ref_product(const double *x, const struct bt_matrix *weight, size_t row);
+
+/* value, or rounded to bf16 where the weights are in TILES. */
+double bt_ref_round_for(const struct bt_matrix *weight, double value);
+
 /* x / (1 + e^-x) */
 double bt_ref_silu(double x);
 
@@ -59,6 +73,7 @@ void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
                         const struct bt_expert_weights *expert_weights, float *out);
 
 /* Scratch of one call of the families that need any. */
+size_t bt_ref_linear_scratch_bytes(const struct bt_stream_limits *limits);
 size_t bt_ref_mla_scratch_bytes(const struct bt_stream_limits *limits);
 size_t bt_ref_moe_scratch_bytes(const struct bt_stream_limits *limits);
 

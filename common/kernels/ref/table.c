@@ -23,7 +23,9 @@ const struct bt_kernels bt_kernels_ref = {
 
 size_t bt_ref_scratch_bytes(const struct bt_stream_limits *limits)
 {
-    size_t mla = bt_ref_mla_scratch_bytes(limits);
-    size_t moe = bt_ref_moe_scratch_bytes(limits);
-    return mla > moe ? mla : moe;
+    size_t most = 0, needs[] = {bt_ref_linear_scratch_bytes(limits),
+                                bt_ref_mla_scratch_bytes(limits), bt_ref_moe_scratch_bytes(limits)};
+    for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
+        most = needs[i] > most ? needs[i] : most;
+    return most;
 }
