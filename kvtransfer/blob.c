@@ -146,8 +146,8 @@ enum bt_status kvt_worker_address_unpack(enum kvt_blob_kind kind, const void *bl
                                          struct bt_error *error, struct bt_process_id *ret_process,
                                          const void **ret_worker, size_t *ret_worker_size)
 {
-    struct bt_process_id process;
-    size_t worker_size;
+    struct bt_process_id process = {0};
+    size_t worker_size = 0;
     enum bt_status status;
 
     status =

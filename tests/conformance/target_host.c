@@ -8,18 +8,30 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "common/base/clock.h"
 #include "common/base/process.h"
 
 #define BLOB_MAX 4096
 
-enum operation { OP_INFO, OP_CHECKSUM, OP_OUTSIDE, OP_INSIDE, OP_FILL, OP_DISCONNECT };
+enum operation {
+    OP_INFO,
+    OP_CHECKSUM,
+    OP_EXPECT,
+    OP_OUTSIDE,
+    OP_INSIDE,
+    OP_FILL,
+    OP_DISCONNECT,
+    OP_CPU,
+    OP_EARLY,
+};
 
 struct request {
     enum operation operation;
     uint32_t tokens;
-    uint64_t incarnation;
+    uint64_t value; /* an incarnation or epoch */
 }; /* then uint32_t pages[bt_kv_pages_for(tokens)] */
 
 struct info {
@@ -131,6 +143,16 @@ static void answer_info(int fd, const struct kvt_target *target,
     write_all(fd, &info, sizeof(info));
 }
 
+static _Thread_local bool last_was_early;
+
+static uint64_t cpu_ns(void)
+{
+    struct timespec spent;
+
+    CHECK(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent) == 0);
+    return (uint64_t)spent.tv_sec * BT_NS_PER_S + (uint64_t)spent.tv_nsec;
+}
+
 static uint64_t answer(struct kvt_target *target, const struct kvt_target_options *options,
                        const struct request *request, const uint32_t *pages)
 {
@@ -138,10 +160,19 @@ static uint64_t answer(struct kvt_target *target, const struct kvt_target_option
 
     switch (request->operation) {
     case OP_CHECKSUM:
-        CHECK(kvt_target_checksum(target, 3, 4, pages, request->tokens) == BT_OK);
+        CHECK(kvt_target_checksum(target, 3, request->value, pages, request->tokens) == BT_OK);
         event = take_event(target);
-        CHECK(event.kind == KVT_TARGET_CHECKSUM && event.request == 3 && event.epoch == 4);
+        CHECK(event.kind == KVT_TARGET_CHECKSUM && event.request == 3 &&
+              event.epoch == request->value);
+        last_was_early = event.early;
         return event.checksum;
+    case OP_EARLY:
+        return last_was_early;
+    case OP_CPU:
+        return cpu_ns();
+    case OP_EXPECT:
+        kvt_target_expect(target, request->value, pages, request->tokens);
+        return 0;
     case OP_OUTSIDE:
     case OP_INSIDE:
         return count_touched(target, options, pages, request->tokens,
@@ -150,9 +181,9 @@ static uint64_t answer(struct kvt_target *target, const struct kvt_target_option
         fill(target, options);
         return 0;
     case OP_DISCONNECT:
-        CHECK(kvt_target_disconnect(target, request->incarnation) == BT_OK);
+        CHECK(kvt_target_disconnect(target, request->value) == BT_OK);
         event = take_event(target);
-        CHECK(event.kind == KVT_TARGET_DISCONNECTED && event.incarnation == request->incarnation);
+        CHECK(event.kind == KVT_TARGET_DISCONNECTED && event.incarnation == request->value);
         return 0;
     case OP_INFO:
         break;
@@ -255,9 +286,9 @@ void target_host_stop(struct target_host *host)
 }
 
 static void ask(struct target_host *host, enum operation operation, const uint32_t *pages,
-                uint32_t tokens, uint64_t incarnation, void *ret_answer, size_t answer_size)
+                uint32_t tokens, uint64_t value, void *ret_answer, size_t answer_size)
 {
-    struct request request = {.operation = operation, .tokens = tokens, .incarnation = incarnation};
+    struct request request = {.operation = operation, .tokens = tokens, .value = value};
 
     write_all(host->fd, &request, sizeof(request));
     if (tokens > 0)
@@ -278,17 +309,44 @@ void target_host_remote(struct target_host *host, struct kvt_remote *ret_remote)
 }
 
 static uint64_t ask_value(struct target_host *host, enum operation operation, const uint32_t *pages,
-                          uint32_t tokens, uint64_t incarnation)
+                          uint32_t tokens, uint64_t value)
 {
-    uint64_t value;
+    uint64_t result;
 
-    ask(host, operation, pages, tokens, incarnation, &value, sizeof(value));
-    return value;
+    ask(host, operation, pages, tokens, value, &result, sizeof(result));
+    return result;
 }
 
 uint64_t target_host_checksum(struct target_host *host, const uint32_t *pages, uint32_t tokens)
 {
-    return ask_value(host, OP_CHECKSUM, pages, tokens, 0);
+    return ask_value(host, OP_CHECKSUM, pages, tokens, 4);
+}
+
+void target_host_expect(struct target_host *host, uint64_t epoch, const uint32_t *pages,
+                        uint32_t tokens)
+{
+    ask_value(host, OP_EXPECT, pages, tokens, epoch);
+}
+
+uint64_t target_host_verify(struct target_host *host, uint64_t epoch, const uint32_t *pages,
+                            uint32_t tokens)
+{
+    return ask_value(host, OP_CHECKSUM, pages, tokens, epoch);
+}
+
+bool target_host_was_early(struct target_host *host)
+{
+    return ask_value(host, OP_EARLY, NULL, 0, 0) != 0;
+}
+
+uint64_t target_host_cpu_ns(struct target_host *host)
+{
+    return ask_value(host, OP_CPU, NULL, 0, 0);
+}
+
+pid_t target_host_pid(const struct target_host *host)
+{
+    return host->pid;
 }
 
 uint64_t target_host_touched_outside(struct target_host *host, const uint32_t *pages,

@@ -32,6 +32,14 @@ void target_host_stop(struct target_host *host); /* NULL is fine */
 /* Blobs point into `host`. */
 void target_host_remote(struct target_host *host, struct kvt_remote *ret_remote);
 uint64_t target_host_checksum(struct target_host *host, const uint32_t *pages, uint32_t tokens);
+/* kvt_target_expect, and the checksum of that epoch. */
+void target_host_expect(struct target_host *host, uint64_t epoch, const uint32_t *pages,
+                        uint32_t tokens);
+uint64_t target_host_verify(struct target_host *host, uint64_t epoch, const uint32_t *pages,
+                            uint32_t tokens);
+bool target_host_was_early(struct target_host *host); /* the last checksum */
+uint64_t target_host_cpu_ns(struct target_host *host); /* of its process */
+pid_t target_host_pid(const struct target_host *host); /* 0: a thread */
 /* Bytes that are not HOST_FILL outside of the first `tokens` tokens of `pages`, and inside. */
 uint64_t target_host_touched_outside(struct target_host *host, const uint32_t *pages,
                                      uint32_t tokens);
