@@ -25,7 +25,7 @@ static struct {
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
     int64_t expected_output_tokens, lease;
     int kv_cache_dtype, kernels, transport, log_level;
-    bool checksum, die_with_parent;
+    bool checksum, die_with_parent, forbid_fallback;
 } values;
 
 static const struct bt_option table[] = {
@@ -59,7 +59,11 @@ static const struct bt_option table[] = {
     {"kernels", BT_OPTION_CHOICE, &values.kernels, "auto", .choices = kernels,
      .help = "Backend; auto is the best this CPU has."},
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
-     .help = "What carries the KV cache; auto lets UCX choose, anything else is that or an error."},
+     .help = "What carries the KV cache; auto is the best that both ends have, anything else is that "
+             "or an error."},
+    {"forbid-fallback", BT_OPTION_BOOL, &values.forbid_fallback, "false",
+     .help = "With auto: a peer that the best transport of both ends does not reach is an error, not "
+             "a warning."},
     {"transport-host", BT_OPTION_STRING, &values.transport_host, NULL, .metavar = "ADDRESS",
      .help = "Address of this machine for the transport; default: loopback."},
     {"checksum", BT_OPTION_BOOL, &values.checksum, "true",
@@ -130,6 +134,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                     values.served_model_name ? values.served_model_name : model_name(values.model),
                 .transport = transports[values.transport],
                 .transport_host = values.transport_host,
+                .forbid_fallback = values.forbid_fallback,
                 .ready_file = values.ready_file,
                 .kv_dtype = values.kv_cache_dtype == 2 ? BT_BF16 : BT_F32,
                 .kv_pages = (uint32_t)values.kv_pages,

@@ -20,6 +20,7 @@ struct request {
     struct bt_rpc_call *done_calls[MAX_DONE_CALLS];
     uint32_t done_count;
     uint64_t checksum; /* as the prefill worker computed it */
+    bool expected;     /* by the target, which sums its pages as they come */
 
     struct dc_sequence sequence;
     bool in_engine;
@@ -52,6 +53,9 @@ static void request_destroy(struct request *request)
 static void request_remove(struct request *request)
 {
     BT_ASSERT(request->done_count == 0 && !request->in_engine);
+    if (request->expected) {
+        kvt_target_forget(request->owner->options.target, request->epoch);
+    }
     bt_map_remove(&request->owner->by_epoch, request->epoch);
     request_destroy(request);
 }
@@ -210,6 +214,18 @@ enum bt_status dc_requests_reserve(struct dc_requests *requests,
     return BT_OK;
 }
 
+void dc_requests_leased(struct dc_requests *requests, uint64_t epoch)
+{
+    struct request *request = bt_map_get(&requests->by_epoch, epoch);
+    if (!request || request->expected || !request->landing ||
+        request->landing->state != KVT_LANDING_LANDING) {
+        return;
+    }
+    request->expected = true;
+    kvt_target_expect(requests->options.target, epoch, request->landing->pages,
+                      request->landing->prompt_tokens);
+}
+
 /* ------------------------------------------------------------------ handoff */
 
 static void request_join(struct request *request)
@@ -280,19 +296,25 @@ static enum bt_status check_done(const struct dc_requests *requests,
 }
 
 /* The pages are checked on the target's thread; dc_requests_checksum brings the result. */
-static void request_verify(struct request *request, const Baton__V1__HandoffDoneRequest *message)
+static void request_sum(struct request *request)
 {
-    request->checksum = message->checksum;
-    if (!message->has_checksum) {
-        request_verdict(request, true);
-        return;
-    }
+    request->expected = false;
     enum bt_status status = kvt_target_checksum(
         request->owner->options.target, request->reservation.request, request->epoch,
         request->landing->pages, request->landing->prompt_tokens);
     if (status != BT_OK) {
         bt_log_error(request->reservation.request, "checksum: %s", bt_status_name(status));
         request_verdict(request, false);
+    }
+}
+
+static void request_verify(struct request *request, const Baton__V1__HandoffDoneRequest *message)
+{
+    request->checksum = message->checksum;
+    if (message->has_checksum) {
+        request_sum(request);
+    } else {
+        request_verdict(request, true);
     }
 }
 
@@ -340,10 +362,15 @@ void dc_requests_handoff_done(struct dc_requests *requests, struct bt_rpc_call *
     }
 }
 
-void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t checksum)
+void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t checksum,
+                          bool early)
 {
     struct request *request = bt_map_get(&requests->by_epoch, epoch);
     BT_ASSERT(request); /* VERIFYING ones wait for this */
+    if (early && checksum != request->checksum && request->landing) {
+        request_sum(request); /* what came early was a hint: from the beginning, then */
+        return;
+    }
     request_verdict(request, checksum == request->checksum);
 }
 

@@ -51,7 +51,11 @@ enum bt_status dc_requests_reserve(struct dc_requests *requests,
 void dc_requests_handoff_done(struct dc_requests *requests, struct bt_rpc_call *call,
                               const Baton__V1__HandoffDoneRequest *message);
 /* Computed by the target. */
-void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t checksum);
+void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t checksum,
+                          bool early);
+
+/* A prefill worker holds the lease of this epoch: its pages are going to be written. */
+void dc_requests_leased(struct dc_requests *requests, uint64_t epoch);
 
 /* epoch 0: whichever it has. */
 void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch);

@@ -128,7 +128,7 @@ static void on_target(void *context)
     struct kvt_target_event event;
     while (bt_queue_try_pop(kvt_target_events(worker->target), &event)) {
         if (event.kind == KVT_TARGET_CHECKSUM) {
-            dc_requests_checksum(worker->requests, event.epoch, event.checksum);
+            dc_requests_checksum(worker->requests, event.epoch, event.checksum, event.early);
         } else {
             dc_cutoffs_disconnected(worker->cutoffs, event.incarnation);
         }
@@ -250,6 +250,9 @@ static void handle_lease(void *context, struct bt_rpc_call *call, const Protobuf
         const Baton__V1__LeaseKey *key = request->lease[i];
         live[i] = key && kvt_landing_lease(landings(worker), key->request_id, key->epoch,
                                            request->incarnation, &process, now_ns);
+        if (live[i]) {
+            dc_requests_leased(worker->requests, key->epoch);
+        }
     }
     tick_by(worker, now_ns + worker->options.lease_ms * BT_NS_PER_MS);
     Baton__V1__LeaseResponse response = BATON__V1__LEASE_RESPONSE__INIT;
@@ -465,6 +468,7 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
     const struct kvt_target_options target = {
         .transport = options->transport,
         .bind_host = options->transport_host,
+        .forbid_fallback = options->forbid_fallback,
         .layout = worker->layout,
         .pool_pages = options->kv_pages,
         .max_jobs = options->max_reserved + DC_MAX_CUTOFFS,

@@ -14,6 +14,7 @@ struct dc_worker_options {
     const char *routers;                    /* comma separated; NULL: registers nowhere */
     const char *served_model_name;          /* for messages and metrics */
     const char *transport, *transport_host; /* see kvt_transport_create */
+    bool forbid_fallback;
     const char *ready_file;                 /* NULL: none */
     enum bt_dtype kv_dtype;
     uint32_t kv_pages;

@@ -220,6 +220,7 @@ static enum bt_status create_engine(struct pf_worker *worker, struct bt_error *e
     const struct kvt_source_options source = {
         .transport = options->transport,
         .bind_host = options->transport_host,
+        .forbid_fallback = options->forbid_fallback,
         .layout = worker->layout,
         .pool_pages = options->kv_pages,
         .incarnation = worker->incarnation,
