@@ -105,6 +105,11 @@ static struct dc_sequence *engine_find(struct dc_engine *engine, uint64_t reques
     return NULL;
 }
 
+void dc_engine_enter(struct dc_engine *engine)
+{
+    bt_team_enter(engine->options.model->team);
+}
+
 void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence)
 {
     BT_ASSERT(engine->sequence_count < engine->options.max_sequences);

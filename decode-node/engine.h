@@ -66,6 +66,9 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
                                 struct dc_engine **ret_engine);
 void dc_engine_destroy(struct dc_engine *engine); /* NULL is fine; sequences inside are forgotten */
 
+/* The calling thread will step it from now on: see bt_team_enter. */
+void dc_engine_enter(struct dc_engine *engine);
+
 /* Joins the next step that has room, first come first served. At most max_sequences: asserted. */
 void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence);
 

@@ -8,9 +8,12 @@
 struct dc_options {
     const char *model;
     const char *kernels;
+    enum bt_model_dtype dtype;
+    const char *kv_cache_dtype; /* of bt_kv_dtype_names */
+    struct bt_team_options team;
     enum bt_log_level log_level;
     bool die_with_parent;
-    struct dc_worker_options worker; /* its strings live as long as the process */
+    struct dc_worker_options worker; /* but kv_dtype; its strings live as long as the process */
 };
 
 /* CANCELLED after --help. */

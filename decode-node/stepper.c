@@ -67,6 +67,7 @@ static void *stepper_main(void *argument)
 {
     struct dc_stepper *stepper = argument;
     struct dc_step *step;
+    dc_engine_enter(stepper->engine);
     while (bt_queue_pop(stepper->idle, &step)) {
         if (!take_commands(stepper)) {
             break;

@@ -61,6 +61,7 @@ static void *compute_main(void *argument)
 {
     struct pf_compute *compute = argument;
     struct pf_jobs jobs;
+    pf_engine_enter(compute->engine);
     for (;;) {
         take_commands(compute);
         if (stopping(compute)) {

@@ -79,6 +79,11 @@ void pf_engine_destroy(struct pf_engine *engine)
     free(engine);
 }
 
+void pf_engine_enter(struct pf_engine *engine)
+{
+    bt_team_enter(engine->options.model->team);
+}
+
 void pf_engine_add(struct pf_engine *engine, struct pf_job *job)
 {
     BT_ASSERT(engine->job_count < engine->options.max_jobs);

@@ -54,6 +54,9 @@ enum bt_status pf_engine_create(const struct pf_engine_options *options, struct 
                                 struct pf_engine **ret_engine);
 void pf_engine_destroy(struct pf_engine *engine); /* NULL is fine; jobs inside are forgotten */
 
+/* The calling thread will run it from now on: see bt_team_enter. */
+void pf_engine_enter(struct pf_engine *engine);
+
 /* At most max_jobs at once: asserted, the caller counts. */
 void pf_engine_add(struct pf_engine *engine, struct pf_job *job);
 

@@ -29,7 +29,9 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
                             const struct pf_options *options, struct bt_error *error)
 {
     struct pf_worker *worker;
-    enum bt_status status = pf_worker_create(loop, model, &options->worker, error, &worker);
+    struct pf_worker_options worker_options = options->worker;
+    worker_options.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
+    enum bt_status status = pf_worker_create(loop, model, &worker_options, error, &worker);
     if (status != BT_OK) {
         return status;
     }
@@ -47,9 +49,34 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
     return status;
 }
 
+/* The longest sequence that there will be: what the model's tables and scratch are made for. */
+static uint32_t longest_sequence(const struct pf_worker_options *options)
+{
+    uint64_t pool_tokens = (uint64_t)options->kv_pages * BT_PAGE_TOKENS;
+    uint64_t length = options->max_model_len ? options->max_model_len : UINT32_MAX;
+    return (uint32_t)(pool_tokens < length ? pool_tokens : length);
+}
+
+/* The threads of control, of which this is one, may use all cpus of the team. */
+static enum bt_status load(const struct pf_options *options, struct bt_team *team,
+                           struct bt_error *error, struct bt_model **ret_model)
+{
+    const struct bt_model_options model = {
+        .dir = options->model,
+        .kernels = options->kernels,
+        .dtype = options->dtype,
+        .max_tokens = longest_sequence(&options->worker),
+        .team = team,
+    };
+    enum bt_status status = bt_model_load(&model, error, ret_model);
+    bt_team_leave(team);
+    return status;
+}
+
 static enum bt_status run(const struct pf_options *options, struct bt_error *error)
 {
     struct bt_model *model = NULL;
+    struct bt_team *team = NULL;
     struct bt_loop *loop = bt_loop_create(error);
     if (!loop) {
         return error->status;
@@ -59,12 +86,16 @@ static enum bt_status run(const struct pf_options *options, struct bt_error *err
         status = bt_process_die_with_parent();
     }
     if (status == BT_OK) {
-        status = bt_model_load(options->model, options->kernels, error, &model);
+        status = bt_team_create(&options->team, error, &team);
+    }
+    if (status == BT_OK) {
+        status = load(options, team, error, &model);
     }
     if (status == BT_OK) {
         status = serve(loop, model, options, error);
     }
     bt_model_destroy(model);
+    bt_team_destroy(team);
     bt_loop_destroy(loop);
     return status;
 }

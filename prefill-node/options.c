@@ -12,7 +12,6 @@
 static const char usage[] = "baton-prefill --model DIR [options]\n"
                             "Computes prompts and passes their KV cache on to decode workers.";
 
-static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
 static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
@@ -22,7 +21,9 @@ static struct {
     const char *ready_file;
     int64_t chunked_prefill_size, max_num_seqs, kv_pages, max_queued, max_model_len;
     int64_t layerwise_threshold;
-    int kv_cache_dtype, kernels, transport, log_level;
+    int64_t threads;
+    const char *cpus;
+    int dtype, kv_cache_dtype, kernels, transport, log_level;
     bool checksum, die_with_parent, forbid_fallback;
 } values;
 
@@ -47,11 +48,21 @@ static const struct bt_option table[] = {
      .help = "Tokens of prompt and output; 0: as the model says."},
     {"kv-pages", BT_OPTION_INT, &values.kv_pages, "1024", 1, 1 << 24,
      .help = "KV pages of 64 tokens."},
-    {"kv-cache-dtype", BT_OPTION_CHOICE, &values.kv_cache_dtype, "auto", .choices = dtypes,
-     .help = "auto is f32 on a CPU, whose arithmetic is f32; bf16 halves the bytes at a cost in "
+    {"dtype", BT_OPTION_CHOICE, &values.dtype, "auto", .choices = bt_model_dtype_names,
+     .help =
+         "Arithmetic, the same for all workers of a cluster; auto is bfloat16 for a bfloat16 or "
+         "quantised checkpoint of 256 MiB or more, else float32."},
+    {"kv-cache-dtype", BT_OPTION_CHOICE, &values.kv_cache_dtype, "auto",
+     .choices = bt_kv_dtype_names,
+     .help = "auto is bf16 with bfloat16 arithmetic and f32 with float32; fewer bytes cost "
              "accuracy."},
     {"kernels", BT_OPTION_CHOICE, &values.kernels, "auto", .choices = kernels,
      .help = "Backend; auto is the best this CPU has."},
+    {"cpus", BT_OPTION_STRING, &values.cpus, NULL, .metavar = "LIST",
+     .help = "Cpus of this worker, as 0-3,8: each computing thread is pinned to one of them; "
+             "default: all, not pinned."},
+    {"threads", BT_OPTION_INT, &values.threads, "0", 0, BT_TEAM_MAX_THREADS,
+     .help = "Computing threads; 0: one for each of --cpus, 1 without."},
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
      .help = "What carries the KV cache; auto is the best that both ends have, anything else is that "
              "or an error."},
@@ -119,6 +130,9 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
     *ret_options = (struct pf_options){
         .model = values.model,
         .kernels = kernels[values.kernels],
+        .dtype = (enum bt_model_dtype)values.dtype,
+        .kv_cache_dtype = bt_kv_dtype_names[values.kv_cache_dtype],
+        .team = {(uint32_t)values.threads, values.cpus},
         .log_level = (enum bt_log_level)values.log_level,
         .die_with_parent = values.die_with_parent,
         .worker =
@@ -132,7 +146,6 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
                 .transport_host = values.transport_host,
                 .forbid_fallback = values.forbid_fallback,
                 .ready_file = values.ready_file,
-                .kv_dtype = values.kv_cache_dtype == 2 ? BT_BF16 : BT_F32,
                 .kv_pages = (uint32_t)values.kv_pages,
                 .chunked_prefill_size = (uint32_t)values.chunked_prefill_size,
                 .max_num_seqs = (uint32_t)values.max_num_seqs,

@@ -32,6 +32,9 @@ enum bt_status bt_fingerprint_compare(const struct bt_fingerprint *ours,
         return differs(error, "kv_lora_rank", a->kv_lora_rank, b->kv_lora_rank);
     if (a->qk_rope_head_dim != b->qk_rope_head_dim)
         return differs(error, "qk_rope_head_dim", a->qk_rope_head_dim, b->qk_rope_head_dim);
+    if (strcmp(ours->arithmetic, theirs->arithmetic) != 0)
+        return bt_error_set(error, BT_ERR_MISMATCH, "arithmetic differs: ours is %s, theirs %s",
+                            ours->arithmetic, theirs->arithmetic);
     if (ours->model_hash != theirs->model_hash)
         return bt_error_set(
             error, BT_ERR_MISMATCH,
@@ -47,6 +50,7 @@ void bt_fingerprint_to_message(const struct bt_fingerprint *fingerprint,
     ret_message->layout_version = fingerprint->layout_version;
     ret_message->model_hash = fingerprint->model_hash;
     ret_message->model_name = (char *)fingerprint->model_name;
+    ret_message->arithmetic = (char *)fingerprint->arithmetic;
     ret_message->kv_dtype = (char *)bt_dtype_name(fingerprint->layout.dtype);
     ret_message->page_tokens = BT_PAGE_TOKENS;
     ret_message->layer_count = fingerprint->layout.layer_count;
@@ -66,7 +70,7 @@ static enum bt_status check_dim(struct bt_error *error, const char *field, uint3
 
 static enum bt_status read_dtype(const char *name, struct bt_error *error, enum bt_dtype *ret_dtype)
 {
-    static const enum bt_dtype known[] = {BT_F32, BT_BF16};
+    static const enum bt_dtype known[] = {BT_F32, BT_BF16, BT_F8_E4M3};
 
     for (size_t i = 0; name != NULL && i < sizeof(known) / sizeof(known[0]); i++) {
         if (strcmp(name, bt_dtype_name(known[i])) == 0) {
@@ -75,8 +79,20 @@ static enum bt_status read_dtype(const char *name, struct bt_error *error, enum 
         }
     }
     return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                        "fingerprint: kv_dtype is '%.32s', not f32 or bf16",
+                        "fingerprint: kv_dtype is '%.32s', not f32, bf16 or f8_e4m3",
                         name == NULL ? "" : name);
+}
+
+static enum bt_status read_arithmetic(const char *name, struct bt_error *error, char *ret_name)
+{
+    size_t length = name == NULL ? 0 : strlen(name);
+
+    if (length == 0 || length >= BT_ARITHMETIC_SIZE ||
+        strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != length)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "fingerprint: arithmetic is no name such as float32 or bfloat16");
+    memcpy(ret_name, name, length + 1);
+    return BT_OK;
 }
 
 enum bt_status bt_fingerprint_from_message(const Baton__V1__LayoutFingerprint *message,
@@ -92,6 +108,8 @@ enum bt_status bt_fingerprint_from_message(const Baton__V1__LayoutFingerprint *m
     status = check_dim(error, "layout_version", message->layout_version, UINT32_MAX);
     if (status == BT_OK)
         status = read_dtype(message->kv_dtype, error, &result.layout.dtype);
+    if (status == BT_OK)
+        status = read_arithmetic(message->arithmetic, error, result.arithmetic);
     if (status == BT_OK)
         status = check_dim(error, "layer_count", message->layer_count, LAYERS_MAX);
     if (status == BT_OK)

@@ -1,6 +1,7 @@
 /*
- * Where a token's KV lies: pool [layer][page][token][dim], page = 64 tokens, dim = kv_lora_rank
- * elements of the normed latent, then qk_rope_head_dim of the rotated k_pe.
+ * Where a token's KV lies: pool [layer][page][token], page = 64 tokens. A token of f32 or bf16 is
+ * kv_lora_rank elements of the normed latent, then qk_rope_head_dim of the rotated k_pe; one of
+ * f8_e4m3 has scales between them and k_pe in bf16 (see bt_kv_layer in kernels.h).
  *
  * And the fingerprint that two workers must share before one may write into the other's pages.
  */
@@ -11,6 +12,7 @@
 
 #include "common/base/status.h"
 #include "common/kernels/kernels.h"
+#include "common/kernels/weight.h"
 #include "proto/types.pb-c.h"
 
 #define BT_KV_LAYOUT_VERSION 1
@@ -24,8 +26,11 @@ struct bt_kv_layout {
 
 static inline uint64_t bt_kv_token_bytes(const struct bt_kv_layout *layout)
 {
-    return (uint64_t)(layout->kv_lora_rank + layout->qk_rope_head_dim) *
-           bt_dtype_bytes(layout->dtype);
+    return bt_kv_token_size(&(struct bt_kv_layer){
+        .dtype = layout->dtype,
+        .kv_lora_rank = layout->kv_lora_rank,
+        .qk_rope_head_dim = layout->qk_rope_head_dim,
+    });
 }
 
 static inline uint64_t bt_kv_page_bytes(const struct bt_kv_layout *layout)
@@ -52,11 +57,13 @@ static inline uint32_t bt_kv_pages_for(uint64_t tokens)
 }
 
 #define BT_MODEL_NAME_SIZE 128
+#define BT_ARITHMETIC_SIZE 32
 
 struct bt_fingerprint {
     uint32_t layout_version;
     uint64_t model_hash;                 /* bt_model_hash */
     char model_name[BT_MODEL_NAME_SIZE]; /* for messages, not compared */
+    char arithmetic[BT_ARITHMETIC_SIZE]; /* "float32", "bfloat16": it changes the KV's bits */
     struct bt_kv_layout layout;
 };
 

@@ -160,9 +160,6 @@ static void read_model_type(struct reader *reader, struct bt_model_config *confi
 static void refuse_unsupported(struct reader *reader)
 {
     static const char *const activations[] = {"silu", NULL};
-    if (get(reader, "quantization_config"))
-        refuse(reader, BT_ERR_UNSUPPORTED, "quantization_config",
-               "quantised checkpoints are not offered: convert it to bf16");
     if (optional_bool(reader, "attention_bias", false))
         refuse(reader, BT_ERR_UNSUPPORTED, "attention_bias", "not offered");
     if (optional_bool(reader, "mlp_bias", false))
@@ -170,6 +167,52 @@ static void refuse_unsupported(struct reader *reader)
     if (!optional_bool(reader, "rope_interleave", true))
         refuse(reader, BT_ERR_UNSUPPORTED, "rope_interleave", "only interleaved is offered");
     optional_choice(reader, "hidden_act", activations, 0);
+}
+
+static void read_fp8(struct reader *quantization)
+{
+    static const char *const formats[] = {"e4m3", NULL};
+    static const char *const schemes[] = {"dynamic", NULL};
+    const json_t *size = require(quantization, "weight_block_size");
+    optional_choice(quantization, "fmt", formats, 0);
+    optional_choice(quantization, "activation_scheme", schemes, 0);
+    if (size && (json_array_size(size) != 2 || json_integer_value(json_array_get(size, 0)) != 128 ||
+                 json_integer_value(json_array_get(size, 1)) != 128))
+        refuse(quantization, BT_ERR_UNSUPPORTED, "weight_block_size", "only [128, 128] is offered");
+}
+
+/* Which tensors are quantised, and how, their own dtypes say. */
+static void read_quantization(struct reader *reader, struct bt_model_config *config)
+{
+    static const char *const methods[] = {"fp8", "baton", NULL};
+    const json_t *object = get(reader, "quantization_config");
+    if (!object || reader->status != BT_OK)
+        return;
+    if (!json_is_object(object)) {
+        invalid(reader, "quantization_config", "not an object");
+        return;
+    }
+    struct reader quantization = *reader;
+    quantization.object = object;
+    quantization.prefix = "quantization_config.";
+    if (require(&quantization, "quant_method") &&
+        optional_choice(&quantization, "quant_method", methods, 0) == 1) {
+        config->quantization = BT_QUANTIZATION_BATON;
+        if (optional_u32(&quantization, "group_size", 1, 1024, 128) != 128)
+            refuse(&quantization, BT_ERR_UNSUPPORTED, "group_size", "only 128 is offered");
+    } else {
+        config->quantization = BT_QUANTIZATION_FP8;
+        read_fp8(&quantization);
+    }
+    reader->status = quantization.status;
+}
+
+/* Newer writers say "dtype". Only advice for the choice of arithmetic: other names are fine. */
+static void read_torch_dtype(struct reader *reader, struct bt_model_config *config)
+{
+    const char *name =
+        optional_string(reader, get(reader, "torch_dtype") ? "torch_dtype" : "dtype");
+    config->is_bfloat16 = name && !strcmp(name, "bfloat16");
 }
 
 static void read_sizes(struct reader *reader, struct bt_model_config *config)
@@ -397,6 +440,8 @@ static enum bt_status read_config(const char *path, struct bt_error *error,
     struct reader reader = {.object = root, .path = path, .prefix = "", .error = error};
     read_model_type(&reader, config);
     refuse_unsupported(&reader);
+    read_quantization(&reader, config);
+    read_torch_dtype(&reader, config);
     read_sizes(&reader, config);
     read_attention(&reader, config);
     if (reader.status == BT_OK)

@@ -2,7 +2,7 @@
  * config.json of a DeepSeek checkpoint (model types deepseek_v2 and deepseek_v3), validated.
  * Every value that a tensor shape, a table or a kernel depends on is checked here, with the key
  * and the value in the message; what the forward pass does not offer (attention_bias, another
- * activation, another rope scaling, quantization_config) is refused here, not ignored. Absent and
+ * activation, another rope scaling, another quantization) is refused here, not ignored. Absent and
  * null keys take the defaults of the model type's own configuration class; where that class tells
  * them apart (n_group, topk_group, n_shared_experts, first_k_dense_replace), null means none.
  *
@@ -28,8 +28,17 @@ struct bt_yarn {
     uint32_t original_max_position_embeddings;
 };
 
+/* What the weights of the products may be, next to floats: see README.md. */
+enum bt_quantization {
+    BT_QUANTIZATION_NONE,
+    BT_QUANTIZATION_FP8,   /* e4m3 with scales of blocks of 128 x 128 */
+    BT_QUANTIZATION_BATON, /* int8 and int4, as `batonctl quantize` writes them */
+};
+
 struct bt_model_config {
     char model_type[32];
+    enum bt_quantization quantization;
+    bool is_bfloat16; /* torch_dtype */
     uint32_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     uint32_t num_attention_heads, q_lora_rank /* 0: none */, kv_lora_rank;
     uint32_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim;

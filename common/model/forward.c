@@ -99,14 +99,14 @@ enum bt_status bt_forward_create(const struct bt_model *model, uint32_t max_rows
     struct bt_stream_limits limits = {
         .max_rows = max_rows,
         .max_cols = widest(c),
-        .max_tokens = c->max_position_embeddings,
+        .max_tokens = model->max_tokens,
         .hidden = c->hidden_size,
         .moe_intermediate = c->moe_intermediate_size,
         .experts = c->n_routed_experts,
         .experts_per_token = c->route.experts_per_token,
         .mla = f->mla,
     };
-    enum bt_status status = bt_stream_create(&limits, NULL, error, &f->stream);
+    enum bt_status status = bt_stream_create(&limits, model->team, error, &f->stream);
     if (status != BT_OK) {
         bt_forward_destroy(f);
         return status;

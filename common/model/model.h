@@ -1,6 +1,9 @@
 /*
- * A loaded model: config, weights mapped from the checkpoint, rope tables, kernels. Immutable after
- * loading; any thread.
+ * A loaded model: config, weights, rope tables, kernels. Immutable after loading; any thread.
+ *
+ * Weights stay mapped from the checkpoint where the kernels take them as they are; what is packed
+ * or dequantised lies in one block of huge pages, near to the team's cpus, and its source in the
+ * file is let go of, so that a model needs its weights once.
  */
 #ifndef BATON_COMMON_MODEL_MODEL_H
 #define BATON_COMMON_MODEL_MODEL_H
@@ -9,6 +12,29 @@
 #include "common/kvcache/layout.h"
 #include "common/model/config.h"
 #include "common/model/safetensors.h"
+
+/*
+ * What products are computed in (--dtype). KV and logits of the two differ, so that workers of one
+ * cluster must have the same.
+ */
+enum bt_model_dtype {
+    /* bfloat16 where the checkpoint is bfloat16 or quantised, and has BT_MODEL_SMALL_BYTES or more;
+     * float32 else: exact arithmetic costs a small model nothing. */
+    BT_MODEL_AUTO,
+    /* Weights in rows as in the file, f32 arithmetic; quantised ones are dequantised to f32: the
+     * exact model of what was quantised, at four to eight times the memory. */
+    BT_MODEL_FLOAT32,
+    /* Weights packed in tiles, each in the dtype that it has in the file (F32 and F16 as BF16):
+     * the arithmetic of BT_LAYOUT_TILES. */
+    BT_MODEL_BFLOAT16,
+};
+
+#define BT_MODEL_SMALL_BYTES ((uint64_t)256 << 20)
+
+/* "auto", "float32", "bfloat16". */
+const char *bt_model_dtype_name(enum bt_model_dtype dtype);
+/* The names in the order of the values, ends with NULL. */
+extern const char *const bt_model_dtype_names[];
 
 struct bt_layer_weights {
     struct bt_matrix input_norm, post_attention_norm;
@@ -20,34 +46,58 @@ struct bt_layer_weights {
     struct bt_expert_weights experts; /* .experts 0: a dense layer */
 };
 
-/* The MTP module: layer num_hidden_layers of the checkpoint. */
+/* The MTP module: layer num_hidden_layers of the checkpoint. As in the file: nothing runs it. */
 struct bt_mtp_weights {
     bool present;
     struct bt_matrix embed, enorm, hnorm, eh_proj, head_norm, head;
     struct bt_layer_weights layer;
 };
 
+/* Packed and dequantised weights. */
+struct bt_weight_memory {
+    void *data; /* NULL: none */
+    size_t bytes;
+};
+
 struct bt_model {
     struct bt_model_config config;
     const struct bt_kernels *kernels;
+    struct bt_team *team;      /* may be NULL */
+    enum bt_model_dtype dtype; /* not AUTO */
+    uint32_t max_tokens;       /* of a sequence */
     struct bt_safetensors *checkpoint;
+    struct bt_weight_memory memory;
     struct bt_matrix embed, final_norm, lm_head;
     struct bt_layer_weights *layers; /* [num_hidden_layers] */
     struct bt_mtp_weights mtp;
-    struct bt_rope_table rope;
-    uint64_t hash; /* config values that matter and bt_safetensors_hash */
+    struct bt_rope_table rope; /* max_tokens positions */
+    uint64_t hash;             /* config values that matter and bt_safetensors_hash */
+};
+
+struct bt_model_options {
+    const char *dir;
+    const char *kernels; /* see bt_kernels_select; NULL: auto */
+    enum bt_model_dtype dtype;
+    uint32_t max_tokens; /* longest sequence; 0, or more than config.json's: as config.json says */
+    uint64_t memory_bytes; /* that weights may take beside the file; 0: what is free here */
+    struct bt_team *team; /* borrowed as long as the model lives; NULL: the caller's thread alone */
 };
 
 /*
  * Loads and checks every tensor the config asks for: missing, of another shape or dtype, or left
- * over (not recognised) is an error that names file, tensor and fault. `kernels`: see
- * bt_kernels_select.
+ * over (not recognised) is an error that names file, tensor and fault. NO_MEMORY with both sizes
+ * where the weights would not fit. Logs progress and speed.
  */
-enum bt_status bt_model_load(const char *model_dir, const char *kernels, struct bt_error *error,
+enum bt_status bt_model_load(const struct bt_model_options *options, struct bt_error *error,
                              struct bt_model **ret_model);
 void bt_model_destroy(struct bt_model *model);
 
-/* `dtype` BT_F32 or BT_BF16. `name`: served model name, for messages. */
+/* Of --kv-cache-dtype: "f32", "bf16", "fp8"; "auto" is bf16 with bfloat16 arithmetic, else f32. */
+enum bt_dtype bt_model_kv_dtype(const struct bt_model *model, const char *name);
+/* The names, ends with NULL. */
+extern const char *const bt_kv_dtype_names[];
+
+/* `dtype` BT_F32, BT_BF16 or BT_F8_E4M3. `name`: served model name, for messages. */
 struct bt_kv_layout bt_model_kv_layout(const struct bt_model *model, enum bt_dtype dtype);
 void bt_model_fingerprint(const struct bt_model *model, const char *name, enum bt_dtype dtype,
                           struct bt_fingerprint *ret_fingerprint);

@@ -512,6 +512,16 @@ const struct bt_tensor *bt_safetensors_at(const struct bt_safetensors *file, siz
     return &file->tensors[index];
 }
 
+/* Whole pages only: the first and the last may be a neighbour's too. */
+void bt_safetensors_drop(const struct bt_tensor *tensor)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)tensor->data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)tensor->data + tensor->bytes) / page * page;
+    if (begin < end)
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 /* Small tensors whole; of large ones the head, the middle and the end: three pages touched. */
 static uint64_t hash_data(const struct bt_tensor *tensor, uint64_t hash)
 {

@@ -44,6 +44,10 @@ const struct bt_tensor *bt_safetensors_find(const struct bt_safetensors *file, c
 size_t bt_safetensors_count(const struct bt_safetensors *file);
 const struct bt_tensor *bt_safetensors_at(const struct bt_safetensors *file, size_t index);
 
+/* The tensor's pages may go back to the file, which is where they are read from next time. Its
+ * bytes stay valid. */
+void bt_safetensors_drop(const struct bt_tensor *tensor);
+
 /* XXH3 over names, dtypes, shapes and a sample of each tensor's bytes, in name order. */
 uint64_t bt_safetensors_hash(const struct bt_safetensors *file);
 

@@ -10,17 +10,24 @@
 
 #include "common/base/random.h"
 
-struct engine *engine_open(const char *dir, const char *kernels, enum bt_dtype dtype,
-                           uint32_t max_rows, uint32_t pool_pages)
+struct engine *engine_open(const char *dir, const struct engine_options *options)
 {
     struct bt_error error = {0};
     struct engine *engine = calloc(1, sizeof(*engine));
-    if (bt_model_load(dir, kernels, &error, &engine->model) != BT_OK)
+    const struct bt_team_options team = {.threads = options->threads};
+    if (options->threads && bt_team_create(&team, &error, &engine->team) != BT_OK)
         fail_msg("%s", error.text);
-    if (bt_forward_create(engine->model, max_rows, max_rows, &error, &engine->forward) != BT_OK)
+    const struct bt_model_options model = {.dir = dir,
+                                           .kernels = options->kernels,
+                                           .dtype = options->dtype,
+                                           .max_tokens = options->pool_pages * BT_PAGE_TOKENS,
+                                           .team = engine->team};
+    if (bt_model_load(&model, &error, &engine->model) != BT_OK ||
+        bt_forward_create(engine->model, options->max_rows, options->max_rows, &error,
+                          &engine->forward) != BT_OK)
         fail_msg("%s", error.text);
-    engine->layout = bt_model_kv_layout(engine->model, dtype);
-    engine->pool_pages = pool_pages;
+    uint32_t pool_pages = engine->pool_pages = options->pool_pages;
+    engine->layout = bt_model_kv_layout(engine->model, options->kv_dtype);
     engine->vocab = engine->model->config.vocab_size;
     /* All bits set: NaN, so that a read of what was not written shows. */
     size_t bytes = bt_kv_pool_bytes(&engine->layout, pool_pages);
@@ -33,6 +40,7 @@ void engine_close(struct engine *engine)
 {
     bt_forward_destroy(engine->forward);
     bt_model_destroy(engine->model);
+    bt_team_destroy(engine->team);
     free(engine->pool);
     free(engine);
 }

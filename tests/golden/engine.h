@@ -10,7 +10,17 @@
 
 #include "common/model/forward.h"
 
+/* What else can be chosen; zeroes are float32, f32 pages and one thread. */
+struct engine_options {
+    const char *kernels;
+    enum bt_model_dtype dtype; /* AUTO: float32, the checkpoints being small */
+    enum bt_dtype kv_dtype;
+    uint32_t threads; /* 0: no team */
+    uint32_t max_rows, pool_pages;
+};
+
 struct engine {
+    struct bt_team *team;
     struct bt_model *model;
     struct bt_forward *forward;
     struct bt_kv_layout layout;
@@ -30,9 +40,8 @@ struct probe {
     void *context;
 };
 
-/* A NULL result ends the test with the error's text. */
-struct engine *engine_open(const char *dir, const char *kernels, enum bt_dtype dtype,
-                           uint32_t max_rows, uint32_t pool_pages);
+/* An error ends the test with its text. */
+struct engine *engine_open(const char *dir, const struct engine_options *options);
 void engine_close(struct engine *engine);
 
 /* Pages for `tokens` tokens; with a seed they are a random choice of the pool's, seed 0: from 0 on.

@@ -57,7 +57,9 @@ static double tolerance_of(const struct golden *golden)
 
 static struct engine *open_tiny(enum bt_dtype dtype, uint32_t max_rows)
 {
-    return engine_open(TINY, kernels, dtype, max_rows, 64);
+    const struct engine_options options = {
+        .kernels = kernels, .kv_dtype = dtype, .max_rows = max_rows, .pool_pages = 64};
+    return engine_open(TINY, &options);
 }
 
 static void test_logits(void **state)

@@ -43,7 +43,8 @@ static void run_variant(const char *variant, const char *kernels)
     snprintf(path, sizeof(path), "%s/golden.safetensors", dir);
     golden_open(path, variant, &golden);
     double tolerance = tolerance_of(&golden);
-    struct engine *engine = engine_open(dir, kernels, BT_F32, 128, 8);
+    const struct engine_options options = {.kernels = kernels, .max_rows = 128, .pool_pages = 8};
+    struct engine *engine = engine_open(dir, &options);
     double whole = compare_logits(engine, &golden, 0, tolerance);
     double chunks = compare_logits(engine, &golden, 30, tolerance);
     assert_true(whole == chunks);

@@ -1,5 +1,5 @@
 /*
- * baton-solo: one process, one thread, no network. The engines of the prefill and the decode worker
+ * baton-solo: one process, no network. The engines of the prefill and the decode worker
  * run side by side on pools of their own; KV is copied from one to the other page by page as the
  * push would write it. What a cluster answers must be the same, bit for bit.
  *
@@ -15,6 +15,7 @@
 #include "tests/solo/job.h"
 
 struct solo {
+    struct bt_team *team;
     struct bt_model *model;
     struct bt_kv_layout layout;
     struct bt_page_pool *source_pages, *pages;
@@ -31,10 +32,11 @@ struct solo {
 static struct {
     const char *model;
     int64_t chunked_prefill_size, max_num_seqs, kv_pages;
-    int kv_cache_dtype, kernels;
+    int64_t threads;
+    const char *cpus;
+    int dtype, kv_cache_dtype, kernels;
 } arguments;
 
-static const char *const dtypes[] = {"auto", "f32", "bf16", NULL};
 static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
 
 static const struct bt_option options[] = {
@@ -46,8 +48,14 @@ static const struct bt_option options[] = {
      .help = "Requests computed together, in prefill and in decode."},
     {"kv-pages", BT_OPTION_INT, &arguments.kv_pages, "2048", 1, 1 << 24,
      .help = "Pages of each of the two pools."},
-    {"kv-cache-dtype", BT_OPTION_CHOICE, &arguments.kv_cache_dtype, "auto", .choices = dtypes,
-     .help = "Element type of the KV cache; auto is f32."},
+    {"dtype", BT_OPTION_CHOICE, &arguments.dtype, "auto", .choices = bt_model_dtype_names,
+     .help = "Arithmetic, as of the workers."},
+    {"kv-cache-dtype", BT_OPTION_CHOICE, &arguments.kv_cache_dtype, "auto",
+     .choices = bt_kv_dtype_names, .help = "Element type of the KV cache, as of the workers."},
+    {"cpus", BT_OPTION_STRING, &arguments.cpus, NULL, .metavar = "LIST",
+     .help = "Cpus that threads are pinned to."},
+    {"threads", BT_OPTION_INT, &arguments.threads, "0", 0, BT_TEAM_MAX_THREADS,
+     .help = "Threads; 0: one for each of --cpus, 1 without."},
     {"kernels", BT_OPTION_CHOICE, &arguments.kernels, "auto", .choices = kernels,
      .help = "Backend."},
     {NULL},
@@ -82,13 +90,23 @@ static enum bt_status solo_engines(struct solo *solo, struct bt_error *error)
 
 static enum bt_status solo_init(struct solo *solo, struct bt_error *error)
 {
-    enum bt_status status =
-        bt_model_load(arguments.model, kernels[arguments.kernels], error, &solo->model);
+    const struct bt_team_options team = {(uint32_t)arguments.threads, arguments.cpus};
+    enum bt_status status = bt_team_create(&team, error, &solo->team);
     if (status != BT_OK) {
         return status;
     }
-    solo->layout =
-        bt_model_kv_layout(solo->model, arguments.kv_cache_dtype == 2 ? BT_BF16 : BT_F32);
+    const struct bt_model_options model = {
+        .dir = arguments.model,
+        .kernels = kernels[arguments.kernels],
+        .dtype = (enum bt_model_dtype)arguments.dtype,
+        .team = solo->team,
+    };
+    status = bt_model_load(&model, error, &solo->model);
+    if (status != BT_OK) {
+        return status;
+    }
+    const char *kv_dtype = bt_kv_dtype_names[arguments.kv_cache_dtype];
+    solo->layout = bt_model_kv_layout(solo->model, bt_model_kv_dtype(solo->model, kv_dtype));
     solo->pool_pages = (uint32_t)arguments.kv_pages;
     solo->max_num_seqs = (uint32_t)arguments.max_num_seqs;
     size_t bytes = bt_kv_pool_bytes(&solo->layout, solo->pool_pages);
@@ -113,6 +131,7 @@ static void solo_finish(struct solo *solo)
     free(solo->source_pool);
     free(solo->pool);
     bt_model_destroy(solo->model);
+    bt_team_destroy(solo->team);
     free(solo->waiting);
 }
 

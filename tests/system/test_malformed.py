@@ -127,7 +127,7 @@ def rpc_meaning(c):
             worker_id="x" * 5000, incarnation=1, role=1), registry.RegisterResponse, "invalid_argument")
         live = client.status().workers[0]
         other = types.LayoutFingerprint(layout_version=1, model_hash=1, model_name="other", kv_dtype="f32",
-                                        page_tokens=64, layer_count=6, kv_lora_rank=64, qk_rope_head_dim=16)
+                                        arithmetic="float32", page_tokens=64, layer_count=6, kv_lora_rank=64, qk_rope_head_dim=16)
         refused(client, "baton.v1.Registry/Register", registry.RegisterRequest(
             worker_id="foreign", incarnation=5, role=registry.ROLE_PREFILL, max_model_len=100,
             control_endpoint="tcp://127.0.0.1:1", fingerprint=other,

@@ -122,7 +122,8 @@ void cluster_open(struct cluster *cluster, const struct pf_worker_options *prefi
         (struct cluster){.prefill_pages = prefill->kv_pages, .decode_pages = decode->kv_pages};
     cluster->loop = bt_loop_create(&error);
     assert_non_null(cluster->loop);
-    if (bt_model_load(TINY_MODEL, "auto", &error, &cluster->model) != BT_OK ||
+    const struct bt_model_options load = {.dir = TINY_MODEL};
+    if (bt_model_load(&load, &error, &cluster->model) != BT_OK ||
         pf_worker_create(cluster->loop, cluster->model, prefill, &error, &cluster->prefill) !=
             BT_OK ||
         dc_worker_create(cluster->loop, cluster->model, decode, &error, &cluster->decode) !=

@@ -42,7 +42,8 @@ struct subject {
 static void bench_open(struct bench *bench, uint32_t max_num_seqs)
 {
     struct bt_error error = {0};
-    if (bt_model_load(TINY_MODEL, "auto", &error, &bench->model) != BT_OK) {
+    const struct bt_model_options load = {.dir = TINY_MODEL};
+    if (bt_model_load(&load, &error, &bench->model) != BT_OK) {
         fail_msg("%s", error.text);
     }
     bench->layout = bt_model_kv_layout(bench->model, BT_F32);

@@ -39,7 +39,8 @@ static void bench_open(struct bench *bench)
 {
     struct bt_error error = {0};
     memset(bench, 0, sizeof(*bench));
-    if (bt_model_load(TINY_MODEL, "auto", &error, &bench->model) != BT_OK) {
+    const struct bt_model_options load = {.dir = TINY_MODEL};
+    if (bt_model_load(&load, &error, &bench->model) != BT_OK) {
         fail_msg("%s", error.text);
     }
     struct bt_kv_layout layout = bt_model_kv_layout(bench->model, BT_F32);

@@ -212,6 +212,7 @@ static const struct bt_fingerprint fingerprint = {
     .layout_version = BT_KV_LAYOUT_VERSION,
     .model_hash = 0x1234567890abcdef,
     .model_name = "tiny",
+    .arithmetic = "bfloat16",
     .layout = {.layer_count = 4, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16},
 };
 
@@ -236,6 +237,10 @@ static void test_fingerprint_names_what_differs(void **state)
     DIFFERS(layout.qk_rope_head_dim, 8, "qk_rope_head_dim differs: ours is 16, theirs 8");
     DIFFERS(layout.dtype, BT_F32, "kv_dtype differs: ours is bf16, theirs f32");
 #undef DIFFERS
+    other = fingerprint;
+    strcpy(other.arithmetic, "float32");
+    assert_int_equal(bt_fingerprint_compare(&fingerprint, &other, &error), BT_ERR_MISMATCH);
+    assert_non_null(strstr(error.text, "arithmetic differs: ours is bfloat16, theirs float32"));
     other = fingerprint;
     strcpy(other.model_name, "another name");
     assert_int_equal(bt_fingerprint_compare(&fingerprint, &other, &error), BT_OK);
@@ -264,6 +269,11 @@ static void test_fingerprint_message(void **state)
     REFUSED(layout_version, 0, BT_ERR_INVALID_ARGUMENT, "layout_version is 0");
     REFUSED(kv_dtype, NULL, BT_ERR_INVALID_ARGUMENT, "kv_dtype is ''");
     REFUSED(kv_dtype, (char *)"f16", BT_ERR_INVALID_ARGUMENT, "kv_dtype is 'f16'");
+    REFUSED(arithmetic, NULL, BT_ERR_INVALID_ARGUMENT, "arithmetic is no name");
+    REFUSED(arithmetic, (char *)"", BT_ERR_INVALID_ARGUMENT, "arithmetic is no name");
+    REFUSED(arithmetic, (char *)"a\nb", BT_ERR_INVALID_ARGUMENT, "arithmetic is no name");
+    REFUSED(arithmetic, (char *)"abcdefghijklmnopqrstuvwxyz0123456", BT_ERR_INVALID_ARGUMENT,
+            "arithmetic is no name");
     REFUSED(layer_count, 0, BT_ERR_INVALID_ARGUMENT, "layer_count is 0");
     REFUSED(layer_count, 1u << 20, BT_ERR_INVALID_ARGUMENT, "layer_count is 1048576");
     REFUSED(kv_lora_rank, UINT32_MAX, BT_ERR_INVALID_ARGUMENT, "kv_lora_rank is 4294967295");

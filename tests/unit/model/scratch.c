@@ -41,7 +41,7 @@ void scratch_open(const char *variant, struct scratch *ret_scratch)
     DIR *dir = opendir(source);
     assert_non_null(dir);
     for (struct dirent *entry; (entry = readdir(dir));) {
-        if (entry->d_name[0] == '.' || !strncmp(entry->d_name, "golden", 6))
+        if (entry->d_type == DT_DIR || !strncmp(entry->d_name, "golden", 6))
             continue;
         size_t bytes;
         join(source, entry->d_name, path, sizeof(path));

@@ -10,7 +10,7 @@ struct scratch {
     char dir[256];
 };
 
-/* Copies every file of tests/models/`variant` but its goldens. */
+/* Copies every file of tests/models/`variant` but its goldens; no folders. */
 void scratch_open(const char *variant, struct scratch *ret_scratch);
 void scratch_close(struct scratch *scratch);
 

@@ -386,15 +386,61 @@ static void test_required_keys(void **state)
     json_decref(root);
 }
 
-static void test_quantised_is_refused(void **state)
+static void test_quantization(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *value;
+        enum bt_status status;
+        enum bt_quantization quantization;
+        const char *said;
+    } cases[] = {
+        {"{'quant_method':'fp8','weight_block_size':[128,128]}", BT_OK, BT_QUANTIZATION_FP8, NULL},
+        {"{'quant_method':'fp8','fmt':'e4m3','activation_scheme':'dynamic',"
+         "'weight_block_size':[128,128]}",
+         BT_OK, BT_QUANTIZATION_FP8, NULL},
+        {"{'quant_method':'baton','group_size':128}", BT_OK, BT_QUANTIZATION_BATON, NULL},
+        {"{'quant_method':'baton'}", BT_OK, BT_QUANTIZATION_BATON, NULL},
+        {"null", BT_OK, BT_QUANTIZATION_NONE, NULL},
+        {"7", BT_ERR_INVALID_ARGUMENT, 0, "quantization_config = 7: not an object"},
+        {"{}", BT_ERR_INVALID_ARGUMENT, 0, "quantization_config.quant_method"},
+        {"{'quant_method':'awq'}", BT_ERR_UNSUPPORTED, 0, "quant_method = \"awq\""},
+        {"{'quant_method':3}", BT_ERR_INVALID_ARGUMENT, 0, "quant_method = 3"},
+        {"{'quant_method':'fp8'}", BT_ERR_INVALID_ARGUMENT, 0, "weight_block_size"},
+        {"{'quant_method':'fp8','weight_block_size':[64,128]}", BT_ERR_UNSUPPORTED, 0, "[64,128]"},
+        {"{'quant_method':'fp8','weight_block_size':[128]}", BT_ERR_UNSUPPORTED, 0, "[128]"},
+        {"{'quant_method':'fp8','weight_block_size':128}", BT_ERR_UNSUPPORTED, 0, "= 128"},
+        {"{'quant_method':'fp8','fmt':'e5m2','weight_block_size':[128,128]}", BT_ERR_UNSUPPORTED, 0,
+         "e5m2"},
+        {"{'quant_method':'fp8','activation_scheme':'static','weight_block_size':[128,128]}",
+         BT_ERR_UNSUPPORTED, 0, "static"},
+        {"{'quant_method':'baton','group_size':64}", BT_ERR_UNSUPPORTED, 0, "group_size = 64"},
+        {"{'quant_method':'baton','group_size':'x'}", BT_ERR_INVALID_ARGUMENT, 0, "group_size"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct bt_error error = {0};
+        struct bt_model_config config;
+        assert_int_equal(load(v3, "quantization_config", cases[i].value, &error, &config),
+                         cases[i].status);
+        if (cases[i].status == BT_OK)
+            assert_int_equal(config.quantization, cases[i].quantization);
+        else if (!strstr(error.text, cases[i].said))
+            fail_msg("\"%s\" does not say \"%s\"", error.text, cases[i].said);
+    }
+}
+
+static void test_torch_dtype(void **state)
 {
     (void)state;
     struct bt_error error = {0};
     struct bt_model_config config;
-    assert_int_equal(load(v3, "quantization_config",
-                          "{'quant_method':'fp8','weight_block_size':[128,128]}", &error, &config),
-                     BT_ERR_UNSUPPORTED);
-    assert_non_null(strstr(error.text, "quantised checkpoints are not offered"));
+    assert_int_equal(load(v3, "torch_dtype", "'bfloat16'", &error, &config), BT_OK);
+    assert_true(config.is_bfloat16);
+    assert_int_equal(load(v3, "torch_dtype", "'float32'", &error, &config), BT_OK);
+    assert_false(config.is_bfloat16);
+    assert_int_equal(load(v3, "dtype", "'bfloat16'", &error, &config), BT_OK);
+    assert_true(config.is_bfloat16);
+    assert_int_equal(load(v3, "torch_dtype", "5", &error, &config), BT_ERR_INVALID_ARGUMENT);
 }
 
 static void test_bad_json(void **state)
@@ -447,7 +493,8 @@ static void test_every_key_with_every_kind(void **state)
                 json_object_set_new(spoiled, key, parse(values[i]));
                 scratch_write_json(&model_dir, "config.json", spoiled);
                 json_decref(spoiled);
-                if (bt_model_load(model_dir.dir, "ref", &error, &model) == BT_OK)
+                const struct bt_model_options options = {.dir = model_dir.dir, .kernels = "ref"};
+                if (bt_model_load(&options, &error, &model) == BT_OK)
                     loaded++;
                 else if (!strstr(error.text, model_dir.dir))
                     fail_msg("%s = %s: \"%s\" names no file", key, values[i], error.text);
@@ -532,7 +579,8 @@ int main(void)
         cmocka_unit_test(test_as_transformers_writes),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_required_keys),
-        cmocka_unit_test(test_quantised_is_refused),
+        cmocka_unit_test(test_quantization),
+        cmocka_unit_test(test_torch_dtype),
         cmocka_unit_test(test_bad_json),
         cmocka_unit_test(test_every_key_with_every_kind),
         cmocka_unit_test(test_rope_tables),

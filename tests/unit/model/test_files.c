@@ -21,7 +21,8 @@
 static enum bt_status load(const struct scratch *scratch, struct bt_error *error)
 {
     struct bt_model *model = NULL;
-    enum bt_status status = bt_model_load(scratch->dir, "ref", error, &model);
+    const struct bt_model_options options = {.dir = scratch->dir, .kernels = "ref"};
+    enum bt_status status = bt_model_load(&options, error, &model);
     bt_model_destroy(model);
     return status;
 }
@@ -51,7 +52,8 @@ static void test_sound_checkpoints_load(void **state)
         struct bt_error error = {0};
         struct bt_model *model;
         snprintf(dir, sizeof(dir), "%s/%s", TESTS_MODELS, variants[i]);
-        if (bt_model_load(dir, "ref", &error, &model) != BT_OK)
+        const struct bt_model_options options = {.dir = dir, .kernels = "ref"};
+        if (bt_model_load(&options, &error, &model) != BT_OK)
             fail_msg("%s", error.text);
         assert_int_equal(model->mtp.present, i == 0);
         assert_int_equal(model->kernels == NULL, 0);
@@ -65,7 +67,8 @@ static void test_sound_checkpoints_load(void **state)
 static uint64_t hash_of(const struct scratch *scratch)
 {
     struct bt_model *model;
-    assert_int_equal(bt_model_load(scratch->dir, "ref", NULL, &model), BT_OK);
+    const struct bt_model_options options = {.dir = scratch->dir, .kernels = "ref"};
+    assert_int_equal(bt_model_load(&options, NULL, &model), BT_OK);
     uint64_t hash = model->hash;
     bt_model_destroy(model);
     return hash;

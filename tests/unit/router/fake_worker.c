@@ -23,6 +23,7 @@ static Baton__V1__LayoutFingerprint fingerprint(void)
     message.model_hash = 77;
     message.model_name = (char *)"tiny";
     message.kv_dtype = (char *)"bf16";
+    message.arithmetic = (char *)"float32";
     message.page_tokens = 64;
     message.layer_count = 6;
     message.kv_lora_rank = 64;

@@ -1,0 +1,291 @@
+#include "common/model/weights.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/base/memory.h"
+
+#define HUGE_PAGE_BYTES ((size_t)2 << 20)
+#define ALIGN_BYTES     ((size_t)64)
+#define PROGRESS_NS     (3 * BT_NS_PER_S)
+#define GROUP           128 /* inputs of a group of I4, sides of a block of F8 */
+#define PART_ROWS       64
+
+static enum bt_status fault(const char *dir, const struct bt_tensor *tensor, size_t index,
+                            const char *what, double value, struct bt_error *error)
+{
+    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s/%s: tensor %s: element %zu is %g: %s",
+                        dir, tensor->file, tensor->name, index, value, what);
+}
+
+enum bt_status bt_weight_check_scales(const char *dir, const struct bt_tensor *tensor,
+                                      struct bt_error *error)
+{
+    const float *scales = tensor->data;
+    for (size_t i = 0; i < tensor->bytes / sizeof(float); i++)
+        if (!isfinite(scales[i]) || scales[i] < 0)
+            return fault(dir, tensor, i, "not a scale", (double)scales[i], error);
+    return BT_OK;
+}
+
+/* ---- rows shared out to the team ---- */
+
+struct rows_job {
+    const struct bt_matrix *matrix;
+    float *out;          /* dequantise */
+    uint32_t *bad_parts; /* check: [parts] first row of the part that is at fault, or UINT32_MAX */
+};
+
+static uint32_t part_count(const struct bt_matrix *matrix)
+{
+    return (matrix->rows + PART_ROWS - 1) / PART_ROWS;
+}
+
+static uint32_t part_end(const struct bt_matrix *matrix, uint32_t part)
+{
+    uint32_t end = (part + 1) * PART_ROWS;
+    return end < matrix->rows ? end : matrix->rows;
+}
+
+static int nibble(uint8_t bits)
+{
+    return (bits & 15) >= 8 ? (bits & 15) - 16 : bits & 15;
+}
+
+/* The largest size of the `count` values in bytes; 8 where one is -8, which no size may be. */
+static int largest_of(const uint8_t *bytes, size_t count)
+{
+    int largest = 0;
+    for (size_t i = 0; i < count / 2; i++) {
+        int low = abs(nibble(bytes[i])), high = abs(nibble((uint8_t)(bytes[i] >> 4)));
+        largest = low > largest ? low : largest;
+        largest = high > largest ? high : largest;
+    }
+    return largest;
+}
+
+static bool row_is_sound(const struct bt_matrix *matrix, uint32_t row)
+{
+    size_t groups = matrix->cols / GROUP;
+    const uint8_t *bytes = (const uint8_t *)matrix->data + (size_t)row * matrix->cols / 2;
+    for (size_t g = 0; g < groups; g++) {
+        int largest = largest_of(bytes + g * GROUP / 2, GROUP);
+        if (largest == 8 || largest * matrix->group_scales[row * groups + g] > INT8_MAX)
+            return false;
+    }
+    return true;
+}
+
+static void check_part(void *context, uint32_t part, uint32_t thread)
+{
+    const struct rows_job *job = context;
+    (void)thread;
+    job->bad_parts[part] = UINT32_MAX;
+    for (uint32_t row = part * PART_ROWS; row < part_end(job->matrix, part); row++) {
+        if (!row_is_sound(job->matrix, row)) {
+            job->bad_parts[part] = row;
+            return;
+        }
+    }
+}
+
+enum bt_status bt_weight_check_groups(const char *dir, const struct bt_weight *weight,
+                                      struct bt_team *team, struct bt_error *error)
+{
+    uint32_t parts = part_count(weight->matrix);
+    struct rows_job job = {weight->matrix, NULL, calloc(parts, sizeof(uint32_t))};
+    enum bt_status status = BT_OK;
+    if (!job.bad_parts)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", dir);
+    bt_team_run(team, check_part, &job, parts);
+    for (uint32_t i = 0; status == BT_OK && i < parts; i++)
+        if (job.bad_parts[i] != UINT32_MAX)
+            status =
+                bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                             "%s/%s: tensor %s: row %u has -8, or an element that its group's "
+                             "scale takes beyond 127",
+                             dir, weight->tensor->file, weight->tensor->name, job.bad_parts[i]);
+    free(job.bad_parts);
+    return status;
+}
+
+static float scale_at(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    if (matrix->dtype == BT_F8_E4M3)
+        return matrix->scales[row / GROUP * ((matrix->cols + GROUP - 1) / GROUP) + col / GROUP];
+    if (matrix->dtype == BT_I4)
+        return matrix->scales[row] *
+               matrix->group_scales[row * (matrix->cols / GROUP) + col / GROUP];
+    return matrix->scales[row];
+}
+
+static float stored_at(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    const uint8_t *bytes = matrix->data;
+    size_t index = row * matrix->cols + col;
+    if (matrix->dtype == BT_F8_E4M3)
+        return bt_f8_e4m3_to_f32(bytes[index]);
+    if (matrix->dtype == BT_I4)
+        return (float)nibble((uint8_t)(bytes[index / 2] >> (index % 2 ? 4 : 0)));
+    return (int8_t)bytes[index];
+}
+
+static void dequantise_part(void *context, uint32_t part, uint32_t thread)
+{
+    const struct rows_job *job = context;
+    const struct bt_matrix *matrix = job->matrix;
+    (void)thread;
+    for (size_t row = part * PART_ROWS; row < part_end(matrix, part); row++)
+        for (size_t col = 0; col < matrix->cols; col++)
+            job->out[row * matrix->cols + col] =
+                stored_at(matrix, row, col) * scale_at(matrix, row, col);
+}
+
+void bt_weight_dequantise(const struct bt_matrix *matrix, struct bt_team *team, float *out)
+{
+    struct rows_job job = {matrix, out, NULL};
+    bt_team_run(team, dequantise_part, &job, part_count(matrix));
+}
+
+/* ---- all of a model ---- */
+
+struct preparation {
+    struct bt_model *model;
+    const char *dir;
+    struct bt_stream *stream;
+    struct bt_mla_shape shape;
+    size_t used_bytes;
+    uint64_t source_bytes, source_total; /* of the file, for progress */
+    int64_t start_ns, said_ns;
+};
+
+static bool is_replaced(const struct bt_model *model, const struct bt_matrix *matrix)
+{
+    return model->dtype == BT_MODEL_BFLOAT16 || bt_dtype_is_quantised(matrix->dtype);
+}
+
+static size_t prepared_bytes(const struct preparation *p, const struct bt_weight *weight)
+{
+    const struct bt_matrix *matrix = weight->matrix;
+    size_t bytes = (size_t)matrix->rows * matrix->cols * sizeof(float);
+    if (p->model->dtype == BT_MODEL_BFLOAT16)
+        bytes = p->model->kernels->packed_bytes(matrix, weight->use, &p->shape);
+    return (bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+}
+
+static void prepare_one(struct preparation *p, const struct bt_weight *weight)
+{
+    void *out = (char *)p->model->memory.data + p->used_bytes;
+    struct bt_matrix source = *weight->matrix;
+    p->used_bytes += prepared_bytes(p, weight);
+    if (p->model->dtype == BT_MODEL_BFLOAT16) {
+        p->model->kernels->pack(p->stream, &source, weight->use, &p->shape, out, weight->matrix);
+        return;
+    }
+    bt_weight_dequantise(&source, p->model->team, out);
+    *weight->matrix =
+        (struct bt_matrix){.data = out, .rows = source.rows, .cols = source.cols, .dtype = BT_F32};
+}
+
+static double seconds(int64_t ns)
+{
+    return ns > 0 ? (double)ns / 1e9 : 1e-9;
+}
+
+static double gib(uint64_t bytes)
+{
+    return (double)bytes / (double)(1 << 30);
+}
+
+static void say_progress(struct preparation *p)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    if (now_ns - p->said_ns < PROGRESS_NS)
+        return;
+    p->said_ns = now_ns;
+    bt_log_info(0, "loading %s: %.0f %% of %.2f GiB, %.2f GB/s", p->dir,
+                100.0 * (double)p->source_bytes / (double)p->source_total, gib(p->source_total),
+                (double)p->source_bytes / 1e9 / seconds(now_ns - p->start_ns));
+}
+
+static enum bt_status prepare_all(struct preparation *p, const struct bt_weight *weights,
+                                  size_t count, struct bt_error *error)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct bt_weight *weight = &weights[i];
+        if (!is_replaced(p->model, weight->matrix))
+            continue;
+        if (weight->matrix->dtype == BT_I4) {
+            enum bt_status status = bt_weight_check_groups(p->dir, weight, p->model->team, error);
+            if (status != BT_OK)
+                return status;
+        }
+        prepare_one(p, weight);
+        /* Of the embedding the rows stay in use. */
+        if (weight->tensor->data != p->model->embed.data)
+            bt_safetensors_drop(weight->tensor);
+        p->source_bytes += weight->tensor->bytes;
+        say_progress(p);
+    }
+    return BT_OK;
+}
+
+/* Touched first by the threads that pack. */
+static enum bt_status reserve(struct bt_model *model, const char *dir, size_t bytes,
+                              uint64_t limit_bytes, struct bt_error *error)
+{
+    uint64_t free_bytes = limit_bytes ? limit_bytes : bt_memory_available_bytes();
+    if (bytes > free_bytes)
+        return bt_error_set(error, BT_ERR_NO_MEMORY,
+                            "%s: its weights need %.2f GiB in %s, %.2f GiB of memory are free", dir,
+                            gib(bytes), bt_model_dtype_name(model->dtype), gib(free_bytes));
+    bytes = (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
+    void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %.2f GiB of weights", dir,
+                            gib(bytes));
+    model->memory = (struct bt_weight_memory){data, bytes};
+    (void)madvise(data, bytes, MADV_HUGEPAGE);
+    bt_team_place_memory(model->team, data, bytes);
+    return BT_OK;
+}
+
+enum bt_status bt_weights_prepare(struct bt_model *model, const char *dir,
+                                  const struct bt_weight *weights, size_t count,
+                                  uint64_t limit_bytes, struct bt_error *error)
+{
+    struct preparation p = {.model = model,
+                            .dir = dir,
+                            .shape = bt_model_mla_shape(&model->config),
+                            .start_ns = bt_clock_now_ns()};
+    size_t bytes = 0;
+    p.said_ns = p.start_ns;
+    for (size_t i = 0; i < count; i++) {
+        if (!is_replaced(model, weights[i].matrix))
+            continue;
+        bytes += prepared_bytes(&p, &weights[i]);
+        p.source_total += weights[i].tensor->bytes;
+    }
+    if (bytes == 0)
+        return BT_OK;
+    enum bt_status status = reserve(model, dir, bytes, limit_bytes, error);
+    if (status != BT_OK)
+        return status;
+    const struct bt_stream_limits limits = {.mla = p.shape};
+    status = bt_stream_create(&limits, model->team, error, &p.stream);
+    if (status != BT_OK)
+        return status;
+    status = prepare_all(&p, weights, count, error);
+    bt_stream_destroy(p.stream);
+    if (status == BT_OK) {
+        double took = seconds(bt_clock_now_ns() - p.start_ns);
+        bt_log_info(0, "%s: %.2f GiB of weights for %s in %.2f s (%.2f GB/s, %u threads)", dir,
+                    gib(bytes), bt_model_dtype_name(model->dtype), took,
+                    (double)p.source_total / 1e9 / took, bt_team_threads(model->team));
+    }
+    return status;
+}
