@@ -29,6 +29,7 @@ struct pf_peer {
     struct pf_quiesced *quiesced_head, *quiesced_tail; /* the head's call may be out */
     uint32_t quiesced_count;
     bool quiesced_calling;
+    bool quiesced_given_up; /* what the call that is out says is not in the list any more */
     int64_t quiesced_retry_ns;
 };
 
@@ -73,7 +74,12 @@ static void on_quiesced(void *context, enum bt_status status, const char *text,
     struct pf_peer *peer = context;
     (void)response;
     peer->quiesced_calling = false;
-    if (peer->peers->closing || !peer->quiesced_head) {
+    if (peer->peers->closing) {
+        return;
+    }
+    if (peer->quiesced_given_up) {
+        peer->quiesced_given_up = false;
+        bt_loop_timer_set(peer->quiesced_timer, 0);
         return;
     }
     if (worth_retrying(status)) {
@@ -378,16 +384,21 @@ static bool peer_idle(const struct pf_peer *peer)
 /* A rank that is gone needs no Quiesced: its pages went with it. */
 static void quiesced_give_up(struct pf_peer *peer)
 {
+    peer->quiesced_given_up = peer->quiesced_calling;
     while (peer->quiesced_head) {
         quiesced_pop(peer);
     }
 }
 
+/* By one that was heard of later and could be connected to: a router may name a rank that is long
+ * dead after its successor. */
 static bool peer_replaced(const struct pf_peer *peer)
 {
     const struct pf_peers *peers = peer->peers;
     for (uint32_t i = peers->count; i-- > 0 && peers->list[i] != peer;) {
-        if (strcmp(peers->list[i]->endpoint.worker_id, peer->endpoint.worker_id) == 0) {
+        const struct pf_peer *later = peers->list[i];
+        if (strcmp(later->endpoint.worker_id, peer->endpoint.worker_id) == 0 &&
+            kvt_link_state(later->link) == KVT_LINK_READY) {
             return true;
         }
     }
