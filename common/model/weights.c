@@ -196,9 +196,9 @@ static double seconds(int64_t ns)
     return ns > 0 ? (double)ns / 1e9 : 1e-9;
 }
 
-static double gib(uint64_t bytes)
+static double mib(uint64_t bytes)
 {
-    return (double)bytes / (double)(1 << 30);
+    return (double)bytes / (double)(1 << 20);
 }
 
 static void say_progress(struct preparation *p)
@@ -207,8 +207,8 @@ static void say_progress(struct preparation *p)
     if (now_ns - p->said_ns < PROGRESS_NS)
         return;
     p->said_ns = now_ns;
-    bt_log_info(0, "loading %s: %.0f %% of %.2f GiB, %.2f GB/s", p->dir,
-                100.0 * (double)p->source_bytes / (double)p->source_total, gib(p->source_total),
+    bt_log_info(0, "loading %s: %.0f %% of %.1f MiB, %.2f GB/s", p->dir,
+                100.0 * (double)p->source_bytes / (double)p->source_total, mib(p->source_total),
                 (double)p->source_bytes / 1e9 / seconds(now_ns - p->start_ns));
 }
 
@@ -241,13 +241,13 @@ static enum bt_status reserve(struct bt_model *model, const char *dir, size_t by
     uint64_t free_bytes = limit_bytes ? limit_bytes : bt_memory_available_bytes();
     if (bytes > free_bytes)
         return bt_error_set(error, BT_ERR_NO_MEMORY,
-                            "%s: its weights need %.2f GiB in %s, %.2f GiB of memory are free", dir,
-                            gib(bytes), bt_model_dtype_name(model->dtype), gib(free_bytes));
+                            "%s: its weights need %.1f MiB in %s, %.1f MiB of memory are free", dir,
+                            mib(bytes), bt_model_dtype_name(model->dtype), mib(free_bytes));
     bytes = (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
     void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %.2f GiB of weights", dir,
-                            gib(bytes));
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %.1f MiB of weights", dir,
+                            mib(bytes));
     model->memory = (struct bt_weight_memory){data, bytes};
     (void)madvise(data, bytes, MADV_HUGEPAGE);
     bt_team_place_memory(model->team, data, bytes);
@@ -283,8 +283,8 @@ enum bt_status bt_weights_prepare(struct bt_model *model, const char *dir,
     bt_stream_destroy(p.stream);
     if (status == BT_OK) {
         double took = seconds(bt_clock_now_ns() - p.start_ns);
-        bt_log_info(0, "%s: %.2f GiB of weights for %s in %.2f s (%.2f GB/s, %u threads)", dir,
-                    gib(bytes), bt_model_dtype_name(model->dtype), took,
+        bt_log_info(0, "%s: %.1f MiB of weights for %s in %.2f s (%.2f GB/s, %u threads)", dir,
+                    mib(bytes), bt_model_dtype_name(model->dtype), took,
                     (double)p.source_total / 1e9 / took, bt_team_threads(model->team));
     }
     return status;

@@ -104,6 +104,39 @@ static void test_hash_tells_models_apart(void **state)
     scratch_close(&scratch);
 }
 
+/* What does not fit is refused before it is begun, with both sizes. */
+static void test_memory_is_too_small(void **state)
+{
+    (void)state;
+    struct bt_error error = {0};
+    struct bt_model *model = NULL;
+    struct bt_model_options options = {.dir = TESTS_MODELS "/v3-f32",
+                                       .kernels = "ref",
+                                       .dtype = BT_MODEL_BFLOAT16,
+                                       .memory_bytes = 100000};
+    assert_int_equal(bt_model_load(&options, &error, &model), BT_ERR_NO_MEMORY);
+    assert_non_null(strstr(error.text, "v3-f32: its weights need 0.3 MiB in bfloat16, 0.1 MiB"));
+    options.dtype = BT_MODEL_AUTO; /* rows in the file need nothing */
+    assert_int_equal(bt_model_load(&options, &error, &model), BT_OK);
+    assert_int_equal(model->dtype, BT_MODEL_FLOAT32);
+    bt_model_destroy(model);
+}
+
+static void test_sequences_may_be_shorter(void **state)
+{
+    (void)state;
+    struct bt_model *model;
+    struct bt_model_options options = {.dir = TESTS_MODELS "/tiny", .max_tokens = 1000};
+    assert_int_equal(bt_model_load(&options, NULL, &model), BT_OK);
+    assert_int_equal(model->max_tokens, 1000);
+    assert_int_equal(model->rope.max_position, 1000);
+    bt_model_destroy(model);
+    options.max_tokens = 1 << 20;
+    assert_int_equal(bt_model_load(&options, NULL, &model), BT_OK);
+    assert_int_equal(model->max_tokens, 16384);
+    bt_model_destroy(model);
+}
+
 static void test_truncated(void **state)
 {
     (void)state;
@@ -480,6 +513,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_sound_checkpoints_load),
         cmocka_unit_test(test_hash_tells_models_apart),
+        cmocka_unit_test(test_memory_is_too_small),
+        cmocka_unit_test(test_sequences_may_be_shorter),
         cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_header_length_lies),
         cmocka_unit_test(test_header_is_no_table),
