@@ -196,6 +196,11 @@ static void multiply_all(const struct products *w, struct bt_tile_rows a, size_t
                          size_t panels, char *expanded)
 {
     size_t tiles = bt_panel_tiles(w->weights[0]);
+    bool stored = w->weights[0]->dtype == BT_I4 && rows <= BT_INT4_ROWS;
+    for (size_t i = 0; stored && i < w->count; i++)
+        BT_X86_NAME(gemm_int4)(a, rows, w->weights[i], panel, panels, w->sums[i], w->stride);
+    if (stored)
+        return;
     size_t step = step_tiles(w->weights[0]->dtype, rows, tiles);
     for (size_t first = 0; first < tiles; first += step) {
         struct bt_tile_rows in = a;

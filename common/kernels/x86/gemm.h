@@ -50,6 +50,12 @@ void BT_X86_NAME(gemm_bf16)(struct bt_tile_rows a, size_t rows, struct bt_tile_p
 void BT_X86_NAME(gemm_int8)(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b,
                             size_t tiles, bool accumulate, int32_t *c, size_t c_stride);
 
+/* As gemm_int8 over all tiles of `panels` panels of an I4 matrix, from `panel` on, as they are
+ * stored: the same integers. Pays up to so many rows. */
+#define BT_INT4_ROWS 4
+void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_matrix *b,
+                            size_t panel, size_t panels, int32_t *c, size_t c_stride);
+
 /*
  * Packs f32 rows as A tiles of bf16, rounded to nearest even, inputs padded with zeros: out is
  * [block of 16 rows][tile][16][64 bytes]; rows of a last block that are not there are left as they
