@@ -5,15 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
 
 #include "common/base/clock.h"
 #include "tests/checkkern/check.h"
+#include "tests/checkkern/limits.h"
 
-#define BENCH_NS   (200 * BT_NS_PER_MS)
-#define READ_BYTES (256u << 20)
+#define BENCH_NS (200 * BT_NS_PER_MS)
 
 struct bench {
     const struct bt_kernels *kernels;
@@ -22,90 +19,15 @@ struct bench {
     double flops, bytes_per_s;
 };
 
-/* ---- limits ---- */
-
-#ifdef __x86_64__
-#define CHAINS 12
-#define PEAK(name, isa, vector, set, fma, first)                                                   \
-    __attribute__((target(isa))) static float name(size_t rounds)                                  \
-    {                                                                                              \
-        vector sums[CHAINS], x = set(1.0f), y = set(1e-9f);                                        \
-        for (size_t i = 0; i < CHAINS; i++)                                                        \
-            sums[i] = y;                                                                           \
-        for (size_t r = 0; r < rounds; r++) {                                                      \
-            _Pragma("GCC unroll 12") for (size_t i = 0; i < CHAINS; i++) sums[i] =                 \
-                fma(x, y, sums[i]);                                                                \
-            __asm__ volatile("" : "+v"(x), "+v"(y));                                               \
-        }                                                                                          \
-        for (size_t i = 1; i < CHAINS; i++)                                                        \
-            sums[0] = fma(x, sums[i], sums[0]);                                                    \
-        return first(sums[0]);                                                                     \
-    }
-
-PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_cvtss_f32)
-PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_cvtss_f32)
-#endif
-
-static double measure_flops(const struct bt_kernels *kernels)
-{
-    double best = 0;
-#ifdef __x86_64__
-    bool wide = strncmp(kernels->name, "avx2", 4) != 0;
-    size_t rounds = 2000000;
-    for (int i = 0; i < 7; i++) {
-        int64_t start = bt_clock_now_ns();
-        volatile float sink = wide ? peak_avx512(rounds) : peak_avx2(rounds);
-        (void)sink;
-        double rate =
-            (double)rounds * CHAINS * (wide ? 16 : 8) * 2 / (double)(bt_clock_now_ns() - start);
-        best = rate > best ? rate : best;
-    }
-#else
-    (void)kernels;
-#endif
-    return best * 1e9;
-}
-
-static uint64_t read_all(const uint64_t *data, size_t count)
-{
-    uint64_t sums[8] = {0};
-    for (size_t i = 0; i < count; i += 8) {
-        for (size_t j = 0; j < 8; j++)
-            sums[j] += data[i + j];
-    }
-    for (size_t j = 1; j < 8; j++)
-        sums[0] += sums[j];
-    return sums[0];
-}
-
-static double measure_read(void)
-{
-    uint64_t *data = malloc(READ_BYTES);
-    BT_ASSERT(data);
-    memset(data, 1, READ_BYTES);
-    double best = 0;
-    for (int i = 0; i < 7; i++) {
-        int64_t start = bt_clock_now_ns();
-        volatile uint64_t sink = read_all(data, READ_BYTES / sizeof(*data));
-        (void)sink;
-        double rate = (double)READ_BYTES / (double)(bt_clock_now_ns() - start);
-        best = rate > best ? rate : best;
-    }
-    free(data);
-    return best * 1e9;
-}
-
-/* ---- operations ---- */
-
 /* Runs `expression` for BENCH_NS, twice at least, and leaves its best time in ns. */
 #define BEST_NS(result, expression)                                                                \
     do {                                                                                           \
         int64_t begin_ns_ = bt_clock_now_ns();                                                     \
         (result) = INT64_MAX;                                                                      \
         for (int runs_ = 0; runs_ < 2 || bt_clock_now_ns() - begin_ns_ < BENCH_NS; runs_++) {      \
-            int64_t start_ns_ = bt_clock_now_ns();                                                 \
+            int64_t start_ns_ = limit_clock_ns();                                                  \
             expression;                                                                            \
-            int64_t took_ns_ = bt_clock_now_ns() - start_ns_;                                      \
+            int64_t took_ns_ = limit_clock_ns() - start_ns_;                                       \
             (result) = took_ns_ < (result) ? took_ns_ : (result);                                  \
         }                                                                                          \
     } while (0)
@@ -263,8 +185,8 @@ void check_bench(const struct bt_kernels *kernels)
     static const struct bt_mla_shape lite = {16, 128, 64, 128, 512, 0.07f};
     struct bt_stream_limits limits = {.max_rows = 2048, .mla = lite};
     struct bench b = {kernels, check_stream(&limits), .data = {.kernels = kernels, .op = "bench"}};
-    b.flops = measure_flops(kernels);
-    b.bytes_per_s = measure_read();
+    b.flops = limit_ops(kernels->name, LIMIT_F32);
+    b.bytes_per_s = limit_read();
     bench_elementwise(&b);
     bench_linear(&b, "linear/512x2048x2048/bf16", 512, 2048, 2048, BT_BF16);
     bench_linear(&b, "linear/512x7168x2048/bf16", 512, 7168, 2048, BT_BF16);
@@ -282,4 +204,5 @@ void check_bench(const struct bt_kernels *kernels)
     bench_moe(&b, "512", 512);
     bench_moe(&b, "1", 1);
     bt_stream_destroy(b.stream);
+    check_bench_linear(kernels);
 }

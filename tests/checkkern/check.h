@@ -114,5 +114,6 @@ void check_moe_experts(struct check *check);
 
 /* Times the operations against what this machine can do; prints `figure` lines. */
 void check_bench(const struct bt_kernels *kernels);
+void check_bench_linear(const struct bt_kernels *kernels);
 
 #endif

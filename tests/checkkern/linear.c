@@ -57,6 +57,13 @@ static void check_shape(struct check *check, struct bt_stream *stream, uint32_t 
         for (size_t row = 0; row < (rows > 5 ? 5 : rows); row++)
             check_bits(check, "output alone", other + row, out + row * outs + n, 1, sizeof(float));
     }
+    if (check->team) {
+        struct bt_stream_limits limits = {.max_rows = rows};
+        struct bt_stream *two = check_stream_team(check, &limits);
+        check->kernels->linear(two, x, rows, &(struct bt_linear){&w, other}, 1);
+        check_bits(check, "two threads", other, out, count, sizeof(float));
+        bt_stream_destroy(two);
+    }
     if (check->twin) {
         check->twin->linear(stream, x, rows, &(struct bt_linear){&w, other}, 1);
         check_bits(check, check->twin->name, other, out, count, sizeof(float));
@@ -86,6 +93,256 @@ static void check_poison(struct check *check, struct bt_stream *stream)
     check_end(check);
 }
 
+/* ---- weights in tiles ---- */
+
+static bool is_int8(enum bt_dtype dtype)
+{
+    return dtype == BT_I8 || dtype == BT_I4;
+}
+
+/* Sums of what tile arithmetic multiplies. sizes: sum |x w|; ret_most: the largest sum |w|. */
+static void naive_tiles(struct check *check, const float *x, uint32_t rows,
+                        const struct bt_matrix *w, double *want, double *sizes, double *ret_most)
+{
+    size_t cols = w->cols, outs = w->rows;
+    double *in = check_buffer(check, rows * cols * sizeof(*in));
+    double *weights = check_buffer(check, cols * sizeof(*weights));
+    *ret_most = 0;
+    for (size_t row = 0; row < rows; row++)
+        check_tile_input(x + row * cols, cols, w->dtype, in + row * cols);
+    for (size_t n = 0; n < outs; n++) {
+        double weight_size = 0;
+        for (size_t k = 0; k < cols; k++) {
+            weights[k] = check_tile_at(w, n, k);
+            weight_size += fabs(weights[k]);
+        }
+        *ret_most = fmax(*ret_most, weight_size);
+        for (size_t row = 0; row < rows; row++) {
+            double sum = 0, size = 0;
+            for (size_t k = 0; k < cols; k++) {
+                double term = in[row * cols + k] * weights[k];
+                sum += term;
+                size += fabs(term);
+            }
+            /* what should be an integer 0 is not quite that once scales are in it */
+            want[row * outs + n] = fabs(sum) > size * (double)cols * 0x1p-53 ? sum : 0;
+            sizes[row * outs + n] = size;
+        }
+    }
+}
+
+/*
+ * I8 and I4: the integer sum is exact; it is rounded to f32, and so are its two products with
+ * scales: three roundings, and one of ref's own. Results below the smallest normal round
+ * absolutely.
+ *
+ * BF16 and F8_E4M3: products of bf16 are exact in f32. The sum of cols of them rounds at most
+ * twice a term, each time relative to a partial sum that is at most sum |x w|. Roundings are
+ * random: 2 sqrt(cols) of them and 8 more cover the worst of them with room. VDPBF16PS and
+ * TDPBF16PS take denormal inputs as 0 and make denormal results 0: then each of cols products and
+ * partial sums may be off by the smallest normal, and each weight times that.
+ */
+static void check_tiles_close(struct check *check, const struct bt_matrix *w, const float *out,
+                              const double *want, const double *sizes, double most_weights,
+                              size_t count)
+{
+    bool flushes = strcmp(check->kernels->name, "avx512_bf16") == 0 ||
+                   strcmp(check->kernels->name, "amx") == 0;
+    double cols = w->cols, tiny = (flushes ? 0x1p-126 : 0x1p-149) * (2 * cols + most_weights + 8);
+    if (is_int8(w->dtype))
+        check_close(check, "out", out, want, NULL, count, 4 * CHECK_EPS, 0x1p-126);
+    else
+        check_close(check, "out", out, want, sizes, count, CHECK_EPS * (2 * sqrt(cols) + 8), tiny);
+}
+
+static struct bt_linear linear_of(const struct bt_matrix *weight, float *out)
+{
+    return (struct bt_linear){weight, out};
+}
+
+/* The same bits row by row, with two threads, on the twin, and after a re-run in other company. */
+static void check_tiles_bits(struct check *check, const struct bt_stream_limits *limits,
+                             struct bt_stream *stream, const float *x, uint32_t rows,
+                             const struct bt_matrix *packed, const float *out)
+{
+    size_t cols = packed->cols, outs = packed->rows, count = rows * outs;
+    float *other = check_floats(check, count);
+    struct bt_linear linear = linear_of(packed, other);
+    uint32_t alone = check->is_emulated && rows > 4 ? 4 : rows;
+    for (uint32_t i = 0; i < alone; i++) {
+        size_t row = alone == rows ? i : (size_t)i * (rows - 1) / 3;
+        linear.out = other + row * outs;
+        check->kernels->linear(stream, x + row * cols, 1, &linear, 1);
+        check_bits(check, "row alone", other + row * outs, out + row * outs, outs, sizeof(float));
+    }
+    linear.out = other;
+    if (check->team && rows > 0) {
+        struct bt_stream *two = check_stream_team(check, limits);
+        check->kernels->linear(two, x, rows, &linear, 1);
+        check_bits(check, "two threads", other, out, count, sizeof(float));
+        bt_stream_destroy(two);
+    }
+    if (check->twin) {
+        check->twin->linear(stream, x, rows, &linear, 1);
+        check_bits(check, check->twin->name, other, out, count, sizeof(float));
+    }
+}
+
+static void check_tiles_shape(struct check *check, uint32_t rows, uint32_t cols, uint32_t outs,
+                              enum bt_dtype dtype, enum check_kind kind)
+{
+    check_begin(check, "tiles rows %u cols %u outs %u %s kind %u", rows, cols, outs,
+                bt_dtype_name(dtype), kind);
+    struct bt_matrix w = check_matrix(check, outs, cols, dtype, kind == CHECK_LARGE ? 1e15f : 1);
+    struct bt_matrix packed = check_packed(check, &w, BT_USE_LINEAR, NULL);
+    struct bt_stream_limits limits = {.max_rows = rows, .max_cols = w.cols};
+    struct bt_stream *stream = check_stream(&limits);
+    size_t count = (size_t)rows * outs;
+    float *x = check_floats_random(check, (size_t)rows * w.cols + 1, kind) + 1;
+    float *out = check_floats(check, count);
+    double *want = check_buffer(check, count * sizeof(double));
+    double *sizes = check_buffer(check, count * sizeof(double)), most;
+
+    struct bt_linear linear = linear_of(&packed, out);
+    check->kernels->linear(stream, x, rows, &linear, 1);
+    naive_tiles(check, x, rows, &w, want, sizes, &most);
+    check_tiles_close(check, &w, out, want, sizes, most, count);
+    if (check->oracle) {
+        float *oracle = check_floats(check, count);
+        linear.out = oracle;
+        check->oracle->linear(stream, x, rows, &linear, 1);
+        for (size_t i = 0; i < count; i++)
+            want[i] = oracle[i];
+        check_tiles_close(check, &w, out, want, sizes, most, count);
+    }
+    check_tiles_bits(check, &limits, stream, x, rows, &packed, out);
+    bt_stream_destroy(stream);
+    check_end(check);
+}
+
+/* Batches of 1 … 64 rows: all that came before a row are there or not. */
+static void check_batches(struct check *check, uint32_t cols, uint32_t outs, enum bt_dtype dtype)
+{
+    enum { MOST = 64 };
+    uint32_t step = check->is_emulated ? 13 : 1;
+    struct bt_stream_limits limits = {.max_rows = MOST, .max_cols = 512};
+    struct bt_stream *stream = check_stream(&limits);
+    check_begin(check, "batches of 1 to 64, cols %u outs %u %s", cols, outs, bt_dtype_name(dtype));
+    struct bt_matrix w = check_matrix(check, outs, cols, dtype, 1);
+    struct bt_matrix packed = check_packed(check, &w, BT_USE_LINEAR, NULL);
+    float *x = check_floats_random(check, (size_t)MOST * w.cols, CHECK_NORMAL);
+    float *all = check_floats(check, (size_t)MOST * outs);
+    float *out = check_floats(check, (size_t)MOST * outs);
+    struct bt_linear linear = linear_of(&packed, all);
+    check->kernels->linear(stream, x, MOST, &linear, 1);
+    linear.out = out;
+    for (uint32_t rows = 1; rows < MOST; rows += step) {
+        uint32_t first = check_below(check, MOST - rows);
+        check->kernels->linear(stream, x + (size_t)first * w.cols, rows, &linear, 1);
+        check_bits(check, "batch", out, all + (size_t)first * outs, (size_t)rows * outs,
+                   sizeof(float));
+    }
+    check_end(check);
+    bt_stream_destroy(stream);
+}
+
+/* Several products of one call, of every dtype and layout, against each alone. */
+static void check_together(struct check *check, uint32_t rows)
+{
+    static const enum bt_dtype dtypes[] = {BT_BF16, BT_I8,  BT_F32, BT_F8_E4M3,
+                                           BT_I4,   BT_F16, BT_BF16};
+    enum { COUNT = sizeof(dtypes) / sizeof(dtypes[0]), COLS = 256 };
+    struct bt_stream_limits limits = {.max_rows = rows, .max_cols = COLS};
+    struct bt_stream *stream = check_stream(&limits);
+    struct bt_matrix weights[COUNT];
+    struct bt_linear linears[COUNT];
+    check_begin(check, "together rows %u", rows);
+    float *x = check_floats_random(check, (size_t)rows * COLS, CHECK_NORMAL);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        uint32_t outs = 1 + check_below(check, 300);
+        weights[i] = check_matrix(check, outs, COLS, dtypes[i], 1);
+        if (i != 2 && i != 6)
+            weights[i] = check_packed(check, &weights[i], BT_USE_LINEAR, NULL);
+        linears[i] = linear_of(&weights[i], check_floats(check, (size_t)rows * outs));
+    }
+    check->kernels->linear(stream, x, rows, linears, COUNT);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        float *alone = check_floats(check, (size_t)rows * weights[i].rows);
+        struct bt_linear one = linear_of(&weights[i], alone);
+        check->kernels->linear(stream, x, rows, &one, 1);
+        check_bits(check, "alone", alone, linears[i].out, (size_t)rows * weights[i].rows,
+                   sizeof(float));
+    }
+    check_end(check);
+    bt_stream_destroy(stream);
+}
+
+/* A row that is not finite leaves its neighbours as they are, and is NaN all along. */
+static void check_tiles_poison(struct check *check, enum bt_dtype dtype)
+{
+    enum { ROWS = 17, COLS = 256, OUTS = 33, BAD = 5 };
+    struct bt_stream_limits limits = {.max_rows = ROWS, .max_cols = COLS};
+    struct bt_stream *stream = check_stream(&limits);
+    check_begin(check, "tiles poisoned row %s", bt_dtype_name(dtype));
+    struct bt_matrix w = check_matrix(check, OUTS, COLS, dtype, 1);
+    struct bt_matrix packed = check_packed(check, &w, BT_USE_LINEAR, NULL);
+    float *x = check_floats_random(check, ROWS * COLS, CHECK_NORMAL);
+    float *out = check_floats(check, ROWS * OUTS), *want = check_floats(check, ROWS * OUTS);
+    struct bt_linear linear = linear_of(&packed, want);
+    check->kernels->linear(stream, x, ROWS, &linear, 1);
+    for (size_t i = 0; i < COLS; i++)
+        x[BAD * COLS + i] = i % 2 ? NAN : INFINITY;
+    linear.out = out;
+    check->kernels->linear(stream, x, ROWS, &linear, 1);
+    for (size_t i = 0; i < OUTS; i++) {
+        if (!isnan(out[BAD * OUTS + i]))
+            check_fail(check, "output %zu of the poisoned row is a number", i);
+    }
+    memcpy(out + BAD * OUTS, want + BAD * OUTS, OUTS * sizeof(float));
+    check_bits(check, "other rows", out, want, ROWS * OUTS, sizeof(float));
+    check_end(check);
+    bt_stream_destroy(stream);
+}
+
+static void check_tiles(struct check *check)
+{
+    static const enum bt_dtype dtypes[] = {BT_BF16, BT_F8_E4M3, BT_I8, BT_I4};
+    static const uint32_t rows[] = {0, 1, 2, 3, 8, 9, 15, 16, 17, 31, 32, 33, 47, 64, 65, 129};
+    static const uint32_t sizes[][2] = {{1, 1},    {31, 17},   {32, 16},   {64, 33},
+                                        {128, 48}, {257, 131}, {1100, 100}};
+    enum { ROWS = sizeof(rows) / sizeof(rows[0]), SIZES = sizeof(sizes) / sizeof(sizes[0]) };
+    for (unsigned d = 0; d < 4; d++) {
+        for (unsigned i = 0; i < ROWS; i++) {
+            for (unsigned j = 0; j < SIZES; j++) {
+                if ((i + j + d) % (check->is_emulated ? 7 : 2) == 0)
+                    check_tiles_shape(check, rows[i], sizes[j][0], sizes[j][1], dtypes[d],
+                                      CHECK_NORMAL);
+            }
+        }
+        for (unsigned kind = 1; kind < CHECK_KINDS; kind++)
+            check_tiles_shape(check, 9, 100, 20, dtypes[d], (enum check_kind)kind);
+        for (unsigned i = 0; i < (check->is_emulated ? 2 : 10); i++)
+            check_tiles_shape(check, 1 + check_below(check, 80), 1 + check_below(check, 700),
+                              1 + check_below(check, 200), dtypes[d], CHECK_NORMAL);
+        check_batches(check, 300, 70, dtypes[d]);
+        check_tiles_poison(check, dtypes[d]);
+        /* more than one block of rows, and steps along k */
+        check_tiles_shape(check, check->is_emulated ? 66 : 530, is_int8(dtypes[d]) ? 4200 : 2100,
+                          20, dtypes[d], CHECK_NORMAL);
+    }
+    check_together(check, 1);
+    check_together(check, 70);
+    if (check->is_emulated)
+        return;
+    /* of the family: hidden, kv_a and q_a of V3, an expert of V2-Lite, columns of o of V3 */
+    check_tiles_shape(check, 3, 7168, 576, BT_BF16, CHECK_NORMAL);
+    check_tiles_shape(check, 2, 7168, 1536, BT_F8_E4M3, CHECK_NORMAL);
+    check_tiles_shape(check, 5, 2048, 1408, BT_I4, CHECK_NORMAL);
+    check_tiles_shape(check, 4, 1408, 2048, BT_I8, CHECK_NORMAL);
+    check_tiles_shape(check, 17, 16384, 64, BT_BF16, CHECK_NORMAL);
+    check_tiles_shape(check, 17, 18432, 64, BT_I4, CHECK_NORMAL);
+}
+
 void check_linear(struct check *check)
 {
     static const uint32_t rows[] = {0, 1, 2, 3, 7, 8, 17, 63, 64, 65, 129};
@@ -108,4 +365,5 @@ void check_linear(struct check *check)
     check_shape(check, stream, 9, 131100, 3, BT_BF16, CHECK_NORMAL);
     check_poison(check, stream);
     bt_stream_destroy(stream);
+    check_tiles(check);
 }
