@@ -32,7 +32,7 @@ struct request {
     enum operation operation;
     uint32_t tokens;
     uint64_t value; /* an incarnation or epoch */
-}; /* then uint32_t pages[bt_kv_pages_for(tokens)] */
+};                  /* then uint32_t pages[bt_kv_pages_for(tokens)] */
 
 struct info {
     uint64_t incarnation, pool_base;

@@ -1,0 +1,408 @@
+/* Peers that lie, end, or come back. */
+#include "tests/conformance/cases.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/base/process.h"
+#include "kvtransfer/blob.h"
+#include "tests/conformance/rig.h"
+
+static void expect_failed_link(struct rig *rig, const struct kvt_remote *remote)
+{
+    struct kvt_link *link;
+
+    CHECK(kvt_source_connect(rig->source, remote, NULL, &link) == BT_OK);
+    wait_link(link, KVT_LINK_FAILED);
+    CHECK(kvt_link_error(link)[0] != '\0');
+    kvt_link_release(link);
+}
+
+void case_garbage_remote(void)
+{
+    struct rig rig = {0};
+    unsigned char address[4096], key[4096];
+    struct kvt_remote good, bad;
+    struct bt_error error;
+    struct kvt_link *link;
+
+    rig_init(&rig);
+    target_host_remote(rig.host, &good);
+    memcpy(address, good.address, good.address_size);
+    memcpy(key, good.key, good.key_size);
+    bad = good;
+    bad.incarnation = 1; /* no link has it: a new connection */
+    bad.address = address;
+    bad.key = key;
+    for (size_t i = 0; i < good.address_size; i += 1 + good.address_size / 16) {
+        address[i] ^= 0x41;
+        expect_failed_link(&rig, &bad);
+        address[i] ^= 0x41;
+    }
+    for (size_t i = 0; i < good.key_size; i += 1 + good.key_size / 16) {
+        key[i] ^= 0x10;
+        expect_failed_link(&rig, &bad);
+        key[i] ^= 0x10;
+    }
+    bad.address_size = good.address_size - 1;
+    expect_failed_link(&rig, &bad);
+    bad.address_size = 0;
+    expect_failed_link(&rig, &bad);
+    bad.address_size = good.address_size;
+    bad.key_size = 3;
+    expect_failed_link(&rig, &bad);
+    bad.key_size = good.key_size;
+    bad.pool_pages = 0;
+    CHECK(kvt_source_connect(rig.source, &bad, &error, &link) == BT_ERR_INVALID_ARGUMENT);
+    bad.pool_pages = good.pool_pages;
+    bad.pool_base = UINT64_MAX - 5;
+    CHECK(kvt_source_connect(rig.source, &bad, &error, &link) == BT_ERR_INVALID_ARGUMENT);
+    draw_transfer(&rig, 100, &transfers[0]);
+    push_once(&rig, &transfers[0], true);
+    rig_finish(&rig);
+}
+
+/* A base that is not the key's: no write leaves, the push fails, the source lives. */
+void case_wrong_base(void)
+{
+    struct rig rig = {0};
+    struct kvt_link *good_link;
+    struct kvt_push_event event;
+    struct kvt_remote remote;
+
+    rig_init(&rig);
+    good_link = rig.link;
+    target_host_remote(rig.host, &remote);
+    remote.incarnation = 2;
+    remote.pool_base += UINT64_C(1) << 30;
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &rig.link) == BT_OK);
+    wait_link(rig.link, KVT_LINK_READY);
+    draw_transfer(&rig, 100, &transfers[0]);
+    open_push(&rig, &transfers[0], true);
+    lease_long(&transfers[0]);
+    compute_chunks(&rig, &transfers[0], 100);
+    event = take_event(&rig);
+    CHECK(event.status == BT_ERR_PEER_LOST);
+    kvt_push_close(transfers[0].push);
+    kvt_link_release(rig.link);
+    rig.link = good_link;
+    CHECK(target_host_touched_outside(rig.host, NULL, 0) == 0);
+    push_once(&rig, &transfers[0], true);
+    rig_finish(&rig);
+}
+
+void case_bad_pushes_are_refused(void)
+{
+    struct rig rig = {0};
+    uint32_t source_page = 5, target_page = 6;
+    struct kvt_push_spec spec = {.source_pages = &source_page, .target_pages = &target_page};
+    struct bt_error error;
+    struct kvt_push *push;
+
+    rig_init(&rig);
+    spec.link = rig.link;
+    CHECK(kvt_push_open(rig.source, &spec, &error, &push) == BT_ERR_INVALID_ARGUMENT);
+    spec.prompt_tokens = 3;
+    target_page = rig.target_pages;
+    CHECK(kvt_push_open(rig.source, &spec, &error, &push) == BT_ERR_INVALID_ARGUMENT);
+    CHECK(strstr(error.text, "target page 0 is 130") != NULL);
+    target_page = 6;
+    source_page = rig.source_pages;
+    CHECK(kvt_push_open(rig.source, &spec, &error, &push) == BT_ERR_INVALID_ARGUMENT);
+    for (uint32_t i = 0; i < MAX_PUSHES; i++) {
+        draw_transfer(&rig, 1, &transfers[i]);
+        open_push(&rig, &transfers[i], true);
+    }
+    source_page = 0;
+    CHECK(kvt_push_open(rig.source, &spec, &error, &push) == BT_ERR_EXHAUSTED);
+    for (uint32_t i = 0; i < MAX_PUSHES; i++)
+        kvt_push_cancel(transfers[i].push);
+    for (uint32_t i = 0; i < MAX_PUSHES; i++) {
+        struct kvt_push_event event = take_event(&rig);
+        CHECK(event.status == BT_ERR_CANCELLED && event.quiesced && event.writes == 0);
+        kvt_push_close(event.push);
+    }
+    rig_finish(&rig);
+}
+
+void case_links_are_shared(void)
+{
+    struct rig rig = {0};
+    struct kvt_remote remote;
+    struct kvt_link *again;
+
+    rig_init(&rig);
+    target_host_remote(rig.host, &remote);
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &again) == BT_OK);
+    CHECK(again == rig.link);
+    kvt_link_release(again);
+    draw_transfer(&rig, 77, &transfers[0]);
+    open_push(&rig, &transfers[0], true);
+    kvt_link_release(rig.link); /* the push holds it */
+    lease_long(&transfers[0]);
+    kvt_push_finish(transfers[0].push);
+    CHECK(take_event(&rig).status == BT_OK);
+    kvt_push_close(transfers[0].push);
+    connect_target(&rig); /* a new one */
+    rig_finish(&rig);
+}
+
+/* Pushes until the link is seen to be broken; nothing hangs, nothing is promised falsely. */
+static void push_into_the_void(struct rig *rig)
+{
+    int64_t deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S;
+
+    while (kvt_link_state(rig->link) != KVT_LINK_FAILED) {
+        struct kvt_push_event event;
+        CHECK(bt_clock_now_ns() < deadline_ns);
+        draw_transfer(rig, 640, &transfers[0]);
+        open_push(rig, &transfers[0], true);
+        lease_long(&transfers[0]);
+        kvt_push_finish(transfers[0].push);
+        event = take_event(rig);
+        CHECK(event.status == BT_OK || event.status == BT_ERR_PEER_LOST);
+        CHECK(event.status == BT_ERR_PEER_LOST || event.quiesced);
+        kvt_push_close(transfers[0].push);
+    }
+}
+
+void case_target_dies_and_comes_back(void)
+{
+    struct rig rig = {0};
+    struct target_host *old;
+    struct kvt_push_event event;
+
+    rig.layout = (struct bt_kv_layout){
+        .layer_count = 5, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16};
+    rig.source_pages = rig.target_pages = 100;
+    start_target(&rig, TARGET_INCARNATION); /* both before this process touches UCX */
+    old = rig.host;
+    start_target(&rig, TARGET_INCARNATION + 1);
+    struct target_host *replacement = rig.host;
+    rig.host = old;
+    start_source(&rig, SOURCE_INCARNATION);
+    connect_target(&rig);
+    draw_transfer(&rig, 6000, &transfers[1]);
+    open_push(&rig, &transfers[1], true);
+    lease_long(&transfers[1]);
+    for (uint32_t layer = 0; layer < 3; layer++)
+        kvt_push_ready(transfers[1].push, layer, 6000);
+    target_host_kill(old);
+    kvt_push_finish(transfers[1].push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_OK || event.status == BT_ERR_PEER_LOST);
+    kvt_push_close(transfers[1].push);
+    push_into_the_void(&rig);
+    kvt_link_release(rig.link);
+    rig.host = replacement;
+    connect_target(&rig);
+    push_once(&rig, &transfers[1], true);
+    rig_finish(&rig);
+}
+
+/* Never returns: pushes until it is killed. */
+static void push_for_ever(int fd)
+{
+    struct rig rig = {0};
+    struct kvt_remote remote;
+    size_t sizes[2];
+    char address[4096], key[4096];
+
+    CHECK(bt_process_die_with_parent() == BT_OK);
+    rig.layout = (struct bt_kv_layout){
+        .layer_count = 5, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16};
+    rig.source_pages = rig.target_pages = 100;
+    CHECK(read(fd, &remote, sizeof(remote)) == sizeof(remote));
+    CHECK(read(fd, sizes, sizeof(sizes)) == sizeof(sizes));
+    CHECK(read(fd, address, sizes[0]) == (ssize_t)sizes[0]);
+    CHECK(read(fd, key, sizes[1]) == (ssize_t)sizes[1]);
+    remote.address = address;
+    remote.key = key;
+    start_source(&rig, SOURCE_INCARNATION);
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &rig.link) == BT_OK);
+    for (;;) {
+        draw_transfer(&rig, 5000, &transfers[0]);
+        open_push(&rig, &transfers[0], true);
+        lease_long(&transfers[0]);
+        kvt_push_finish(transfers[0].push);
+        CHECK(take_event(&rig).status == BT_OK);
+        kvt_push_close(transfers[0].push);
+    }
+}
+
+static struct kvt_target_event target_event(struct kvt_target *target)
+{
+    struct pollfd fd = {.fd = bt_queue_fd(kvt_target_events(target)), .events = POLLIN};
+    struct kvt_target_event event;
+
+    CHECK(poll(&fd, 1, 30000) == 1);
+    CHECK(bt_queue_try_pop(kvt_target_events(target), &event));
+    return event;
+}
+
+/* Looks at memory while it is being written. */
+__attribute__((no_sanitize("thread"))) static void wait_for_bytes(const unsigned char *pool,
+                                                                  size_t size)
+{
+    int64_t deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S;
+    size_t touched = 0;
+
+    while (touched == 0) {
+        CHECK(bt_clock_now_ns() < deadline_ns);
+        for (size_t i = 0; i < size; i += 512)
+            touched += ((const volatile unsigned char *)pool)[i] != 0;
+    }
+}
+
+/* Rule 2: after its process is dead and the disconnect is over, nothing of it arrives any more. */
+void case_source_dies(void)
+{
+    const struct bt_kv_layout layout = {
+        .layer_count = 5, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16};
+    struct kvt_target_options options = {
+        .transport = transport, .layout = layout, .pool_pages = 100, .max_jobs = 4};
+    size_t pool_bytes = bt_kv_pool_bytes(&layout, 100), sizes[2];
+    struct kvt_remote remote = {.incarnation = TARGET_INCARNATION, .pool_pages = 100};
+    unsigned char *before = malloc(pool_bytes);
+    struct kvt_target *target;
+    struct kvt_target_event event;
+    int fds[2], status;
+    pid_t child;
+
+    CHECK(before != NULL && pipe(fds) == 0);
+    child = fork();
+    CHECK(child >= 0);
+    if (child == 0)
+        push_for_ever(fds[0]);
+    CHECK(kvt_target_create(&options, NULL, &target) == BT_OK);
+    remote.pool_base = (uintptr_t)kvt_target_pool(target);
+    kvt_target_address(target, &remote.address, &sizes[0]);
+    kvt_target_key(target, &remote.key, &sizes[1]);
+    remote.address_size = sizes[0];
+    remote.key_size = sizes[1];
+    CHECK(write(fds[1], &remote, sizeof(remote)) == sizeof(remote));
+    CHECK(write(fds[1], sizes, sizeof(sizes)) == sizeof(sizes));
+    CHECK(write(fds[1], remote.address, sizes[0]) == (ssize_t)sizes[0]);
+    CHECK(write(fds[1], remote.key, sizes[1]) == (ssize_t)sizes[1]);
+    wait_for_bytes(kvt_target_pool(target), pool_bytes);
+
+    kill(child, SIGKILL);
+    CHECK(waitpid(child, &status, 0) == child && WIFSIGNALED(status));
+    CHECK(kvt_target_disconnect(target, 99) == BT_OK); /* never seen: fine */
+    CHECK(kvt_target_disconnect(target, SOURCE_INCARNATION) == BT_OK);
+    for (int i = 0; i < 2; i++) {
+        event = target_event(target);
+        CHECK(event.kind == KVT_TARGET_DISCONNECTED);
+    }
+    memcpy(before, kvt_target_pool(target), pool_bytes);
+    for (int i = 0; i < 4; i++) { /* what could still arrive would need the target's progress */
+        uint32_t page = 0;
+        CHECK(kvt_target_checksum(target, 1, 1, &page, 64) == BT_OK);
+        CHECK(target_event(target).kind == KVT_TARGET_CHECKSUM);
+    }
+    CHECK(memcmp(before, kvt_target_pool(target), pool_bytes) == 0);
+    kvt_target_destroy(target);
+    free(before);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+/* Refused before a page of it is touched: petabytes. */
+void case_pool_beyond_memory(void)
+{
+    struct kvt_target_options options = {
+        .transport = transport,
+        .layout = {.layer_count = 61, .kv_lora_rank = 512, .qk_rope_head_dim = 64, .dtype = BT_F32},
+        .pool_pages = UINT32_MAX,
+        .max_jobs = 1};
+    struct kvt_target *target = NULL;
+    struct bt_error error = {0};
+
+    CHECK(kvt_target_create(&options, &error, &target) == BT_ERR_NO_MEMORY);
+    CHECK(target == NULL && strstr(error.text, "available") != NULL);
+}
+
+void case_target_jobs_are_bounded(void)
+{
+    struct kvt_target_options options = {
+        .transport = transport,
+        .layout = {.layer_count = 1, .kv_lora_rank = 4, .qk_rope_head_dim = 4, .dtype = BT_F32},
+        .pool_pages = 2,
+        .max_jobs = 3};
+    struct rig rig = {.sim = is_sim() ? kvt_sim_create(seed) : NULL};
+    struct kvt_target *target;
+    uint32_t page = 1;
+
+    options.given = sim_transport(&rig);
+    CHECK(kvt_target_create(&options, NULL, &target) == BT_OK);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 2; i++)
+            CHECK(kvt_target_checksum(target, 1, 1, &page, 9) == BT_OK);
+        CHECK(kvt_target_disconnect(target, 7) == BT_OK);
+        CHECK(kvt_target_checksum(target, 1, 1, &page, 9) == BT_ERR_EXHAUSTED);
+        CHECK(kvt_target_disconnect(target, 7) == BT_ERR_EXHAUSTED);
+        for (int i = 0; i < 3; i++)
+            target_event(target);
+        /* its count of completed jobs follows the event by an instruction or two */
+        while (round < 2 && kvt_target_checksum(target, 1, 1, &page, 9) != BT_OK)
+            poll(NULL, 0, 1);
+        if (round < 2)
+            target_event(target);
+        while (round < 2 && kvt_target_disconnect(target, 5) != BT_OK)
+            poll(NULL, 0, 1);
+        if (round < 2)
+            target_event(target);
+        poll(NULL, 0, 1);
+    }
+    kvt_target_destroy(target);
+    kvt_sim_destroy(rig.sim);
+}
+
+/* TCP only: a source that was told a wrong range writes past the pool. The target drops that,
+ * closes the connection, and serves others. */
+void case_target_checks_ranges(void)
+{
+    struct rig rig = {0};
+    struct kvt_link *good;
+    struct kvt_push_event event;
+    struct kvt_remote remote;
+    struct kvt_key_range range;
+    const void *rkey;
+    void *forged;
+    size_t rkey_size;
+
+    rig_init(&rig);
+    good = rig.link;
+    target_host_remote(rig.host, &remote);
+    CHECK(kvt_key_unpack(KVT_BLOB_TCP_KEY, remote.key, remote.key_size, NULL, &range, &rkey,
+                         &rkey_size) == BT_OK);
+    range.base -= 64;
+    range.bytes += 64;
+    CHECK(kvt_key_pack(KVT_BLOB_TCP_KEY, &range, rkey, rkey_size, NULL, &forged,
+                       &remote.key_size) == BT_OK);
+    remote.key = forged;
+    remote.incarnation = 3;
+    remote.pool_base -= 64;
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &rig.link) == BT_OK);
+    wait_link(rig.link, KVT_LINK_READY);
+    transfers[0].tokens = 5;
+    transfers[0].source_pages[0] = transfers[0].target_pages[0] = 0;
+    open_push(&rig, &transfers[0], true);
+    lease_long(&transfers[0]);
+    kvt_push_finish(transfers[0].push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_ERR_PEER_LOST && !event.quiesced);
+    kvt_push_close(transfers[0].push);
+    kvt_link_release(rig.link);
+    free(forged);
+    connect_target(&rig); /* the same incarnation of the source comes back */
+    CHECK(rig.link == good);
+    kvt_link_release(good);
+    draw_transfer(&rig, 100, &transfers[0]);
+    push_once(&rig, &transfers[0], true);
+    rig_finish(&rig);
+}

@@ -1,0 +1,124 @@
+/* What only the simulated transport can be made to do. */
+#include "tests/conformance/cases.h"
+
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/conformance/rig.h"
+
+/* Sim only: writes in flight when the link breaks arrive later, until the source is cut off. */
+void case_strays_arrive_until_disconnect(void)
+{
+    struct rig rig = {0};
+    struct kvt_push_event event;
+    struct transfer *t = &transfers[0];
+    uint64_t inside;
+
+    rig_init(&rig);
+    draw_transfer(&rig, 2000, t);
+    kvt_sim_hold(rig.sim, true);
+    open_push(&rig, t, true);
+    lease_long(t);
+    kvt_push_finish(t->push);
+    while (kvt_sim_in_flight(rig.sim) < 10)
+        poll(NULL, 0, 1);
+    kvt_sim_break_links(rig.sim);
+    event = take_event(&rig);
+    CHECK(event.status == BT_ERR_PEER_LOST && !event.quiesced);
+    CHECK(kvt_sim_stray(rig.sim) >= 10);
+    kvt_push_close(t->push);
+    CHECK(target_host_touched_inside(rig.host, t->target_pages, t->tokens) == 0);
+    target_host_disconnect(rig.host, SOURCE_INCARNATION);
+    CHECK(kvt_sim_stray(rig.sim) == 0);
+    kvt_sim_hold(rig.sim, false);
+    inside = target_host_touched_inside(rig.host, t->target_pages, t->tokens);
+    CHECK(inside == 0);
+    struct kvt_link *broken = rig.link;
+    connect_target(&rig); /* a new one, though the broken one is still held */
+    CHECK(rig.link != broken);
+    kvt_link_release(broken);
+    push_once(&rig, t, true);
+    rig_finish(&rig);
+}
+
+static _Atomic int64_t slow_until_ns;
+static _Atomic int slow_writes;
+static const struct kvt_transport_ops *fast_ops;
+
+/* The third write returns only when the lease is over. */
+static enum bt_status slow_write(struct kvt_peer *peer, const void *source, size_t bytes,
+                                 uint64_t remote_address, kvt_completion_fn *done, void *context)
+{
+    enum bt_status status = fast_ops->write(peer, source, bytes, remote_address, done, context);
+
+    if (status >= 0 && ++slow_writes == 3)
+        while (bt_clock_now_ns() < slow_until_ns)
+            poll(NULL, 0, 1);
+    return status;
+}
+
+/* Sim only: rule 3, between two writes of one batch. */
+void case_no_write_after_the_lease(void)
+{
+    struct rig rig = {
+        .layout = {.layer_count = 1, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16},
+        .source_pages = 60,
+        .target_pages = 60};
+    struct kvt_transport_ops slow_ops;
+    struct kvt_push_event event;
+    struct transfer *t = &transfers[0];
+
+    rig.sim = kvt_sim_create(seed);
+    start_target(&rig, TARGET_INCARNATION);
+    struct kvt_source_options options = {.given = sim_transport(&rig),
+                                         .layout = rig.layout,
+                                         .pool_pages = rig.source_pages,
+                                         .incarnation = SOURCE_INCARNATION,
+                                         .max_pushes = 1};
+    fast_ops = options.given->ops;
+    slow_ops = *fast_ops;
+    slow_ops.write = slow_write;
+    options.given->ops = &slow_ops;
+    CHECK(kvt_source_create(&options, NULL, &rig.source) == BT_OK);
+    connect_target(&rig);
+    t->tokens = 30 * 64;
+    for (uint32_t i = 0; i < 30; i++)
+        t->source_pages[i] = t->target_pages[i] = 2 * i; /* 30 writes in one batch */
+    open_push(&rig, t, true);
+    slow_until_ns = bt_clock_now_ns() + 300 * BT_NS_PER_MS;
+    kvt_push_lease(t->push, slow_until_ns);
+    kvt_push_finish(t->push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_ERR_DEADLINE && event.quiesced);
+    CHECK(event.writes == 3 && slow_writes == 3);
+    kvt_push_close(t->push);
+    rig_finish(&rig);
+}
+
+/* Sim only: cancel waits for the flush; until then the push is not quiesced. */
+void case_cancel_waits_for_flush(void)
+{
+    struct rig rig = {0};
+    struct kvt_push_event event;
+    struct transfer *t = &transfers[0];
+    struct pollfd fd = {.events = POLLIN};
+
+    rig_init(&rig);
+    draw_transfer(&rig, 2000, t);
+    kvt_sim_hold(rig.sim, true);
+    open_push(&rig, t, true);
+    lease_long(t);
+    kvt_push_finish(t->push);
+    while (kvt_sim_in_flight(rig.sim) < 10)
+        poll(NULL, 0, 1);
+    kvt_push_cancel(t->push);
+    fd.fd = bt_queue_fd(kvt_source_events(rig.source));
+    CHECK(poll(&fd, 1, 50) == 0);
+    kvt_sim_hold(rig.sim, false);
+    event = take_event(&rig);
+    CHECK(event.quiesced && (event.status == BT_ERR_CANCELLED || event.status == BT_OK));
+    CHECK(kvt_sim_in_flight(rig.sim) == 0);
+    kvt_push_close(t->push);
+    rig_finish(&rig);
+}
