@@ -21,5 +21,8 @@ void case_target_checks_ranges(void);
 void case_strays_arrive_until_disconnect(void);
 void case_no_write_after_the_lease(void);
 void case_cancel_waits_for_flush(void);
+void case_ports_that_listen(void);
+void case_garbage_on_the_port(void);
+void case_early_sums(void);
 
 #endif

@@ -1,8 +1,12 @@
 /* Peers that lie, end, or come back. */
 #include "tests/conformance/cases.h"
 
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -10,6 +14,7 @@
 
 #include "common/base/process.h"
 #include "kvtransfer/blob.h"
+#include "kvtransfer/tcp/internal.h"
 #include "tests/conformance/rig.h"
 
 static void expect_failed_link(struct rig *rig, const struct kvt_remote *remote)
@@ -404,5 +409,171 @@ void case_target_checks_ranges(void)
     kvt_link_release(good);
     draw_transfer(&rig, 100, &transfers[0]);
     push_once(&rig, &transfers[0], true);
+    rig_finish(&rig);
+}
+
+static bool owns_socket(pid_t pid, unsigned long inode)
+{
+    char path[64], wanted[64], target[64];
+    struct dirent *entry;
+    bool found = false;
+    DIR *fds;
+
+    snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
+    snprintf(wanted, sizeof(wanted), "socket:[%lu]", inode);
+    fds = opendir(path);
+    CHECK(fds != NULL);
+    while (!found && (entry = readdir(fds)) != NULL) {
+        ssize_t size = readlinkat(dirfd(fds), entry->d_name, target, sizeof(target) - 1);
+        target[size < 0 ? 0 : size] = '\0';
+        found = strcmp(target, wanted) == 0;
+    }
+    closedir(fds);
+    return found;
+}
+
+/* Sockets of this process that listen, by /proc; the last one's local address in hex. */
+static unsigned listening_sockets(pid_t pid, char *ret_local, size_t size)
+{
+    static const char *const tables[] = {"/proc/net/tcp", "/proc/net/tcp6", "/proc/net/udp"};
+    unsigned count = 0;
+
+    for (size_t i = 0; i < sizeof(tables) / sizeof(tables[0]); i++) {
+        FILE *table = fopen(tables[i], "re");
+        char line[512], local[128], state[8];
+        unsigned long inode;
+        while (table != NULL && fgets(line, sizeof(line), table) != NULL)
+            if (sscanf(line, "%*s %127s %*s %7s %*s %*s %*s %*s %*s %lu", local, state, &inode) ==
+                    3 &&
+                (strcmp(state, "0A") == 0 || i == 2) && owns_socket(pid, inode)) {
+                snprintf(ret_local, size, "%s", local);
+                count++;
+            }
+        if (table != NULL)
+            fclose(table);
+    }
+    return count;
+}
+
+/* Rule 9: nothing listens but TCP's one port, on the address it was told. */
+void case_ports_that_listen(void)
+{
+    struct rig rig = {0};
+    bool tcp = strcmp(transport, "tcp") == 0;
+    char local[128] = "";
+
+    rig_init(&rig);
+    CHECK(listening_sockets(target_host_pid(rig.host), local, sizeof(local)) == (tcp ? 1 : 0));
+    CHECK(!tcp || strncmp(local, "0100007F:", 9) == 0);
+    CHECK(listening_sockets(getpid(), local, sizeof(local)) == 0);
+    rig_finish(&rig);
+}
+
+static int dial(const struct kvt_tcp_address *address)
+{
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(address->port)};
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    memcpy(&to.sin_addr, address->ip, sizeof(to.sin_addr));
+    CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof(to)) == 0);
+    return fd;
+}
+
+/* The ways to be no peer: `kind` 0 to GARBAGE_KINDS - 1. */
+#define GARBAGE_KINDS 8
+static size_t make_garbage(struct rig *rig, unsigned kind, const struct kvt_tcp_address *address,
+                           unsigned char *bytes, size_t size)
+{
+    struct kvt_tcp_hello hello = {
+        .magic = KVT_TCP_MAGIC, .version = KVT_TCP_VERSION, .incarnation = 5};
+    struct kvt_tcp_frame frame = {.magic = KVT_TCP_MAGIC, .kind = KVT_TCP_WRITE};
+    const uint64_t ucx_magic = UINT64_C(0xcafebabe12345678);
+
+    memset(bytes, 0, size);
+    if (kind == 0)
+        return 0; /* says nothing */
+    if (kind == 1)
+        return size; /* zeros */
+    for (size_t i = 0; i < size; i++)
+        bytes[i] = (unsigned char)draw(rig, 256);
+    if (kind == 2)
+        return size;
+    memcpy(bytes, &ucx_magic, sizeof(ucx_magic));
+    if (kind == 3)
+        return size;
+    if (kind == 4) { /* a good hello, but for the token */
+        memcpy(bytes, &hello, sizeof(hello));
+        return size;
+    }
+    memcpy(hello.token, address->token, sizeof(hello.token));
+    memcpy(bytes, &hello, sizeof(hello));
+    frame.address = draw(rig, 2) == 0 ? 0 : UINT64_MAX - 3;
+    frame.value = kind == 5 ? UINT64_MAX : 8;
+    frame.kind = kind == 7 ? 77 : KVT_TCP_WRITE;
+    memcpy(bytes + sizeof(hello), &frame, sizeof(frame));
+    return kind == 6 ? sizeof(hello) + 5 : size; /* half a frame */
+}
+
+/* TCP only. Rule 9: hundreds of connections that are no peers harm nobody. */
+void case_garbage_on_the_port(void)
+{
+    struct rig rig = {0};
+    unsigned char bytes[2000];
+    struct kvt_tcp_address address;
+    struct kvt_remote remote;
+    const void *payload;
+    int fds[300];
+    size_t size;
+
+    rig_init(&rig);
+    target_host_remote(rig.host, &remote);
+    CHECK(kvt_blob_unwrap(KVT_BLOB_TCP_ADDRESS, remote.address, remote.address_size, NULL, &payload,
+                          &size) == BT_OK);
+    CHECK(size == sizeof(address));
+    memcpy(&address, payload, sizeof(address));
+    for (unsigned i = 0; i < 300; i++) {
+        size_t count = make_garbage(&rig, i % GARBAGE_KINDS, &address, bytes, sizeof(bytes));
+        fds[i] = dial(&address);
+        if (count > 0)
+            CHECK(send(fds[i], bytes, count, MSG_NOSIGNAL) != 0); /* it may be closed already */
+        if (i % 100 == 50) {                                      /* in the middle of it */
+            draw_transfer(&rig, 100, &transfers[0]);
+            push_once(&rig, &transfers[0], true);
+        }
+    }
+    kvt_link_release(rig.link);
+    connect_target(&rig); /* a new source gets in between the strangers */
+    draw_transfer(&rig, 1000, &transfers[0]);
+    push_once(&rig, &transfers[0], false);
+    for (unsigned i = 0; i < 300; i++)
+        close(fds[i]);
+    CHECK(target_host_touched_outside(rig.host, NULL, 0) == 0);
+    rig_finish(&rig);
+}
+
+/* What came early is summed early, once; the second time it is summed from the beginning. */
+void case_early_sums(void)
+{
+    struct rig rig = {0};
+    struct kvt_push_event event;
+    struct transfer *t = &transfers[0];
+
+    rig_init(&rig);
+    for (int i = 0; i < 6; i++) {
+        draw_transfer(&rig, 1 + draw(&rig, 3000), t);
+        open_push(&rig, t, i % 2 == 0);
+        target_host_expect(rig.host, 12, t->target_pages, t->tokens);
+        lease_long(t);
+        compute_chunks(&rig, t, 300);
+        kvt_push_finish(t->push);
+        event = take_event(&rig);
+        CHECK(event.status == BT_OK);
+        CHECK(target_host_verify(rig.host, 12, t->target_pages, t->tokens) == event.checksum);
+        CHECK(target_host_was_early(rig.host));
+        CHECK(target_host_verify(rig.host, 12, t->target_pages, t->tokens) == event.checksum);
+        CHECK(!target_host_was_early(rig.host));
+        kvt_push_close(t->push);
+        target_host_fill(rig.host);
+    }
     rig_finish(&rig);
 }
