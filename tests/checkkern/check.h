@@ -102,6 +102,7 @@ void check_bits(struct check *check, const char *what, const void *got, const vo
 /* The cases, by operation. */
 void check_embed(struct check *check);
 void check_rms_norm(struct check *check);
+void check_gemm(struct check *check); /* x86 */
 void check_linear(struct check *check);
 void check_add(struct check *check);
 void check_rope_q(struct check *check);

@@ -23,6 +23,9 @@ static const struct {
 } ops[] = {
     {"embed", check_embed},
     {"rms_norm", check_rms_norm},
+#ifdef BT_HAVE_X86_KERNELS
+    {"gemm", check_gemm},
+#endif
     {"linear", check_linear},
     {"add", check_add},
     {"rope_q", check_rope_q},

@@ -82,19 +82,24 @@ static void scale_sums(const struct part *part, const struct group *group, const
     }
 }
 
-/* Tiles [first, first + tiles) of `panels` panels from `panel` on; accumulates unless first is 0.
- */
-static void multiply(const struct call *call, const struct part *part, const struct group *group,
-                     size_t panels, size_t first, size_t tiles, struct bt_tile_panels b)
+/* The part's rows of x, from tile `first` on. */
+static struct bt_tile_rows part_rows(const struct call *call, const struct part *part, size_t first)
 {
     bool int8 = is_int8(part->linear->weight->dtype);
-    size_t row_tiles = bt_tiles_of(call->cols, int8 ? BT_TILE_INT8 : BT_TILE_BF16);
+    size_t tiles = bt_panel_tiles(part->linear->weight);
     const char *packed = int8 ? call->int8 : call->bf16;
-    struct bt_tile_rows a = {packed + (part->row / 16 * row_tiles + first) * BT_TILE_BYTES,
-                             row_tiles * BT_TILE_BYTES, BT_TILE_BYTES, BT_TILE_LINE};
-    b.panels = panels;
+    return (struct bt_tile_rows){packed + (part->row / 16 * tiles + first) * BT_TILE_BYTES,
+                                 tiles * BT_TILE_BYTES, BT_TILE_BYTES, BT_TILE_LINE};
+}
+
+/* The panels of b, whose first tile is `first` of all, and `tiles` of them; accumulates unless
+ * first is 0. */
+static void multiply(const struct call *call, const struct part *part, const struct group *group,
+                     struct bt_tile_panels b, size_t first, size_t tiles)
+{
+    struct bt_tile_rows a = part_rows(call, part, first);
     void *sums = group->sums;
-    if (int8) {
+    if (is_int8(part->linear->weight->dtype)) {
         BT_X86_NAME(gemm_int8)(a, part->rows, b, tiles, first > 0, sums, group->stride);
     } else {
         BT_X86_NAME(gemm_bf16)(a, part->rows, b, tiles, first > 0, sums, group->stride);
@@ -113,15 +118,22 @@ static void multiply_expanded(const struct call *call, const struct part *part,
             char *tiles_of_p = expanded + p * count * BT_TILE_BYTES;
             BT_X86_NAME(expand_tiles)(weight, group->panel + p, first + done, count, tiles_of_p);
         }
-        multiply(call, part, group, panels, first + done, count,
-                 (struct bt_tile_panels){expanded, count * BT_TILE_BYTES, panels});
+        struct bt_tile_panels b = {expanded, count * BT_TILE_BYTES, panels};
+        multiply(call, part, group, b, first + done, count);
     }
+}
+
+/* Multiplied as it is stored. */
+static bool is_int4(const struct part *part)
+{
+    return part->linear->weight->dtype == BT_I4 && part->rows <= BT_INT4_ROWS;
 }
 
 /* Panels of a group: as many as their sums have room for, unless they are expanded. */
 static size_t group_panels(const struct part *part)
 {
-    if (is_expanded(part->linear->weight->dtype) || part->rows > FEW_ROWS)
+    bool expanded = is_expanded(part->linear->weight->dtype) && !is_int4(part);
+    if (expanded || part->rows > FEW_ROWS)
         return BT_LINEAR_GROUP;
     return BT_LINEAR_SUMS / BT_TILE_OUTS / part->rows;
 }
@@ -133,12 +145,16 @@ static void run_group(const struct call *call, const struct part *part, const st
     size_t all = bt_panel_tiles(weight);
     if (first > 0)
         move_sums(part, group, true);
-    if (is_expanded(weight->dtype)) {
+    if (is_int4(part)) {
+        void *sums = group->sums;
+        struct bt_tile_rows a = part_rows(call, part, 0);
+        BT_X86_NAME(gemm_int4)(a, part->rows, weight, group->panel, panels, sums, group->stride);
+    } else if (is_expanded(weight->dtype)) {
         multiply_expanded(call, part, group, panels, first, tiles, expanded);
     } else {
-        const char *b = (const char *)bt_panel(weight, group->panel) + first * BT_TILE_BYTES;
-        multiply(call, part, group, panels, first, tiles,
-                 (struct bt_tile_panels){b, all * BT_TILE_BYTES, panels});
+        const char *stored = (const char *)bt_panel(weight, group->panel) + first * BT_TILE_BYTES;
+        struct bt_tile_panels b = {stored, all * BT_TILE_BYTES, panels};
+        multiply(call, part, group, b, first, tiles);
     }
     if (is_int8(weight->dtype) && first + tiles == all)
         scale_sums(part, group, call->scales);
