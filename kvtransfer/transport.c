@@ -7,6 +7,7 @@
 #include "kvtransfer/tcp/tcp.h"
 
 #ifdef KVT_HAVE_UCX
+#include "kvtransfer/rails/rdma.h"
 #include "kvtransfer/ucx/ucx.h"
 #else
 static enum bt_status without_ucx(const struct kvt_transport_options *options,
@@ -16,8 +17,8 @@ static enum bt_status without_ucx(const struct kvt_transport_options *options,
     return bt_error_set(error, BT_ERR_UNAVAILABLE, "transport '%s': built without ucx",
                         options->name);
 }
-#define kvt_shm_transport_create  without_ucx
-#define kvt_rdma_transport_create without_ucx
+#define kvt_shm_transport_create without_ucx
+#define kvt_rails_rdma_create    without_ucx
 #endif
 
 /* The best first. */
@@ -27,7 +28,7 @@ static const struct {
                              struct kvt_transport **ret_transport);
 } transports[] = {
     {"shm", kvt_shm_transport_create},
-    {"rdma", kvt_rdma_transport_create},
+    {"rdma", kvt_rails_rdma_create},
     {"tcp", kvt_tcp_transport_create},
 };
 #define TRANSPORTS (sizeof(transports) / sizeof(transports[0]))
@@ -38,24 +39,24 @@ static enum bt_status create_all(const struct kvt_transport_options *options,
                                  struct bt_error *error, struct kvt_transport **ret_transport)
 {
     struct kvt_choice choices[TRANSPORTS];
+    struct bt_error why = {0};
     uint32_t count = 0;
 
     for (size_t i = 0; i < TRANSPORTS; i++) {
-        enum bt_status status = transports[i].create(options, error, &choices[count].transport);
+        enum bt_status status = transports[i].create(options, &why, &choices[count].transport);
         if (status == BT_ERR_UNAVAILABLE) {
-            bt_log_debug(0, "kv transport %s: %s", transports[i].name,
-                         error == NULL ? "not here" : error->text);
+            bt_log_debug(0, "kv transport %s: %s", transports[i].name, why.text);
             continue;
         }
         if (status != BT_OK) {
             while (count-- > 0)
                 choices[count].transport->ops->destroy(choices[count].transport);
-            return status;
+            return bt_error_set(error, status, "%s", why.text);
         }
         choices[count++].name = transports[i].name;
     }
     if (count == 0)
-        return BT_ERR_UNAVAILABLE; /* the last one's reason */
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s", why.text);
     return kvt_choice_create(choices, count, options->forbid_fallback, error, ret_transport);
 }
 

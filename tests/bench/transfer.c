@@ -7,8 +7,9 @@
  *
  * The pushes are of 3260 tokens of 576 bf16 in 27 or 61 layers, in pages that are neighbours. The
  * limits move the same number of bytes between memory of the same size, larger than the caches:
- * memcpy in one call, and `ucx_perftest` with one message of that size, in its fastest test (put
- * over shared memory; active messages over TCP, where its puts are emulated).
+ * memcpy in one call, and `ucx_perftest` with one message of that size, its two processes spinning
+ * on a core each, in its fastest test (put over shared memory; active messages over TCP, where its
+ * puts are emulated).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -112,10 +113,10 @@ static void run_perftest(const char *transport, int port, size_t bytes, bool cli
     snprintf(bytes_text, sizeof(bytes_text), "%zu", bytes);
     if (client)
         execlp("ucx_perftest", "ucx_perftest", "127.0.0.1", "-p", port_text, "-t",
-               shm ? "ucp_put_bw" : "ucp_am_bw", "-s", bytes_text, "-n", "6", "-w", "2", "-f",
-               (char *)NULL);
+               shm ? "ucp_put_bw" : "ucp_am_bw", "-s", bytes_text, "-n", "6", "-w", "2", "-f", "-c",
+               "1", (char *)NULL);
     else
-        execlp("ucx_perftest", "ucx_perftest", "-p", port_text, (char *)NULL);
+        execlp("ucx_perftest", "ucx_perftest", "-p", port_text, "-c", "0", (char *)NULL);
     _exit(127);
 }
 

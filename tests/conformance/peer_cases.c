@@ -459,7 +459,7 @@ static unsigned listening_sockets(pid_t pid, char *ret_local, size_t size)
 void case_ports_that_listen(void)
 {
     struct rig rig = {0};
-    bool tcp = strcmp(transport, "tcp") == 0;
+    bool tcp = strcmp(transport, "tcp") == 0 || strcmp(transport, "auto") == 0;
     char local[128] = "";
 
     rig_init(&rig);
