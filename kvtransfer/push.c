@@ -343,6 +343,8 @@ static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
     struct kvt_push_event *event = &push->event;
 
     push->phase = KVT_PUSH_ENDED;
+    if (push->touched && quiesced && push->inflight->ops->peer_cuts != NULL)
+        event->cuts = push->inflight->ops->peer_cuts(push->link->peer);
     event->status = status;
     event->quiesced = quiesced;
     event->end_ns = bt_clock_now_ns();

@@ -120,6 +120,13 @@ static void link_discard(struct kvt_link *link)
     link_free(link);
 }
 
+static void log_rails(const struct kvt_link *link)
+{
+    for (uint32_t i = 0; i < link->rail_count && i < KVT_RAILS_MAX; i++)
+        bt_log_info(0, "kv link to %016" PRIx64 " goes over %s %s", link->incarnation,
+                    link->rails[i].transport, link->rails[i].device);
+}
+
 static bool link_step(struct kvt_link *link, int64_t now_ns)
 {
     const struct kvt_transport_ops *ops = link->source->transport->ops;
@@ -139,6 +146,7 @@ static bool link_step(struct kvt_link *link, int64_t now_ns)
             ops->map(link->peer, link->pool_base,
                      kvt_progress_memory_bytes(&link->source->options.layout, link->pool_pages));
         link->rail_count = ops->peer_rails(link->peer, link->rails, KVT_RAILS_MAX);
+        log_rails(link);
         atomic_store(&link->state, KVT_LINK_READY);
         return true;
     case KVT_PEER_CONNECTING:
@@ -505,6 +513,15 @@ uint32_t kvt_link_rails(const struct kvt_link *link, struct kvt_rail_info *ret_r
     for (uint32_t i = 0; i < link->rail_count && i < max; i++)
         ret_rails[i] = link->rails[i];
     return link->rail_count;
+}
+
+uint32_t kvt_source_rails(const struct kvt_source *source, struct kvt_rail_stats *ret_stats,
+                          uint32_t max)
+{
+    const struct kvt_transport *transport = source->transport;
+
+    return transport->ops->rail_stats == NULL ? 0
+                                              : transport->ops->rail_stats(transport, ret_stats, max);
 }
 
 const char *kvt_link_error(const struct kvt_link *link)

@@ -22,6 +22,7 @@ struct kvt_link; /* a connection to one decode rank's incarnation */
 
 struct kvt_transport;
 struct kvt_rail_info;
+struct kvt_rail_stats;
 
 struct kvt_source_options {
     const char *transport; /* these four: see struct kvt_transport_options */
@@ -67,6 +68,10 @@ const char *kvt_link_transport(const struct kvt_link *link);
 /* What the rails of a READY link go over (failed ones among them are told by the log);
  * fills the first `max` and returns how many there are. Any thread. */
 uint32_t kvt_link_rails(const struct kvt_link *link, struct kvt_rail_info *ret_rails, uint32_t max);
+/* What the rails of this side have done; fills the first `max` and returns how many there are.
+ * Any thread. */
+uint32_t kvt_source_rails(const struct kvt_source *source, struct kvt_rail_stats *ret_stats,
+                          uint32_t max);
 /* Why it is FAILED; "" while it is not. Valid as long as the link. */
 const char *kvt_link_error(const struct kvt_link *link);
 
@@ -107,6 +112,10 @@ struct kvt_push_event {
     /* No write is under way or will be. False only with PEER_LOST: the link broke, and the target
      * has to cut this source off before it may reuse the pages. */
     bool quiesced;
+    /* With `quiesced`: rails of the target (bit i: rail i) on which writes may still arrive, since
+     * the rail failed and others repeated them. The target has to cut this source off there
+     * (kvt_target_disconnect_rails) before the pages are READY or FREE. */
+    uint32_t cuts;
     uint64_t checksum;
     uint64_t bytes;
     uint64_t writes;

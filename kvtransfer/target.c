@@ -21,6 +21,7 @@ struct job {
     enum kvt_target_event_kind kind;
     uint64_t request, epoch;
     uint64_t incarnation;
+    uint32_t rails;  /* to cut off; 0: all */
     uint32_t *pages; /* owned */
     uint32_t tokens;
 };
@@ -96,13 +97,17 @@ static void on_disconnected(void *context, enum bt_status status)
     free(cut);
 }
 
-static void start_disconnect(struct kvt_target *target, uint64_t incarnation)
+static void start_disconnect(struct kvt_target *target, uint64_t incarnation, uint32_t rails)
 {
+    const struct kvt_transport_ops *ops = target->transport->ops;
     struct cut *cut = malloc(sizeof(*cut));
 
     BT_ASSERT(cut != NULL); /* a lost disconnect would keep pages in quarantine for ever */
     *cut = (struct cut){.target = target, .incarnation = incarnation};
-    target->transport->ops->disconnect(target->transport, incarnation, on_disconnected, cut);
+    if (rails != 0 && ops->disconnect_rails != NULL)
+        ops->disconnect_rails(target->transport, incarnation, rails, on_disconnected, cut);
+    else
+        ops->disconnect(target->transport, incarnation, on_disconnected, cut);
 }
 
 static void summing_finish(struct summing *summing)
@@ -254,7 +259,7 @@ static bool jobs_step(struct kvt_target *target)
     if (!bt_queue_try_pop(target->jobs, &target->current))
         return false;
     if (target->current.kind == KVT_TARGET_DISCONNECTED) {
-        start_disconnect(target, target->current.incarnation);
+        start_disconnect(target, target->current.incarnation, target->current.rails);
         return true;
     }
     start_checksum(target);
@@ -513,12 +518,25 @@ void kvt_target_forget(struct kvt_target *target, uint64_t epoch)
     kick(target);
 }
 
-enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation)
+static enum bt_status submit_disconnect(struct kvt_target *target, uint64_t incarnation,
+                                        uint32_t rails)
 {
-    struct job job = {.kind = KVT_TARGET_DISCONNECTED, .incarnation = incarnation};
+    struct job job = {.kind = KVT_TARGET_DISCONNECTED, .incarnation = incarnation, .rails = rails};
 
     if (!has_room(target))
         return BT_ERR_EXHAUSTED;
     submit(target, &job);
     return BT_OK;
+}
+
+enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation)
+{
+    return submit_disconnect(target, incarnation, 0);
+}
+
+enum bt_status kvt_target_disconnect_rails(struct kvt_target *target, uint64_t incarnation,
+                                           uint32_t rails)
+{
+    BT_ASSERT(rails != 0);
+    return submit_disconnect(target, incarnation, rails);
 }

@@ -70,5 +70,8 @@ void kvt_target_forget(struct kvt_target *target, uint64_t epoch); /* it ended o
 
 /* Cuts a source off; the event says when nothing of it can arrive any more. */
 enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation);
+/* Likewise on these rails only (see struct kvt_push_event); the same event. */
+enum bt_status kvt_target_disconnect_rails(struct kvt_target *target, uint64_t incarnation,
+                                           uint32_t rails);
 
 #endif

@@ -31,6 +31,17 @@ struct kvt_rail_info {
     bool failed;                       /* taken out, the others go on */
 };
 
+/* What one rail of this side has done since its transport was made. */
+struct kvt_rail_stats {
+    char device[KVT_DEVICE_NAME_SIZE];
+    const char *transport; /* "" before it was ever up */
+    uint32_t rate_mbps;
+    uint32_t lines; /* connections that are up */
+    uint64_t bytes, writes;
+    uint64_t repeats;  /* writes given to other rails when it failed */
+    uint64_t failures; /* connections that broke or never came up */
+};
+
 /* Completion of a write or flush: BT_OK or BT_ERR_PEER_LOST. Runs inside progress(). */
 typedef void kvt_completion_fn(void *context, enum bt_status status);
 
@@ -63,6 +74,9 @@ struct kvt_transport_ops {
      */
     void (*disconnect)(struct kvt_transport *transport, uint64_t incarnation,
                        kvt_completion_fn *done, void *context);
+    /* Likewise on some rails only; bits without a rail mean nothing. NULL: there are no rails. */
+    void (*disconnect_rails)(struct kvt_transport *transport, uint64_t incarnation, uint32_t rails,
+                             kvt_completion_fn *done, void *context);
 
     /* Source side. Starts to connect; address and key come from the peer and are not trusted
      * beyond what the transport's library checks. `incarnation` is ours, told to the target. */
@@ -77,6 +91,10 @@ struct kvt_transport_ops {
                            uint32_t max);
     /* Why it is FAILED; "" while it is not. Valid as long as the peer. */
     const char *(*peer_error)(const struct kvt_peer *peer);
+    /* Rails of the target (bit i: rail i) that failed with writes of ours under way: these may still
+     * arrive, so the target has to disconnect_rails this source before the pages of any push that
+     * wrote to this peer are READY or FREE. Only grows. NULL: there are no rails. */
+    uint32_t (*peer_cuts)(const struct kvt_peer *peer);
     /* Where the peer's memory from remote_address on is mapped into this process, so that a write
      * is a store of the caller's own (which is over when it returns, fences apart); NULL: it is
      * not, or the key does not cover it. Valid while the peer is READY and not closed. */
@@ -105,6 +123,9 @@ struct kvt_transport_ops {
      */
     int (*event_fd)(const struct kvt_transport *transport);
     bool (*arm)(struct kvt_transport *transport, int *ret_timeout_ms);
+    /* Returns how many rails there are; fills the first `max`. Any thread. NULL: there are none. */
+    uint32_t (*rail_stats)(const struct kvt_transport *transport, struct kvt_rail_stats *ret_stats,
+                           uint32_t max);
 };
 
 /* Every implementation starts with this. */

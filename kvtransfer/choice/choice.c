@@ -236,6 +236,35 @@ static void disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_com
     }
 }
 
+/* Only one of them has rails. */
+static void disconnect_rails(struct kvt_transport *base, uint64_t incarnation, uint32_t rails,
+                             kvt_completion_fn *done, void *context)
+{
+    struct choice *choice = (struct choice *)base;
+
+    for (uint32_t i = 0; i < choice->count; i++) {
+        struct kvt_transport *transport = choice->choices[i].transport;
+        if (transport->ops->disconnect_rails != NULL) {
+            transport->ops->disconnect_rails(transport, incarnation, rails, done, context);
+            return;
+        }
+    }
+    done(context, BT_OK);
+}
+
+static uint32_t rail_stats(const struct kvt_transport *base, struct kvt_rail_stats *ret_stats,
+                           uint32_t max)
+{
+    const struct choice *choice = (const struct choice *)base;
+
+    for (uint32_t i = 0; i < choice->count; i++) {
+        const struct kvt_transport *transport = choice->choices[i].transport;
+        if (transport->ops->rail_stats != NULL)
+            return transport->ops->rail_stats(transport, ret_stats, max);
+    }
+    return 0;
+}
+
 /* ---- peers ---- */
 
 /* Whether both ends have it; shared memory counts on one host only. */
@@ -410,6 +439,13 @@ static const char *peer_error(const struct kvt_peer *peer)
     return peer->inner == NULL ? peer->error.text : ops_of(peer)->peer_error(peer->inner);
 }
 
+static uint32_t peer_cuts(const struct kvt_peer *peer)
+{
+    if (peer->inner == NULL || ops_of(peer)->peer_cuts == NULL)
+        return 0;
+    return ops_of(peer)->peer_cuts(peer->inner);
+}
+
 static void *map(struct kvt_peer *peer, uint64_t remote_address, size_t bytes)
 {
     return peer->inner == NULL ? NULL : ops_of(peer)->map(peer->inner, remote_address, bytes);
@@ -526,11 +562,13 @@ static const struct kvt_transport_ops choice_ops = {
     .memory_pack_key = memory_pack_key,
     .address = address,
     .disconnect = disconnect,
+    .disconnect_rails = disconnect_rails,
     .connect = connect_peer,
     .peer_state = peer_state,
     .peer_transport = peer_transport,
     .peer_rails = peer_rails,
     .peer_error = peer_error,
+    .peer_cuts = peer_cuts,
     .map = map,
     .write = write_to,
     .flush = flush,
@@ -540,6 +578,7 @@ static const struct kvt_transport_ops choice_ops = {
     .wake = wake,
     .event_fd = event_fd,
     .arm = arm,
+    .rail_stats = rail_stats,
 };
 
 static enum bt_status watch(const struct choice *choice, struct bt_error *error)

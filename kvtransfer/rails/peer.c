@@ -445,8 +445,9 @@ static void line_take_out(struct kvt_rails_line *line, const char *why)
         peer->cuts |= UINT32_C(1) << line->target_rail;
     if (!peer->closing) {
         atomic_fetch_add_explicit(&rail->failures, 1, memory_order_relaxed);
-        bt_log_warn(0, "rail %s to %016" PRIx64 " is out: %s; %" PRIu32 " writes to repeat",
-                    line_device(line), peer->incarnation, why, line->unflushed);
+        bt_log_warn(
+            0, "rail %s to rail %" PRIu32 " of its peer is out: %s; %" PRIu32 " writes to repeat",
+            line_device(line), line->target_rail, why, line->unflushed);
     }
     line_ops(line)->peer_close(inner);
     line->ready = line->lost = line->flush_out = line->flush_wanted = false;
@@ -461,8 +462,8 @@ static void line_came_up(struct kvt_rails_line *line)
     line->transport = line_ops(line)->peer_transport(line->peer);
     atomic_store(&rail->transport, line->transport);
     atomic_fetch_add_explicit(&rail->lines, 1, memory_order_relaxed);
-    bt_log_info(0, "rail %s to %016" PRIx64 " is up: %s, %" PRIu64 " Mb/s", line_device(line),
-                line->owner->incarnation, line->transport, line->load.rate);
+    bt_log_info(0, "rail %s to rail %" PRIu32 " of its peer is up: %s, %" PRIu64 " Mb/s",
+                line_device(line), line->target_rail, line->transport, line->load.rate);
 }
 
 static bool line_step(struct kvt_rails_line *line)
@@ -598,8 +599,8 @@ static enum bt_status lines_connect(struct kvt_peer *peer, const struct kvt_rail
             continue;
         }
         line->peer = NULL;
-        bt_log_warn(0, "rail %s to %016" PRIx64 ": %s", line_device(line), peer->incarnation,
-                    why.text);
+        bt_log_warn(0, "rail %s to rail %" PRIu32 " of its peer: %s", line_device(line),
+                    line->target_rail, why.text);
         if (result != BT_OK) {
             result = status;
             if (error != NULL)

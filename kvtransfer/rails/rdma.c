@@ -1,0 +1,74 @@
+#include "kvtransfer/rails/rdma.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/log.h"
+#include "kvtransfer/rails/devices.h"
+#include "kvtransfer/rails/rails.h"
+#include "kvtransfer/ucx/ucx.h"
+
+static enum bt_status open_rail(const struct kvt_transport_options *options,
+                                const struct kvt_rdma_port *port, struct bt_error *error,
+                                struct kvt_rail *ret_rail)
+{
+    struct kvt_transport_options one = *options;
+    enum bt_status status;
+
+    one.device = port->name;
+    status = kvt_rdma_transport_create(&one, error, &ret_rail->transport);
+    if (status != BT_OK)
+        return status;
+    ret_rail->rate_mbps = port->rate_mbps;
+    memcpy(ret_rail->device, port->name, sizeof(ret_rail->device));
+    bt_log_info(0, "rdma rail %s: %" PRIu32 " Mb/s, NUMA node %d", port->name, port->rate_mbps,
+                port->numa_node);
+    return BT_OK;
+}
+
+/* A port that nobody named and that UCX can't use is left out with a warning. */
+static enum bt_status open_rails(const struct kvt_transport_options *options,
+                                 const struct kvt_rdma_port *ports, const uint32_t *indices,
+                                 uint32_t count, struct bt_error *error, struct kvt_rail *rails,
+                                 uint32_t *opened)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        const struct kvt_rdma_port *port = &ports[indices[i]];
+        struct bt_error why = {0};
+        enum bt_status status = open_rail(options, port, &why, &rails[*opened]);
+        if (status == BT_OK) {
+            ++*opened;
+            continue;
+        }
+        if (options->device != NULL || (*opened == 0 && i + 1 == count)) {
+            while (*opened > 0) {
+                --*opened;
+                rails[*opened].transport->ops->destroy(rails[*opened].transport);
+            }
+            return bt_error_set(error, status, "rdma port %s: %s", port->name, why.text);
+        }
+        bt_log_warn(0, "rdma port %s is no rail: %s", port->name, why.text);
+    }
+    return BT_OK;
+}
+
+enum bt_status kvt_rails_rdma_create(const struct kvt_transport_options *options,
+                                     struct bt_error *error, struct kvt_transport **ret_transport)
+{
+    const struct kvt_near anywhere = {.numa_node = -1}; /* the pool may be on any node */
+    struct kvt_rdma_port *ports = calloc(KVT_PORTS_MAX, sizeof(*ports));
+    struct kvt_rail rails[KVT_RAILS_MAX] = {0};
+    uint32_t indices[KVT_RAILS_MAX], count = 0, opened = 0;
+    enum bt_status status;
+
+    if (ports == NULL)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory to look for rdma ports");
+    status = kvt_ports_select(ports, kvt_ports_read(ports), options->device, &anywhere, error,
+                              indices, &count);
+    if (status == BT_OK)
+        status = open_rails(options, ports, indices, count, error, rails, &opened);
+    free(ports);
+    return status == BT_OK ? kvt_rails_create(rails, opened, error, ret_transport) : status;
+}
