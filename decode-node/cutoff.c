@@ -4,14 +4,15 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "proto/worker.pb-c.h"
 
 #define PROBE_NS        BT_NS_PER_S
 #define PEERS_PER_PROBE 256
 
-/* A Quiesced call that waits for the cut. */
+/* A Quiesced or HandoffDone call that waits for the cut. */
 struct waiter {
     struct bt_rpc_call *call;
+    Baton__V1__HandoffDoneRequest *done; /* owned; NULL: Quiesced */
+    uint32_t rails;                      /* or DC_ALL_RAILS */
     uint64_t request, epoch;
     bool covered; /* came before the disconnect under way was asked for */
     struct waiter *next;
@@ -42,22 +43,43 @@ static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation)
 /* Asks for the disconnect that all present waiters wait for. */
 static enum bt_status cut_start(struct dc_cutoffs *cutoffs, struct cut *cut)
 {
-    enum bt_status status = kvt_target_disconnect(cutoffs->options.target, cut->incarnation);
+    uint32_t rails = 0;
+    bool all = cut->dead;
+    for (const struct waiter *waiter = cut->waiters; waiter; waiter = waiter->next) {
+        all = all || waiter->rails == DC_ALL_RAILS;
+        rails |= waiter->rails;
+    }
+    enum bt_status status =
+        all ? kvt_target_disconnect(cutoffs->options.target, cut->incarnation)
+            : kvt_target_disconnect_rails(cutoffs->options.target, cut->incarnation, rails);
     for (struct waiter *waiter = cut->waiters; status == BT_OK && waiter; waiter = waiter->next) {
         waiter->covered = true;
     }
     return status;
 }
 
+static void waiter_free(struct waiter *waiter)
+{
+    if (waiter->done) {
+        baton__v1__handoff_done_request__free_unpacked(waiter->done, NULL);
+    }
+    free(waiter);
+}
+
 static void waiter_end(struct dc_cutoffs *cutoffs, struct waiter *waiter, enum bt_status status)
 {
     Baton__V1__QuiescedResponse response = BATON__V1__QUIESCED_RESPONSE__INIT;
+    if (status == BT_OK && waiter->done) {
+        cutoffs->options.handoff_done(cutoffs->options.context, waiter->call, waiter->done);
+        waiter_free(waiter);
+        return;
+    }
     if (status == BT_OK) {
         kvt_landing_quiesced(cutoffs->options.landings, waiter->request, waiter->epoch);
     }
     bt_rpc_call_end(waiter->call, status, status == BT_OK ? NULL : "can not cut off now",
                     status == BT_OK ? &response.base : NULL);
-    free(waiter);
+    waiter_free(waiter);
 }
 
 static void end_waiters(struct dc_cutoffs *cutoffs, struct cut *cut, bool covered_only,
@@ -95,20 +117,21 @@ void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation)
     cutoffs->options.freed(cutoffs->options.context);
 }
 
-void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
-                         uint64_t epoch, uint64_t incarnation)
+/* Takes the waiter, which may be NULL: no memory. */
+static void wait_for_cut(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
+                         struct waiter *waiter, uint64_t incarnation)
 {
-    struct waiter *waiter = calloc(1, sizeof(*waiter));
     struct cut *cut = cut_find(cutoffs, incarnation);
     bool under_way = cut != NULL;
     cut = cut ? cut : cut_find(cutoffs, 0);
     if (!waiter || !cut) {
-        free(waiter);
+        if (waiter) {
+            waiter_free(waiter);
+        }
         bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "too many workers are being cut off", NULL);
         return;
     }
-    *waiter =
-        (struct waiter){.call = call, .request = request, .epoch = epoch, .next = cut->waiters};
+    waiter->next = cut->waiters;
     cut->waiters = waiter;
     if (under_way) {
         return;
@@ -118,6 +141,48 @@ void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, u
         end_waiters(cutoffs, cut, false, BT_ERR_EXHAUSTED);
         *cut = (struct cut){0};
     }
+}
+
+void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
+                         uint64_t epoch, uint64_t incarnation, uint32_t rails)
+{
+    struct waiter *waiter = calloc(1, sizeof(*waiter));
+    if (waiter) {
+        *waiter = (struct waiter){.call = call, .request = request, .epoch = epoch, .rails = rails};
+    }
+    wait_for_cut(cutoffs, call, waiter, incarnation);
+}
+
+/* The message is the call's, which goes when its handler returns. */
+static Baton__V1__HandoffDoneRequest *copy_done(const Baton__V1__HandoffDoneRequest *message)
+{
+    size_t size = baton__v1__handoff_done_request__get_packed_size(message);
+    uint8_t *bytes = malloc(size > 0 ? size : 1);
+    if (!bytes) {
+        return NULL;
+    }
+    baton__v1__handoff_done_request__pack(message, bytes);
+    Baton__V1__HandoffDoneRequest *copy =
+        baton__v1__handoff_done_request__unpack(NULL, size, bytes);
+    free(bytes);
+    return copy;
+}
+
+void dc_cutoffs_handoff_done(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
+                             const Baton__V1__HandoffDoneRequest *message, uint64_t incarnation)
+{
+    struct waiter *waiter = calloc(1, sizeof(*waiter));
+    Baton__V1__HandoffDoneRequest *done = copy_done(message);
+    if (!waiter || !done) {
+        free(waiter);
+        if (done) {
+            baton__v1__handoff_done_request__free_unpacked(done, NULL);
+        }
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "handoff: no memory", NULL);
+        return;
+    }
+    *waiter = (struct waiter){.call = call, .done = done, .rails = message->cut_rails};
+    wait_for_cut(cutoffs, call, waiter, incarnation);
 }
 
 static void cut_dead(struct dc_cutoffs *cutoffs, uint64_t incarnation)
@@ -173,7 +238,7 @@ void dc_cutoffs_destroy(struct dc_cutoffs *cutoffs)
         while (cutoffs->cuts[i].waiters) {
             struct waiter *waiter = cutoffs->cuts[i].waiters;
             cutoffs->cuts[i].waiters = waiter->next;
-            free(waiter);
+            waiter_free(waiter);
         }
     }
     bt_loop_remove(cutoffs->timer);

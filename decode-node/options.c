@@ -20,6 +20,7 @@ static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL}
 
 static struct {
     const char *model, *router, *worker_id, *listen, *transport_host, *served_model_name;
+    const char *transport_devices;
     const char *ready_file;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
     int64_t expected_output_tokens, lease;
@@ -75,6 +76,9 @@ static const struct bt_option table[] = {
     {"forbid-fallback", BT_OPTION_BOOL, &values.forbid_fallback, "false",
      .help = "With auto: a peer that the best transport of both ends does not reach is an error, not "
              "a warning."},
+    {"transport-devices", BT_OPTION_STRING, &values.transport_devices, NULL, .metavar = "LIST",
+     .help = "RDMA ports to use, all of them: mlx5_0:1,mlx5_1:1; with --transport tcp a network "
+             "device. Default: all that fit."},
     {"transport-host", BT_OPTION_STRING, &values.transport_host, NULL, .metavar = "ADDRESS",
      .help = "Address of this machine for the transport; default: loopback."},
     {"checksum", BT_OPTION_BOOL, &values.checksum, "true",
@@ -149,6 +153,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                 .transport = transports[values.transport],
                 .transport_host = values.transport_host,
                 .forbid_fallback = values.forbid_fallback,
+                .transport_devices = values.transport_devices,
                 .ready_file = values.ready_file,
                 .kv_pages = (uint32_t)values.kv_pages,
                 .max_num_seqs = (uint32_t)values.max_num_seqs,

@@ -262,27 +262,46 @@ static void handle_lease(void *context, struct bt_rpc_call *call, const Protobuf
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
 }
 
+/* Incarnation of the prefill worker that holds the lease of this epoch; 0: none. */
+static uint64_t lease_holder(const struct dc_worker *worker, uint64_t request, uint64_t epoch)
+{
+    size_t cursor = 0;
+    const struct kvt_landing *landing;
+    while ((landing = kvt_landing_next(landings(worker), &cursor))) {
+        if (landing->request == request && landing->epoch == epoch) {
+            return landing->peer_incarnation;
+        }
+    }
+    return 0;
+}
+
 static void handle_handoff_done(void *context, struct bt_rpc_call *call,
                                 const ProtobufCMessage *request)
 {
     struct dc_worker *worker = context;
-    dc_requests_handoff_done(worker->requests, call,
-                             (const Baton__V1__HandoffDoneRequest *)request);
+    const Baton__V1__HandoffDoneRequest *message = (const Baton__V1__HandoffDoneRequest *)request;
+    uint64_t holder = lease_holder(worker, message->request_id, message->epoch);
+    if (message->cut_rails != 0 && holder != 0) {
+        dc_cutoffs_handoff_done(worker->cutoffs, call, message, holder);
+        return;
+    }
+    dc_requests_handoff_done(worker->requests, call, message);
     settle(worker);
+}
+
+static void on_handoff_cut(void *context, struct bt_rpc_call *call,
+                           const Baton__V1__HandoffDoneRequest *message)
+{
+    struct dc_worker *worker = context;
+    dc_requests_handoff_done(worker->requests, call, message);
 }
 
 /* Whether somebody else than `incarnation` holds the lease of this epoch. */
 static bool held_by_another(const struct dc_worker *worker, uint64_t request, uint64_t epoch,
                             uint64_t incarnation)
 {
-    size_t cursor = 0;
-    const struct kvt_landing *landing;
-    while ((landing = kvt_landing_next(landings(worker), &cursor))) {
-        if (landing->request == request && landing->epoch == epoch) {
-            return landing->peer_incarnation != 0 && landing->peer_incarnation != incarnation;
-        }
-    }
-    return false;
+    uint64_t holder = lease_holder(worker, request, epoch);
+    return holder != 0 && holder != incarnation;
 }
 
 static void handle_quiesced(void *context, struct bt_rpc_call *call,
@@ -296,9 +315,10 @@ static void handle_quiesced(void *context, struct bt_rpc_call *call,
                         "incarnation: another prefill worker holds the lease of this epoch", NULL);
         return;
     }
-    if (request->broken) {
+    if (request->broken || request->cut_rails != 0) {
         dc_cutoffs_quiesced(worker->cutoffs, call, request->request_id, request->epoch,
-                            request->incarnation);
+                            request->incarnation,
+                            request->broken ? DC_ALL_RAILS : request->cut_rails);
         return;
     }
     Baton__V1__QuiescedResponse response = BATON__V1__QUIESCED_RESPONSE__INIT;
@@ -469,6 +489,7 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
         .transport = options->transport,
         .bind_host = options->transport_host,
         .forbid_fallback = options->forbid_fallback,
+        .device = options->transport_devices,
         .layout = worker->layout,
         .pool_pages = options->kv_pages,
         .max_jobs = options->max_reserved + DC_MAX_CUTOFFS,
@@ -526,6 +547,7 @@ static enum bt_status create_requests(struct dc_worker *worker, struct bt_error 
         .target = worker->target,
         .landings = landings(worker),
         .freed = settle,
+        .handoff_done = on_handoff_cut,
         .context = worker,
     };
     worker->cutoffs = dc_cutoffs_create(&cutoffs);

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "common/kernels/kernels.h"
+#include "kvtransfer/transport.h"
 
 #define LABELS_SIZE 512
 
@@ -104,4 +105,37 @@ enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_nam
 void pf_metrics_finish(struct pf_metrics *metrics)
 {
     bt_metrics_destroy(metrics->registry);
+}
+
+static void count_up_to(struct bt_counter *counter, uint64_t value)
+{
+    bt_counter_add(counter, value - bt_counter_value(counter));
+}
+
+void pf_metrics_rails(struct pf_metrics *metrics, const struct kvt_source *source)
+{
+    struct kvt_rail_stats rails[KVT_RAILS_MAX];
+    uint32_t count = kvt_source_rails(source, rails, KVT_RAILS_MAX);
+    for (uint32_t i = 0; i < count; i++) {
+        char labels[KVT_DEVICE_NAME_SIZE + 64];
+        snprintf(labels, sizeof(labels), "device=\"%.63s\",transport=\"rdma\"", rails[i].device);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_rail_bytes_total", labels,
+                                       "Bytes given to this rail."),
+                    rails[i].bytes);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_rail_writes_total", labels,
+                                       "Writes given to this rail."),
+                    rails[i].writes);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_rail_repeats_total", labels,
+                                       "Writes that other rails repeated when this one failed."),
+                    rails[i].repeats);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_rail_failures_total", labels,
+                                       "Connections over this rail that broke or never came up."),
+                    rails[i].failures);
+        bt_gauge_set(bt_metrics_gauge(metrics->registry, "baton_rail_connections", labels,
+                                      "Connections over this rail that are up."),
+                     rails[i].lines);
+        bt_gauge_set(bt_metrics_gauge(metrics->registry, "baton_rail_link_bits_per_second", labels,
+                                      "Rate of this rail's link."),
+                     rails[i].rate_mbps * 1e6);
+    }
 }

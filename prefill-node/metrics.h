@@ -4,6 +4,7 @@
 
 #include "common/base/metrics.h"
 #include "common/base/status.h"
+#include "kvtransfer/source.h"
 
 struct pf_metrics {
     struct bt_metrics *registry;
@@ -17,5 +18,8 @@ struct pf_metrics {
 enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_name,
                                uint32_t kv_pages, const char *kv_dtype, struct bt_error *error);
 void pf_metrics_finish(struct pf_metrics *metrics);
+
+/* Brings baton_rail_… up to date; nothing where the transport has no rails. */
+void pf_metrics_rails(struct pf_metrics *metrics, const struct kvt_source *source);
 
 #endif

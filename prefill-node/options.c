@@ -18,6 +18,7 @@ static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL}
 
 static struct {
     const char *model, *router, *worker_id, *listen, *transport_host, *served_model_name;
+    const char *transport_devices;
     const char *ready_file;
     int64_t chunked_prefill_size, max_num_seqs, kv_pages, max_queued, max_model_len;
     int64_t layerwise_threshold;
@@ -69,6 +70,9 @@ static const struct bt_option table[] = {
     {"forbid-fallback", BT_OPTION_BOOL, &values.forbid_fallback, "false",
      .help = "With auto: a peer that the best transport of both ends does not reach is an error, not "
              "a warning."},
+    {"transport-devices", BT_OPTION_STRING, &values.transport_devices, NULL, .metavar = "LIST",
+     .help = "RDMA ports to use, all of them: mlx5_0:1,mlx5_1:1; with --transport tcp a network "
+             "device. Default: all that fit."},
     {"transport-host", BT_OPTION_STRING, &values.transport_host, NULL, .metavar = "ADDRESS",
      .help = "Address of this machine for the transport; default: loopback."},
     {"layerwise-threshold", BT_OPTION_INT, &values.layerwise_threshold, "0", 0, 1 << 24,
@@ -145,6 +149,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
                 .transport = transports[values.transport],
                 .transport_host = values.transport_host,
                 .forbid_fallback = values.forbid_fallback,
+                .transport_devices = values.transport_devices,
                 .ready_file = values.ready_file,
                 .kv_pages = (uint32_t)values.kv_pages,
                 .chunked_prefill_size = (uint32_t)values.chunked_prefill_size,

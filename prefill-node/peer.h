@@ -81,6 +81,7 @@ void pf_peer_lease_drop(struct pf_peer *peer, const struct pf_lease *lease);
 struct pf_quiesced {
     uint64_t request, epoch;
     bool broken; /* the link could not be flushed: the rank has to cut this worker off */
+    uint32_t cut_rails; /* else: on these of its rails; see struct kvt_push_event */
     struct pf_quiesced *next;
 };
 

@@ -98,6 +98,9 @@ static void run_free_pages(struct run *run)
 static void run_count_end(const struct run *run)
 {
     const struct pf_metrics *metrics = run->runs->options.metrics;
+    if (run->request.probe && run->status == BT_OK) {
+        return;
+    }
     if (run->status == BT_OK) {
         bt_counter_add(metrics->succeeded, 1);
     } else if (run->status == BT_ERR_CANCELLED || run->status == BT_ERR_DEADLINE) {
@@ -114,8 +117,9 @@ static void run_end_call(struct run *run)
 {
     run_free_pages(run);
     pf_peer_lease_drop(run->peer, &run->lease);
-    if (run->status != BT_OK && run->lease.asked_ns != 0) {
+    if ((run->status != BT_OK || run->request.probe) && run->lease.asked_ns != 0) {
         run->quiesced->broken = run->pushed.push && !run->pushed.quiesced;
+        run->quiesced->cut_rails = run->pushed.cuts;
         pf_peer_quiesced(run->peer, run->quiesced);
         run->quiesced = NULL;
     }
@@ -178,6 +182,9 @@ static void send_done(struct run *run)
     bt_rpc_call_send(run->call, &event.base);
 
     const struct pf_metrics *metrics = run->runs->options.metrics;
+    if (run->request.probe) {
+        return;
+    }
     bt_counter_add(metrics->kv_bytes, done.kv_bytes);
     bt_counter_add(metrics->kv_bytes_hidden, done.hidden_bytes);
     bt_counter_add(metrics->kv_writes, done.writes);
@@ -239,6 +246,7 @@ static void handoff_send(struct run *run)
     request.has_checksum = run->runs->options.checksum;
     request.checksum = request.has_checksum ? run->pushed.checksum : 0;
     request.first_token = &token.token;
+    request.cut_rails = run->pushed.cuts;
     const struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/HandoffDone",
         .request = &request.base,
@@ -275,6 +283,15 @@ static void handoff_start(struct run *run)
     handoff_send(run);
 }
 
+/* What there is to compute: nothing. Its time counts from the first write. */
+static void probe_end(struct run *run)
+{
+    run->job.started_ns = run->job.computed_ns = run->pushed.first_write_ns;
+    send_done(run);
+    run->ending = true;
+    run->status = BT_OK;
+}
+
 /* Goes on as far as what is under way allows. May free the run. */
 static void run_advance(struct run *run)
 {
@@ -282,11 +299,15 @@ static void run_advance(struct run *run)
         return;
     }
     if (!run->ending) {
-        if (run->state == RUN_COMPUTING) {
-            run_free_pages(run);
-            handoff_start(run);
+        if (run->state != RUN_COMPUTING) {
+            return;
         }
-        return;
+        run_free_pages(run);
+        if (!run->request.probe) {
+            handoff_start(run);
+            return;
+        }
+        probe_end(run);
     }
     if (run->call) {
         run_end_call(run);
@@ -458,7 +479,12 @@ static bool run_admit(struct run *run)
         run_fail(run, status, error.text); /* frees the run, and admits again */
         return true;
     }
-    run_compute(run);
+    if (run->request.probe) {
+        run->state = RUN_COMPUTING;
+        kvt_push_finish(run->push);
+    } else {
+        run_compute(run);
+    }
     return true;
 }
 

@@ -147,6 +147,7 @@ static void handle_metrics(void *context, struct bt_rpc_call *call, const Protob
     (void)request;
     worker_update_gauges(worker);
     size_t size;
+    pf_metrics_rails(&worker->metrics, worker->source);
     char *text = bt_metrics_render(worker->metrics.registry, &size);
     if (!text) {
         bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "metrics: no memory", NULL);
@@ -221,6 +222,7 @@ static enum bt_status create_engine(struct pf_worker *worker, struct bt_error *e
         .transport = options->transport,
         .bind_host = options->transport_host,
         .forbid_fallback = options->forbid_fallback,
+        .device = options->transport_devices,
         .layout = worker->layout,
         .pool_pages = options->kv_pages,
         .incarnation = worker->incarnation,

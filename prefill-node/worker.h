@@ -15,6 +15,7 @@ struct pf_worker_options {
     const char *served_model_name;          /* for messages and metrics */
     const char *transport, *transport_host; /* see kvt_transport_create */
     bool forbid_fallback;
+    const char *transport_devices; /* NULL: all that fit */
     const char *ready_file;                 /* NULL: none */
     enum bt_dtype kv_dtype;
     uint32_t kv_pages;

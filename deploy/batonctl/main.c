@@ -15,6 +15,7 @@ static const struct verb {
     {"status", ctl_verb_status, "one look at everything"},
     {"chat", ctl_verb_chat, "talk to the model, or ask one question"},
     {"generate", ctl_verb_generate, "continue a text"},
+    {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers"},
     {"hints", ctl_verb_hints, "lines worth trying against a running cluster"},
 };
 

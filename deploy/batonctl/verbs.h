@@ -19,6 +19,7 @@ int ctl_verb_status(int argc, char **argv);
 int ctl_verb_chat(int argc, char **argv);
 int ctl_verb_generate(int argc, char **argv);
 int ctl_verb_hints(int argc, char **argv);
+int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
 
 /* What every verb has: which cluster. */
 struct ctl_target {
