@@ -232,7 +232,8 @@ BT_INLINE struct bt_v16 load_sums(const float *sums, const struct bt_matrix *w, 
 /* How many panels a part has: fewer where threads would be idle. */
 static size_t part_panels(const struct bt_ffn *ffn, size_t panels, size_t jobs)
 {
-    size_t threads = bt_team_threads(ffn->stream->team), part = BT_FFN_PART_PANELS;
+    size_t threads = bt_team_threads(ffn->stream->team);
+    size_t part = row_blocks(ffn) == 1 ? BT_FFN_FEW_ROWS_PANELS : BT_FFN_PART_PANELS;
     while (threads > 1 && part > 2 && jobs * bt_tiles_of(panels, part) < 4 * threads)
         part /= 2;
     return part;

@@ -9,8 +9,9 @@
  * these. */
 #define BT_FFN_JOB_ROWS   256
 #define BT_FFN_BLOCK_ROWS 512
-/* Outputs of one part at most, as panels. */
-#define BT_FFN_PART_PANELS 6
+/* Outputs of one part at most, as panels; more of them where no job has more than 16 rows. */
+#define BT_FFN_PART_PANELS     6
+#define BT_FFN_FEW_ROWS_PANELS 24
 /* Tiles of one step along k: that of a job's rows stays in L2. */
 #define BT_FFN_STEP_TILES 64
 /* Panels whose stored tiles are expanded together. */

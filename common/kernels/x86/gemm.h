@@ -51,7 +51,7 @@ void BT_X86_NAME(gemm_int8)(struct bt_tile_rows a, size_t rows, struct bt_tile_p
                             size_t tiles, bool accumulate, int32_t *c, size_t c_stride);
 
 /* As gemm_int8 over all tiles of `panels` panels of an I4 matrix, from `panel` on, as they are
- * stored: the same integers. Pays up to so many rows. */
+ * stored: the same integers. Up to BT_INT4_ROWS rows. */
 #define BT_INT4_ROWS 4
 void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_matrix *b,
                             size_t panel, size_t panels, int32_t *c, size_t c_stride);

@@ -9,9 +9,11 @@
 
 #include "common/kernels/x86/gemm.h"
 
-#define MAX_ROWS   BT_INT4_ROWS
-#define MAX_PANELS 3
-#define STORED     (BT_TILE_BYTES / 2)
+#define MAX_ROWS BT_INT4_ROWS
+#define STORED   (BT_TILE_BYTES / 2)
+/* One panel after the other, so that memory is read in order; so many bytes of it asked for ahead:
+ * a stream of one panel is too short to be seen. */
+#define AHEAD 2048
 
 #ifdef __AVX512F__
 
@@ -67,13 +69,18 @@ BT_INLINE struct ints ints_dot(struct ints sum, struct ints a, struct ints b)
 #endif
 }
 
-/* sum + (a - b) * scales, scales one unsigned byte a lane. */
-BT_INLINE struct ints ints_scale(struct ints sum, struct ints a, struct ints b,
+/* sum + (a + b - c) * scales, scales one unsigned byte a lane. */
+BT_INLINE struct ints ints_scale(struct ints sum, struct ints a, struct ints b, int32_t c,
                                  const uint8_t *scales)
 {
     __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)scales));
-    __m512i difference = _mm512_sub_epi32(a.v, b.v);
-    return (struct ints){_mm512_add_epi32(sum.v, _mm512_mullo_epi32(difference, wide))};
+    __m512i all = _mm512_sub_epi32(_mm512_add_epi32(a.v, b.v), _mm512_set1_epi32(c));
+    return (struct ints){_mm512_add_epi32(sum.v, _mm512_mullo_epi32(all, wide))};
+}
+
+BT_INLINE int32_t ints_sum(struct ints a)
+{
+    return _mm512_reduce_add_epi32(a.v);
 }
 
 #else
@@ -135,129 +142,139 @@ BT_INLINE struct ints ints_dot(struct ints sum, struct ints a, struct ints b)
     return (struct ints){dot8(sum.lo, a.lo, b.lo), dot8(sum.hi, a.hi, b.hi)};
 }
 
-BT_INLINE __m256i scale8(__m256i sum, __m256i a, __m256i b, const uint8_t *scales)
+BT_INLINE __m256i scale8(__m256i sum, __m256i a, __m256i b, int32_t c, const uint8_t *scales)
 {
     __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i_u *)scales));
-    return _mm256_add_epi32(sum, _mm256_mullo_epi32(_mm256_sub_epi32(a, b), wide));
+    __m256i all = _mm256_sub_epi32(_mm256_add_epi32(a, b), _mm256_set1_epi32(c));
+    return _mm256_add_epi32(sum, _mm256_mullo_epi32(all, wide));
 }
 
-BT_INLINE struct ints ints_scale(struct ints sum, struct ints a, struct ints b,
+BT_INLINE struct ints ints_scale(struct ints sum, struct ints a, struct ints b, int32_t c,
                                  const uint8_t *scales)
 {
-    return (struct ints){scale8(sum.lo, a.lo, b.lo, scales),
-                         scale8(sum.hi, a.hi, b.hi, scales + 8)};
+    return (struct ints){scale8(sum.lo, a.lo, b.lo, c, scales),
+                         scale8(sum.hi, a.hi, b.hi, c, scales + 8)};
+}
+
+BT_INLINE int32_t ints_sum(struct ints a)
+{
+    int32_t lanes[16], sum = 0;
+    ints_store(lanes, a);
+    for (size_t i = 0; i < 16; i++)
+        sum += lanes[i];
+    return sum;
 }
 
 #endif
 
 /* A group of inputs is two tiles; the last one of a matrix may be one. */
 #define GROUP_TILES (BT_SCALE_BLOCK / BT_TILE_INT8)
+/* So many groups at a time have the sums of their inputs at hand. */
+#define STEP_GROUPS 64
 
-/* Some rows by some panels, both constants where this is inlined. */
+/* Some rows, a constant where this is inlined, by one panel. */
 struct block {
     const char *a[MAX_ROWS]; /* the first tile's line of each row */
-    size_t tile_stride, tiles, groups;
-    const char *b[MAX_PANELS];
-    const uint8_t *scales[MAX_PANELS]; /* [group][16] */
+    size_t tile_stride, tiles, first_group, end_group;
+    int32_t flips[MAX_ROWS][STEP_GROUPS]; /* what flipping sign bits adds to each group */
+    const char *b;
+    const uint8_t *scales; /* [group][16] */
+    int32_t *c;
+    size_t c_stride;
 };
 
-/* One group: sums of what is stored, and in `eight` what flipping the sign bits added. */
-BT_INLINE void add_group(const struct block *s, size_t group, size_t rows, size_t panels,
-                         struct ints *sums, struct ints *eight)
+BT_INLINE size_t end_tile(const struct block *s, size_t group)
 {
-    size_t first = group * GROUP_TILES;
-    size_t end = first + GROUP_TILES < s->tiles ? first + GROUP_TILES : s->tiles;
-    for (size_t t = first; t < end; t++) {
-#pragma GCC unroll 2
-        for (size_t line = 0; line < STORED / BT_TILE_LINE; line++) {
-            struct ints low[MAX_PANELS], high[MAX_PANELS];
-#pragma GCC unroll 3
-            for (size_t p = 0; p < panels; p++)
-                ints_nibbles(s->b[p] + t * STORED + line * BT_TILE_LINE, &low[p], &high[p]);
-#pragma GCC unroll 4
-            for (size_t r = 0; r < rows; r++) {
-                const char *in = s->a[r] + t * s->tile_stride + line * 4;
-                struct ints first_half = ints_fours(in), second = ints_fours(in + 32);
-                eight[r] = ints_dot(eight[r], ints_bytes(8), first_half);
-                eight[r] = ints_dot(eight[r], ints_bytes(8), second);
-#pragma GCC unroll 3
-                for (size_t p = 0; p < panels; p++) {
-                    sums[r * panels + p] = ints_dot(sums[r * panels + p], low[p], first_half);
-                    sums[r * panels + p] = ints_dot(sums[r * panels + p], high[p], second);
-                }
-            }
+    size_t end = (group + 1) * GROUP_TILES;
+    return end < s->tiles ? end : s->tiles;
+}
+
+static void fill_flips(struct block *s, size_t rows)
+{
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t g = s->first_group; g < s->end_group; g++) {
+            struct ints sum = ints_zero();
+            for (size_t t = g * GROUP_TILES; t < end_tile(s, g); t++)
+                sum = ints_dot(sum, ints_bytes(8), ints_load(s->a[r] + t * s->tile_stride));
+            s->flips[r][g - s->first_group] = ints_sum(sum);
         }
     }
 }
 
-BT_INLINE void block_of(const struct block *s, size_t rows, size_t panels, int32_t *c,
-                        size_t c_stride)
+/* One tile: sums of what is stored in the low nibbles, and in the high ones. */
+BT_INLINE void add_tile(const struct block *s, size_t t, size_t rows, struct ints *low,
+                        struct ints *high)
 {
-    struct ints totals[MAX_ROWS * MAX_PANELS];
-#pragma GCC unroll 12
-    for (size_t i = 0; i < rows * panels; i++)
-        totals[i] = ints_zero();
-    for (size_t g = 0; g < s->groups; g++) {
-        struct ints sums[MAX_ROWS * MAX_PANELS], eight[MAX_ROWS];
-#pragma GCC unroll 12
-        for (size_t i = 0; i < rows * panels; i++)
-            sums[i] = ints_zero();
-#pragma GCC unroll 4
-        for (size_t r = 0; r < rows; r++)
-            eight[r] = ints_zero();
-        add_group(s, g, rows, panels, sums, eight);
+#pragma GCC unroll 8
+    for (size_t line = 0; line < STORED / BT_TILE_LINE; line++) {
+        const char *b = s->b + t * STORED + line * BT_TILE_LINE;
+        struct ints b_low, b_high;
+        _mm_prefetch(b + AHEAD, _MM_HINT_T0);
+        ints_nibbles(b, &b_low, &b_high);
 #pragma GCC unroll 4
         for (size_t r = 0; r < rows; r++) {
-#pragma GCC unroll 3
-            for (size_t p = 0; p < panels; p++)
-                totals[r * panels + p] = ints_scale(totals[r * panels + p], sums[r * panels + p],
-                                                    eight[r], s->scales[p] + g * BT_TILE_OUTS);
+            const char *in = s->a[r] + t * s->tile_stride + line * 4;
+            low[r] = ints_dot(low[r], b_low, ints_fours(in));
+            high[r] = ints_dot(high[r], b_high, ints_fours(in + 32));
         }
-    }
-#pragma GCC unroll 4
-    for (size_t r = 0; r < rows; r++) {
-#pragma GCC unroll 3
-        for (size_t p = 0; p < panels; p++)
-            ints_store(c + r * c_stride + p * BT_TILE_OUTS, totals[r * panels + p]);
     }
 }
 
-#define BLOCK_FN(rows, panels)                                                                     \
-    static void block_##rows##_##panels(const struct block *s, int32_t *c, size_t c_stride)        \
-    {                                                                                              \
-        block_of(s, rows, panels, c, c_stride);                                                    \
+BT_INLINE void block_of(const struct block *s, size_t rows)
+{
+    struct ints totals[MAX_ROWS];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < rows; r++)
+        totals[r] = s->first_group ? ints_load(s->c + r * s->c_stride) : ints_zero();
+    for (size_t g = s->first_group; g < s->end_group; g++) {
+        struct ints low[MAX_ROWS], high[MAX_ROWS];
+#pragma GCC unroll 4
+        for (size_t r = 0; r < rows; r++)
+            low[r] = high[r] = ints_zero();
+        for (size_t t = g * GROUP_TILES; t < end_tile(s, g); t++)
+            add_tile(s, t, rows, low, high);
+#pragma GCC unroll 4
+        for (size_t r = 0; r < rows; r++)
+            totals[r] = ints_scale(totals[r], low[r], high[r], s->flips[r][g - s->first_group],
+                                   s->scales + g * BT_TILE_OUTS);
     }
-#define BLOCK_FNS(rows) BLOCK_FN(rows, 1) BLOCK_FN(rows, 2) BLOCK_FN(rows, 3)
-BLOCK_FNS(1)
-BLOCK_FNS(2)
-BLOCK_FNS(3)
-BLOCK_FNS(4)
+#pragma GCC unroll 4
+    for (size_t r = 0; r < rows; r++)
+        ints_store(s->c + r * s->c_stride, totals[r]);
+}
 
-static void (*const blocks[MAX_ROWS][MAX_PANELS])(const struct block *s, int32_t *c,
-                                                  size_t c_stride) = {
-    {block_1_1, block_1_2, block_1_3},
-    {block_2_1, block_2_2, block_2_3},
-    {block_3_1, block_3_2, block_3_3},
-    {block_4_1, block_4_2, block_4_3},
-};
+static void run_block(const struct block *s, size_t rows)
+{
+    if (rows == 1)
+        block_of(s, 1);
+    else if (rows == 2)
+        block_of(s, 2);
+    else if (rows == 3)
+        block_of(s, 3);
+    else
+        block_of(s, 4);
+}
 
 void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_matrix *b,
                             size_t panel, size_t panels, int32_t *c, size_t c_stride)
 {
-    size_t tiles = bt_panel_tiles(b), groups = bt_tiles_of(b->cols, BT_SCALE_BLOCK);
-    struct block s = {.tile_stride = a.tile_stride, .tiles = tiles, .groups = groups};
-    for (size_t r = 0, count; r < rows; r += count) {
-        count = rows - r < MAX_ROWS ? rows - r : MAX_ROWS;
-        for (size_t i = 0; i < count; i++)
-            s.a[i] =
-                (const char *)a.data + (r + i) / 16 * a.block_stride + (r + i) % 16 * a.row_stride;
-        for (size_t p = 0, width; p < panels; p += width) {
-            width = panels - p < MAX_PANELS ? panels - p : MAX_PANELS;
-            for (size_t i = 0; i < width; i++) {
-                s.b[i] = bt_panel(b, panel + p + i);
-                s.scales[i] = b->group_scales + (panel + p + i) * groups * BT_TILE_OUTS;
-            }
-            blocks[count - 1][width - 1](&s, c + r * c_stride + p * BT_TILE_OUTS, c_stride);
+    size_t groups = bt_tiles_of(b->cols, BT_SCALE_BLOCK);
+    struct block s;
+    BT_ASSERT(rows <= MAX_ROWS);
+    s.tile_stride = a.tile_stride;
+    s.tiles = bt_panel_tiles(b);
+    s.c_stride = c_stride;
+    for (size_t r = 0; r < rows; r++)
+        s.a[r] = (const char *)a.data + r * a.row_stride;
+    for (size_t g = 0; g < groups; g = s.end_group) {
+        s.first_group = g;
+        s.end_group = groups - g < STEP_GROUPS ? groups : g + STEP_GROUPS;
+        fill_flips(&s, rows);
+        for (size_t p = 0; p < panels; p++) {
+            s.b = bt_panel(b, panel + p);
+            s.scales = b->group_scales + (panel + p) * groups * BT_TILE_OUTS;
+            s.c = c + p * BT_TILE_OUTS;
+            run_block(&s, rows);
         }
     }
 }
