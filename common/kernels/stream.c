@@ -52,10 +52,13 @@ static enum bt_status check_limits(const struct bt_stream_limits *limits, struct
 static size_t arena_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
     size_t bytes = bt_ref_scratch_bytes(limits);
+    (void)threads;
 #ifdef BT_HAVE_X86_KERNELS
     size_t x86_bytes = bt_x86_scratch_bytes(limits, threads);
     if (x86_bytes > bytes)
         bytes = x86_bytes;
+#else
+    (void)threads;
 #endif
     return bt_scratch_bytes(bytes + BT_SCRATCH_ALIGN, 1);
 }
