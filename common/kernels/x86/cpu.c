@@ -5,6 +5,7 @@
 #include "common/kernels/stream.h"
 #include "common/kernels/x86/ffn_memory.h"
 #include "common/kernels/x86/linear_memory.h"
+#include "common/kernels/x86/mla_memory.h"
 #include "common/kernels/x86/x86.h"
 
 /* The compiler's check includes that the operating system saves the registers (XGETBV). */
@@ -73,27 +74,6 @@ static size_t floats(size_t count)
     return bt_scratch_bytes(count, sizeof(float));
 }
 
-static size_t prefill_bytes(const struct bt_stream_limits *limits)
-{
-    const struct bt_mla_shape *shape = &limits->mla;
-    size_t lora = bt_x86_padded(shape->kv_lora_rank), v = bt_x86_padded(shape->v_head_dim);
-    size_t key = bt_x86_padded((size_t)shape->qk_nope_head_dim + shape->qk_rope_head_dim);
-    return floats(((size_t)shape->qk_nope_head_dim + shape->v_head_dim) * lora) +
-           floats(BT_PAGE_TOKENS * (lora + key + v)) + 3 * BT_SCRATCH_ALIGN +
-           floats((size_t)limits->max_rows * v) + 2 * floats(limits->max_rows) +
-           floats(BT_X86_PREFILL_ROWS * BT_PAGE_TOKENS);
-}
-
-static size_t decode_bytes(const struct bt_stream_limits *limits)
-{
-    const struct bt_mla_shape *shape = &limits->mla;
-    size_t lora = bt_x86_padded(shape->kv_lora_rank);
-    size_t key = bt_x86_padded((size_t)shape->kv_lora_rank + shape->qk_rope_head_dim);
-    size_t heads = (size_t)BT_X86_DECODE_ROWS * shape->heads;
-    return floats(heads * key) + floats(heads * lora) + floats(BT_PAGE_TOKENS * key) +
-           floats((size_t)shape->heads * BT_PAGE_TOKENS) + 2 * floats(shape->heads);
-}
-
 static size_t route_bytes(const struct bt_stream_limits *limits)
 {
     return floats((size_t)BT_X86_ROUTE_ROWS * limits->experts) + 2 * floats(limits->experts);
@@ -127,10 +107,9 @@ static size_t linear_bytes(const struct bt_stream_limits *limits, uint32_t threa
 
 size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
-    size_t most = 0, needs[] = {prefill_bytes(limits),      decode_bytes(limits),
-                                route_bytes(limits),        experts_bytes(limits),
-                                ffn_bytes(limits, threads), floats(limits->mla.qk_rope_head_dim),
-                                linear_bytes(limits, threads)};
+    size_t most = 0, needs[] = {bt_mla_bytes(&limits->mla, limits->max_rows, threads),
+                                route_bytes(limits), experts_bytes(limits),
+                                ffn_bytes(limits, threads), linear_bytes(limits, threads)};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
         most = needs[i] > most ? needs[i] : most;
     return most + floats(BT_X86_PRODUCT_FLOATS);
