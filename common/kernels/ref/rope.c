@@ -1,4 +1,7 @@
 /* Rotary embedding of the queries; normalisation, rotation and storing of the KV. */
+#include <float.h>
+#include <math.h>
+
 #include "common/kernels/ref/ref.h"
 #include "common/kernels/stream.h"
 #include "common/kernels/weight.h"
@@ -43,15 +46,42 @@ void bt_ref_rope_q(struct bt_stream *stream, float *q, const struct bt_mla_shape
     }
 }
 
+/* A token of F8_E4M3: values [lora + dim], each 128 of the latent with a scale of their own. */
+static void write_f8(const float *values, const struct bt_kv_layer *kv, char *token)
+{
+    uint32_t lora = kv->kv_lora_rank;
+    for (uint32_t first = 0; first < lora; first += BT_KV_SCALE_DIMS) {
+        uint32_t end = lora - first < BT_KV_SCALE_DIMS ? lora : first + BT_KV_SCALE_DIMS;
+        float max = 0;
+        for (uint32_t i = first; i < end; i++)
+            max = fmaxf(max, fabsf(values[i]));
+        float scale = max > 0 ? fmaxf(max / 448, FLT_MIN) : 1;
+        for (uint32_t i = first; i < end; i++)
+            token[i] = (char)bt_f32_to_f8_e4m3(values[i] / scale);
+        memcpy(token + lora + first / BT_KV_SCALE_DIMS * sizeof(scale), &scale, sizeof(scale));
+    }
+    for (uint32_t i = 0; i < kv->qk_rope_head_dim; i++) {
+        uint16_t bits = bt_f32_to_bf16(values[lora + i]);
+        memcpy(token + bt_kv_rope_offset(kv) + i * sizeof(bits), &bits, sizeof(bits));
+    }
+}
+
+/* values: [lora + dim] of scratch. */
 static void write_token(const float *in, const struct bt_matrix *norm, float eps, const float *cos,
-                        const float *sin, const struct bt_kv_layer *kv, void *token)
+                        const float *sin, const struct bt_kv_layer *kv, float *values, void *token)
 {
     uint32_t lora = kv->kv_lora_rank, dim = kv->qk_rope_head_dim;
     double scale = bt_ref_rms_scale(in, lora, eps);
     for (uint32_t i = 0; i < lora; i++)
-        bt_element_store(token, kv->dtype, i, (float)(bt_weight_at(norm, i) * (in[i] * scale)));
+        values[i] = (float)(bt_weight_at(norm, i) * (in[i] * scale));
     for (uint32_t i = 0; i < dim; i++)
-        bt_element_store(token, kv->dtype, lora + i, rotated(in + lora, i, dim / 2, cos, sin));
+        values[lora + i] = rotated(in + lora, i, dim / 2, cos, sin);
+    if (kv->dtype == BT_F8_E4M3) {
+        write_f8(values, kv, token);
+        return;
+    }
+    for (uint32_t i = 0; i < lora + dim; i++)
+        bt_element_store(token, kv->dtype, i, values[i]);
 }
 
 void bt_ref_kv_write(struct bt_stream *stream, const float *kv_a, const struct bt_matrix *norm,
@@ -59,14 +89,15 @@ void bt_ref_kv_write(struct bt_stream *stream, const float *kv_a, const struct b
                      const struct bt_sequence_rows *sequences, uint32_t sequence_count,
                      const struct bt_kv_layer *kv)
 {
-    (void)stream;
+    bt_scratch_reset(stream);
+    float *values = bt_scratch_take(stream, bt_kv_width(kv), sizeof(*values));
     for (uint32_t s = 0; s < sequence_count; s++) {
         for (uint32_t i = 0; i < sequences[s].row_count; i++) {
             uint32_t position = sequences[s].start + i;
             const float *cos, *sin;
             rope_at(rope, position, kv->qk_rope_head_dim, &cos, &sin);
             write_token(kv_a + (size_t)(sequences[s].first_row + i) * bt_kv_width(kv), norm, eps,
-                        cos, sin, kv, bt_kv_token(kv, sequences[s].pages, position));
+                        cos, sin, kv, values, bt_kv_token(kv, sequences[s].pages, position));
         }
     }
 }
