@@ -301,6 +301,49 @@ static void test_done_again_and_again(void **state)
     cluster_close(&cluster);
 }
 
+/* Rails that failed under the push are cut off first; whatever the mask says, nothing is lost. */
+static void test_done_after_a_cut(void **state)
+{
+    (void)state;
+    struct cluster cluster;
+    struct dc_worker_options decode = cluster_decode_options();
+    struct fake_prefill fake;
+    struct attempt attempts[2];
+    struct done done;
+    open_by_hand(&cluster, &decode);
+    fake_init(&fake);
+    attempt_init(&attempts[0], 9, hand_prompt, 100, 300);
+    assert_int_equal(cluster_reserve(&cluster, &attempts[0]), BT_OK);
+    done_init(&done, &cluster, &attempts[0]);
+    done.message.cut_rails = 1u << 1;
+    assert_int_equal(done_send(&cluster, &done), BT_ERR_PROTOCOL); /* nobody to cut off */
+    assert_true(cluster_lease(&cluster, &fake, 9, attempts[0].epoch));
+    done.message.has_checksum = false; /* what is asked for after the cut is checked as ever */
+    assert_int_equal(done_send(&cluster, &done), BT_ERR_INVALID_ARGUMENT);
+    done.message.has_checksum = true;
+    assert_int_equal(done_send(&cluster, &done), BT_OK);
+    done.message.cut_rails = UINT32_MAX; /* once more, and rails that are not there */
+    assert_int_equal(done_send(&cluster, &done), BT_OK);
+    cluster_until(&cluster, attempts[0].token_count > 3);
+    assert_int_equal(attempts[0].tokens[0], 5);
+
+    attempt_init(&attempts[1], 10, hand_prompt, 64, 64);
+    assert_int_equal(cluster_reserve(&cluster, &attempts[1]), BT_OK);
+    assert_true(cluster_lease(&cluster, &fake, 10, attempts[1].epoch));
+    Baton__V1__QuiescedRequest quiesced = BATON__V1__QUIESCED_REQUEST__INIT;
+    quiesced.request_id = 10;
+    quiesced.epoch = attempts[1].epoch;
+    quiesced.incarnation = fake.incarnation;
+    quiesced.cut_rails = 1u << 31;
+    assert_int_equal(cluster_call(&cluster, cluster.to_decode, "baton.v1.Decode/Quiesced",
+                                  &quiesced.base, NULL, NULL),
+                     BT_OK);
+    cluster_until(&cluster, attempts[0].finish != 0);
+    assert_int_equal(attempts[0].token_count, 300);
+    cluster_until(&cluster, dc_worker_free_pages(cluster.decode) == decode.kv_pages);
+    cluster_close(&cluster);
+}
+
 static void test_first_token_may_be_the_last(void **state)
 {
     (void)state;
@@ -440,6 +483,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_router_that_leaves_takes_its_requests_along),
         cmocka_unit_test(test_a_wrong_checksum_is_refused),
         cmocka_unit_test(test_done_again_and_again),
+        cmocka_unit_test(test_done_after_a_cut),
         cmocka_unit_test(test_first_token_may_be_the_last),
         cmocka_unit_test(test_quarantine_ends_with_quiesced_only),
         cmocka_unit_test(test_the_dead_write_no_more),
