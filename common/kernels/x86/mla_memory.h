@@ -116,7 +116,7 @@ struct bt_decode_memory {
 
 static inline size_t bt_decode_unit_rows(const struct bt_mla_tiles *t)
 {
-    return t->heads < BT_DECODE_COLS ? BT_DECODE_COLS / t->heads : 1;
+    return t->heads > 0 && t->heads < BT_DECODE_COLS ? BT_DECODE_COLS / t->heads : 1;
 }
 
 static inline struct bt_decode_memory bt_decode_memory(const struct bt_mla_shape *shape,
