@@ -11,6 +11,9 @@
  * The bits of c[r][n] depend on row r of a, on output n of b and on the number of tiles alone.
  * Products in steps along k (accumulate) give the bits of one product, when all steps begin at the
  * same tiles.
+ *
+ * oneDNN 2.6 (tests/bench/gemm_peer) with AVX512_BF16: 0.6 to 1.0 of this up to 32 rows, 1.0 to 1.07
+ * of it at 512; it promises no order of sums that is the same for every number of rows, so no.
  */
 #ifndef BATON_COMMON_KERNELS_X86_GEMM_H
 #define BATON_COMMON_KERNELS_X86_GEMM_H

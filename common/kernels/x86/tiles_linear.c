@@ -9,6 +9,20 @@
 #define EXPAND_FEW_ROWS 8
 #define EXPAND_FEW      4
 
+/*
+ * AMX reads A faster than L3 gives it, and reads and writes sums so often that outputs a power of
+ * two apart would push each other out of L2. The others need neither: B of a step is in L2.
+ */
+#ifdef __AMX_TILE__
+#define PART_ROWS  BT_LINEAR_ROWS
+#define STEP_TILES BT_LINEAR_STEP
+#define DIRECT     false
+#else
+#define PART_ROWS  128
+#define STEP_TILES 64
+#define DIRECT     true
+#endif
+
 /* One call. */
 struct call {
     const struct bt_linear *linears;
@@ -43,17 +57,19 @@ static bool is_expanded(enum bt_dtype dtype)
 
 /* ---- one part ---- */
 
-/* The sums of a group of panels, to and from `out`: [rows][panels * 16] and its columns there. */
+/* The sums of a group of panels [rows][panels * 16], in scratch or directly in `out`; its columns
+ * there. */
 struct group {
     float *sums;
     size_t stride, panel, outs;
+    bool direct;
 };
 
 /* Sums that are not complete wait in the output: f32 or int32, bit by bit. */
 static void move_sums(const struct part *part, const struct group *group, bool from_out)
 {
     size_t outs = part->linear->weight->rows;
-    for (size_t r = 0; r < part->rows; r++) {
+    for (size_t r = 0; !group->direct && r < part->rows; r++) {
         float *out = part->linear->out + (part->row + r) * outs + group->panel * BT_TILE_OUTS;
         float *sums = group->sums + r * group->stride;
         if (from_out)
@@ -162,18 +178,26 @@ static void run_group(const struct call *call, const struct part *part, const st
         move_sums(part, group, false);
 }
 
+static struct group group_at(const struct part *part, size_t panel, size_t panels, char *memory)
+{
+    const struct bt_matrix *weight = part->linear->weight;
+    size_t at = panel * BT_TILE_OUTS, outs = least(weight->rows - at, panels * BT_TILE_OUTS);
+    if (DIRECT && !is_int8(weight->dtype) && outs == panels * BT_TILE_OUTS)
+        return (struct group){part->linear->out + part->row * weight->rows + at, weight->rows,
+                              panel, outs, true};
+    return (struct group){(float *)memory, panels * BT_TILE_OUTS, panel, outs, false};
+}
+
 static void run_part(const struct call *call, const struct part *part, char *memory)
 {
     const struct bt_matrix *weight = part->linear->weight;
-    size_t all = bt_panel_tiles(weight), most = part->rows <= FEW_ROWS ? all : BT_LINEAR_STEP;
+    size_t all = bt_panel_tiles(weight), most = part->rows <= FEW_ROWS ? all : STEP_TILES;
     size_t step = group_panels(part), last = part->panel + part->panels;
     for (size_t first = 0, tiles; first < all; first += tiles) {
         tiles = least(all - first, most);
         for (size_t panel = part->panel, panels; panel < last; panel += panels) {
             panels = least(last - panel, step);
-            struct group group = {
-                (float *)memory, panels * BT_TILE_OUTS, panel,
-                least(weight->rows - panel * BT_TILE_OUTS, panels * BT_TILE_OUTS)};
+            struct group group = group_at(part, panel, panels, memory);
             run_group(call, part, &group, panels, first, tiles,
                       memory + BT_LINEAR_SUMS * sizeof(float));
         }
@@ -186,7 +210,7 @@ static void run_part(const struct call *call, const struct part *part, char *mem
 static size_t part_panels(const struct call *call, const struct bt_matrix *weight)
 {
     size_t all = bt_tiles_of(weight->rows, BT_TILE_OUTS), panels = all;
-    size_t blocks = bt_tiles_of(call->rows, BT_LINEAR_ROWS);
+    size_t blocks = bt_tiles_of(call->rows, PART_ROWS);
     if (call->threads > 1)
         panels = bt_tiles_of(all * blocks, (size_t)call->threads * 4);
     if (call->rows > FEW_ROWS)
@@ -197,7 +221,7 @@ static size_t part_panels(const struct call *call, const struct bt_matrix *weigh
 static size_t part_count(const struct call *call, const struct bt_matrix *weight)
 {
     return bt_tiles_of(bt_tiles_of(weight->rows, BT_TILE_OUTS), part_panels(call, weight)) *
-           bt_tiles_of(call->rows, BT_LINEAR_ROWS);
+           bt_tiles_of(call->rows, PART_ROWS);
 }
 
 /* Rows outside: while a block of them is near, all panels pass. */
@@ -205,8 +229,8 @@ static struct part part_at(const struct call *call, const struct bt_linear *line
 {
     size_t all = bt_tiles_of(linear->weight->rows, BT_TILE_OUTS);
     size_t each = part_panels(call, linear->weight), columns = bt_tiles_of(all, each);
-    size_t row = index / columns * BT_LINEAR_ROWS, panel = index % columns * each;
-    return (struct part){linear, row, least(call->rows - row, BT_LINEAR_ROWS), panel,
+    size_t row = index / columns * PART_ROWS, panel = index % columns * each;
+    return (struct part){linear, row, least(call->rows - row, PART_ROWS), panel,
                          least(all - panel, each)};
 }
 
