@@ -1,8 +1,7 @@
 #include "common/kernels/route.h"
 
-#include <string.h>
-
 #include <math.h>
+#include <string.h>
 
 #include "common/kernels/weight.h"
 
@@ -31,72 +30,84 @@ static float group_score(const float *choice, uint32_t count, enum bt_topk_metho
     return method == BT_TOPK_NOAUX_TC && count > 1 ? best + second : best;
 }
 
-/* The best group none of whose experts is allowed yet; ties: the lower one. */
-static uint32_t next_group(const float *choice, const bool *allowed,
+/* The best group that is not allowed yet; ties: the lower one. */
+static uint32_t next_group(const float *group_scores, const bool *allowed,
                            const struct bt_route_shape *shape, uint32_t group_size)
 {
     uint32_t best = UINT32_MAX;
-    float best_score = 0;
     for (uint32_t g = 0; g < shape->groups; g++) {
-        if (allowed[g * group_size])
-            continue;
-        float score = group_score(choice + g * group_size, group_size, shape->method);
-        if (best == UINT32_MAX || score > best_score) {
+        if (!allowed[g * group_size] &&
+            (best == UINT32_MAX || group_scores[g] > group_scores[best]))
             best = g;
-            best_score = score;
-        }
     }
     return best;
 }
 
-static void fill_allowed(const float *choice, const struct bt_route_shape *shape, bool *allowed)
+/* False: all are. */
+static bool fill_allowed(const float *choice, const struct bt_route_shape *shape,
+                         float *group_scores, bool *allowed)
 {
-    bool limited = shape->method != BT_TOPK_GREEDY && shape->groups > 1 &&
-                   shape->groups_per_token < shape->groups;
-    for (uint32_t e = 0; e < shape->experts; e++)
-        allowed[e] = !limited;
-    if (!limited)
-        return;
+    if (shape->method == BT_TOPK_GREEDY || shape->groups <= 1 ||
+        shape->groups_per_token >= shape->groups)
+        return false;
 
     uint32_t group_size = shape->experts / shape->groups;
+    for (uint32_t g = 0; g < shape->groups; g++)
+        group_scores[g] = group_score(choice + g * group_size, group_size, shape->method);
+    memset(allowed, 0, shape->experts * sizeof(*allowed));
     for (uint32_t i = 0; i < shape->groups_per_token; i++) {
-        uint32_t group = next_group(choice, allowed, shape, group_size);
-        for (uint32_t j = 0; j < group_size; j++)
-            allowed[group * group_size + j] = true;
+        uint32_t group = next_group(group_scores, allowed, shape, group_size);
+        memset(allowed + group * group_size, 1, group_size * sizeof(*allowed));
     }
+    return true;
 }
 
-/* The best expert that is not in `taken`: an allowed one as long as there are any. */
-static uint32_t next_expert(const float *choice, const bool *allowed, uint32_t experts,
-                            const uint32_t *taken, uint32_t taken_count)
+/* The best so far, best first. Experts come in ascending order, so that of equals the lower one is
+ * before. */
+struct list {
+    uint32_t *experts;
+    uint32_t count, most;
+};
+
+static void list_offer(struct list *list, const float *choice, uint32_t expert)
 {
-    uint32_t best = UINT32_MAX;
-    for (uint32_t e = 0; e < experts; e++) {
-        bool is_taken = false;
-        for (uint32_t i = 0; i < taken_count; i++)
-            is_taken |= taken[i] == e;
-        if (is_taken)
-            continue;
-        if (best == UINT32_MAX || (allowed[e] && !allowed[best]) ||
-            (allowed[e] == allowed[best] && choice[e] > choice[best]))
-            best = e;
-    }
-    return best;
+    float value = choice[expert];
+    if (list->count == list->most && !(value > choice[list->experts[list->count - 1]]))
+        return;
+    uint32_t at = list->count < list->most ? list->count++ : list->count - 1;
+    for (; at > 0 && value > choice[list->experts[at - 1]]; at--)
+        list->experts[at] = list->experts[at - 1];
+    list->experts[at] = expert;
+}
+
+/* allowed NULL: all are. Others come after them, where there are not enough. */
+static void choose(const float *choice, const bool *allowed, uint32_t experts, uint32_t count,
+                   uint32_t *out_experts)
+{
+    struct list best = {out_experts, 0, count};
+    for (uint32_t e = 0; e < experts; e++)
+        if (!allowed || allowed[e])
+            list_offer(&best, choice, e);
+    struct list rest = {out_experts + best.count, 0, count - best.count};
+    for (uint32_t e = 0; e < experts && rest.most > 0; e++)
+        if (!allowed[e])
+            list_offer(&rest, choice, e);
 }
 
 void bt_route_choose(const float *scores, const struct bt_matrix *bias,
-                     const struct bt_route_shape *shape, float *choice, bool *allowed,
+                     const struct bt_route_shape *shape, float *work, bool *allowed,
                      uint32_t *out_experts, float *out_weights)
 {
     uint32_t count = shape->experts_per_token;
+    float *choice = work, *group_scores = work + shape->experts;
     BT_ASSERT(count <= shape->experts);
     BT_ASSERT(shape->groups <= 1 || shape->experts % shape->groups == 0);
     fill_choice(scores, bias, shape, choice);
-    fill_allowed(choice, shape, allowed);
+    bool limited = fill_allowed(choice, shape, group_scores, allowed);
+    choose(choice, limited ? allowed : NULL, shape->experts, count, out_experts);
 
     double sum = 0;
     for (uint32_t i = 0; i < count; i++) {
-        out_experts[i] = next_expert(choice, allowed, shape->experts, out_experts, i);
         out_weights[i] = scores[out_experts[i]];
         sum += out_weights[i];
     }

@@ -8,12 +8,12 @@
 #include "common/kernels/kernels.h"
 
 /*
- * scores [experts]: after softmax or sigmoid. choice [experts], allowed [experts]: work space.
+ * scores [experts]: after softmax or sigmoid. work [2 * experts], allowed [experts]: work space.
  * bias as in moe_route. Gives experts_per_token distinct experts whatever the scores are, NaN
  * included: a NaN is worth as little as minus infinity.
  */
 void bt_route_choose(const float *scores, const struct bt_matrix *bias,
-                     const struct bt_route_shape *shape, float *choice, bool *allowed,
+                     const struct bt_route_shape *shape, float *work, bool *allowed,
                      uint32_t *out_experts, float *out_weights);
 
 /* Fills order and begin of `routing` from its experts: a counting sort. */

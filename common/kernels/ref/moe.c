@@ -9,7 +9,8 @@
 size_t bt_ref_moe_scratch_bytes(const struct bt_stream_limits *limits)
 {
     size_t route = bt_scratch_bytes(limits->experts, sizeof(double)) +
-                   2 * bt_scratch_bytes(limits->experts, sizeof(float)) +
+                   bt_scratch_bytes(limits->experts, sizeof(float)) +
+                   bt_scratch_bytes((size_t)2 * limits->experts, sizeof(float)) +
                    bt_scratch_bytes(limits->experts, sizeof(bool));
     size_t experts = bt_scratch_bytes(limits->moe_intermediate, sizeof(double)) +
                      2 * bt_scratch_bytes(limits->hidden, sizeof(double));
@@ -43,7 +44,7 @@ void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
     bt_scratch_reset(stream);
     double *exact = bt_scratch_take(stream, experts, sizeof(*exact));
     float *scores = bt_scratch_take(stream, experts, sizeof(*scores));
-    float *choice = bt_scratch_take(stream, experts, sizeof(*choice));
+    float *work = bt_scratch_take(stream, (size_t)2 * experts, sizeof(*work));
     bool *allowed = bt_scratch_take(stream, experts, sizeof(*allowed));
 
     for (size_t row = 0; row < rows; row++) {
@@ -56,7 +57,7 @@ void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
             sigmoid(exact, experts);
         for (uint32_t e = 0; e < experts; e++)
             scores[e] = (float)exact[e];
-        bt_route_choose(scores, bias, shape, choice, allowed,
+        bt_route_choose(scores, bias, shape, work, allowed,
                         routing->experts + row * shape->experts_per_token,
                         routing->weights + row * shape->experts_per_token);
     }

@@ -74,9 +74,10 @@ static size_t floats(size_t count)
     return bt_scratch_bytes(count, sizeof(float));
 }
 
-static size_t route_bytes(const struct bt_stream_limits *limits)
+static size_t route_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
-    return floats((size_t)BT_X86_ROUTE_ROWS * limits->experts) + 2 * floats(limits->experts);
+    size_t experts = (size_t)threads * limits->experts;
+    return floats(BT_X86_ROUTE_ROWS * experts) + 2 * floats(2 * experts);
 }
 
 static size_t experts_bytes(const struct bt_stream_limits *limits)
@@ -108,9 +109,9 @@ static size_t linear_bytes(const struct bt_stream_limits *limits, uint32_t threa
 size_t bt_x86_scratch_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
     size_t most = 0, needs[] = {bt_mla_bytes(&limits->mla, limits->max_rows, threads),
-                                route_bytes(limits), experts_bytes(limits),
+                                route_bytes(limits, threads), experts_bytes(limits),
                                 ffn_bytes(limits, threads), linear_bytes(limits, threads)};
     for (size_t i = 0; i < sizeof(needs) / sizeof(needs[0]); i++)
         most = needs[i] > most ? needs[i] : most;
-    return most + floats(BT_X86_PRODUCT_FLOATS);
+    return most + floats((size_t)threads * BT_X86_PRODUCT_FLOATS);
 }

@@ -22,18 +22,31 @@ static void rows_part(void *context, uint32_t part, uint32_t thread)
      call->weight->rows);
 }
 
-void BT_X86_NAME(rows_linear)(struct bt_stream *stream, const float *x, uint32_t rows,
-                              const struct bt_matrix *weight, float *out)
+void BT_X86_NAME(product_shared)(struct bt_stream *stream, struct bt_x86_rows x,
+                                 const struct bt_matrix *weight, float *panels, float *out)
 {
-    struct rows_call call = {{x, rows, weight->cols}, weight, NULL, out, weight->rows};
+    struct rows_call call = {x, weight, panels, out, weight->rows};
     size_t threads = bt_team_threads(stream->team), few = weight->rows / (threads * 4);
     if (threads > 1)
         call.part_outs = (few / BT_X86_PANEL_OUTS + 1) * BT_X86_PANEL_OUTS;
-    bt_scratch_reset(stream);
-    call.panels = bt_scratch_take(stream, threads * BT_X86_PRODUCT_FLOATS, sizeof(float));
     if (weight->rows > 0)
         bt_team_run(stream->team, rows_part, &call,
                     (uint32_t)((weight->rows + call.part_outs - 1) / call.part_outs));
+}
+
+float *BT_X86_NAME(product_panels)(struct bt_stream *stream)
+{
+    return bt_scratch_take(stream, bt_team_threads(stream->team) * BT_X86_PRODUCT_FLOATS,
+                           sizeof(float));
+}
+
+void BT_X86_NAME(rows_linear)(struct bt_stream *stream, const float *x, uint32_t rows,
+                              const struct bt_matrix *weight, float *out)
+{
+    bt_scratch_reset(stream);
+    BT_X86_NAME(product_shared)
+    (stream, (struct bt_x86_rows){x, rows, weight->cols}, weight,
+     BT_X86_NAME(product_panels)(stream), out);
 }
 
 void BT_X86_NAME(embed)(struct bt_stream *stream, const struct bt_matrix *table,

@@ -27,6 +27,12 @@ struct bt_x86_rows {
 void BT_X86_NAME(product)(struct bt_x86_rows x, struct bt_x86_weights w, float *panel, float *out,
                           size_t out_stride);
 
+/* All outputs of a matrix in ROWS, shared out over the team; panels: of each thread, taken by
+ * product_panels. out [row][weight->rows]. */
+void BT_X86_NAME(product_shared)(struct bt_stream *stream, struct bt_x86_rows x,
+                                 const struct bt_matrix *weight, float *panels, float *out);
+float *BT_X86_NAME(product_panels)(struct bt_stream *stream);
+
 /* The same without a panel: for few rows, or weights that are f32 already. */
 void BT_X86_NAME(product_direct)(struct bt_x86_rows x, struct bt_x86_weights w, float *out,
                                  size_t out_stride);
