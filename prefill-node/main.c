@@ -4,6 +4,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/process.h"
+#include "prefill-node/budget.h"
 #include "prefill-node/options.h"
 
 #define STOP_NS (10 * BT_NS_PER_S)
@@ -29,9 +30,7 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
                             const struct pf_options *options, struct bt_error *error)
 {
     struct pf_worker *worker;
-    struct pf_worker_options worker_options = options->worker;
-    worker_options.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
-    enum bt_status status = pf_worker_create(loop, model, &worker_options, error, &worker);
+    enum bt_status status = pf_worker_create(loop, model, &options->worker, error, &worker);
     if (status != BT_OK) {
         return status;
     }
@@ -57,9 +56,22 @@ static uint32_t longest_sequence(const struct pf_worker_options *options)
     return (uint32_t)(pool_tokens < length ? pool_tokens : length);
 }
 
+/* What depends on the model: the type of its pages, the size of chunks. */
+static enum bt_status complete(struct pf_options *options, const struct bt_model *model,
+                               struct bt_error *error)
+{
+    options->worker.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
+    if (options->worker.chunked_prefill_size) {
+        return BT_OK;
+    }
+    struct bt_kv_layout layout = bt_model_kv_layout(model, options->worker.kv_dtype);
+    return pf_budget_find(model, &layout, options->cache_dir, error,
+                          &options->worker.chunked_prefill_size);
+}
+
 /* The threads of control, of which this is one, may use all cpus of the team. */
-static enum bt_status load(const struct pf_options *options, struct bt_team *team,
-                           struct bt_error *error, struct bt_model **ret_model)
+static enum bt_status load(struct pf_options *options, struct bt_team *team, struct bt_error *error,
+                           struct bt_model **ret_model)
 {
     const struct bt_model_options model = {
         .dir = options->model,
@@ -69,11 +81,14 @@ static enum bt_status load(const struct pf_options *options, struct bt_team *tea
         .team = team,
     };
     enum bt_status status = bt_model_load(&model, error, ret_model);
+    if (status == BT_OK) {
+        status = complete(options, *ret_model, error);
+    }
     bt_team_leave(team);
     return status;
 }
 
-static enum bt_status run(const struct pf_options *options, struct bt_error *error)
+static enum bt_status run(struct pf_options *options, struct bt_error *error)
 {
     struct bt_model *model = NULL;
     struct bt_team *team = NULL;

@@ -11,9 +11,11 @@ struct pf_options {
     enum bt_model_dtype dtype;
     const char *kv_cache_dtype; /* of bt_kv_dtype_names */
     struct bt_team_options team;
+    const char *cache_dir; /* see pf_budget_find */
     enum bt_log_level log_level;
     bool die_with_parent;
-    struct pf_worker_options worker; /* but kv_dtype; its strings live as long as the process */
+    struct pf_worker_options
+        worker; /* but kv_dtype, and a chunk size of 0; its strings live as long as the process */
 };
 
 /* CANCELLED after --help. */

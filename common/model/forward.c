@@ -11,6 +11,7 @@
 struct bt_forward {
     const struct bt_model *model;
     const struct bt_kernels *k;
+    struct bt_profile *profile; /* NULL: off */
     struct bt_stream *stream;
     struct bt_mla_shape mla;
     uint32_t max_rows, max_logits;
@@ -137,6 +138,11 @@ void bt_forward_destroy(struct bt_forward *f)
     if (f->stream)
         bt_stream_destroy(f->stream);
     free(f);
+}
+
+void bt_forward_profile(struct bt_forward *f, struct bt_profile *profile)
+{
+    f->profile = profile;
 }
 
 /* normed = norm(x) */
@@ -342,6 +348,8 @@ void bt_forward_run(struct bt_forward *f, const struct bt_forward_batch *batch,
                     const float **ret_logits)
 {
     check_batch(f, batch);
+    f->k = f->profile ? bt_profile_kernels(f->model->kernels, &f->model->lm_head, f->profile)
+                      : f->model->kernels;
     struct rows rows = {batch->rows, batch->sequences, batch->sequence_count};
     f->k->embed(f->stream, &f->model->embed, batch->tokens, batch->rows, f->x);
     probe(f, batch, -1);

@@ -3,12 +3,13 @@
  *
  * A batch is rows of several sequences. For each layer: norm, MLA (multi-head form when prefilling,
  * absorbed form when decoding), residual, norm, MLP or MoE, residual. Allocation happens in
- * bt_forward_create only.
+ * bt_forward_create only, and no run makes a system call but to wake threads of the team.
  */
 #ifndef BATON_COMMON_MODEL_FORWARD_H
 #define BATON_COMMON_MODEL_FORWARD_H
 
 #include "common/model/model.h"
+#include "common/model/profile.h"
 
 enum bt_forward_form { BT_FORWARD_MULTI_HEAD, BT_FORWARD_ABSORBED };
 
@@ -19,6 +20,9 @@ enum bt_status bt_forward_create(const struct bt_model *model, uint32_t max_rows
                                  uint32_t max_logits, struct bt_error *error,
                                  struct bt_forward **ret_forward);
 void bt_forward_destroy(struct bt_forward *forward);
+
+/* From the next run on, adds the time of each operation to `profile`, the caller's; NULL: off. */
+void bt_forward_profile(struct bt_forward *forward, struct bt_profile *profile);
 
 /*
  * `layer` of all rows is in the pages, the layer's compute is done: its KV may be read and sent.

@@ -41,7 +41,7 @@ static const struct bt_tensor *find(const struct loader *loader, const char *nam
 
 static bool has(const struct loader *loader, const char *name)
 {
-    char full[256];
+    char full[320];
     return find(loader, name, full, sizeof(full)) != NULL;
 }
 
@@ -88,7 +88,7 @@ static bool check_float(struct loader *loader, const struct bt_tensor *tensor)
 /* NULL after a fault. */
 static const struct bt_tensor *require(struct loader *loader, const char *name)
 {
-    char full[256];
+    char full[320];
     if (loader->status != BT_OK)
         return NULL;
     const struct bt_tensor *tensor = find(loader, name, full, sizeof(full));

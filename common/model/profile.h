@@ -1,0 +1,42 @@
+/*
+ * Where the time of forward passes goes, by kind of operation. For benchmarks: off, it costs
+ * nothing; on, two clock readings an operation.
+ */
+#ifndef BATON_COMMON_MODEL_PROFILE_H
+#define BATON_COMMON_MODEL_PROFILE_H
+
+#include "common/kernels/kernels.h"
+
+enum bt_profile_kind {
+    BT_PROFILE_EMBED,
+    BT_PROFILE_NORM,
+    BT_PROFILE_LINEAR, /* projections of attention */
+    BT_PROFILE_HEAD,   /* logits */
+    BT_PROFILE_ROPE,
+    BT_PROFILE_KV_WRITE,
+    BT_PROFILE_MLA_PREFILL,
+    BT_PROFILE_MLA_DECODE,
+    BT_PROFILE_MLP, /* dense layers and shared experts */
+    BT_PROFILE_ROUTE,
+    BT_PROFILE_EXPERTS,
+    BT_PROFILE_OTHER, /* additions, copies of rows */
+    BT_PROFILE_KINDS,
+};
+
+struct bt_profile {
+    int64_t ns[BT_PROFILE_KINDS];
+    uint64_t calls[BT_PROFILE_KINDS];
+};
+
+/* "embed", "norm", … */
+const char *bt_profile_kind_name(enum bt_profile_kind kind);
+
+/*
+ * A table that calls `kernels` and adds what it takes to `profile`, until the thread says
+ * otherwise. `head`: the weights whose product is HEAD. It works for the calling thread alone.
+ */
+const struct bt_kernels *bt_profile_kernels(const struct bt_kernels *kernels,
+                                            const struct bt_matrix *head,
+                                            struct bt_profile *profile);
+
+#endif
