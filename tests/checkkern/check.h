@@ -105,6 +105,9 @@ void check_rms_norm(struct check *check);
 void check_gemm(struct check *check); /* x86 */
 void check_linear(struct check *check);
 void check_add(struct check *check);
+void check_add_rms_norm(struct check *check);
+void check_zero(struct check *check);
+void check_gather_rows(struct check *check);
 void check_rope_q(struct check *check);
 void check_kv_write(struct check *check);
 void check_mla_prefill(struct check *check);

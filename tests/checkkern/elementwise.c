@@ -1,5 +1,6 @@
-/* embed, rms_norm, add */
+/* embed, rms_norm, add_rms_norm, add, zero, gather_rows */
 #include <math.h>
+#include <string.h>
 
 #include "tests/checkkern/check.h"
 
@@ -70,6 +71,10 @@ static void check_rms_norm_shape(struct check *check, struct bt_stream *stream, 
         check->twin->rms_norm(stream, x, rows, dim, stride, &weight, eps, other);
         check_bits(check, check->twin->name, other, out, (size_t)rows * dim, sizeof(float));
     }
+    struct bt_stream *team = check_stream_team(check, &no_limits);
+    check->kernels->rms_norm(team, x, rows, dim, stride, &weight, eps, other);
+    check_bits(check, "two threads", other, out, (size_t)rows * dim, sizeof(float));
+    bt_stream_destroy(team);
     if (!gap) {
         check->kernels->rms_norm(stream, x, rows, dim, stride, &weight, eps, x);
         check_bits(check, "in place", x, out, (size_t)rows * dim, sizeof(float));
@@ -89,14 +94,106 @@ void check_rms_norm(struct check *check)
         }
     }
     check_rms_norm_shape(check, stream, 0, 16, 0, CHECK_NORMAL, BT_F32);
+    check_rms_norm_shape(check, stream, 70, 2048, 576, CHECK_NORMAL, BT_BF16); /* shared out */
     bt_stream_destroy(stream);
+}
+
+/* By definition: the bits of add, then those of rms_norm. */
+static void check_add_rms_norm_shape(struct check *check, uint32_t rows, uint32_t dim,
+                                     enum bt_dtype dtype)
+{
+    size_t count = (size_t)rows * dim;
+    check_begin(check, "rows %u dim %u dtype %u", rows, dim, dtype);
+    struct bt_stream *stream = check_stream(&no_limits);
+    struct bt_stream *team = check_stream_team(check, &no_limits);
+    struct bt_matrix weight = check_matrix(check, 1, dim, dtype, 1);
+    float *x = check_floats_random(check, count, CHECK_NORMAL);
+    float *y = check_floats_random(check, count, CHECK_NORMAL);
+    float *sum = check_floats(check, count), *want = check_floats(check, count);
+    float *out = check_floats(check, count), *again = check_floats(check, count);
+    for (size_t i = 0; i < count; i++) {
+        sum[i] = x[i] + y[i];
+        again[i] = x[i];
+    }
+    check->kernels->rms_norm(stream, sum, rows, dim, dim, &weight, 1e-6f, want);
+    check->kernels->add_rms_norm(stream, x, y, rows, dim, &weight, 1e-6f, out);
+    check_bits(check, "x", x, sum, count, sizeof(float));
+    check_bits(check, "out", out, want, count, sizeof(float));
+    check->kernels->add_rms_norm(team, again, y, rows, dim, &weight, 1e-6f, out);
+    check_bits(check, "two threads: x", again, sum, count, sizeof(float));
+    check_bits(check, "two threads: out", out, want, count, sizeof(float));
+    bt_stream_destroy(stream);
+    bt_stream_destroy(team);
+    check_end(check);
+}
+
+void check_add_rms_norm(struct check *check)
+{
+    static const uint32_t dims[] = {1, 16, 63, 256, 1031};
+    for (unsigned i = 0; i < 15; i++)
+        check_add_rms_norm_shape(check, i % 4 * 3, dims[i % 5], (enum bt_dtype)(i / 5));
+    check_add_rms_norm_shape(check, 70, 2048, BT_BF16); /* shared out */
+}
+
+void check_zero(struct check *check)
+{
+    static const size_t counts[] = {0, 1, 17, 4096, 200000};
+    for (unsigned i = 0; i < 5; i++) {
+        check_begin(check, "count %zu", counts[i]);
+        struct bt_stream *stream = check_stream_team(check, &no_limits);
+        float *x = check_floats_random(check, counts[i], CHECK_NORMAL);
+        check->kernels->zero(stream, x, counts[i]);
+        for (size_t j = 0; j < counts[i]; j++) {
+            if (x[j] != 0 || signbit(x[j])) {
+                check_fail(check, "element %zu is %g", j, (double)x[j]);
+                break;
+            }
+        }
+        bt_stream_destroy(stream);
+        check_end(check);
+    }
+}
+
+/* Each row holds its own number, in every column another one. */
+static void check_gather_shape(struct check *check, uint32_t rows, uint32_t dim, uint32_t keep)
+{
+    uint32_t *wanted, count = 0;
+    check_begin(check, "rows %u dim %u keep %u", rows, dim, keep);
+    struct bt_stream *stream = check_stream_team(check, &no_limits);
+    float *x = check_floats(check, (size_t)rows * dim);
+    wanted = check_buffer(check, (rows + 1) * sizeof(*wanted));
+    for (size_t i = 0; i < (size_t)rows * dim; i++)
+        x[i] = (float)(i % 16000000);
+    for (uint32_t row = 0; row < rows; row++)
+        if (check_below(check, 100) < keep)
+            wanted[count++] = row;
+    check->kernels->gather_rows(stream, x, dim, wanted, count);
+    for (size_t i = 0; i < (size_t)count * dim; i++) {
+        size_t from = wanted[i / dim] * (size_t)dim + i % dim;
+        if (x[i] != (float)(from % 16000000)) {
+            check_fail(check, "row %zu column %zu is %g", i / dim, i % dim, (double)x[i]);
+            break;
+        }
+    }
+    bt_stream_destroy(stream);
+    check_end(check);
+}
+
+void check_gather_rows(struct check *check)
+{
+    static const uint32_t keep[] = {0, 3, 50, 100};
+    for (unsigned i = 0; i < 4; i++) {
+        check_gather_shape(check, 0, 8, keep[i]);
+        check_gather_shape(check, 33, 1 + 20 * i, keep[i]);
+        check_gather_shape(check, 100, 2048, keep[i]);
+    }
 }
 
 void check_add(struct check *check)
 {
-    static const size_t counts[] = {0, 1, 3, 16, 63, 129};
-    struct bt_stream *stream = check_stream(&no_limits);
-    for (unsigned i = 0; i < 6; i++) {
+    static const size_t counts[] = {0, 1, 3, 16, 63, 129, 300001};
+    struct bt_stream *stream = check_stream_team(check, &no_limits);
+    for (unsigned i = 0; i < 7; i++) {
         check_begin(check, "count %zu", counts[i]);
         float *x = check_floats_random(check, counts[i], CHECK_NORMAL);
         float *y = check_floats_random(check, counts[i], CHECK_NORMAL);

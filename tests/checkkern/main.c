@@ -28,6 +28,9 @@ static const struct {
 #endif
     {"linear", check_linear},
     {"add", check_add},
+    {"add_rms_norm", check_add_rms_norm},
+    {"zero", check_zero},
+    {"gather_rows", check_gather_rows},
     {"rope_q", check_rope_q},
     {"kv_write", check_kv_write},
     {"mla_prefill", check_mla_prefill},

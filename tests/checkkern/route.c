@@ -12,15 +12,39 @@ struct scored {
     uint32_t index;
 };
 
-/* moe_route, its index map against a plain one. */
-static void route(const struct bt_kernels *kernels, struct bt_stream *stream, const float *x,
-                  uint32_t rows, const struct bt_matrix *gate, const struct bt_matrix *bias,
-                  const struct bt_route_shape *shape, uint32_t *experts, float *weights)
+/* The index map: picks by expert, those of one expert by row. */
+static void check_map(struct check *check, const struct bt_route_shape *shape,
+                      const struct bt_routing *routing, uint32_t rows)
+{
+    uint32_t picks = rows * shape->experts_per_token, at = 0;
+    for (uint32_t e = 0; e < shape->experts; e++) {
+        if (routing->begin[e] != at)
+            check_fail(check, "expert %u begins at %u, not at %u", e, routing->begin[e], at);
+        for (uint32_t i = 0; i < picks; i++) {
+            if (routing->experts[i] != e)
+                continue;
+            if (routing->order[at] != i) {
+                check_fail(check, "order[%u] is %u, not %u", at, routing->order[at], i);
+                return;
+            }
+            at++;
+        }
+    }
+    if (routing->begin[shape->experts] != picks)
+        check_fail(check, "the last expert ends at %u of %u", routing->begin[shape->experts],
+                   picks);
+}
+
+static void route(struct check *check, const struct bt_kernels *kernels, struct bt_stream *stream,
+                  const float *x, uint32_t rows, const struct bt_matrix *gate,
+                  const struct bt_matrix *bias, const struct bt_route_shape *shape,
+                  uint32_t *experts, float *weights)
 {
     uint32_t *order = malloc(((size_t)rows * shape->experts_per_token + 1) * sizeof(*order));
     uint32_t begin[MAX_EXPERTS + 1];
-    struct bt_routing routing = {experts, (float *)(uintptr_t)weights, order, begin};
+    struct bt_routing routing = {experts, weights, order, begin};
     kernels->moe_route(stream, x, rows, gate, bias, shape, &routing);
+    check_map(check, shape, &routing, rows);
     free(order);
 }
 
@@ -179,15 +203,20 @@ static void check_route_shape(struct check *check, struct bt_route_shape shape, 
     uint32_t *experts = check_buffer(check, rows * k * sizeof(uint32_t));
     float *weights = check_floats(check, rows * k);
 
-    route(check->kernels, stream, d.x, rows, &d.gate, &d.bias, &shape, d.experts, d.weights);
+    route(check, check->kernels, stream, d.x, rows, &d.gate, &d.bias, &shape, d.experts, d.weights);
     check_route_rows(check, &shape, &d);
     for (uint32_t row = 0; row < rows; row++)
-        route(check->kernels, stream, d.x + row * hidden, 1, &d.gate, &d.bias, &shape,
+        route(check, check->kernels, stream, d.x + row * hidden, 1, &d.gate, &d.bias, &shape,
               experts + row * k, weights + row * k);
     check_bits(check, "row alone: experts", experts, d.experts, rows * k, sizeof(uint32_t));
     check_bits(check, "row alone: weights", weights, d.weights, rows * k, sizeof(float));
+    struct bt_stream *team = check_stream_team(check, &limits);
+    route(check, check->kernels, team, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
+    check_bits(check, "two threads: experts", experts, d.experts, rows * k, sizeof(uint32_t));
+    check_bits(check, "two threads: weights", weights, d.weights, rows * k, sizeof(float));
+    bt_stream_destroy(team);
     if (check->twin) {
-        route(check->twin, stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
+        route(check, check->twin, stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
         check_bits(check, "twin: experts", experts, d.experts, rows * k, sizeof(uint32_t));
         check_bits(check, "twin: weights", weights, d.weights, rows * k, sizeof(float));
     }
@@ -195,7 +224,7 @@ static void check_route_shape(struct check *check, struct bt_route_shape shape, 
         static const float poison[] = {NAN, INFINITY, -INFINITY, 3e38f, 0};
         d.x[i] = poison[i / hidden % 2 ? i % 5 : 0];
     }
-    route(check->kernels, stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
+    route(check, check->kernels, stream, d.x, rows, &d.gate, &d.bias, &shape, experts, weights);
     for (uint32_t row = 0; row < rows; row++)
         check_valid(check, &shape, experts + row * k);
     bt_stream_destroy(stream);
@@ -221,8 +250,11 @@ void check_moe_route(struct check *check)
             /* more experts than the chosen groups hold: only that they are valid is promised */
             if (sizes[i][0] == 8 && j % 3 != 0)
                 shape.experts_per_token = 4;
-            check_route_shape(check, shape, j == 0 ? 65 : 17, 33 + i, (enum bt_dtype)(i % 3),
-                              j % 3 == 2 && i % 4 != 3);
+            check_route_shape(check, shape,
+                              j == 0   ? 65
+                              : j == 1 ? 200
+                                       : 17,
+                              33 + i, (enum bt_dtype)(i % 3), j % 3 == 2 && i % 4 != 3);
         }
     }
 }
