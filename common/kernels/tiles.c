@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "common/kernels/stream.h"
 #include "common/kernels/weight.h"
 
 static size_t padded_outs(const struct bt_matrix *matrix)
@@ -119,26 +120,81 @@ static size_t int8_offset(size_t n, size_t k)
     return k / 4 * BT_TILE_LINE + n * 4 + k % 4;
 }
 
-static void put_tile(const struct bt_matrix *matrix, size_t out_at, size_t in_at, uint8_t *tile)
+/*
+ * Copies `units` of `bytes` each of sixteen rows to lines: unit j of row n becomes unit n of line
+ * j. A unit is what one output has in a line: two bf16, four int8, two e4m3.
+ */
+static inline void put_units(const uint8_t *const rows[BT_TILE_OUTS], size_t units, size_t bytes,
+                             uint8_t *tile)
 {
-    size_t inputs = bt_tile_inputs(packed_dtype(matrix->dtype));
-    for (size_t n = 0; n < BT_TILE_OUTS && out_at + n < matrix->rows; n++) {
-        for (size_t k = 0; k < inputs && in_at + k < matrix->cols; k++) {
-            size_t index = (out_at + n) * matrix->cols + in_at + k;
-            float value = stored_at(matrix, out_at + n, in_at + k);
-            uint16_t bits = bt_f32_to_bf16(value);
-            size_t offset = int8_offset(n, k);
-            if (matrix->dtype == BT_F8_E4M3)
-                tile[bf16_offset(n, k) / 2] = ((const uint8_t *)matrix->data)[index];
-            else if (matrix->dtype == BT_I8)
-                tile[offset] = (uint8_t)(int8_t)value;
-            else if (matrix->dtype == BT_I4)
-                tile[offset % 512] |=
-                    (uint8_t)(((uint8_t)(int8_t)value & 15) << (offset < 512 ? 0 : 4));
-            else
-                memcpy(tile + bf16_offset(n, k), &bits, sizeof(bits));
+    for (size_t j = 0; j < units; j++) {
+        for (size_t n = 0; n < BT_TILE_OUTS; n++)
+            memcpy(tile + (j * BT_TILE_OUTS + n) * bytes, rows[n] + j * bytes, bytes);
+    }
+}
+
+/* The four nibbles of x in the low halves of four bytes. */
+static inline uint32_t spread_nibbles(uint32_t x)
+{
+    x = (x | x << 8) & 0x00ff00ffu;
+    return (x | x << 4) & 0x0f0f0f0fu;
+}
+
+/* Rows of 32 bytes, 64 inputs. Inputs 4j … are unit j of the low half, 32 + 4j … of the high one.
+ */
+static void put_i4(const uint8_t *const rows[BT_TILE_OUTS], uint8_t *tile)
+{
+    for (size_t j = 0; j < 8; j++) {
+        for (size_t n = 0; n < BT_TILE_OUTS; n++) {
+            uint16_t low, high;
+            memcpy(&low, rows[n] + 2 * j, 2);
+            memcpy(&high, rows[n] + 16 + 2 * j, 2);
+            uint32_t unit = spread_nibbles(low) | spread_nibbles(high) << 4;
+            memcpy(tile + j * BT_TILE_LINE + n * 4, &unit, sizeof(unit));
         }
     }
+}
+
+/* Elements of a row from `col` on as they are stored, zeros behind the last: a tile's inputs. */
+static void stage_row(const struct bt_matrix *matrix, size_t row, size_t col, uint8_t *out)
+{
+    size_t inputs = bt_tile_inputs(packed_dtype(matrix->dtype)), left = matrix->cols - col;
+    size_t count = left < inputs ? left : inputs, index = row * matrix->cols + col;
+    memset(out, 0, BT_TILE_LINE);
+    if (is_quantised(matrix->dtype) || matrix->dtype == BT_BF16) {
+        size_t bits = bt_dtype_bits(matrix->dtype);
+        memcpy(out, (const uint8_t *)matrix->data + index * bits / 8, count * bits / 8);
+        return;
+    }
+    for (size_t k = 0; k < count; k++) {
+        uint16_t rounded = bt_f32_to_bf16(bt_weight_at(matrix, index + k));
+        memcpy(out + 2 * k, &rounded, sizeof(rounded));
+    }
+}
+
+static void put_tile(const struct bt_matrix *matrix, size_t out_at, size_t in_at, uint8_t *tile)
+{
+    enum bt_dtype dtype = packed_dtype(matrix->dtype);
+    size_t inputs = bt_tile_inputs(dtype), bits = bt_dtype_bits(dtype);
+    bool direct = dtype == matrix->dtype && in_at + inputs <= matrix->cols;
+    uint8_t staged[BT_TILE_OUTS][BT_TILE_LINE];
+    const uint8_t *rows[BT_TILE_OUTS];
+    for (size_t n = 0; n < BT_TILE_OUTS; n++) {
+        size_t row = out_at + n;
+        rows[n] = staged[n];
+        if (row >= matrix->rows)
+            memset(staged[n], 0, sizeof(staged[n]));
+        else if (direct)
+            rows[n] = (const uint8_t *)matrix->data + (row * matrix->cols + in_at) * bits / 8;
+        else
+            stage_row(matrix, row, in_at, staged[n]);
+    }
+    if (dtype == BT_I4)
+        put_i4(rows, tile);
+    else if (dtype == BT_F8_E4M3)
+        put_units(rows, 16, 2, tile);
+    else
+        put_units(rows, 16, 4, tile);
 }
 
 static void pack_scales(const struct bt_matrix *matrix, char *out, struct bt_matrix *packed)
@@ -146,6 +202,7 @@ static void pack_scales(const struct bt_matrix *matrix, char *out, struct bt_mat
     size_t groups = bt_tiles_of(matrix->cols, BT_SCALE_BLOCK), count = scale_count(matrix);
     float *scales = (float *)(out + lines(tiles_bytes(matrix)));
     uint8_t *group_scales = (uint8_t *)scales + lines(count * sizeof(float));
+    memset(scales, 0, lines(count * sizeof(float)) + lines(group_scale_bytes(matrix)));
     if (count)
         packed->scales = scales;
     for (size_t i = 0; i < count; i++)
@@ -160,20 +217,33 @@ static void pack_scales(const struct bt_matrix *matrix, char *out, struct bt_mat
     }
 }
 
-static void pack_linear(const struct bt_matrix *matrix, void *out, struct bt_matrix *ret_packed)
+/* What the parts of one call of pack share. */
+struct job {
+    const struct bt_matrix *matrix;
+    const struct bt_matrix *packed;
+    const struct bt_mla_shape *shape; /* of KV_B */
+};
+
+static void pack_panel(void *context, uint32_t panel, uint32_t thread)
+{
+    const struct job *job = context;
+    size_t inputs = bt_tile_inputs(job->packed->dtype), bytes = bt_tile_bytes(job->packed->dtype);
+    uint8_t *tile = (uint8_t *)(uintptr_t)bt_panel(job->packed, panel);
+    (void)thread;
+    for (size_t col = 0; col < job->matrix->cols; col += inputs, tile += bytes)
+        put_tile(job->matrix, (size_t)panel * BT_TILE_OUTS, col, tile);
+}
+
+static void pack_linear(struct bt_team *team, const struct bt_matrix *matrix, void *out,
+                        struct bt_matrix *ret_packed)
 {
     struct bt_matrix packed = {.data = out,
                                .rows = matrix->rows,
                                .cols = matrix->cols,
                                .dtype = packed_dtype(matrix->dtype),
                                .layout = BT_LAYOUT_TILES};
-    size_t inputs = bt_tile_inputs(packed.dtype), bytes = bt_tile_bytes(packed.dtype);
-    uint8_t *tile = out;
-    memset(out, 0, bt_tiles_bytes(matrix, BT_USE_LINEAR, NULL));
-    for (size_t row = 0; row < matrix->rows; row += BT_TILE_OUTS) {
-        for (size_t col = 0; col < matrix->cols; col += inputs, tile += bytes)
-            put_tile(matrix, row, col, tile);
-    }
+    struct job job = {matrix, &packed, NULL};
+    bt_team_run(team, pack_panel, &job, (uint32_t)bt_tiles_of(matrix->rows, BT_TILE_OUTS));
     pack_scales(matrix, out, &packed);
     *ret_packed = packed;
 }
@@ -219,35 +289,44 @@ static void pack_rows(const struct bt_matrix *matrix, size_t first, size_t rows,
     }
 }
 
-static void pack_kv_b(const struct bt_matrix *matrix, const struct bt_mla_shape *shape, void *out,
-                      struct bt_matrix *ret_packed)
+static void pack_head(void *context, uint32_t h, uint32_t thread)
 {
+    const struct job *job = context;
+    const struct bt_mla_shape *shape = job->shape;
     size_t nope = shape->qk_nope_head_dim, v = shape->v_head_dim, lora = shape->kv_lora_rank;
+    struct bt_kv_b_head head = bt_tiles_kv_b_head(job->packed, shape, h);
+    uint8_t *absorb = (uint8_t *)(uintptr_t)head.absorb, *keys = (uint8_t *)(uintptr_t)head.keys;
+    uint8_t *values = (uint8_t *)(uintptr_t)head.values;
+    size_t first = h * (nope + v);
+    (void)thread;
+    memset(absorb, 0, absorb_bytes(shape) + keys_bytes(shape) + values_bytes(shape));
+    pack_panels(job->matrix, first, lora, nope, true, absorb);
+    pack_rows(job->matrix, first, nope, keys);
+    pack_panels(job->matrix, first + nope, v, lora, false, values);
+}
+
+static void pack_kv_b(struct bt_team *team, const struct bt_matrix *matrix,
+                      const struct bt_mla_shape *shape, void *out, struct bt_matrix *ret_packed)
+{
     struct bt_matrix packed = {.data = out,
                                .rows = matrix->rows,
                                .cols = matrix->cols,
                                .dtype = BT_BF16,
                                .layout = BT_LAYOUT_TILES};
-    memset(out, 0, bt_tiles_bytes(matrix, BT_USE_KV_B, shape));
-    for (size_t h = 0; h < shape->heads; h++) {
-        struct bt_kv_b_head head = bt_tiles_kv_b_head(&packed, shape, h);
-        size_t first = h * (nope + v);
-        pack_panels(matrix, first, lora, nope, true, (uint8_t *)(uintptr_t)head.absorb);
-        pack_rows(matrix, first, nope, (uint8_t *)(uintptr_t)head.keys);
-        pack_panels(matrix, first + nope, v, lora, false, (uint8_t *)(uintptr_t)head.values);
-    }
+    struct job job = {matrix, &packed, shape};
+    bt_team_run(team, pack_head, &job, shape->heads);
     *ret_packed = packed;
 }
 
 void bt_tiles_pack(struct bt_stream *stream, const struct bt_matrix *matrix, enum bt_use use,
                    const struct bt_mla_shape *shape, void *out, struct bt_matrix *ret_packed)
 {
-    (void)stream;
+    struct bt_team *team = stream ? stream->team : NULL;
     BT_ASSERT(matrix->layout == BT_LAYOUT_ROWS && (uintptr_t)out % BT_TILE_LINE == 0);
     if (use == BT_USE_KV_B)
-        pack_kv_b(matrix, shape, out, ret_packed);
+        pack_kv_b(team, matrix, shape, out, ret_packed);
     else
-        pack_linear(matrix, out, ret_packed);
+        pack_linear(team, matrix, out, ret_packed);
 }
 
 /* The same of what is packed. */

@@ -264,8 +264,7 @@ struct bt_matrix check_packed(struct check *check, const struct bt_matrix *rows,
     return packed;
 }
 
-/* The nearest with eight significant bits, ties to even; exponents of f32. */
-static double nearest_bf16(double value)
+double check_nearest_bf16(double value)
 {
     int exponent;
     if (value == 0 || !isfinite(value))
@@ -281,7 +280,7 @@ double check_tile_at(const struct bt_matrix *rows, size_t row, size_t col)
     double scale, value = stored_at(rows, row, col, &scale);
     if (rows->dtype == BT_I8 || rows->dtype == BT_I4)
         return value * scale;
-    return nearest_bf16((float)(value * scale));
+    return check_nearest_bf16((float)(value * scale));
 }
 
 void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *out)
@@ -295,7 +294,7 @@ void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *
     float step = finite ? fmaxf((float)max / 127, FLT_MIN) : NAN;
     for (size_t i = 0; i < cols; i++) {
         if (dtype != BT_I8 && dtype != BT_I4)
-            out[i] = nearest_bf16(x[i]);
+            out[i] = check_nearest_bf16(x[i]);
         else
             out[i] = finite ? nearbyint(x[i] / step) * step : NAN;
     }

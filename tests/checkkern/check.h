@@ -82,6 +82,8 @@ struct bt_matrix check_packed(struct check *check, const struct bt_matrix *rows,
  * I4 to n * step, step = max |x| / 127, at least FLT_MIN, and n = x / step as an integer, both
  * quotients f32 and ties to even; then NaN if an x is NaN or infinite.
  */
+/* With eight significant bits, ties to even; exponents of f32. */
+double check_nearest_bf16(double value);
 double check_tile_at(const struct bt_matrix *rows, size_t row, size_t col);
 void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *out);
 
@@ -100,6 +102,9 @@ void check_bits(struct check *check, const char *what, const void *got, const vo
                 size_t count, size_t element_bytes);
 
 /* The cases, by operation. */
+void check_dtype(struct check *check); /* of no table */
+void check_pack(struct check *check);
+void check_expand(struct check *check);
 void check_embed(struct check *check);
 void check_rms_norm(struct check *check);
 void check_gemm(struct check *check); /* x86 */
@@ -118,6 +123,7 @@ void check_moe_experts(struct check *check);
 
 /* Times the operations against what this machine can do; prints `figure` lines. */
 void check_bench(const struct bt_kernels *kernels);
+void check_bench_tiles(const struct bt_kernels *kernels);
 void check_bench_linear(const struct bt_kernels *kernels);
 
 #endif

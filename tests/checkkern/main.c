@@ -21,6 +21,9 @@ static const struct {
     const char *name;
     void (*run)(struct check *check);
 } ops[] = {
+    {"dtype", check_dtype},
+    {"pack", check_pack},
+    {"expand", check_expand},
     {"embed", check_embed},
     {"rms_norm", check_rms_norm},
 #ifdef BT_HAVE_X86_KERNELS
@@ -168,8 +171,10 @@ int main(int argc, char **argv)
         unsigned failed = run_variant(kernels, is_emulated, op, seed);
         failures += failed;
         tested += i > 0 || wanted;
-        if (bench && !failed && i > 0 && !is_emulated)
+        if (bench && !failed && i > 0 && !is_emulated) {
+            check_bench_tiles(kernels);
             check_bench(kernels);
+        }
     }
     if (failures)
         return 1;
