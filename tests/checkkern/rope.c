@@ -45,7 +45,7 @@ static void check_rope_shape(struct check *check, const struct check_layout *lay
     check_begin(check, "%s heads %u nope %u rope %u", layout->name, heads, nope, dim);
     check_batch_init(check, layout, &batch);
     struct bt_rope_table rope = check_rope(check, dim);
-    struct bt_stream *stream = check_stream(&limits);
+    struct bt_stream *stream = check_stream_team(check, &limits);
     size_t width = nope + dim, count = (size_t)batch.rows * heads * width;
     float *q = check_floats_random(check, count, CHECK_NORMAL);
     float *in = check_floats(check, count), *other = check_floats(check, count);
@@ -96,9 +96,20 @@ void check_rope_q(struct check *check)
     }
 }
 
+/* Largest of the 128 elements of the latent that share a scale with element i. */
+static double block_max(const double *latent, size_t lora, size_t i)
+{
+    double max = 0;
+    for (size_t j = i / 128 * 128; j < lora && j < i / 128 * 128 + 128; j++)
+        max = fmax(max, fabs(latent[j]));
+    return max;
+}
+
 /*
  * The norm's bound as for rms_norm, the rotation's as for rope_q; a bf16 pool rounds once more, by
- * at most 2^-8 of the value, and two values on both sides of a tie may round apart.
+ * at most 2^-8 of the value, and two values on both sides of a tie may round apart. e4m3 has four
+ * significant bits, so rounds by at most 2^-4 of the value, or below 2^-6 of the scale by at most
+ * 2^-10 of it; the scale is the largest by 448.
  */
 static void check_written(struct check *check, const struct check_batch *batch, const float *kv_a,
                           const struct bt_matrix *norm, float eps, const struct bt_rope_table *rope,
@@ -120,11 +131,13 @@ static void check_written(struct check *check, const struct check_batch *batch, 
             magnitude[i] = want[i];
         }
         naive_rotate(in + lora, rope, position, want + lora, magnitude + lora);
-        size_t at = ((size_t)sequence->pages[position / 64] * 64 + position % 64) * width;
+        const void *token = bt_kv_token(kv, sequence->pages, position);
         for (size_t i = 0; i < width; i++)
-            got[i] = bt_element_load(kv->data, kv->dtype, at + i);
+            got[i] = bt_kv_at(kv, token, i);
         double factor = CHECK_EPS * (lora / 16.0 + 12);
-        if (kv->dtype == BT_BF16) {
+        for (size_t i = 0; kv->dtype == BT_F8_E4M3 && i < lora; i++)
+            magnitude[i] = fabs(want[i]) * 0x1.02p4 + block_max(want, lora, i) / 448 * 0x1p-2;
+        if (kv->dtype != BT_F32) {
             for (size_t i = lora; i < width; i++)
                 magnitude[i] = fabs(want[i]) + 0x1p-14 * magnitude[i];
             factor += 0x1.02p-8;
@@ -141,12 +154,11 @@ static void check_kv_write_shape(struct check *check, const struct check_layout 
     check_begin(check, "%s lora %u rope %u dtype %u", layout->name, lora, dim, dtype);
     check_batch_init(check, layout, &batch);
     struct bt_rope_table rope = check_rope(check, dim);
-    struct bt_stream *stream = check_stream(&limits);
-    struct bt_matrix norm = check_matrix(check, 1, lora, dtype, 1);
+    struct bt_stream *stream = check_stream_team(check, &limits);
+    struct bt_matrix norm = check_matrix(check, 1, lora, dtype == BT_F32 ? BT_F32 : BT_BF16, 1);
     float *kv_a = check_floats_random(check, (size_t)batch.rows * (lora + dim), CHECK_NORMAL);
     struct bt_kv_layer kv = check_pool(check, &batch, dtype, lora, dim), other = kv;
-    size_t bytes = check_pool_bytes(&batch, &kv),
-           token_bytes = (lora + dim) * bt_dtype_bytes(dtype);
+    size_t bytes = check_pool_bytes(&batch, &kv), token_bytes = bt_kv_token_size(&kv);
 
     check->kernels->kv_write(stream, kv_a, &norm, 1e-6f, &rope, batch.sequences, batch.count, &kv);
     check_written(check, &batch, kv_a, &norm, 1e-6f, &rope, &kv);
@@ -162,7 +174,7 @@ static void check_kv_write_shape(struct check *check, const struct check_layout 
     check_bits(check, "row alone", other.data, kv.data, bytes / token_bytes, token_bytes);
     size_t unwritten = 0;
     for (size_t i = 0; i < bytes / token_bytes; i++)
-        unwritten += isnan(bt_element_load(kv.data, dtype, i * (lora + dim)));
+        unwritten += isnan(bt_kv_at(&kv, (char *)kv.data + i * token_bytes, lora));
     if (unwritten != bytes / token_bytes - batch.rows)
         check_fail(check, "%zu tokens written for %u rows", bytes / token_bytes - unwritten,
                    batch.rows);
@@ -181,5 +193,7 @@ void check_kv_write(struct check *check)
         check_kv_write_shape(check, &check_layouts[i], 64, 16, BT_BF16);
         check_kv_write_shape(check, &check_layouts[i], 33, 6, BT_F32);
         check_kv_write_shape(check, &check_layouts[i], 7, 2, BT_BF16);
+        check_kv_write_shape(check, &check_layouts[i], 33, 6, BT_F8_E4M3);
+        check_kv_write_shape(check, &check_layouts[i], 300, 36, BT_F8_E4M3);
     }
 }
