@@ -1,0 +1,276 @@
+#include "tests/sim/front.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/metrics.h"
+#include "common/kvcache/layout.h"
+#include "router/rpc_front.h"
+#include "router/service_state.h"
+#include "tests/sim/engines.h"
+#include "tests/sim/seams.h"
+
+struct client clients_of_router[MAX_CLIENT];
+uint32_t client_count;
+
+/* ---- text and numbers that nobody reads */
+
+const struct bt_rpc_method rt_rpc_front_methods[] = {{NULL, NULL, NULL}};
+
+enum bt_status rt_checkpoint_read(const char *model_dir, struct bt_error *error,
+                                  struct rt_checkpoint *ret_checkpoint)
+{
+    (void)model_dir;
+    (void)error;
+    *ret_checkpoint = (struct rt_checkpoint){SIM_MAX_LENGTH, SIM_VOCABULARY};
+    return BT_OK;
+}
+
+enum bt_status bt_tokenizer_load(const char *model_dir, struct bt_error *error,
+                                 struct bt_tokenizer **ret_tokenizer)
+{
+    (void)model_dir;
+    (void)error;
+    *ret_tokenizer = NULL;
+    return BT_OK;
+}
+
+void bt_tokenizer_destroy(struct bt_tokenizer *tokenizer)
+{
+    (void)tokenizer;
+}
+
+enum bt_status bt_chat_form_load(const char *model_dir, const struct bt_tokenizer *tokenizer,
+                                 struct bt_error *error, struct bt_chat_form **ret_form)
+{
+    (void)model_dir;
+    (void)tokenizer;
+    (void)error;
+    *ret_form = NULL;
+    return BT_OK;
+}
+
+void bt_chat_form_destroy(struct bt_chat_form *form)
+{
+    (void)form;
+}
+
+struct bt_metrics *bt_metrics_create(void)
+{
+    static char nothing;
+    return (struct bt_metrics *)&nothing;
+}
+
+void bt_metrics_destroy(struct bt_metrics *metrics)
+{
+    (void)metrics;
+}
+
+struct bt_counter *bt_metrics_counter(struct bt_metrics *metrics, const char *name,
+                                      const char *labels, const char *help)
+{
+    (void)metrics;
+    (void)name;
+    (void)labels;
+    (void)help;
+    return NULL;
+}
+
+struct bt_gauge *bt_metrics_gauge(struct bt_metrics *metrics, const char *name, const char *labels,
+                                  const char *help)
+{
+    (void)metrics;
+    (void)name;
+    (void)labels;
+    (void)help;
+    return NULL;
+}
+
+struct bt_histogram *bt_metrics_histogram(struct bt_metrics *metrics, const char *name,
+                                          const char *labels, const char *help,
+                                          const double *bounds, size_t bound_count)
+{
+    (void)metrics;
+    (void)name;
+    (void)labels;
+    (void)help;
+    (void)bounds;
+    (void)bound_count;
+    return NULL;
+}
+
+void bt_counter_add(struct bt_counter *counter, uint64_t amount)
+{
+    (void)counter;
+    (void)amount;
+}
+
+void bt_gauge_set(struct bt_gauge *gauge, double value)
+{
+    (void)gauge;
+    (void)value;
+}
+
+void bt_histogram_observe(struct bt_histogram *histogram, double value)
+{
+    (void)histogram;
+    (void)value;
+}
+
+uint64_t bt_counter_value(const struct bt_counter *counter)
+{
+    (void)counter;
+    return 0;
+}
+
+double bt_gauge_value(const struct bt_gauge *gauge)
+{
+    (void)gauge;
+    return 0;
+}
+
+char *bt_metrics_render(const struct bt_metrics *metrics, size_t *ret_size)
+{
+    (void)metrics;
+    (void)ret_size;
+    return NULL;
+}
+
+/* ---- streams */
+
+void rt_output_buffer_finish(struct rt_output_buffer *buffer)
+{
+    (void)buffer;
+}
+
+enum bt_status rt_stream_create(const struct bt_tokenizer *tokenizer,
+                                const struct rt_generation *generation, uint32_t max_tokens,
+                                const struct rt_sink *sink, struct bt_error *error,
+                                struct rt_stream **ret_stream)
+{
+    (void)tokenizer;
+    (void)error;
+    struct rt_stream *stream = calloc(1, sizeof(*stream));
+    stream->prompt = calloc(generation->prompt_tokens, sizeof(uint32_t));
+    memcpy(stream->prompt, generation->prompt, generation->prompt_tokens * sizeof(uint32_t));
+    stream->prompt_tokens = generation->prompt_tokens;
+    stream->sampling = generation->sampling;
+    stream->sampling.max_tokens = max_tokens;
+    stream->sink = *sink;
+    *ret_stream = stream;
+    return BT_OK;
+}
+
+void rt_stream_destroy(struct rt_stream *stream)
+{
+    if (stream) {
+        if (stream->landing) {
+            baton__v1__landing__free_unpacked(stream->landing, NULL);
+        }
+        free(stream->prompt);
+        free(stream);
+    }
+}
+
+/* No gap, no repeat, no other token, nothing after the end. */
+enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens,
+                                uint32_t count, int64_t now_ns, struct rt_output_buffer *buffer,
+                                const struct rt_service_metrics *metrics, bool *ret_stopped)
+{
+    (void)now_ns;
+    (void)buffer;
+    (void)metrics;
+    struct client *client = stream->sink.context;
+    *ret_stopped = false;
+    for (uint32_t i = 0; i < count; i++) {
+        if (tokens[i].index != client->tokens) {
+            fail("request %016llx: token %u came instead of %u", (unsigned long long)stream->id,
+                 tokens[i].index, client->tokens);
+        } else if (tokens[i].token != token_of(stream->id, tokens[i].index)) {
+            fail("request %016llx: token %u is another one", (unsigned long long)stream->id,
+                 tokens[i].index);
+        } else if (client->ends > 0) {
+            fail("request %016llx: a token after its end", (unsigned long long)stream->id);
+        }
+        client->tokens++;
+    }
+    return BT_OK;
+}
+
+void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_status status,
+                   const char *text, int64_t now_ns, const struct rt_service_metrics *metrics)
+{
+    (void)text;
+    (void)now_ns;
+    (void)metrics;
+    struct client *client = stream->sink.context;
+    note("request ends", stream->id, finish, (uint64_t)-status);
+    if (++client->ends > 1) {
+        fail("request %016llx ended twice", (unsigned long long)stream->id);
+    }
+    if (finish == RT_FINISH_LENGTH && client->tokens != client->max_tokens) {
+        fail("request %016llx ended with %u of %u tokens", (unsigned long long)stream->id,
+             client->tokens, client->max_tokens);
+    }
+}
+
+/* ---- clients */
+
+void client_submit(struct node *router)
+{
+    struct client *client = &clients_of_router[client_count];
+    if (client_count == MAX_CLIENT) {
+        return;
+    }
+    *client = (struct client){.router = router->instance,
+                              .prompt_tokens = 1 + draw(3 * BT_PAGE_TOKENS),
+                              .max_tokens = 1 + draw(draw(3) ? 6 : 80)};
+    static uint32_t prompt[3 * BT_PAGE_TOKENS];
+    struct rt_generation generation = {
+        .prompt = prompt, .prompt_tokens = client->prompt_tokens, .deadline_ns = BT_NEVER_NS};
+    baton__v1__sampling_params__init(&generation.sampling);
+    generation.sampling.top_p = 1;
+    generation.sampling.repetition_penalty = 1;
+    generation.sampling.logprobs = -1;
+    generation.sampling.max_tokens = client->max_tokens;
+    if (draw(4) == 0) {
+        generation.deadline_ns = world.now_ns + draw_ns(5 * SIM_MS, 5 * SIM_S);
+    }
+    const struct rt_sink sink = {.context = client};
+    struct bt_error error = {0};
+    if (rt_service_submit(router->program, &generation, &sink, &error, &client->request) == BT_OK) {
+        note("submitted", client->request, client->prompt_tokens, client->max_tokens);
+        client_count++;
+    }
+}
+
+void client_abandon(struct node *router, uint32_t index)
+{
+    struct client *client = &clients_of_router[index];
+    if (client->router == router->instance && client->ends == 0) {
+        note("abandoned", client->request, 0, 0);
+        client->abandoned = true;
+        rt_service_abandon(router->program, client->request);
+    }
+}
+
+bool clients_all_ended(const struct node *router)
+{
+    for (uint32_t i = 0; i < client_count; i++) {
+        if (clients_of_router[i].ends == 0 && clients_of_router[i].router == router->instance) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void clients_check(const struct node *router)
+{
+    for (uint32_t i = 0; i < client_count; i++) {
+        const struct client *client = &clients_of_router[i];
+        if (client->router == router->instance && client->ends != 1) {
+            fail("request %016llx ended %u times", (unsigned long long)client->request,
+                 client->ends);
+        }
+    }
+}

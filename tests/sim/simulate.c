@@ -1,0 +1,516 @@
+/*
+ * usage: simulate [--seed N] [--count N] [--trace] [--hash]
+ *
+ * Runs schedules of faults against a cluster in one process: a router, prefill workers and decode
+ * ranks, their real code on a simulated clock, network and card. Each schedule is a function of its
+ * seed alone; --seed N --trace shows one as a log of events. Without --seed the first one is drawn
+ * and printed. Exits 1 at the first schedule that breaks an invariant, after printing its seed.
+ *
+ * Held in every schedule: no write lands in a page that is not its request's, or that is not open
+ * for writing; no KV of a running sequence is anybody else's; no token is lost, repeated or wrong;
+ * every request ends once; when all faults are over, every request ends, every page is free again,
+ * or in quarantine for a peer that can not be proven dead.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "common/base/metrics.h"
+#include "common/kvcache/page_pool.h"
+#include "decode-node/worker.h"
+#include "kvtransfer/landing.h"
+#include "prefill-node/worker.h"
+#include "router/service.h"
+#include "tests/sim/engines.h"
+#include "tests/sim/fabric.h"
+#include "tests/sim/front.h"
+#include "tests/sim/seams.h"
+#include "tests/sim/world.h"
+
+#define DEFAULT_COUNT  100000
+#define FAULTS_NS      (3 * SIM_S)
+#define QUIET_WITHIN   (400 * SIM_S) /* after the last fault */
+#define LOOK_NS        (100 * SIM_MS)
+#define EVENTS_AT_MOST 2000000
+
+static struct {
+    uint32_t lease_ms, layerwise_threshold;
+    bool checksum;
+    bool over;  /* the faults */
+    bool quiet; /* everything has ended */
+    int64_t over_ns;
+} schedule;
+
+/* ---- what the programs make, for looking in */
+
+struct bt_page_pool *__real_bt_page_pool_create(uint32_t page_count);
+struct bt_page_pool *__wrap_bt_page_pool_create(uint32_t page_count);
+struct bt_page_pool *__wrap_bt_page_pool_create(uint32_t page_count)
+{
+    return world.current->pages = __real_bt_page_pool_create(page_count);
+}
+
+struct kvt_landing_table *__real_kvt_landing_table_create(struct bt_page_pool *pool,
+                                                          uint64_t first_epoch, int64_t lease_ns,
+                                                          kvt_landing_failed_fn *failed,
+                                                          void *context);
+struct kvt_landing_table *__wrap_kvt_landing_table_create(struct bt_page_pool *pool,
+                                                          uint64_t first_epoch, int64_t lease_ns,
+                                                          kvt_landing_failed_fn *failed,
+                                                          void *context);
+struct kvt_landing_table *__wrap_kvt_landing_table_create(struct bt_page_pool *pool,
+                                                          uint64_t first_epoch, int64_t lease_ns,
+                                                          kvt_landing_failed_fn *failed,
+                                                          void *context)
+{
+    return world.current->landings =
+               __real_kvt_landing_table_create(pool, first_epoch, lease_ns, failed, context);
+}
+
+/* ---- starting and killing */
+
+static enum bt_status start_prefill(struct node *node, struct bt_error *error)
+{
+    const struct pf_worker_options options = {.worker_id = node->id,
+                                              .listen = node->endpoint,
+                                              .routers = world.nodes[0].endpoint,
+                                              .served_model_name = "sim",
+                                              .transport = "sim",
+                                              .kv_dtype = BT_BF16,
+                                              .kv_pages = node->kv_pages,
+                                              .chunked_prefill_size = 64,
+                                              .max_num_seqs = 8,
+                                              .max_queued = 12,
+                                              .layerwise_threshold = schedule.layerwise_threshold,
+                                              .checksum = schedule.checksum};
+    return pf_worker_create(node->loop, &sim_model, &options, error,
+                            (struct pf_worker **)&node->program);
+}
+
+static enum bt_status start_decode(struct node *node, struct bt_error *error)
+{
+    const struct dc_worker_options options = {.worker_id = node->id,
+                                              .listen = node->endpoint,
+                                              .routers = world.nodes[0].endpoint,
+                                              .served_model_name = "sim",
+                                              .transport = "sim",
+                                              .kv_dtype = BT_BF16,
+                                              .kv_pages = node->kv_pages,
+                                              .max_num_seqs = 8,
+                                              .max_reserved = 12,
+                                              .expected_output_tokens = 16,
+                                              .lease_ms = schedule.lease_ms,
+                                              .checksum = schedule.checksum};
+    return dc_worker_create(node->loop, &sim_model, &options, error,
+                            (struct dc_worker **)&node->program);
+}
+
+static enum bt_status start_router(struct node *node, struct bt_error *error)
+{
+    const struct rt_service_options options = {.core = {.queue_capacity = 64,
+                                                        .max_attempts = 4,
+                                                        .expected_output_tokens = 16,
+                                                        .prefill_depth_tokens = 1000,
+                                                        .silent_after_ns = 2 * SIM_S,
+                                                        .lost_after_ns = 5 * SIM_S,
+                                                        .reserve_retry_ns = 50 * SIM_MS},
+                                               .model_dir = "sim",
+                                               .served_model_name = "sim",
+                                               .worker_endpoint = node->endpoint,
+                                               .request_timeout_ns = 30 * SIM_S,
+                                               .heartbeat_ms = 1000};
+    return rt_service_create(node->loop, &options, bt_metrics_create(), error,
+                             (struct rt_service **)&node->program);
+}
+
+static void start_event(void *object, uint64_t unused)
+{
+    struct node *node = object;
+    struct bt_error error = {0};
+    enum bt_status status;
+    (void)unused;
+    node->loop = loop_create(node);
+    switch (node->role) {
+    case ROLE_ROUTER:
+        status = start_router(node, &error);
+        break;
+    case ROLE_PREFILL:
+        status = start_prefill(node, &error);
+        break;
+    default:
+        status = start_decode(node, &error);
+        break;
+    }
+    if (status != BT_OK) {
+        fail("%s does not start: %s", node->id, error.text);
+    }
+}
+
+static void node_start(struct node *node)
+{
+    if (node->alive) {
+        return;
+    }
+    node->instance = ++world.instances;
+    node->alive = true;
+    note("start", node->slot, node->instance, 0);
+    node_run(node, start_event, node, 0);
+}
+
+static void node_kill(struct node *node)
+{
+    if (node->alive) {
+        note("kill", node->slot, node->instance, 0);
+        fabric_crash(node);
+        node_free(node);
+    }
+}
+
+static void node_add(enum role role, uint32_t kv_pages)
+{
+    static const char *const names[] = {"router", "prefill", "decode"};
+    struct node *node = &world.nodes[world.node_count];
+    node->role = role;
+    node->slot = world.node_count++;
+    node->kv_pages = kv_pages;
+    snprintf(node->id, sizeof(node->id), "%s-%u", names[role], node->slot);
+    snprintf(node->endpoint, sizeof(node->endpoint), "tcp://%s-%u", names[role], node->slot);
+}
+
+/* ---- faults */
+
+static void restart_event(void *object, uint64_t unused)
+{
+    (void)unused;
+    node_start(object);
+}
+
+static void release_event(void *object, uint64_t unused)
+{
+    (void)object;
+    (void)unused;
+    note("network goes on", 0, 0, 0);
+    fabric_hold(false);
+}
+
+static void silent_event(void *object, uint64_t unused)
+{
+    struct node *node = object;
+    (void)unused;
+    if (node_stalled(node)) {
+        rpc_silent(node);
+    }
+}
+
+static struct node *draw_node(void)
+{
+    return &world.nodes[draw(world.node_count)];
+}
+
+static void fault_kill(struct node *node)
+{
+    node_kill(node);
+    if (draw(4)) {
+        event_at(world.now_ns + draw_ns(0, 2 * SIM_S), NULL, restart_event, node, 0);
+    }
+}
+
+static void fault_stall(struct node *node)
+{
+    if (node->alive) {
+        node_stall(node, draw(3) ? draw_ns(0, 2 * SIM_S) : draw_ns(0, 20 * SIM_S));
+        event_at(world.now_ns + BT_RPC_PEER_TIMEOUT_MS * SIM_MS, NULL, silent_event, node, 0);
+    }
+}
+
+static void fault_event(void *object, uint64_t unused)
+{
+    (void)object;
+    (void)unused;
+    struct node *node = draw_node();
+    switch (draw(8)) {
+    case 0:
+        fault_kill(node);
+        break;
+    case 1:
+    case 2:
+    case 3:
+        fault_stall(node);
+        break;
+    case 4:
+        note("links break", 0, 0, 0);
+        fabric_break_links();
+        break;
+    case 5:
+        note("network holds", 0, 0, 0);
+        fabric_hold(true);
+        event_at(world.now_ns + draw_ns(0, 3 * SIM_S), NULL, release_event, NULL, 0);
+        break;
+    case 6:
+        rpc_cut(node, draw_node());
+        break;
+    default:
+        if (draw(3) == 0) {
+            fault_kill(&world.nodes[0]);
+        } else {
+            rpc_cut(&world.nodes[0], node);
+        }
+    }
+}
+
+/* ---- clients */
+
+static void submit_event(void *object, uint64_t unused)
+{
+    (void)unused;
+    client_submit(object);
+}
+
+static void abandon_event(void *object, uint64_t index)
+{
+    if (index < client_count) {
+        client_abandon(object, (uint32_t)index);
+    }
+}
+
+static void client_event(void *object, uint64_t kind)
+{
+    struct node *router = &world.nodes[0];
+    (void)object;
+    if (!router->alive || node_stalled(router)) {
+        return;
+    }
+    if (kind == 0) {
+        node_run(router, submit_event, router, 0);
+    } else {
+        node_run(router, abandon_event, router, draw(MAX_CLIENT) % (client_count + 1));
+    }
+}
+
+/* ---- the end */
+
+/* In quarantine for ever, and rightly so: its peer is dead on another host. */
+static bool rightly_quarantined(const struct kvt_landing *landing)
+{
+    if (landing->state != KVT_LANDING_QUARANTINED || !world.faults.remote) {
+        return false;
+    }
+    const struct node *peer = &world.nodes[landing->peer.pid - 1];
+    return !peer->alive || peer->instance != landing->peer.start_ticks;
+}
+
+static uint32_t pages_excused(const struct node *node)
+{
+    uint32_t excused = 0;
+    size_t cursor = 0;
+    const struct kvt_landing *landing;
+    while (node->landings && (landing = kvt_landing_next(node->landings, &cursor))) {
+        excused += rightly_quarantined(landing) ? landing->page_count : 0;
+    }
+    return excused;
+}
+
+static void check_conserved(const struct node *node)
+{
+    uint32_t sum = 0;
+    for (int state = 0; state < BT_PAGE_STATE_COUNT; state++) {
+        sum += bt_page_pool_count(node->pages, (enum bt_page_state)state);
+    }
+    if (sum != node->kv_pages) {
+        fail("%s has %u of %u pages", node->id, sum, node->kv_pages);
+    }
+}
+
+static bool node_quiet(const struct node *node)
+{
+    if (!node->alive) {
+        return true;
+    }
+    if (node->role == ROLE_ROUTER) {
+        return clients_all_ended(node);
+    }
+    check_conserved(node);
+    uint32_t free_count = bt_page_pool_count(node->pages, BT_PAGE_FREE);
+    if (node->role == ROLE_PREFILL) {
+        return free_count == node->kv_pages && pf_worker_idle(node->program);
+    }
+    return free_count + pages_excused(node) == node->kv_pages &&
+           dc_worker_requests(node->program) == 0;
+}
+
+static void look_event(void *object, uint64_t unused)
+{
+    (void)object;
+    (void)unused;
+    bool quiet = schedule.over;
+    for (uint32_t i = 0; i < world.node_count; i++) {
+        quiet = node_quiet(&world.nodes[i]) && quiet;
+    }
+    schedule.quiet = quiet;
+    event_at(world.now_ns + LOOK_NS, NULL, look_event, NULL, 0);
+}
+
+/* Whoever is stopped goes on, some of the dead come back. */
+static void over_event(void *object, uint64_t unused)
+{
+    (void)object;
+    (void)unused;
+    note("faults are over", 0, 0, 0);
+    world.faults.on = false;
+    fabric_hold(false);
+    for (uint32_t i = 0; i < world.node_count; i++) {
+        if (!world.nodes[i].alive && draw(4)) {
+            node_start(&world.nodes[i]);
+        }
+    }
+    schedule.over = true;
+    schedule.over_ns = world.now_ns;
+}
+
+/* ---- a schedule */
+
+static uint32_t sometimes(uint32_t per_mille)
+{
+    return draw(2) ? draw(per_mille) : 0;
+}
+
+static void draw_cluster(void)
+{
+    static const uint32_t leases[] = {100, 300, 1000}, thresholds[] = {0, 100, 1000};
+    uint32_t prefills = 1 + draw(2), decodes = 1 + draw(2);
+    memset(&schedule, 0, sizeof(schedule));
+    schedule.lease_ms = leases[draw(3)];
+    schedule.layerwise_threshold = thresholds[draw(3)];
+    schedule.checksum = draw(4) > 0;
+    world.faults = (struct faults){.on = true,
+                                   .lose = sometimes(150),
+                                   .duplicate = sometimes(200),
+                                   .reorder = sometimes(300),
+                                   .slow = sometimes(100),
+                                   .stall = sometimes(25),
+                                   .corrupt = schedule.checksum ? sometimes(30) : 0,
+                                   .remote = draw(3) == 0};
+    node_add(ROLE_ROUTER, 0);
+    for (uint32_t i = 0; i < prefills; i++) {
+        node_add(ROLE_PREFILL, 4 + draw(6));
+    }
+    for (uint32_t i = 0; i < decodes; i++) {
+        node_add(ROLE_DECODE, 5 + draw(8));
+    }
+}
+
+static void draw_events(void)
+{
+    int64_t begin_ns = world.now_ns;
+    for (uint32_t i = 1 + draw(6); i > 0; i--) {
+        event_at(begin_ns + draw_ns(10 * SIM_MS, 3 * SIM_S / 2), NULL, client_event, NULL, 0);
+    }
+    for (uint32_t i = draw(3); i > 0; i--) {
+        event_at(begin_ns + draw_ns(10 * SIM_MS, 2 * SIM_S), NULL, client_event, NULL, 1);
+    }
+    for (uint32_t i = draw(6); i > 0; i--) {
+        event_at(begin_ns + draw_ns(0, FAULTS_NS), NULL, fault_event, NULL, 0);
+    }
+    event_at(begin_ns + FAULTS_NS, NULL, over_event, NULL, 0);
+    event_at(begin_ns + LOOK_NS, NULL, look_event, NULL, 0);
+}
+
+static bool schedule_ends(void)
+{
+    if (schedule.over && !schedule.quiet && world.now_ns > schedule.over_ns + QUIET_WITHIN) {
+        for (uint32_t i = 0; i < world.node_count; i++) {
+            if (!node_quiet(&world.nodes[i])) {
+                fail("%s is not quiet long after the last fault", world.nodes[i].id);
+            }
+        }
+    } else if (world.events > EVENTS_AT_MOST) {
+        fail("no end after %d events", EVENTS_AT_MOST);
+    }
+    return schedule.quiet || world.failure;
+}
+
+static void schedule_run(uint64_t seed, bool trace)
+{
+    world_begin(seed, trace);
+    fabric_begin(seed);
+    client_count = 0;
+    draw_cluster();
+    for (uint32_t i = 0; i < world.node_count; i++) {
+        node_start(&world.nodes[i]);
+    }
+    draw_events();
+    while (!schedule_ends() && world_step()) {
+    }
+    if (world.nodes[0].alive) {
+        clients_check(&world.nodes[0]);
+    }
+    note("end", world.events, 0, 0);
+    fabric_end();
+    world_end();
+}
+
+/* ---- the program */
+
+struct arguments {
+    uint64_t seed, count;
+    bool seeded, trace, hash;
+};
+
+static bool parse(int argc, char **argv, struct arguments *ret_arguments)
+{
+    struct arguments parsed = {.count = DEFAULT_COUNT};
+    for (int i = 1; i < argc; i++) {
+        bool more = i + 1 < argc;
+        if (strcmp(argv[i], "--trace") == 0) {
+            parsed.trace = true;
+        } else if (strcmp(argv[i], "--hash") == 0) {
+            parsed.hash = true;
+        } else if (strcmp(argv[i], "--seed") == 0 && more) {
+            parsed.seed = strtoull(argv[++i], NULL, 0);
+            parsed.seeded = true;
+        } else if (strcmp(argv[i], "--count") == 0 && more) {
+            parsed.count = strtoull(argv[++i], NULL, 0);
+        } else {
+            return false;
+        }
+    }
+    if (!parsed.seeded && getrandom(&parsed.seed, sizeof(uint32_t), 0) < 0) {
+        return false;
+    }
+    if (parsed.trace) {
+        parsed.count = 1;
+    }
+    *ret_arguments = parsed;
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments arguments;
+    if (!parse(argc, argv, &arguments)) {
+        fprintf(stderr, "usage: simulate [--seed N] [--count N] [--trace] [--hash]\n");
+        return 2;
+    }
+    printf("first seed %" PRIu64 ", %" PRIu64 " schedules\n", arguments.seed, arguments.count);
+    uint64_t hash = 0, events = 0, requests = 0;
+    for (uint64_t i = 0; i < arguments.count; i++) {
+        uint64_t seed = arguments.seed + i;
+        schedule_run(seed, arguments.trace);
+        hash = hash * 31 + world.hash;
+        events += world.events;
+        requests += client_count;
+        if (world.failure) {
+            printf("seed %" PRIu64 ": %s\n", seed, world.failure);
+            printf("see it: simulate --seed %" PRIu64 " --trace\n", seed);
+            return 1;
+        }
+    }
+    if (arguments.hash) {
+        printf("hash %016" PRIx64 "\n", hash);
+    }
+    printf("%" PRIu64 " schedules, %" PRIu64 " requests, %" PRIu64 " events: all invariants held\n",
+           arguments.count, requests, events);
+    return 0;
+}
