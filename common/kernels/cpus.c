@@ -118,6 +118,12 @@ uint32_t bt_cpus_count(const struct bt_cpus *cpus)
     return cpus->count;
 }
 
+uint32_t bt_cpus_number(const struct bt_cpus *cpus, uint32_t index)
+{
+    BT_ASSERT(index < cpus->count);
+    return cpus->numbers[index];
+}
+
 /* A cpu may be taken out of service later: then the thread floats. */
 static void pin(const struct bt_cpus *cpus, hwloc_const_cpuset_t set)
 {

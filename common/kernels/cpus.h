@@ -21,6 +21,8 @@ enum bt_status bt_cpus_create(const char *list, struct bt_error *error, struct b
 void bt_cpus_destroy(struct bt_cpus *cpus); /* NULL is fine */
 
 uint32_t bt_cpus_count(const struct bt_cpus *cpus);
+/* The `index`-th of the list. */
+uint32_t bt_cpus_number(const struct bt_cpus *cpus, uint32_t index);
 
 /* The calling thread runs on the `index`-th cpu alone, or on any of the list. */
 void bt_cpus_pin(const struct bt_cpus *cpus, uint32_t index);
