@@ -408,6 +408,18 @@ static void say(const char *text)
         abort();
 }
 
+static void fault(const char *name, const char *reason)
+{
+    say("amx emulator: ");
+    say(name);
+    say(": ");
+    say(reason);
+    say("\n");
+    abort();
+}
+
+/* Tile instructions that follow one another are executed in one go: most of the time of each goes
+ * into bringing the signal here. They change no general register. */
 static void on_illegal(int signal_number, siginfo_t *info, void *user)
 {
     static const int numbers[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP,
@@ -415,26 +427,25 @@ static void on_illegal(int signal_number, siginfo_t *info, void *user)
                                     REG_R12, REG_R13, REG_R14, REG_R15};
     greg_t *registers = ((ucontext_t *)user)->uc_mcontext.gregs;
     struct amx_context context = {.code = (const uint8_t *)(uintptr_t)registers[REG_RIP]};
-    const char *name = NULL, *reason;
-    size_t length = 0;
+    uint64_t count = 0;
     (void)signal_number;
     (void)info;
     for (unsigned n = 0; n < 16; n++)
         context.registers[n] = (uint64_t)registers[numbers[n]];
-    reason = amx_execute(&this_thread, &context, &name, &length);
-    if (!reason) {
-        registers[REG_RIP] += (greg_t)length;
-        atomic_fetch_add(&executed, 1);
-    } else if (!name) {
-        sigaction(SIGILL, &previous, NULL); /* and again, as if nobody had looked */
-    } else {
-        say("amx emulator: ");
-        say(name);
-        say(": ");
-        say(reason);
-        say("\n");
-        abort();
+    for (;; count++) {
+        const char *name = NULL;
+        size_t length = 0;
+        const char *reason = amx_execute(&this_thread, &context, &name, &length);
+        if (reason && name)
+            fault(name, reason);
+        if (reason)
+            break;
+        context.code += length;
     }
+    if (count == 0)
+        sigaction(SIGILL, &previous, NULL); /* and again, as if nobody had looked */
+    registers[REG_RIP] = (greg_t)(uintptr_t)context.code;
+    atomic_fetch_add(&executed, count);
 }
 
 bool amx_emulator_install(void)

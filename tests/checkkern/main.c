@@ -110,6 +110,10 @@ static unsigned run_variant(const struct bt_kernels *kernels, bool is_emulated, 
         failures += check.failures;
     }
     bt_team_destroy(check.team);
+#ifdef BT_HAVE_X86_KERNELS
+    if (is_emulated)
+        printf("amx: %llu instructions emulated\n", (unsigned long long)amx_emulator_count());
+#endif
     return failures;
 }
 

@@ -2,9 +2,11 @@
  * Stored tiles of quantised weights as the tiles that are multiplied.
  *
  * The 128 magnitudes of e4m3 times the scale of a block, rounded to bf16, are computed once for a
- * block's tiles (AVX-512) and then looked up, or computed for each element (AVX2). Either rounds as
- * bt_f32_to_bf16 does, denormals and NaN included.
+ * block's tiles and then looked up: all of them by AVX-512, one exponent's by AVX2. Either rounds
+ * as bt_f32_to_bf16 does, denormals and NaN included.
  */
+#include <math.h>
+
 #include "common/kernels/x86/gemm.h"
 
 #define STORED_BYTES (BT_TILE_BYTES / 2)
@@ -85,27 +87,68 @@ static void expand_i4(const uint8_t *in, const uint8_t *scales, uint8_t *out)
 
 #else
 
-/* Eight f16 of 2^-8 the values of e4m3, as bf16 of the value times scale in the low halves. */
-BT_INLINE __m256i scaled_words(__m128i half, __m256 scale)
+/* bf16 bits of value * scale by bytes: eight of e4m3's subnormals, then eight of 1.0 … 1.875 *
+ * 2^-7, to which the exponent is added. */
+struct table {
+    __m256i low, high;
+};
+
+static struct table table_of(float scale)
 {
-    __m256 value = _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
-    return _mm256_srli_epi32(bt_v8_bf16_bits(_mm256_mul_ps(value, scale)), 16);
+    uint8_t low[16], high[16];
+    for (unsigned i = 0; i < 16; i++) {
+        float value = i < 8 ? (float)i * 0x1p-9f : (float)i * 0x1p-3f;
+        unsigned word = bt_f32_to_bf16(value * scale) - (i < 8 ? 0 : 7u << 7);
+        low[i] = (uint8_t)word;
+        high[i] = (uint8_t)(word >> 8);
+    }
+    return (struct table){
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i_u *)low)),
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i_u *)high)),
+    };
+}
+
+/* Sixteen words: what the table has for a code, and the code itself. */
+BT_INLINE __m256i finish(__m256i word, __m256i code)
+{
+    __m256i magnitude = _mm256_set1_epi16(0x7f), exponent = _mm256_set1_epi16(0x78);
+    __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(code, 7), 15);
+    __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(code, magnitude), magnitude);
+    word = _mm256_add_epi16(word, _mm256_slli_epi16(_mm256_and_si256(code, exponent), 4));
+    word = _mm256_blendv_epi8(word, _mm256_set1_epi16(0x7fc0), nan);
+    return _mm256_xor_si256(word, sign); /* the sign of the scale is in the table */
+}
+
+/* Where no product leaves the normal numbers, roundings do not depend on e4m3's exponent. */
+static void expand_f8_normal(const uint8_t *in, size_t bytes, float scale, uint8_t *out)
+{
+    struct table table = table_of(scale);
+    __m256i zero = _mm256_setzero_si256(), eight = _mm256_set1_epi8(8);
+    for (size_t i = 0; i < bytes; i += 32) {
+        __m256i code = _mm256_loadu_si256((const __m256i_u *)(in + i));
+        code = _mm256_permute4x64_epi64(code, 0xd8); /* so that unpacking leaves them in order */
+        __m256i tiny = _mm256_cmpeq_epi8(_mm256_and_si256(code, _mm256_set1_epi8(0x78)), zero);
+        __m256i index = _mm256_or_si256(_mm256_and_si256(code, _mm256_set1_epi8(7)),
+                                        _mm256_andnot_si256(tiny, eight));
+        __m256i low = _mm256_shuffle_epi8(table.low, index);
+        __m256i high = _mm256_shuffle_epi8(table.high, index);
+        __m256i first = finish(_mm256_unpacklo_epi8(low, high), _mm256_unpacklo_epi8(code, zero));
+        __m256i second = finish(_mm256_unpackhi_epi8(low, high), _mm256_unpackhi_epi8(code, zero));
+        _mm256_storeu_si256((__m256i_u *)(out + 2 * i), first);
+        _mm256_storeu_si256((__m256i_u *)(out + 2 * i + 32), second);
+    }
 }
 
 static void expand_f8(const uint8_t *in, size_t bytes, float scale, uint8_t *out)
 {
-    __m256 scales = _mm256_set1_ps(scale);
-    for (size_t i = 0; i < bytes; i += 16) {
-        __m256i code = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i_u *)(in + i)));
-        __m256i half = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x7f)), 7);
-        __m256i nan = _mm256_cmpeq_epi16(half, _mm256_set1_epi16(0x3f80));
-        __m256i sign = _mm256_slli_epi16(_mm256_srli_epi16(code, 7), 15);
-        half = _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
-        __m256i low = scaled_words(_mm256_castsi256_si128(half), scales);
-        __m256i high = scaled_words(_mm256_extracti128_si256(half, 1), scales);
-        __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
-        /* the sign of a scale is in the product, that of a value turns it */
-        _mm256_storeu_si256((__m256i_u *)(out + 2 * i), _mm256_xor_si256(words, sign));
+    float size = fabsf(scale);
+    if (size >= 0x1p-117f && size <= 0x1p118f) {
+        expand_f8_normal(in, bytes, scale, out);
+        return;
+    }
+    for (size_t i = 0; i < bytes; i++) {
+        uint16_t bits = bt_f32_to_bf16(bt_f8_e4m3_to_f32(in[i]) * scale);
+        memcpy(out + 2 * i, &bits, sizeof(bits));
     }
 }
 
