@@ -17,6 +17,7 @@ static const struct verb {
     {"generate", ctl_verb_generate, "continue a text"},
     {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers"},
     {"hints", ctl_verb_hints, "lines worth trying against a running cluster"},
+    {"quantize", ctl_verb_quantize, "round a checkpoint's weights to int8 or int4"},
 };
 
 static void print_help(FILE *out)

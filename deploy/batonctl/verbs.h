@@ -20,6 +20,7 @@ int ctl_verb_chat(int argc, char **argv);
 int ctl_verb_generate(int argc, char **argv);
 int ctl_verb_hints(int argc, char **argv);
 int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
+int ctl_verb_quantize(int argc, char **argv);
 
 /* What every verb has: which cluster. */
 struct ctl_target {

@@ -1,0 +1,545 @@
+/*
+ * engine [--cores N] [--kernels NAME] [--dir DIR] [--keep] [--quick] [--only TEXT]
+ *
+ * The forward pass of real shapes against what this machine can do at most, measured next to every
+ * figure: operations of the matrix unit, or bytes read from memory. Prints
+ *
+ *     figure NAME VALUE UNIT LIMIT RATIO
+ *
+ * with tokens a second, tokens a second at the limit, and how much of it was reached. Checkpoints
+ * are made in DIR (default: a directory under TMPDIR or /var/tmp, removed at the end).
+ */
+#include <errno.h>
+#include <ftw.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
+#include "common/base/log.h"
+#include "common/kernels/team.h"
+#include "tests/bench/checkpoint.h"
+#include "tests/bench/engine_model.h"
+
+#define CHUNK      2048 /* rows of one prefill step */
+#define POOL_PAGES 64   /* beyond the longest sequences */
+
+static struct {
+    uint32_t cores;
+    const char *kernels, *dir, *only;
+    bool keep, quick;
+    char own_dir[64];
+} options = {.cores = 1, .kernels = "auto"};
+
+static unsigned failures;
+
+static void fail(const struct bt_error *error)
+{
+    fprintf(stderr, "engine: %s\n", error->text);
+    failures++;
+}
+
+static bool wanted(const char *name)
+{
+    return !options.only || strstr(name, options.only);
+}
+
+/* ---- checkpoints ---- */
+
+static enum bt_status checkpoint_dir(const char *shape, const char *dtype, char *ret_dir,
+                                     size_t size, struct bt_error *error)
+{
+    char file[4200];
+    enum checkpoint_dtype kind = CHECKPOINT_BF16;
+    struct stat info;
+    snprintf(ret_dir, size, "%s/%s-%s", options.dir, shape, dtype);
+    snprintf(file, sizeof(file), "%s/model.safetensors", ret_dir);
+    if (stat(file, &info) == 0)
+        return BT_OK;
+    if (mkdir(ret_dir, 0755) && errno != EEXIST)
+        return bt_error_set(error, BT_ERR_IO, "%s: %s", ret_dir, strerror(errno));
+    checkpoint_dtype_find(dtype, &kind);
+    fprintf(stderr, "making %s\n", ret_dir);
+    return checkpoint_write(ret_dir, checkpoint_shape_find(shape), kind, 1, error);
+}
+
+static int remove_entry(const char *path, const struct stat *info, int type, struct FTW *ftw)
+{
+    (void)info;
+    (void)type;
+    (void)ftw;
+    return remove(path);
+}
+
+/* A checkpoint is only needed until its model is measured. */
+static void drop_checkpoint(const char *dir)
+{
+    if (!options.keep)
+        nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+static struct bench_model *open_model(const char *shape, const char *dtype, struct bt_team *team,
+                                      uint32_t pool_tokens, bool drop)
+{
+    char dir[4096];
+    struct bt_error error;
+    struct bench_model *bench = NULL;
+    if (checkpoint_dir(shape, dtype, dir, sizeof(dir), &error) != BT_OK) {
+        fail(&error);
+        return NULL;
+    }
+    struct bench_model_options load = {dir,   options.kernels, team,
+                                       CHUNK, BENCH_MAX_BATCH, pool_tokens};
+    if (bench_model_open(&load, &error, &bench) != BT_OK)
+        fail(&error);
+    if (drop)
+        drop_checkpoint(dir);
+    return bench;
+}
+
+/* ---- figures ---- */
+
+static void print_figure(const char *name, double tokens, double seconds, double least_seconds)
+{
+    printf("figure %s %.2f tokens/s %.2f %.3f\n", name, tokens / seconds, tokens / least_seconds,
+           least_seconds / seconds);
+    fflush(stdout);
+}
+
+/* Runs at least twice, and until a second and a half has passed; the best. */
+static double best_prefill(struct bench_model *bench, uint32_t length)
+{
+    double best = INFINITY, spent = 0;
+    for (int i = 0; i < 2 || (spent < 1.5 && i < 20); i++) {
+        double seconds = bench_prefill(bench, length, CHUNK);
+        best = fmin(best, seconds);
+        spent += seconds;
+        if (options.quick || seconds > 20)
+            break;
+    }
+    return best;
+}
+
+static double measure_prefill(struct bench_model *bench, const char *name, uint32_t length)
+{
+    struct bench_limits limits = bench_limits_probe(bench);
+    double seconds = best_prefill(bench, length);
+    limits = bench_limits_best(limits, bench_limits_probe(bench));
+    struct bench_needs needs = bench_prefill_needs(bench, length);
+    print_figure(name, length, seconds, bench_seconds(&needs, &limits));
+    return seconds;
+}
+
+/* Each step has other tokens and experts, so the share of the limit is taken step by step; the
+ * figure is the median step's. */
+static int compare_doubles(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void measure_decode(struct bench_model *bench, const char *name, uint32_t kv, uint32_t batch)
+{
+    enum { STEPS = 25 };
+    double seconds[STEPS], least[STEPS], shares[STEPS];
+    int steps = options.quick ? 5 : STEPS;
+    struct bench_limits limits = bench_limits_probe(bench);
+    bench_decode(bench, kv, batch);
+    struct bench_needs needs[STEPS];
+    for (int i = 0; i < steps; i++) {
+        seconds[i] = bench_decode(bench, kv, batch);
+        needs[i] = bench_decode_needs(bench, kv, batch);
+    }
+    limits = bench_limits_best(limits, bench_limits_probe(bench));
+    for (int i = 0; i < steps; i++) {
+        least[i] = bench_seconds(&needs[i], &limits);
+        shares[i] = least[i] / seconds[i];
+    }
+    qsort(shares, (size_t)steps, sizeof(*shares), compare_doubles);
+    qsort(seconds, (size_t)steps, sizeof(*seconds), compare_doubles);
+    print_figure(name, batch, seconds[steps / 2], seconds[steps / 2] * shares[steps / 2]);
+}
+
+/* ---- time against length ---- */
+
+struct line {
+    double base, slope, worst; /* seconds, seconds a token, largest relative distance */
+};
+
+static struct line fit_line(const double *x, const double *y, int count)
+{
+    double sx = 0, sy = 0, sxx = 0, sxy = 0;
+    for (int i = 0; i < count; i++) {
+        sx += x[i];
+        sy += y[i];
+        sxx += x[i] * x[i];
+        sxy += x[i] * y[i];
+    }
+    struct line line = {.slope = (count * sxy - sx * sy) / (count * sxx - sx * sx)};
+    line.base = (sy - line.slope * sx) / count;
+    for (int i = 0; i < count; i++)
+        line.worst = fmax(line.worst, fabs(line.base + line.slope * x[i] - y[i]) / y[i]);
+    return line;
+}
+
+/* Where the time of attention reaches that of the FFN, on the line between two lengths. */
+static double crossing(const double *lengths, const double *gaps, int count)
+{
+    for (int i = 1; i < count; i++) {
+        if (gaps[i - 1] < 0 && gaps[i] >= 0)
+            return lengths[i - 1] +
+                   (lengths[i] - lengths[i - 1]) * -gaps[i - 1] / (gaps[i] - gaps[i - 1]);
+    }
+    double slope = (gaps[count - 1] - gaps[count - 2]) / (lengths[count - 1] - lengths[count - 2]);
+    return slope > 0 ? lengths[count - 1] - gaps[count - 1] / slope : INFINITY;
+}
+
+static void measure_lengths(struct bench_model *bench, const char *shape)
+{
+    static const uint32_t all[] = {512, 1024, 2048, 4096, 8192};
+    double lengths[5], seconds[5], gaps[5];
+    for (int i = 0; i < 5; i++) {
+        bench->profile = (struct bt_profile){0};
+        lengths[i] = all[i];
+        seconds[i] = bench_prefill(bench, all[i], CHUNK);
+        const int64_t *ns = bench->profile.ns;
+        double attention = (double)ns[BT_PROFILE_MLA_PREFILL] / 1e9;
+        double ffn =
+            (double)(ns[BT_PROFILE_MLP] + ns[BT_PROFILE_ROUTE] + ns[BT_PROFILE_EXPERTS]) / 1e9;
+        gaps[i] = attention - ffn;
+        printf("length %s %u: %.3f s, attention %.3f s, ffn %.3f s\n", shape, all[i], seconds[i],
+               attention, ffn);
+    }
+    struct line line = fit_line(lengths, seconds, 5);
+    printf("line %s: %.4f s + %.4f ms a token, at most %.1f %% off; attention overtakes ffn at %.0f"
+           " tokens\n",
+           shape, line.base, line.slope * 1e3, line.worst * 100, crossing(lengths, gaps, 5));
+}
+
+static void print_breakdown(const struct bench_model *bench, const char *name)
+{
+    double all = 0;
+    for (int i = 0; i < BT_PROFILE_KINDS; i++)
+        all += (double)bench->profile.ns[i];
+    printf("breakdown %s:", name);
+    for (int i = 0; i < BT_PROFILE_KINDS; i++)
+        if (bench->profile.ns[i])
+            printf(" %s %.1f%%", bt_profile_kind_name((enum bt_profile_kind)i),
+                   100.0 * (double)bench->profile.ns[i] / all);
+    printf("\n");
+}
+
+/* ---- what is measured ---- */
+
+static void prefill_figures(struct bench_model *bench, const char *shape, const char *dtype)
+{
+    static const uint32_t lengths[] = {512, 2048, 3260};
+    for (int i = 0; i < 3; i++) {
+        char name[64];
+        snprintf(name, sizeof(name), "prefill_%s_%u_%s", shape, lengths[i], dtype);
+        if (!wanted(name))
+            continue;
+        bench->profile = (struct bt_profile){0};
+        measure_prefill(bench, name, lengths[i]);
+        print_breakdown(bench, name);
+    }
+}
+
+static void decode_figures(struct bench_model *bench, const char *shape, const char *dtype)
+{
+    static const struct {
+        uint32_t kv, batch;
+    } points[] = {{0, 1}, {3260, 1}, {16384, 1}, {3260, 8}, {3260, 32}};
+    for (int i = 0; i < 5; i++) {
+        char name[64], batch[16] = "";
+        if (points[i].batch > 1)
+            snprintf(batch, sizeof(batch), "_b%u", points[i].batch);
+        snprintf(name, sizeof(name), "decode_%s_%u_%s%s", shape, points[i].kv, dtype, batch);
+        if (!wanted(name))
+            continue;
+        bench->profile = (struct bt_profile){0};
+        measure_decode(bench, name, points[i].kv, points[i].batch);
+        print_breakdown(bench, name);
+    }
+}
+
+static bool any_wanted(const char *shape, const char *dtype)
+{
+    char text[64];
+    if (!options.only)
+        return true;
+    snprintf(text, sizeof(text), "prefill_%s_x_%s decode_%s_x_%s lengths_%s", shape, dtype, shape,
+             dtype, shape);
+    bool shape_named = strstr(options.only, "lite") || strstr(options.only, "v3");
+    bool dtype_named = strstr(options.only, "bf16") || strstr(options.only, "int8") ||
+                       strstr(options.only, "w4") || strstr(options.only, "fp8");
+    return (!shape_named || strstr(options.only, shape)) &&
+           (!dtype_named || strstr(options.only, dtype)) && !strstr(options.only, "mla_decode") &&
+           !strstr(options.only, "cores");
+}
+
+static void measure_model(const char *shape, const char *dtype, struct bt_team *team)
+{
+    char checkpoint[64];
+    if (!any_wanted(shape, dtype))
+        return;
+    snprintf(checkpoint, sizeof(checkpoint), "%s-slice", shape);
+    struct bench_model *bench =
+        open_model(checkpoint, dtype, team, 32 * (3260 + BT_PAGE_TOKENS) + POOL_PAGES * 64,
+                   strcmp(dtype, "bf16") || strcmp(shape, "lite"));
+    if (!bench)
+        return;
+    prefill_figures(bench, shape, dtype);
+    if (!strcmp(dtype, "bf16") && wanted("lengths") && !options.quick)
+        measure_lengths(bench, shape);
+    decode_figures(bench, shape, dtype);
+    bench_model_close(bench);
+}
+
+/* ---- attention alone ---- */
+
+struct attention {
+    uint32_t heads, tokens, copies; /* sequences that take turns, so that none is in the cache */
+    struct bt_mla_shape shape;
+    struct bt_matrix kv_b;
+    void *rows, *packed, *pool;
+    uint32_t *pages;
+    float *q, *out;
+    struct bt_stream *stream;
+};
+
+static void attention_free(struct attention *a)
+{
+    free(a->rows);
+    free(a->packed);
+    free(a->pool);
+    free(a->pages);
+    free(a->q);
+    free(a->out);
+    bt_stream_destroy(a->stream);
+}
+
+static void random_bf16(uint16_t *out, size_t count, uint64_t *state)
+{
+    for (size_t i = 0; i < count; i++) {
+        *state = *state * UINT64_C(6364136223846793005) + 1442695040888963407u;
+        out[i] = (uint16_t)(0x3d00 | (*state >> 40 & 0x807f));
+    }
+}
+
+static bool attention_make(struct attention *a, const struct bt_kernels *kernels,
+                           struct bt_team *team)
+{
+    struct bt_error error;
+    uint64_t random = 1;
+    uint32_t per = (a->tokens + BT_PAGE_TOKENS - 1) / BT_PAGE_TOKENS;
+    a->shape = (struct bt_mla_shape){a->heads, 128, 64, 128, 512, 0.07f};
+    struct bt_matrix kv_b = {.rows = a->heads * 256, .cols = 512, .dtype = BT_BF16};
+    struct bt_stream_limits limits = {.max_rows = 1, .max_tokens = a->tokens, .mla = a->shape};
+    size_t page_bytes = (size_t)BT_PAGE_TOKENS * 576 * 2;
+    a->copies = (uint32_t)(((size_t)256 << 20) / (per * page_bytes)) + 1;
+    a->rows = aligned_alloc(64, (size_t)kv_b.rows * 512 * 2);
+    a->packed =
+        aligned_alloc(64, (kernels->packed_bytes(&kv_b, BT_USE_KV_B, &a->shape) + 63) / 64 * 64);
+    a->pool = aligned_alloc(64, a->copies * per * page_bytes);
+    a->pages = calloc((size_t)a->copies * per, sizeof(*a->pages));
+    a->q = calloc((size_t)a->heads * 192, sizeof(float));
+    a->out = calloc((size_t)a->heads * 128, sizeof(float));
+    if (!a->rows || !a->packed || !a->pool || !a->pages || !a->q || !a->out ||
+        bt_stream_create(&limits, team, &error, &a->stream) != BT_OK)
+        return false;
+    random_bf16(a->rows, (size_t)kv_b.rows * 512, &random);
+    random_bf16(a->pool, a->copies * per * page_bytes / 2, &random);
+    for (uint32_t i = 0; i < a->copies * per; i++)
+        a->pages[i] = i;
+    for (uint32_t i = 0; i < a->heads * 192; i++)
+        a->q[i] = (float)(i % 17) / 17 - 0.5f;
+    kv_b.data = a->rows;
+    kernels->pack(a->stream, &kv_b, BT_USE_KV_B, &a->shape, a->packed, &a->kv_b);
+    return true;
+}
+
+static double attention_seconds(struct attention *a, const struct bt_kernels *kernels)
+{
+    uint32_t per = (a->tokens + BT_PAGE_TOKENS - 1) / BT_PAGE_TOKENS;
+    struct bt_kv_layer kv = {a->pool, BT_BF16, 512, 64};
+    double best = INFINITY;
+    for (uint32_t i = 0; i < 3 * a->copies; i++) {
+        struct bt_sequence_rows sequence = {a->pages + i % a->copies * per, a->tokens - 1, 0, 1};
+        int64_t start_ns = bt_clock_now_ns();
+        kernels->mla_decode(a->stream, a->q, &a->shape, &a->kv_b, &sequence, 1, &kv, a->out);
+        best = fmin(best, (double)(bt_clock_now_ns() - start_ns) / 1e9);
+    }
+    return best;
+}
+
+static void measure_attention(const char *name, uint32_t heads, uint32_t tokens,
+                              const struct bt_kernels *kernels, struct bt_team *team)
+{
+    struct attention a = {.heads = heads, .tokens = tokens};
+    enum limit_unit unit;
+    if (!wanted(name))
+        return;
+    if (!attention_make(&a, kernels, team)) {
+        attention_free(&a);
+        fprintf(stderr, "engine: %s: no memory\n", name);
+        failures++;
+        return;
+    }
+    double read = limit_read_bytes(team), peak = 0;
+    if (limit_unit_of(kernels->name, false, &unit))
+        peak = limit_flops(unit, team);
+    double seconds = attention_seconds(&a, kernels);
+    read = fmax(read, limit_read_bytes(team));
+    if (peak > 0)
+        peak = fmax(peak, limit_flops(unit, team));
+    double bytes = tokens * 1152.0 + heads * 256.0 * 512 * 2;
+    double flops = 2.0 * heads * (tokens * 1088.0 + 256.0 * 512);
+    double least = fmax(bytes / read, peak > 0 ? flops / peak : 0);
+    printf("figure %s %.1f us %.1f %.3f\n", name, seconds * 1e6, least * 1e6, least / seconds);
+    fflush(stdout);
+    attention_free(&a);
+}
+
+static void attention_figures(struct bt_team *team)
+{
+    const struct bt_kernels *kernels;
+    struct bt_error error;
+    if (bt_kernels_select(options.kernels, &error, &kernels) != BT_OK) {
+        fail(&error);
+        return;
+    }
+    measure_attention("mla_decode_16h_4k", 16, 4096, kernels, team);
+    measure_attention("mla_decode_16h_32k", 16, 32768, kernels, team);
+    measure_attention("mla_decode_128h_4k", 128, 4096, kernels, team);
+    measure_attention("mla_decode_128h_32k", 128, 32768, kernels, team);
+}
+
+/* ---- two cores ---- */
+
+static struct bt_team *make_team(uint32_t threads)
+{
+    struct bt_team_options team = {.threads = threads};
+    struct bt_team *made = NULL;
+    struct bt_error error;
+    if (bt_team_create(&team, &error, &made) != BT_OK)
+        fail(&error);
+    return made;
+}
+
+struct speed {
+    double prefill, decode; /* seconds */
+};
+
+static bool lite_speed(uint32_t threads, struct speed *ret_speed)
+{
+    struct bt_team *team = make_team(threads);
+    struct bench_model *bench =
+        team ? open_model("lite-slice", "bf16", team, 4096 + POOL_PAGES * 64, false) : NULL;
+    if (bench) {
+        *ret_speed = (struct speed){best_prefill(bench, 2048), INFINITY};
+        for (int i = 0; i < 15; i++)
+            ret_speed->decode = fmin(ret_speed->decode, bench_decode(bench, 3260, 1));
+    }
+    bench_model_close(bench);
+    bt_team_destroy(team);
+    return bench != NULL;
+}
+
+/* Against as many threads; decode also against what two threads read more than one. */
+static void measure_cores(void)
+{
+    struct speed one, two;
+    if (!wanted("cores_2_over_1"))
+        return;
+    if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+        printf("skipped cores_2_over_1: this machine has one cpu\n");
+        return;
+    }
+    if (!lite_speed(1, &one) || !lite_speed(2, &two))
+        return;
+    struct bt_team *team = make_team(2);
+    double pair = limit_read_bytes(team), single = limit_read_bytes(NULL);
+    bt_team_destroy(team);
+    double prefill = one.prefill / two.prefill, decode = one.decode / two.decode;
+    printf("figure cores_2_over_1 %.3f times 2 %.3f\n", prefill, prefill);
+    printf("figure cores_2_over_1_decode %.3f times %.3f %.3f\n", decode, pair / single, decode);
+}
+
+/* ---- the program ---- */
+
+static int usage(void)
+{
+    fprintf(stderr, "usage: engine [--cores N] [--kernels NAME] [--dir DIR] [--keep] [--quick]"
+                    " [--only TEXT]\n");
+    return 2;
+}
+
+static bool parse(int argc, char **argv)
+{
+    static const struct option table[] = {{"cores", required_argument, NULL, 'c'},
+                                          {"kernels", required_argument, NULL, 'k'},
+                                          {"dir", required_argument, NULL, 'd'},
+                                          {"keep", no_argument, NULL, 'K'},
+                                          {"quick", no_argument, NULL, 'q'},
+                                          {"only", required_argument, NULL, 'o'},
+                                          {NULL, 0, NULL, 0}};
+    for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) {
+        if (c == 'c')
+            options.cores = (uint32_t)strtoul(optarg, NULL, 10);
+        else if (c == 'k')
+            options.kernels = optarg;
+        else if (c == 'd')
+            options.dir = optarg;
+        else if (c == 'K')
+            options.keep = true;
+        else if (c == 'q')
+            options.quick = true;
+        else if (c == 'o')
+            options.only = optarg;
+        else
+            return false;
+    }
+    return optind == argc && options.cores >= 1 && options.cores <= BT_TEAM_MAX_THREADS;
+}
+
+static bool make_dir(void)
+{
+    const char *base = getenv("TMPDIR");
+    if (options.dir) {
+        options.keep = true;
+        return mkdir(options.dir, 0755) == 0 || errno == EEXIST;
+    }
+    snprintf(options.own_dir, sizeof(options.own_dir), "%s/baton-engine-XXXXXX",
+             base && strlen(base) < 40 ? base : "/var/tmp");
+    options.dir = mkdtemp(options.own_dir);
+    return options.dir != NULL;
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const dtypes[] = {"bf16", "int8", "w4"};
+    if (!parse(argc, argv))
+        return usage();
+    if (!make_dir()) {
+        fprintf(stderr, "engine: no directory for checkpoints: %s\n", strerror(errno));
+        return 1;
+    }
+    struct bt_team *team = make_team(options.cores);
+    if (team) {
+        for (int i = 0; i < 3; i++)
+            measure_model("lite", dtypes[i], team);
+        for (int i = 0; i < 3; i++)
+            measure_model("v3", dtypes[i], team);
+        attention_figures(team);
+        bt_team_destroy(team);
+        measure_cores();
+    }
+    if (options.own_dir[0] && !options.keep)
+        nftw(options.own_dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    return failures ? 1 : 0;
+}

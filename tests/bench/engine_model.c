@@ -1,0 +1,317 @@
+#include "tests/bench/engine_model.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "common/base/clock.h"
+
+static uint32_t next_random(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return (uint32_t)(*state >> 32);
+}
+
+/* bf16 values of ±[0.5, 1): all that attention does has something to do. */
+static void fill_pool(struct bench_model *bench, size_t bytes)
+{
+    uint16_t *values = bench->pool;
+    for (size_t i = 0; i < bytes / 2; i++)
+        values[i] = (uint16_t)(0x3f00 | (next_random(&bench->random) & 0x807f));
+}
+
+static enum bt_status make_pool(struct bench_model *bench, uint32_t tokens, struct bt_error *error)
+{
+    bench->pool_pages = bt_kv_pages_for(tokens);
+    bench->pages = calloc(bench->pool_pages, sizeof(*bench->pages));
+    bench->tokens = calloc(bench->max_rows, sizeof(*bench->tokens));
+    size_t bytes = bt_kv_pool_bytes(&bench->layout, bench->pool_pages);
+    void *pool = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!bench->pages || !bench->tokens || pool == MAP_FAILED)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a pool of %zu bytes", bytes);
+    madvise(pool, bytes, MADV_HUGEPAGE);
+    bench->pool = pool;
+    for (uint32_t i = 0; i < bench->pool_pages; i++)
+        bench->pages[i] = i;
+    fill_pool(bench, bytes);
+    return BT_OK;
+}
+
+enum bt_status bench_model_open(const struct bench_model_options *options, struct bt_error *error,
+                                struct bench_model **ret_model)
+{
+    struct bench_model *bench = calloc(1, sizeof(*bench));
+    if (!bench)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "bench: no memory");
+    const struct bt_model_options load = {
+        .dir = options->dir,
+        .kernels = options->kernels,
+        .dtype = BT_MODEL_BFLOAT16,
+        .team = options->team,
+    };
+    bench->team = options->team;
+    bench->random = 88172645463325252u;
+    bench->max_rows = options->max_rows;
+    enum bt_status status = bt_model_load(&load, error, &bench->model);
+    if (status == BT_OK)
+        status = bt_forward_create(bench->model, options->max_rows, options->max_logits, error,
+                                   &bench->forward);
+    if (status == BT_OK) {
+        bt_forward_profile(bench->forward, &bench->profile);
+        bench->layout = bt_model_kv_layout(bench->model, BT_BF16);
+        status = make_pool(bench, options->pool_tokens, error);
+    }
+    if (status != BT_OK) {
+        bench_model_close(bench);
+        return status;
+    }
+    *ret_model = bench;
+    return BT_OK;
+}
+
+void bench_model_close(struct bench_model *bench)
+{
+    if (!bench)
+        return;
+    bt_forward_destroy(bench->forward);
+    if (bench->pool)
+        munmap(bench->pool, bt_kv_pool_bytes(&bench->layout, bench->pool_pages));
+    bt_model_destroy(bench->model);
+    free(bench->pages);
+    free(bench->tokens);
+    free(bench);
+}
+
+/* ---- limits ---- */
+
+struct bench_limits bench_limits_probe(const struct bench_model *bench)
+{
+    struct bench_limits limits = {.read_bytes = limit_read_bytes(bench->team)};
+    enum limit_unit unit;
+    if (limit_unit_of(bench->model->kernels->name, false, &unit))
+        limits.bf16_flops = limit_flops(unit, bench->team);
+    if (limit_unit_of(bench->model->kernels->name, true, &unit))
+        limits.int8_flops = limit_flops(unit, bench->team);
+    return limits;
+}
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+struct bench_limits bench_limits_best(struct bench_limits a, struct bench_limits b)
+{
+    return (struct bench_limits){larger(a.bf16_flops, b.bf16_flops),
+                                 larger(a.int8_flops, b.int8_flops),
+                                 larger(a.read_bytes, b.read_bytes)};
+}
+
+double bench_seconds(const struct bench_needs *needs, const struct bench_limits *limits)
+{
+    double compute =
+        needs->bf16_flops / limits->bf16_flops + needs->int8_flops / limits->int8_flops;
+    return larger(compute, needs->bytes / limits->read_bytes);
+}
+
+/* ---- needs ---- */
+
+static double stored_bytes(const struct bt_matrix *m)
+{
+    double bytes = (double)m->rows * m->cols * (double)bt_dtype_bits(m->dtype) / 8;
+    if (m->dtype == BT_F8_E4M3)
+        bytes += 4.0 * ((m->rows + 127) / 128) * ((m->cols + 127) / 128);
+    if (m->dtype == BT_I8 || m->dtype == BT_I4)
+        bytes += 4.0 * m->rows;
+    if (m->dtype == BT_I4)
+        bytes += (double)m->rows * ((m->cols + 127) / 128);
+    return m->data ? bytes : 0;
+}
+
+/* A product of `rows` rows with a matrix, the matrix read once. */
+static double add_product(struct bench_needs *needs, const struct bt_matrix *m, double rows)
+{
+    double flops = m->data ? 2.0 * rows * m->rows * m->cols : 0;
+    if (m->dtype == BT_I8 || m->dtype == BT_I4)
+        needs->int8_flops += flops;
+    else
+        needs->bf16_flops += flops;
+    needs->bytes += stored_bytes(m);
+    return flops;
+}
+
+static double add_mlp(struct bench_needs *needs, const struct bt_mlp *mlp, double rows)
+{
+    return add_product(needs, &mlp->gate, rows) + add_product(needs, &mlp->up, rows) +
+           add_product(needs, &mlp->down, rows);
+}
+
+/* The projections of attention and the dense parts, without kv_b, routed experts and attention. */
+static void add_layer(const struct bench_model *bench, struct bench_needs *needs, uint32_t layer,
+                      double rows)
+{
+    const struct bt_layer_weights *w = &bench->model->layers[layer];
+    const struct bt_model_config *c = &bench->model->config;
+    const struct bt_matrix *projections[] = {&w->q, &w->q_a, &w->q_b, &w->kv_a, &w->o};
+    for (int i = 0; i < 5; i++)
+        add_product(needs, projections[i], rows);
+    needs->ffn_flops += add_mlp(needs, &w->mlp, rows);
+    needs->ffn_flops += add_product(needs, &w->router, rows);
+    if (w->experts.experts) {
+        struct bench_needs one = {0};
+        double picks = rows * c->route.experts_per_token;
+        needs->ffn_flops += add_product(&one, &w->experts.gate[0], picks) +
+                            add_product(&one, &w->experts.up[0], picks) +
+                            add_product(&one, &w->experts.down[0], picks);
+        needs->bf16_flops += one.bf16_flops;
+        needs->int8_flops += one.int8_flops;
+    }
+}
+
+struct bench_needs bench_prefill_needs(const struct bench_model *bench, uint32_t length)
+{
+    struct bench_needs needs = {0};
+    struct bt_mla_shape mla = bt_model_mla_shape(&bench->model->config);
+    double pairs = (double)length * (length + 1) / 2;
+    double scores =
+        2.0 * mla.heads * pairs * (mla.qk_nope_head_dim + mla.qk_rope_head_dim + mla.v_head_dim);
+    double expand =
+        2.0 * mla.heads * length * (mla.qk_nope_head_dim + mla.v_head_dim) * mla.kv_lora_rank;
+    for (uint32_t layer = 0; layer < bench->model->config.num_hidden_layers; layer++) {
+        add_layer(bench, &needs, layer, length);
+        needs.attention_flops += scores;
+        needs.bf16_flops += scores + expand;
+        needs.bytes += stored_bytes(&bench->model->layers[layer].kv_b);
+    }
+    add_product(&needs, &bench->model->lm_head, 1);
+    return needs;
+}
+
+struct bench_needs bench_decode_needs(const struct bench_model *bench, uint32_t kv, uint32_t batch)
+{
+    struct bench_needs needs = {.bytes = bench->experts.bytes};
+    struct bt_mla_shape mla = bt_model_mla_shape(&bench->model->config);
+    double pairs = (double)batch * (kv + 1);
+    double width = 2.0 * mla.kv_lora_rank + mla.qk_rope_head_dim;
+    for (uint32_t layer = 0; layer < bench->model->config.num_hidden_layers; layer++) {
+        const struct bt_matrix *kv_b = &bench->model->layers[layer].kv_b;
+        add_layer(bench, &needs, layer, batch);
+        needs.attention_flops += 2.0 * mla.heads * pairs * width;
+        needs.bf16_flops += 2.0 * mla.heads * pairs * width;
+        add_product(&needs, kv_b, batch);
+        needs.bytes += pairs * (double)bt_kv_token_bytes(&bench->layout);
+    }
+    add_product(&needs, &bench->model->lm_head, batch);
+    return needs;
+}
+
+/* ---- runs ---- */
+
+static void see_nothing(void *context, int32_t layer, const float *x, const uint32_t *experts,
+                        const float *weights)
+{
+    (void)context;
+    (void)layer;
+    (void)x;
+    (void)experts;
+    (void)weights;
+}
+
+struct decode_probe {
+    struct bench_model *bench;
+    uint32_t rows;
+};
+
+/* Counts the experts that a step reads. */
+static void see_experts(void *context, int32_t layer, const float *x, const uint32_t *experts,
+                        const float *weights)
+{
+    const struct decode_probe *probe = context;
+    struct bench_model *bench = probe->bench;
+    (void)x;
+    (void)weights;
+    if (layer < 0 || !experts)
+        return;
+    const struct bt_expert_weights *w = &bench->model->layers[layer].experts;
+    uint32_t picks = probe->rows * bench->model->config.route.experts_per_token;
+    bool seen[1024] = {false};
+    for (uint32_t i = 0; i < picks; i++) {
+        uint32_t e = experts[i] % 1024;
+        if (seen[e])
+            continue;
+        seen[e] = true;
+        bench->experts.distinct++;
+        bench->experts.bytes +=
+            stored_bytes(&w->gate[e]) + stored_bytes(&w->up[e]) + stored_bytes(&w->down[e]);
+    }
+}
+
+static void random_tokens(struct bench_model *bench, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        bench->tokens[i] = next_random(&bench->random) % bench->model->config.vocab_size;
+}
+
+static struct bt_forward_batch batch_of(struct bench_model *bench, enum bt_forward_form form)
+{
+    return (struct bt_forward_batch){
+        .form = form,
+        .tokens = bench->tokens,
+        .kv_pool = bench->pool,
+        .layout = bench->layout,
+        .pool_pages = bench->pool_pages,
+    };
+}
+
+static double seconds_since(int64_t start_ns)
+{
+    return (double)(bt_clock_now_ns() - start_ns) / 1e9;
+}
+
+double bench_prefill(struct bench_model *bench, uint32_t length, uint32_t chunk)
+{
+    double seconds = 0;
+    for (uint32_t start = 0; start < length; start += chunk) {
+        uint32_t rows = length - start < chunk ? length - start : chunk, last = rows - 1;
+        struct bt_sequence_rows sequence = {bench->pages, start, 0, rows};
+        struct bt_forward_batch batch = batch_of(bench, BT_FORWARD_MULTI_HEAD);
+        const float *logits;
+        random_tokens(bench, rows);
+        batch.rows = rows;
+        batch.sequences = &sequence;
+        batch.sequence_count = 1;
+        batch.logit_rows = &last;
+        batch.logit_count = start + rows == length;
+        batch.probe = see_nothing;
+        int64_t begin_ns = bt_clock_now_ns();
+        bt_forward_run(bench->forward, &batch, &logits);
+        seconds += seconds_since(begin_ns);
+    }
+    return seconds;
+}
+
+double bench_decode(struct bench_model *bench, uint32_t kv, uint32_t count)
+{
+    struct bt_sequence_rows sequences[BENCH_MAX_BATCH];
+    uint32_t rows[BENCH_MAX_BATCH], each = bt_kv_pages_for(kv + 1);
+    struct decode_probe probe = {bench, count};
+    struct bt_forward_batch batch = batch_of(bench, BT_FORWARD_ABSORBED);
+    const float *logits;
+    BT_ASSERT(count <= BENCH_MAX_BATCH && (uint64_t)count * each <= bench->pool_pages);
+    random_tokens(bench, count);
+    for (uint32_t i = 0; i < count; i++) {
+        sequences[i] = (struct bt_sequence_rows){bench->pages + i * each, kv, i, 1};
+        rows[i] = i;
+    }
+    bench->experts = (struct bench_experts){0};
+    batch.rows = batch.sequence_count = batch.logit_count = count;
+    batch.sequences = sequences;
+    batch.logit_rows = rows;
+    batch.probe = see_experts;
+    batch.context = &probe;
+    int64_t begin_ns = bt_clock_now_ns();
+    bt_forward_run(bench->forward, &batch, &logits);
+    return seconds_since(begin_ns);
+}
