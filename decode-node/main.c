@@ -1,3 +1,6 @@
+#include <inttypes.h>
+#include <stdio.h>
+
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/process.h"
@@ -23,6 +26,10 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
 {
     struct dc_worker *worker;
     struct dc_worker_options worker_options = options->worker;
+    char labels[128];
+    snprintf(labels, sizeof(labels), "arithmetic=\"%s\",kernels=\"%s\",threads=\"%" PRIu32 "\"",
+             bt_model_dtype_name(model->dtype), model->kernels->name, bt_team_threads(model->team));
+    worker_options.engine_labels = labels;
     worker_options.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
     enum bt_status status = dc_worker_create(loop, model, &worker_options, error, &worker);
     if (status != BT_OK) {

@@ -127,6 +127,14 @@ enum bt_status dc_metrics_init(struct dc_metrics *metrics, const char *model_nam
     return BT_OK;
 }
 
+void dc_metrics_engine(struct dc_metrics *metrics, const char *labels)
+{
+    char text[LABELS_SIZE];
+    snprintf(text, sizeof(text), "role=\"decode\",%s", labels);
+    bt_gauge_set(
+        bt_metrics_gauge(metrics->registry, "baton_engine_info", text, "What computes here."), 1);
+}
+
 void dc_metrics_finish(struct dc_metrics *metrics)
 {
     bt_metrics_destroy(metrics->registry);

@@ -19,6 +19,8 @@ struct dc_metrics {
 /* `model_name` and the cache's figures become labels. */
 enum bt_status dc_metrics_init(struct dc_metrics *metrics, const char *model_name,
                                uint32_t kv_pages, const char *kv_dtype, struct bt_error *error);
+/* What computes, as labels: `arithmetic="…",kernels="…"`. */
+void dc_metrics_engine(struct dc_metrics *metrics, const char *labels);
 void dc_metrics_finish(struct dc_metrics *metrics);
 
 #endif

@@ -599,6 +599,9 @@ enum bt_status dc_worker_create(struct bt_loop *loop, const struct bt_model *mod
         status = dc_metrics_init(&worker->metrics, options->served_model_name, options->kv_pages,
                                  bt_dtype_name(options->kv_dtype), error);
     }
+    if (status == BT_OK && options->engine_labels) {
+        dc_metrics_engine(&worker->metrics, options->engine_labels);
+    }
     if (status == BT_OK) {
         status = create_engine(worker, error);
     }

@@ -1,3 +1,5 @@
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -30,7 +32,15 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
                             const struct pf_options *options, struct bt_error *error)
 {
     struct pf_worker *worker;
-    enum bt_status status = pf_worker_create(loop, model, &options->worker, error, &worker);
+    struct pf_worker_options worker_options = options->worker;
+    char labels[128];
+    snprintf(labels, sizeof(labels),
+             "arithmetic=\"%s\",kernels=\"%s\",threads=\"%" PRIu32 "\",chunk_tokens=\"%" PRIu32
+             "\"",
+             bt_model_dtype_name(model->dtype), model->kernels->name, bt_team_threads(model->team),
+             worker_options.chunked_prefill_size);
+    worker_options.engine_labels = labels;
+    enum bt_status status = pf_worker_create(loop, model, &worker_options, error, &worker);
     if (status != BT_OK) {
         return status;
     }

@@ -102,6 +102,14 @@ enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_nam
     return BT_OK;
 }
 
+void pf_metrics_engine(struct pf_metrics *metrics, const char *labels)
+{
+    char text[LABELS_SIZE];
+    snprintf(text, sizeof(text), "role=\"prefill\",%s", labels);
+    bt_gauge_set(
+        bt_metrics_gauge(metrics->registry, "baton_engine_info", text, "What computes here."), 1);
+}
+
 void pf_metrics_finish(struct pf_metrics *metrics)
 {
     bt_metrics_destroy(metrics->registry);

@@ -17,6 +17,8 @@ struct pf_metrics {
 /* `model_name` and the cache's figures become labels. */
 enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_name,
                                uint32_t kv_pages, const char *kv_dtype, struct bt_error *error);
+/* What computes, as labels: `arithmetic="…",kernels="…"`. */
+void pf_metrics_engine(struct pf_metrics *metrics, const char *labels);
 void pf_metrics_finish(struct pf_metrics *metrics);
 
 /* Brings baton_rail_… up to date; nothing where the transport has no rails. */

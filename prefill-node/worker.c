@@ -351,6 +351,9 @@ enum bt_status pf_worker_create(struct bt_loop *loop, const struct bt_model *mod
                                  bt_dtype_name(options->kv_dtype), error);
     }
     if (status == BT_OK) {
+    if (status == BT_OK && options->engine_labels) {
+        pf_metrics_engine(&worker->metrics, options->engine_labels);
+    }
         status = create_engine(worker, error);
     }
     if (status == BT_OK) {

@@ -16,7 +16,8 @@ struct pf_worker_options {
     const char *transport, *transport_host; /* see kvt_transport_create */
     bool forbid_fallback;
     const char *transport_devices; /* NULL: all that fit */
-    const char *ready_file;                 /* NULL: none */
+    const char *ready_file;        /* NULL: none */
+    const char *engine_labels;     /* for metrics: what computes; NULL: not said */
     enum bt_dtype kv_dtype;
     uint32_t kv_pages;
     uint32_t chunked_prefill_size;

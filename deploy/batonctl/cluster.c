@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/base/clock.h"
+#include "deploy/batonctl/cores.h"
 #include "deploy/batonctl/launch.h"
 
 static bool name_ok(const char *name)
@@ -276,23 +277,51 @@ static enum bt_status start_router(struct ctl_cluster *cluster,
     return save(cluster, error);
 }
 
-static enum bt_status start_workers(struct ctl_cluster *cluster, const char *role, int64_t count,
-                                    const char *program, const char *served_model_name,
-                                    const char *args, int64_t until_ns, struct bt_error *error)
+/* The workers of a role. */
+struct workers {
+    const char *role;
+    const char *program;
+    const char *args;
+    const char *cpus; /* NULL or "": not bound */
+    int64_t count;
+};
+
+static enum bt_status add_cpus(struct ctl_command *command, const struct workers *workers,
+                               int64_t index, struct bt_error *error)
 {
-    for (int64_t i = 0; i < count; i++) {
+    char list[CTL_CORES_SIZE];
+    if (!workers->cpus || !workers->cpus[0])
+        return BT_OK;
+    enum bt_status status =
+        ctl_cores_share(workers->cpus, (uint32_t)workers->count, (uint32_t)index, error, list);
+    if (status == BT_OK)
+        ctl_command_add_all(command, (const char *[]){"--cpus", list, NULL});
+    return status;
+}
+
+static enum bt_status start_workers(struct ctl_cluster *cluster, const struct workers *workers,
+                                    const struct ctl_up_options *options, int64_t until_ns,
+                                    struct bt_error *error)
+{
+    const char *role = workers->role, *served_model_name = options->served_model_name;
+    for (int64_t i = 0; i < workers->count; i++) {
         struct ctl_command command;
         char id[CTL_NAME_SIZE];
         snprintf(id, sizeof(id), "%s-%d", role, (int)i);
-        ctl_command_init(&command, program);
+        ctl_command_init(&command, workers->program);
         ctl_command_add_all(&command, (const char *[]){"--model", cluster->model, "--router",
                                                        cluster->rpc, "--worker-id", id, NULL});
         if (served_model_name)
             ctl_command_add_all(&command,
                                 (const char *[]){"--served-model-name", served_model_name, NULL});
-        ctl_command_add_words(&command, args);
+        if (options->dtype)
+            ctl_command_add_all(&command, (const char *[]){"--dtype", options->dtype, NULL});
+        enum bt_status status = add_cpus(&command, workers, i, error);
+        if (status != BT_OK)
+            return status;
+        ctl_command_add_words(&command, workers->args);
         struct ctl_ready ready;
-        enum bt_status status = start(cluster, id, role, &command, until_ns, error, &ready);
+        status = start(cluster, id, role, &command, until_ns, error, &ready);
         if (status != BT_OK)
             return status;
     }
@@ -313,9 +342,31 @@ static enum bt_status prepare(struct ctl_cluster *cluster, const struct ctl_up_o
     return make_dir(cluster->dir, error);
 }
 
+/* Whoever gives cpus or threads in any way has decided. */
+static bool cores_are_given(const struct ctl_up_options *options)
+{
+    const char *const args[] = {options->prefill_args, options->decode_args};
+    bool given = options->prefill_cpus || options->decode_cpus || getenv("BATON_CPUS") ||
+                 getenv("BATON_THREADS");
+    for (int i = 0; i < 2; i++)
+        given = given || (args[i] && (strstr(args[i], "--cpus") || strstr(args[i], "--threads")));
+    return given;
+}
+
 enum bt_status ctl_cluster_up(struct ctl_cluster *cluster, const struct ctl_up_options *options,
                               struct bt_error *error)
 {
+    char prefill_cpus[CTL_CORES_SIZE] = "", decode_cpus[CTL_CORES_SIZE] = "";
+    struct workers prefill = {"prefill", "prefill-node/baton-prefill", options->prefill_args,
+                              options->prefill_cpus, options->prefill};
+    struct workers decode = {"decode", "decode-node/baton-decode", options->decode_args,
+                             options->decode_cpus, options->decode};
+    if (!cores_are_given(options) &&
+        ctl_cores_divide((uint32_t)prefill.count, (uint32_t)decode.count, prefill_cpus,
+                         decode_cpus)) {
+        prefill.cpus = prefill_cpus;
+        decode.cpus = decode_cpus;
+    }
     int64_t until_ns = bt_clock_now_ns() + options->wait_ns;
     enum bt_status status = prepare(cluster, options, error);
     if (status != BT_OK)
@@ -323,11 +374,9 @@ enum bt_status ctl_cluster_up(struct ctl_cluster *cluster, const struct ctl_up_o
     status = start_router(cluster, options, until_ns, error);
     /* Decode ranks first, so that prefill workers find them and warm their links. */
     if (status == BT_OK)
-        status = start_workers(cluster, "decode", options->decode, "decode-node/baton-decode",
-                               options->served_model_name, options->decode_args, until_ns, error);
+        status = start_workers(cluster, &decode, options, until_ns, error);
     if (status == BT_OK)
-        status = start_workers(cluster, "prefill", options->prefill, "prefill-node/baton-prefill",
-                               options->served_model_name, options->prefill_args, until_ns, error);
+        status = start_workers(cluster, &prefill, options, until_ns, error);
     if (status != BT_OK)
         ctl_cluster_down(cluster, BT_NS_PER_S, NULL);
     return status;

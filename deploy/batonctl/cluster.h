@@ -39,6 +39,8 @@ struct ctl_up_options {
     const char *host;
     int64_t port;
     int64_t prefill, decode;
+    const char *dtype;                                    /* NULL: each worker's default */
+    const char *prefill_cpus, *decode_cpus;               /* NULL: see ctl_cores_divide */
     const char *router_args, *prefill_args, *decode_args; /* split at spaces; NULL: none */
     int64_t wait_ns;
 };

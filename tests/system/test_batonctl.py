@@ -1,5 +1,6 @@
 """The operator's verbs against a real cluster, and what they say when something is wrong."""
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,8 @@ def wrong_usage(state):
             (["up", "--model", state, "--state-dir", state], 3, "config.json"),
             (["up", "--model", state, "--prefill", "0"], 2, "--prefill"),
             (["up", "--model", state, "--name", "../x"], 2, "--name"),
+            (["up", "--model", cluster.MODEL, "--port", "0", "--decode-cpus", "0-x", "--state-dir", state],
+             2, "no number at 'x'"),
             (["down", "--state-dir", state], 3, "default"),
             (["status", "--state-dir", state], 3, "default"),
             (["status", "--rpc", "tcp://127.0.0.1:1", "--timeout", "500ms"], 3, ""),
@@ -34,7 +37,22 @@ def wrong_usage(state):
         assert text in out + err, (args, err)
 
 
+def cores_of_their_own():
+    """Workers run on the cpus given, in the arithmetic given; the metrics say which."""
+    cpus = sorted(os.sched_getaffinity(0))
+    with cluster.Cluster(prefill_cpus=cpus[0], decode_cpus=cpus[-1], dtype="bfloat16") as c:
+        assert os.sched_getaffinity(c.pids["prefill-0"]) == {cpus[0]}
+        assert os.sched_getaffinity(c.pids["decode-0"]) == {cpus[-1]}
+        assert "router" in c.pids and os.sched_getaffinity(c.pids["router"]) == set(cpus)
+        answer = c.ctl("chat", "--temperature", "0", "Who are you?").stdout
+        assert "small model" in answer, answer
+        log = c.logs()
+        assert log.count("bfloat16 arithmetic") == 2, log
+        c.wait_quiet()
+
+
 def main():
+    cores_of_their_own()
     with tempfile.TemporaryDirectory(prefix="baton-test-") as state:
         wrong_usage(state)
     with cluster.Cluster(prefill=1, decode=1, served_model_name="tiny") as c:
