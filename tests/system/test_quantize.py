@@ -109,9 +109,9 @@ def main():
         assert digest[0] == digest[1]
         f = figures(cluster.MODEL, *(base / name for name in made))
         exact = f["float32_perplexity"]
-        assert f["tiny_perplexity"] < 1.01 * exact and f["int8_perplexity"] < 1.02 * exact
-        assert f["w4a8-awq_perplexity"] < f["w4a8-plain_perplexity"] < 1.2 * exact
-        assert f["int8_recall"] > f["float32_recall"] - 0.06
+        for name in ("tiny", *made):
+            assert f[f"{name}_perplexity"] < 1.01 * exact, name
+            assert f[f"{name}_recall"] > f["float32_recall"] - 0.06, name
         with cluster.Cluster(model=base / "w4a8-awq", served_model_name="tiny") as c:
             answer = c.ctl("chat", "--temperature", "0", "Tell me a story about a fox.").stdout
             assert answer.startswith("Once upon a time"), answer
