@@ -6,22 +6,25 @@
 
 #include "common/base/random.h"
 #include "common/model/history.h"
+#include "common/model/logits.h"
 
 /* Log probabilities stay finite, so that they can be printed as JSON. */
 #define MIN_LOGPROB -9999.0f
 
-struct candidate {
-    float logit;
-    uint32_t token;
-    double weight; /* exp((logit - best) / temperature) */
-};
+#define BLOCK BT_LOGITS_BLOCK
 
 struct bt_sampler {
-    uint32_t vocab_size;
+    uint32_t vocab_size, blocks;
     uint32_t eos_count;
     uint32_t *eos;
-    float *logits;                /* [vocab_size] after bias, masks and penalties */
-    struct candidate *candidates; /* [vocab_size] */
+    const struct bt_logits_passes *passes;
+    float *logits; /* [vocab_size] after bias, masks and penalties */
+    float *maxima; /* [blocks] of the logits that are looked at */
+    double *sums;  /* [blocks] of weights */
+    /* Tokens that may be drawn, by ascending id: [vocab_size] each. */
+    uint32_t *tokens;
+    uint32_t *keys; /* their logits, in order as unsigned integers */
+    float *weights; /* e^((logit - best) / temperature) */
 };
 
 struct bt_sampler *bt_sampler_create(uint32_t vocab_size, const uint32_t *eos, uint32_t eos_count)
@@ -31,10 +34,17 @@ struct bt_sampler *bt_sampler_create(uint32_t vocab_size, const uint32_t *eos, u
     if (!sampler)
         return NULL;
     sampler->vocab_size = vocab_size;
+    sampler->blocks = (vocab_size + BLOCK - 1) / BLOCK;
+    sampler->passes = bt_logits_passes();
     sampler->eos = calloc((size_t)eos_count + 1, sizeof(*sampler->eos));
     sampler->logits = calloc(vocab_size, sizeof(*sampler->logits));
-    sampler->candidates = calloc(vocab_size, sizeof(*sampler->candidates));
-    if (!sampler->eos || !sampler->logits || !sampler->candidates) {
+    sampler->maxima = calloc(sampler->blocks, sizeof(*sampler->maxima));
+    sampler->sums = calloc(sampler->blocks, sizeof(*sampler->sums));
+    sampler->tokens = calloc(vocab_size, sizeof(*sampler->tokens));
+    sampler->keys = calloc(vocab_size, sizeof(*sampler->keys));
+    sampler->weights = calloc(vocab_size, sizeof(*sampler->weights));
+    if (!sampler->eos || !sampler->logits || !sampler->maxima || !sampler->sums ||
+        !sampler->tokens || !sampler->keys || !sampler->weights) {
         bt_sampler_destroy(sampler);
         return NULL;
     }
@@ -50,7 +60,11 @@ void bt_sampler_destroy(struct bt_sampler *sampler)
         return;
     free(sampler->eos);
     free(sampler->logits);
-    free(sampler->candidates);
+    free(sampler->maxima);
+    free(sampler->sums);
+    free(sampler->tokens);
+    free(sampler->keys);
+    free(sampler->weights);
     free(sampler);
 }
 
@@ -91,18 +105,64 @@ static bool is_plain(const struct bt_sampling *sampling, uint32_t position)
            !bt_sampling_needs_history(sampling);
 }
 
-/* The best logit, the lower id among equals; vocab_size where all are NaN or -inf. */
-static uint32_t find_best(const float *logits, uint32_t vocab_size)
+/* ---- passes ---- */
+
+/* A block of logits; the last one filled up with -inf in `tail`. */
+static const float *block_at(const struct bt_sampler *sampler, const float *logits, uint32_t block,
+                             float *tail)
 {
-    uint32_t best = vocab_size;
-    float best_logit = -INFINITY;
-    for (uint32_t i = 0; i < vocab_size; i++) {
-        if (logits[i] > best_logit) {
-            best_logit = logits[i];
-            best = i;
+    uint32_t first = block * BLOCK, count = sampler->vocab_size - first;
+    if (count >= BLOCK)
+        return logits + first;
+    memcpy(tail, logits + first, count * sizeof(*tail));
+    for (uint32_t i = count; i < BLOCK; i++)
+        tail[i] = -INFINITY;
+    return tail;
+}
+
+/* Fills the maxima. The best logit's token, the lower id among equals; vocab_size where all are NaN
+ * or -inf. */
+static uint32_t find_best(struct bt_sampler *sampler, const float *logits)
+{
+    float tail[BLOCK], best = -INFINITY;
+    uint32_t block = 0, token;
+    for (uint32_t b = 0; b < sampler->blocks; b++) {
+        sampler->maxima[b] = sampler->passes->max(block_at(sampler, logits, b, tail));
+        if (sampler->maxima[b] > best) {
+            best = sampler->maxima[b];
+            block = b;
         }
     }
-    return best;
+    if (best == -INFINITY)
+        return sampler->vocab_size;
+    for (token = block * BLOCK; logits[token] != best; token++)
+        ;
+    return token;
+}
+
+/* What is drawn from: the logits of which the maxima are, and how they become weights. */
+struct draw {
+    const float *logits;
+    float best, inverse; /* of the temperature */
+    float least;         /* min-p */
+};
+
+static double weigh(const struct bt_sampler *sampler, const struct draw *draw, uint32_t block,
+                    float *weights)
+{
+    float tail[BLOCK];
+    return sampler->passes->weigh(block_at(sampler, draw->logits, block, tail), draw->best,
+                                  draw->inverse, draw->least, weights);
+}
+
+/* Fills the sums of the blocks; their sum. */
+static double weigh_all(struct bt_sampler *sampler, const struct draw *draw)
+{
+    float weights[BLOCK];
+    double sum = 0;
+    for (uint32_t b = 0; b < sampler->blocks; b++)
+        sum += sampler->sums[b] = weigh(sampler, draw, b, weights);
+    return sum;
 }
 
 /* Where no logit can win: the lowest id that is not masked. */
@@ -115,175 +175,209 @@ static uint32_t first_allowed(const struct bt_sampler *sampler, const struct bt_
     return 0;
 }
 
-/* A total order: better first, the lower id among equals. */
-static bool is_before(const struct candidate *a, const struct candidate *b)
+/* ---- selection ---- */
+
+/* Keys of logits have their order; both zeros have one key. */
+static uint32_t key_of(float logit)
 {
-    return a->logit != b->logit ? a->logit > b->logit : a->token < b->token;
+    uint32_t bits;
+    logit += 0.0f;
+    memcpy(&bits, &logit, sizeof(bits));
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-static void swap(struct candidate *a, struct candidate *b)
+static float logit_of(uint32_t key)
 {
-    struct candidate held = *a;
-    *a = *b;
-    *b = held;
+    uint32_t bits = key >> 31 ? key & 0x7fffffffu : ~key;
+    float logit;
+    memcpy(&logit, &bits, sizeof(logit));
+    return logit;
 }
 
-/* Puts the median of three where it splits [0, count) into better ones, itself, and the rest. */
-static uint32_t partition(struct candidate *list, uint32_t count)
-{
-    struct candidate *first = list, *middle = list + count / 2, *last = list + count - 1;
-    if (is_before(middle, first))
-        swap(middle, first);
-    if (is_before(last, middle))
-        swap(last, middle);
-    if (is_before(middle, first))
-        swap(middle, first);
-    swap(middle, last);
-    uint32_t split = 0;
-    for (uint32_t i = 0; i + 1 < count; i++)
-        if (is_before(&list[i], last))
-            swap(&list[i], &list[split++]);
-    swap(&list[split], last);
-    return split;
-}
+#define DIGITS 3
+#define BINS   2048
+static const uint32_t digit_shift[DIGITS] = {21, 10, 0}, digit_mask[DIGITS] = {2047, 2047, 1023};
 
-static int compare_candidates(const void *left, const void *right)
-{
-    return is_before(left, right) ? -1 : 1;
-}
+/*
+ * The best keys whose weights together reach `mass`, the smallest set of them: all that are larger
+ * than a key, and some that equal it. weights NULL: each weighs 1.
+ */
+struct cut {
+    uint32_t key;
+    double left; /* of the mass, to be reached by keys that equal it */
+};
 
-/* Rounds of partition before the list is sorted instead: no input makes it quadratic. */
-#define SELECT_ROUNDS 64
-
-/* Brings the best `wanted` to the front, in any order. */
-static void select_count(struct candidate *list, uint32_t count, uint32_t wanted)
+static struct cut find_cut(const uint32_t *keys, const float *weights, uint32_t count, double mass)
 {
-    for (int round = 0; count > 1 && wanted > 0 && wanted < count; round++) {
-        if (round == SELECT_ROUNDS) {
-            qsort(list, count, sizeof(*list), compare_candidates);
-            return;
+    struct cut cut = {0, mass};
+    uint32_t known = 0; /* bits of the key that are */
+    for (int digit = 0; digit < DIGITS; digit++) {
+        double bins[BINS] = {0};
+        bool used[BINS] = {false};
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t bin = keys[i] >> digit_shift[digit] & digit_mask[digit];
+            if ((keys[i] & known) != cut.key)
+                continue;
+            bins[bin] += weights ? (double)weights[i] : 1;
+            used[bin] = true;
         }
-        uint32_t split = partition(list, count);
-        if (wanted <= split) {
-            count = split;
-        } else {
-            list += split + 1;
-            count -= split + 1;
-            wanted -= split + 1;
+        uint32_t bin = digit_mask[digit], lowest = 0;
+        while (!used[lowest] && lowest < bin)
+            lowest++;
+        for (; bin > lowest && !(cut.left <= bins[bin]); bin--)
+            cut.left -= bins[bin];
+        cut.key |= bin << digit_shift[digit];
+        known |= digit_mask[digit] << digit_shift[digit];
+    }
+    return cut;
+}
+
+/* Keeps what the cut leaves, by ascending id; of equals the lower ids. */
+static uint32_t keep(struct bt_sampler *sampler, uint32_t count, struct cut cut, bool weighted)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (sampler->keys[i] < cut.key)
+            continue;
+        if (sampler->keys[i] == cut.key) {
+            if (!(cut.left > 0))
+                continue;
+            cut.left -= weighted ? (double)sampler->weights[i] : 1;
+        }
+        sampler->tokens[kept] = sampler->tokens[i];
+        sampler->keys[kept] = sampler->keys[i];
+        sampler->weights[kept++] = sampler->weights[i];
+    }
+    return kept;
+}
+
+/* Tokens of a weight, whose logit is at least `logit`. */
+static uint32_t collect(struct bt_sampler *sampler, const struct draw *draw, float logit)
+{
+    uint32_t count = 0;
+    float weights[BLOCK];
+    for (uint32_t b = 0; b < sampler->blocks; b++) {
+        uint32_t first = b * BLOCK;
+        uint32_t end = sampler->vocab_size - first < BLOCK ? sampler->vocab_size : first + BLOCK;
+        if (!(sampler->maxima[b] >= logit))
+            continue;
+        weigh(sampler, draw, b, weights);
+        for (uint32_t i = first; i < end; i++) {
+            sampler->tokens[count] = i;
+            sampler->keys[count] = key_of(draw->logits[i]);
+            sampler->weights[count] = weights[i - first];
+            count += weights[i - first] > 0 && draw->logits[i] >= logit;
         }
     }
+    return count;
 }
 
-static double sum_weights(const struct candidate *list, uint32_t count)
+/* A logit that at least `wanted` tokens reach, and not many more: that many blocks do. */
+static float reached_by(struct bt_sampler *sampler, uint32_t wanted)
+{
+    if (wanted > sampler->blocks)
+        return -INFINITY;
+    for (uint32_t b = 0; b < sampler->blocks; b++)
+        sampler->keys[b] = key_of(sampler->maxima[b]);
+    return logit_of(find_cut(sampler->keys, NULL, sampler->blocks, wanted).key);
+}
+
+static double sum_weights(const struct bt_sampler *sampler, uint32_t count)
 {
     double sum = 0;
     for (uint32_t i = 0; i < count; i++)
-        sum += list[i].weight;
+        sum += (double)sampler->weights[i];
     return sum;
 }
 
-/* Best first, until their sum reaches `mass`; how many that takes (all, if it never does). */
-static uint32_t count_in_order(const struct candidate *list, uint32_t count, double mass)
+/* The smallest set of best ones that weighs `mass`. */
+static uint32_t keep_mass(struct bt_sampler *sampler, uint32_t count, double mass)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        mass -= list[i].weight;
-        if (mass <= 0)
-            return i + 1;
-    }
-    return count;
+    return keep(sampler, count, find_cut(sampler->keys, sampler->weights, count, mass), true);
 }
 
-/* Brings the smallest set of best ones whose weights reach `mass` to the front; its size. */
-static uint32_t select_mass(struct candidate *list, uint32_t count, double mass)
+static uint32_t select_top_k(struct bt_sampler *sampler, const struct draw *draw, uint32_t wanted)
 {
-    uint32_t kept = 0;
-    for (int round = 0; count > 8 && round < SELECT_ROUNDS; round++) {
-        uint32_t split = partition(list, count);
-        double better = sum_weights(list, split);
-        if (better >= mass) {
-            count = split;
-            continue;
-        }
-        mass -= better + list[split].weight;
-        kept += split + 1;
-        if (mass <= 0)
-            return kept;
-        list += split + 1;
-        count -= split + 1;
-    }
-    qsort(list, count, sizeof(*list), compare_candidates);
-    return kept + count_in_order(list, count, mass);
-}
-
-/* Tokens that min-p leaves, with their weights. A +inf logit leaves only its equals. */
-static uint32_t collect(struct bt_sampler *sampler, const float *logits, float best,
-                        const struct bt_sampling *sampling)
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < sampler->vocab_size; i++) {
-        double weight = 1;
-        if (logits[i] != best)
-            weight = exp(((double)logits[i] - best) / sampling->temperature);
-        if (!(weight > 0) || weight < sampling->min_p)
-            continue;
-        sampler->candidates[count++] = (struct candidate){logits[i], i, weight};
-    }
-    return count;
-}
-
-static int compare_tokens(const void *left, const void *right)
-{
-    const struct candidate *a = left, *b = right;
-    return (a->token > b->token) - (a->token < b->token);
+    uint32_t count = collect(sampler, draw, reached_by(sampler, wanted));
+    if (count <= wanted)
+        return count;
+    return keep(sampler, count, find_cut(sampler->keys, NULL, count, wanted), false);
 }
 
 /*
- * Walks the cumulative weights in token order, whatever order the selection left, so that the
- * token is a function of the set and the number.
+ * Tokens below an even share of what may be left out can all be left out: together they are no
+ * more. What stays, of a distribution with a peak, is little.
  */
-static uint32_t pick(struct candidate *list, uint32_t count, bool in_token_order, double unit)
+static uint32_t select_top_p(struct bt_sampler *sampler, struct draw draw, double top_p)
 {
-    if (!in_token_order)
-        qsort(list, count, sizeof(*list), compare_tokens);
-    double left = unit * sum_weights(list, count);
+    double total = weigh_all(sampler, &draw);
+    float share = (float)((1 - top_p) * total / sampler->vocab_size * 0.999);
+    draw.least = share > draw.least ? share : draw.least;
+    for (uint32_t b = 0; b < sampler->blocks; b++)
+        if (sampler->sums[b] < (double)draw.least)
+            sampler->maxima[b] = NAN; /* nothing to collect */
+    return keep_mass(sampler, collect(sampler, &draw, -INFINITY), top_p * total);
+}
+
+/* ---- the draw ---- */
+
+/* The token at which the cumulative weights, in token order, pass `left`. */
+static uint32_t pick(const struct bt_sampler *sampler, uint32_t count, double unit)
+{
+    double left = unit * sum_weights(sampler, count);
     for (uint32_t i = 0; i + 1 < count; i++) {
-        left -= list[i].weight;
+        left -= (double)sampler->weights[i];
         if (left < 0)
-            return list[i].token;
+            return sampler->tokens[i];
     }
-    return list[count - 1].token;
+    return sampler->tokens[count - 1];
 }
 
-static uint32_t draw(struct bt_sampler *sampler, const float *logits, uint32_t best,
-                     const struct bt_sampling *sampling, uint32_t position)
+/* The same over all tokens, by their blocks. */
+static uint32_t pick_of_all(struct bt_sampler *sampler, const struct draw *draw, double unit)
 {
-    struct candidate *list = sampler->candidates;
-    uint32_t count = collect(sampler, logits, logits[best], sampling);
-    bool in_token_order = true;
-    if (sampling->top_k > 0 && (uint32_t)sampling->top_k < count) {
-        select_count(list, count, (uint32_t)sampling->top_k);
-        count = (uint32_t)sampling->top_k;
-        in_token_order = false;
+    float weights[BLOCK];
+    double left = unit * weigh_all(sampler, draw);
+    uint32_t block = 0, last = 0;
+    for (uint32_t b = 0; b < sampler->blocks; b++) {
+        if (!(sampler->sums[b] > 0))
+            continue;
+        block = b;
+        if (left < sampler->sums[b])
+            break;
+        left -= sampler->sums[b];
     }
-    if (sampling->top_p < 1) {
-        count = select_mass(list, count, sampling->top_p * sum_weights(list, count));
-        in_token_order = false;
+    weigh(sampler, draw, block, weights);
+    for (uint32_t i = 0; i < BLOCK; i++) {
+        if (!(weights[i] > 0))
+            continue;
+        last = i;
+        left -= (double)weights[i];
+        if (left < 0)
+            break;
     }
-    return pick(list, count, in_token_order, bt_random_unit(sampling->seed, position, 0));
+    return block * BLOCK + last;
 }
 
-/* log(sum(exp)) of the raw logits; `best` is finite or +inf. */
-static double log_sum(const float *logits, uint32_t vocab_size, float best)
+static uint32_t draw_token(struct bt_sampler *sampler, const float *logits, uint32_t best,
+                           const struct bt_sampling *sampling, uint32_t position)
 {
-    double sum = 0;
-    for (uint32_t i = 0; i < vocab_size; i++) {
-        if (logits[i] == best)
-            sum += 1;
-        else if (!isnan(logits[i]))
-            sum += exp((double)logits[i] - best);
+    struct draw draw = {logits, logits[best], 1 / sampling->temperature, sampling->min_p};
+    double unit = bt_random_unit(sampling->seed, position, 0), top_p = (double)sampling->top_p;
+    uint32_t count;
+    if (sampling->top_k > 0 && (uint32_t)sampling->top_k < sampler->vocab_size) {
+        count = select_top_k(sampler, &draw, (uint32_t)sampling->top_k);
+        if (top_p < 1)
+            count = keep_mass(sampler, count, top_p * sum_weights(sampler, count));
+    } else if (top_p < 1) {
+        count = select_top_p(sampler, draw, top_p);
+    } else {
+        return pick_of_all(sampler, &draw, unit);
     }
-    return log(sum);
+    return pick(sampler, count, unit);
 }
+
+/* ---- logprobs ---- */
 
 static float logprob_of(float logit, float best, double sum)
 {
@@ -292,53 +386,66 @@ static float logprob_of(float logit, float best, double sum)
     return logprob > (double)MIN_LOGPROB ? (float)logprob : MIN_LOGPROB;
 }
 
-/* The `wanted` best of the raw logits by insertion: one pass, almost always one comparison. */
-static void fill_top(const float *logits, uint32_t vocab_size, uint32_t wanted,
-                     struct bt_sample *sample)
+/* Offers one token to the `wanted` best; they come in ascending order. */
+static void offer_top(struct bt_sample *sample, uint32_t wanted, uint32_t token, float logit)
 {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < vocab_size && wanted > 0; i++) {
-        float logit = isnan(logits[i]) ? -INFINITY : logits[i];
-        if (count == wanted && !(logit > sample->top[count - 1].logprob))
-            continue;
-        uint32_t at = count < wanted ? count++ : count - 1;
-        for (; at > 0 && logit > sample->top[at - 1].logprob; at--)
-            sample->top[at] = sample->top[at - 1];
-        sample->top[at].token = i;
-        sample->top[at].logprob = logit;
-    }
-    sample->top_count = count;
+    uint32_t count = sample->top_count;
+    if (count == wanted && !(logit > sample->top[count - 1].logprob))
+        return;
+    uint32_t at = count < wanted ? count : count - 1;
+    sample->top_count = at + 1 > count ? at + 1 : count;
+    for (; at > 0 && logit > sample->top[at - 1].logprob; at--)
+        sample->top[at] = sample->top[at - 1];
+    sample->top[at].token = token;
+    sample->top[at].logprob = logit;
 }
 
-static void fill_logprobs(const float *logits, uint32_t vocab_size, uint32_t wanted,
+/* The `wanted` best of the raw logits, whose maxima are there. */
+static void fill_top(struct bt_sampler *sampler, const float *logits, uint32_t wanted,
+                     struct bt_sample *sample)
+{
+    if (wanted == 0)
+        return;
+    float reached = reached_by(sampler, wanted);
+    for (uint32_t b = 0; b < sampler->blocks; b++) {
+        uint32_t first = b * BLOCK;
+        uint32_t end = sampler->vocab_size - first < BLOCK ? sampler->vocab_size : first + BLOCK;
+        if (sampler->maxima[b] < reached)
+            continue;
+        for (uint32_t i = first; i < end; i++)
+            offer_top(sample, wanted, i, isnan(logits[i]) ? -INFINITY : logits[i]);
+    }
+}
+
+static void fill_logprobs(struct bt_sampler *sampler, const float *logits, uint32_t wanted,
                           struct bt_sample *sample)
 {
-    uint32_t best = find_best(logits, vocab_size);
-    float best_logit = best < vocab_size ? logits[best] : 0;
-    double sum = best < vocab_size ? log_sum(logits, vocab_size, best_logit) : 0;
-    sample->logprob = logprob_of(logits[sample->token], best_logit, sum);
-    fill_top(logits, vocab_size, wanted, sample);
+    uint32_t best = find_best(sampler, logits);
+    bool some = best < sampler->vocab_size;
+    struct draw raw = {logits, some ? logits[best] : 0, 1, 0};
+    double sum = some ? log(weigh_all(sampler, &raw)) : 0;
+    sample->logprob = logprob_of(logits[sample->token], raw.best, sum);
+    fill_top(sampler, logits, wanted, sample);
     for (uint32_t i = 0; i < sample->top_count; i++)
-        sample->top[i].logprob = logprob_of(sample->top[i].logprob, best_logit, sum);
+        sample->top[i].logprob = logprob_of(sample->top[i].logprob, raw.best, sum);
 }
 
 void bt_sampler_draw(struct bt_sampler *sampler, const float *logits,
                      const struct bt_sampling *sampling, const struct bt_sampler_history *history,
                      uint32_t position, struct bt_sample *ret_sample)
 {
-    bool greedy = sampling->temperature == 0;
-    const float *adjusted = greedy && is_plain(sampling, position)
+    const float *adjusted = is_plain(sampling, position)
                                 ? logits
                                 : adjust(sampler, logits, sampling, history, position);
-    uint32_t best = find_best(adjusted, sampler->vocab_size);
+    uint32_t best = find_best(sampler, adjusted);
     ret_sample->logprob = 0;
     ret_sample->top_count = 0;
     if (best == sampler->vocab_size)
         ret_sample->token = first_allowed(sampler, sampling, position);
-    else if (greedy)
+    else if (sampling->temperature == 0)
         ret_sample->token = best;
     else
-        ret_sample->token = draw(sampler, adjusted, best, sampling, position);
+        ret_sample->token = draw_token(sampler, adjusted, best, sampling, position);
     if (sampling->logprobs >= 0)
-        fill_logprobs(logits, sampler->vocab_size, (uint32_t)sampling->logprobs, ret_sample);
+        fill_logprobs(sampler, logits, (uint32_t)sampling->logprobs, ret_sample);
 }

@@ -8,6 +8,10 @@
  * the raw logits, before any of that (OpenAI's and vLLM's default), and never below -9999, so that
  * they are always numbers. A NaN logit never wins; where none can, the lowest id that is not
  * masked.
+ *
+ * Weights, e^((logit - best) / temperature), are f32 and the same on every CPU (logits.h); none is
+ * less than e^-87. Of equal logits the lower id is better. A few passes over the vocabulary,
+ * nothing is sorted.
  */
 #ifndef BATON_COMMON_MODEL_SAMPLER_H
 #define BATON_COMMON_MODEL_SAMPLER_H

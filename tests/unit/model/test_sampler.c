@@ -11,16 +11,19 @@
 
 #include <cmocka.h>
 
+#include "common/base/clock.h"
 #include "common/base/random.h"
+#include "common/model/logits.h"
 #include "common/model/sampler.h"
 
 #define SEED     20260131
 #define VOCAB    500
+#define LARGE    129280
 #define EOS      3
 #define CASES    3000
 #define PROMPT   40
 #define OUTPUT   40
-#define BOUNDARY 1e-9 /* of the whole mass: nearer than this, either neighbour is right */
+#define BOUNDARY 1e-6 /* of the whole mass, whose weights are f32: nearer, either is right */
 
 static uint64_t next_position;
 
@@ -116,7 +119,7 @@ static bool mark_kept(struct entry *list, uint32_t vocab, const struct bt_sampli
 static bool expected_token(const float *logits, uint32_t vocab, const struct bt_sampling *s,
                            const struct history *h, uint32_t position, uint32_t *ret_token)
 {
-    struct entry list[VOCAB];
+    static struct entry list[LARGE];
     for (uint32_t i = 0; i < vocab; i++)
         list[i] = (struct entry){i, expected_logit(logits, i, s, h, position), 0, false};
     qsort(list, vocab, sizeof(list[0]), by_logit);
@@ -196,7 +199,7 @@ static struct bt_sampler_history *random_history(struct history *h, uint32_t voc
 static void check_logprobs(const float *logits, uint32_t vocab, int32_t wanted,
                            const struct bt_sample *sample)
 {
-    struct entry list[VOCAB];
+    static struct entry list[LARGE];
     double sum = 0;
     for (uint32_t i = 0; i < vocab; i++)
         list[i] = (struct entry){i, isnan(logits[i]) ? -INFINITY : logits[i], 0, false};
@@ -243,6 +246,96 @@ static void test_against_sorting(void **state)
     }
     print_message("%u of %u cases away from all boundaries\n", checked, CASES);
     assert_true(checked > CASES * 9 / 10);
+}
+
+/* What makes selections slow or wrong: ties, ramps, almost nothing that counts, one peak. */
+static void fill_shape(float *logits, uint32_t vocab, uint32_t shape)
+{
+    for (uint32_t i = 0; i < vocab; i++) {
+        const float shapes[] = {
+            2,
+            (float)i / 4096,
+            (float)(vocab - i) / 4096,
+            i % 4099 ? -INFINITY : (float)(i % 7),
+            i % 3 ? NAN : (float)(i % 5) / 4,
+            i == vocab - 1 ? 40.0f : (float)below(64) / 64,
+            i % 2 ? -0.0f : 0.0f,
+            ((float)below(4096) - 2048) / 64,
+        };
+        logits[i] = shapes[shape];
+    }
+    logits[vocab / 2] = logits[vocab / 2] > -1 ? logits[vocab / 2] : -1;
+}
+
+static void test_large_against_sorting(void **state)
+{
+    (void)state;
+    static const uint32_t vocabs[] = {LARGE, 5000, 129, 128, LARGE - 1};
+    static const int32_t top_ks[] = {-1, 1, 50, 1010, 1011, 40000};
+    static const float top_ps[] = {1, 0.9f, 1e-6f, 0.9999f};
+    static float logits[LARGE];
+    struct history h = {.prompt_count = 0};
+    uint32_t eos = EOS, checked = 0, cases = 48;
+    for (uint32_t i = 0; i < cases; i++) {
+        uint32_t vocab = vocabs[i % 5], token;
+        struct bt_sampling s = plain_sampling();
+        struct bt_sample sample;
+        s.seed = i;
+        s.temperature = i % 7 == 0 ? 0.25f : 1;
+        s.top_k = top_ks[i % 6];
+        s.top_p = top_ps[i / 8 % 4];
+        s.min_p = i % 11 == 0 ? 0.011f : 0;
+        s.logprobs = (int32_t)(i % 3) * 10 - 1;
+        fill_shape(logits, vocab, i % 8);
+        struct bt_sampler *sampler = bt_sampler_create(vocab, &eos, 1);
+        bt_sampler_draw(sampler, logits, &s, NULL, 9, &sample);
+        if (expected_token(logits, vocab, &s, &h, 9, &token)) {
+            if (sample.token != token)
+                fail_msg("case %u: token %u, expected %u", i, sample.token, token);
+            checked++;
+        }
+        if (s.logprobs >= 0)
+            check_logprobs(logits, vocab, s.logprobs, &sample);
+        bt_sampler_destroy(sampler);
+    }
+    print_message("%u of %u cases away from all boundaries\n", checked, cases);
+    assert_true(checked > cases / 2); /* of equal weights a quarter is near one */
+}
+
+/* Weights against libm, and the same bits from all instruction sets. */
+static void test_passes(void **state)
+{
+    (void)state;
+    const struct bt_logits_passes *const *all = bt_logits_passes_available();
+    for (uint32_t round = 0; round < 2000; round++) {
+        float block[BT_LOGITS_BLOCK], first[BT_LOGITS_BLOCK], weights[BT_LOGITS_BLOCK];
+        float range = (float)(1 << below(8)), best = range, least = round % 5 ? 0 : 0.01f;
+        float inverse = 1 / ((float)(1 + below(8)) / 4), max = -INFINITY;
+        for (uint32_t i = 0; i < BT_LOGITS_BLOCK; i++) {
+            block[i] = range * (2 * (float)bt_random_unit(SEED, round, i) - 1);
+            if (below(40) == 0)
+                block[i] = below(2) ? NAN : -INFINITY;
+            else if (below(40) == 0)
+                block[i] = best;
+            max = block[i] > max ? block[i] : max;
+        }
+        double sum = all[0]->weigh(block, best, inverse, least, first), exact_sum = 0;
+        for (uint32_t i = 0; i < BT_LOGITS_BLOCK; i++) {
+            double x = ((double)block[i] - best) * inverse, exact = exp(x);
+            double slack = exact * (2e-7 + 1.3e-7 * fabs(x));
+            exact_sum += (double)first[i];
+            if (isnan(block[i]) || (x < -86.99 && first[i] == 0))
+                assert_true(first[i] == 0);
+            else if (fabs(exact - least) > slack)
+                assert_true(fabs(first[i] - (exact < least ? 0 : exact)) <= slack);
+        }
+        assert_true(fabs(sum - exact_sum) <= 1e-6 * exact_sum);
+        for (uint32_t v = 0; all[v]; v++) {
+            assert_true(all[v]->max(block) == max);
+            assert_true(all[v]->weigh(block, best, inverse, least, weights) == sum);
+            assert_memory_equal(weights, first, sizeof(first));
+        }
+    }
 }
 
 /* The probabilities by definition: softmax of the kept ones. */
@@ -391,7 +484,6 @@ static void test_logits_that_are_no_numbers(void **state)
 static void test_large_vocabularies(void **state)
 {
     (void)state;
-    enum { LARGE = 129280 };
     float *logits = calloc(LARGE, sizeof(*logits));
     for (int shape = 0; shape < 4; shape++) {
         struct bt_sampling s = plain_sampling();
@@ -412,6 +504,78 @@ static void test_large_vocabularies(void **state)
         assert_int_equal(draw_token(logits, LARGE, &s, 0), best[shape]);
     }
     free(logits);
+}
+
+/* Only with BATON_BENCH: the time of a token against that of reading the logits once. */
+static int64_t best_ns(struct bt_sampler *sampler, const float *logits, struct bt_sampling *s)
+{
+    int64_t best = INT64_MAX;
+    for (uint32_t i = 0; i < 200; i++) {
+        struct bt_sample sample;
+        int64_t start = bt_clock_now_ns();
+        bt_sampler_draw(sampler, logits, s, NULL, i, &sample);
+        int64_t took = bt_clock_now_ns() - start;
+        best = took < best ? took : best;
+    }
+    return best;
+}
+
+static int64_t read_ns(const float *logits)
+{
+    int64_t best = INT64_MAX;
+    for (uint32_t i = 0; i < 200; i++) {
+        int64_t start = bt_clock_now_ns();
+        uint64_t sums[8] = {0}, words[8];
+        for (uint32_t at = 0; at < LARGE; at += 16) {
+            memcpy(words, logits + at, sizeof(words));
+            for (int j = 0; j < 8; j++)
+                sums[j] += words[j];
+        }
+        volatile uint64_t sink =
+            sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
+        (void)sink;
+        int64_t took = bt_clock_now_ns() - start;
+        best = took < best ? took : best;
+    }
+    return best;
+}
+
+static void test_time(void **state)
+{
+    (void)state;
+    if (!getenv("BATON_BENCH"))
+        skip();
+    static float logits[LARGE];
+    static const struct {
+        const char *name;
+        float temperature, top_p, min_p;
+        int32_t top_k, logprobs;
+    } cases[] = {
+        {"greedy", 0, 1, 0, -1, -1},
+        {"temperature", 1, 1, 0, -1, -1},
+        {"top_k_50", 1, 1, 0, 50, -1},
+        {"top_p_0.95", 1, 0.95f, 0, -1, -1},
+        {"top_k_50_p_0.95", 1, 0.95f, 0, 50, -1},
+        {"min_p_0.05", 1, 1, 0.05f, -1, -1},
+        {"greedy_logprobs_20", 0, 1, 0, -1, 20},
+    };
+    for (uint32_t i = 0; i < LARGE; i++) /* a normal distribution, nearly, deviation 3 */
+        for (uint32_t j = 0; j < 12; j++)
+            logits[i] += 3 * (float)(bt_random_unit(SEED, i, j) - 0.5);
+    struct bt_sampler *sampler = bt_sampler_create(LARGE, NULL, 0);
+    int64_t read = read_ns(logits);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct bt_sampling s = plain_sampling();
+        s.temperature = cases[i].temperature;
+        s.top_p = cases[i].top_p;
+        s.min_p = cases[i].min_p;
+        s.top_k = cases[i].top_k;
+        s.logprobs = cases[i].logprobs;
+        int64_t took = best_ns(sampler, logits, &s);
+        print_message("figure sampler/%s %.1f us %.1f %.3f\n", cases[i].name, (double)took / 1e3,
+                      (double)read / 1e3, (double)read / (double)took);
+    }
+    bt_sampler_destroy(sampler);
 }
 
 static Baton__V1__SamplingParams valid_message(void)
@@ -521,10 +685,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_sorting),
+        cmocka_unit_test(test_large_against_sorting),
+        cmocka_unit_test(test_passes),
         cmocka_unit_test(test_distribution),
         cmocka_unit_test(test_token_depends_on_seed_and_position_alone),
         cmocka_unit_test(test_logits_that_are_no_numbers),
         cmocka_unit_test(test_large_vocabularies),
+        cmocka_unit_test(test_time),
         cmocka_unit_test(test_message_is_checked),
         cmocka_unit_test(test_bias_is_checked),
         cmocka_unit_test(test_history_is_needed_for_penalties),
