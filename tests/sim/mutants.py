@@ -80,7 +80,7 @@ MUTANTS = {
     "broken-called-quiesced": ("rule 4: a broken link is not quiesced", "kvtransfer/push.c", [
         ("end(push, BT_ERR_PEER_LOST, false);", "end(push, BT_ERR_PEER_LOST, true);")]),
     "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/worker.c", [
-        ("    if (request->broken) {", "    if (false) {")]),
+        ("    if (request->broken || request->cut_rails != 0) {", "    if (false) {")]),
     "dead-not-cut-off": ("rule 2: dead and disconnected", "decode-node/cutoff.c", [
         ("            cut_dead(cutoffs, peers[i].incarnation);",
          "            (void)cut_dead;\n"

@@ -21,6 +21,12 @@ void rpc_forget(struct node *node); /* the process died: its connections break *
 void rpc_end(void);
 /* Breaks every connection between the two, as a cable would. */
 void rpc_cut(struct node *a, struct node *b);
+/* A call and its message out of nowhere; false: it does not parse. As code of the node. */
+bool rpc_inject_request(struct node *node, const char *method, const uint8_t *bytes, size_t size);
+/* Data of a call that is open somewhere, or its end. `which` chooses the call; false: none is open,
+ * or it does not parse. */
+bool rpc_inject_answer(uint32_t which, bool data, enum bt_status status, const uint8_t *bytes,
+                       size_t size);
 /* Peers of a node that has been stopped for long give it up. */
 void rpc_silent(struct node *node);
 

@@ -357,7 +357,9 @@ enum bt_process_state __wrap_bt_process_probe(const struct bt_process_id *id)
     if (strcmp(self.host, id->host) != 0) {
         return BT_PROCESS_UNKNOWN;
     }
-    BT_ASSERT(id->pid >= 1 && id->pid <= world.node_count);
+    if (id->pid < 1 || id->pid > world.node_count) {
+        return BT_PROCESS_DEAD; /* as somebody claims */
+    }
     const struct node *node = &world.nodes[id->pid - 1];
     return node->alive && node->instance == id->start_ticks ? BT_PROCESS_ALIVE : BT_PROCESS_DEAD;
 }
