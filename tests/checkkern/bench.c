@@ -141,44 +141,6 @@ static void bench_positions(struct bench *b)
     check_end(&b->data);
 }
 
-static void bench_moe(struct bench *b, const char *name, uint32_t rows)
-{
-    enum { HIDDEN = 1024, MID = 512, EXPERTS = 32, PER_TOKEN = 4 };
-    struct bt_stream_limits limits = {.max_rows = rows,
-                                      .hidden = HIDDEN,
-                                      .moe_intermediate = MID,
-                                      .experts = EXPERTS,
-                                      .experts_per_token = PER_TOKEN};
-    struct bt_stream *stream = check_stream(&limits);
-    struct bt_route_shape shape = {EXPERTS,        PER_TOKEN, 1, 1, BT_SCORING_SIGMOID,
-                                   BT_TOPK_GREEDY, true,      1};
-    struct bt_matrix matrices[3][EXPERTS];
-    struct bt_matrix all = check_matrix(&b->data, EXPERTS * 3 * MID, HIDDEN, BT_BF16, 0.1f);
-    struct bt_matrix gate = check_matrix(&b->data, EXPERTS, HIDDEN, BT_BF16, 0.1f), bias = {0};
-    for (uint32_t e = 0; e < EXPERTS; e++) {
-        for (uint32_t m = 0; m < 3; m++)
-            matrices[m][e] =
-                (struct bt_matrix){(const uint16_t *)all.data + (size_t)(e * 3 + m) * MID * HIDDEN,
-                                   m == 2 ? HIDDEN : MID, m == 2 ? MID : HIDDEN, BT_BF16};
-    }
-    struct bt_expert_weights weights = {matrices[0], matrices[1], matrices[2], EXPERTS};
-    float *x = check_floats_random(&b->data, (size_t)rows * HIDDEN, CHECK_NORMAL);
-    float *out = zeros(b, (size_t)rows * HIDDEN), *picked = zeros(b, (size_t)rows * PER_TOKEN);
-    uint32_t *experts = check_buffer(&b->data, rows * PER_TOKEN * sizeof(*experts));
-    uint32_t *order = check_buffer(&b->data, rows * PER_TOKEN * sizeof(*order)), begin[EXPERTS + 1];
-    struct bt_routing routing = {experts, picked, order, begin};
-    char label[64];
-    int64_t ns;
-    BEST_NS(ns, b->kernels->moe_route(stream, x, rows, &gate, &bias, &shape, &routing));
-    snprintf(label, sizeof(label), "moe_route/%s", name);
-    figure(b, label, 2.0 * rows * EXPERTS * HIDDEN, ns, true);
-    BEST_NS(ns, b->kernels->moe_experts(stream, x, rows, &shape, &routing, &weights, out));
-    snprintf(label, sizeof(label), "moe_experts/%s", name);
-    figure(b, label, 6.0 * rows * PER_TOKEN * MID * HIDDEN, ns, true);
-    bt_stream_destroy(stream);
-    check_end(&b->data);
-}
-
 void check_bench(const struct bt_kernels *kernels)
 {
     static const struct bt_mla_shape tiny = {8, 32, 16, 32, 64, 0.15f};
@@ -201,8 +163,7 @@ void check_bench(const struct bt_kernels *kernels)
     bench_mla(&b, "mla_prefill/16heads-1024", &lite, 0, 1024, false);
     bench_mla(&b, "mla_decode/8heads-2048", &tiny, 2047, 1, true);
     bench_mla(&b, "mla_decode/16heads-2048", &lite, 2047, 1, true);
-    bench_moe(&b, "512", 512);
-    bench_moe(&b, "1", 1);
     bt_stream_destroy(b.stream);
     check_bench_linear(kernels);
+    check_bench_experts(kernels);
 }

@@ -125,5 +125,6 @@ void check_moe_experts(struct check *check);
 void check_bench(const struct bt_kernels *kernels);
 void check_bench_tiles(const struct bt_kernels *kernels);
 void check_bench_linear(const struct bt_kernels *kernels);
+void check_bench_experts(const struct bt_kernels *kernels);
 
 #endif
