@@ -21,6 +21,7 @@
 #define LIMIT_NS       (2 * BT_NS_PER_S)
 #define NEAR_BEST      0.95
 #define REPEATS        3
+#define REPEAT_BELOW   32 /* runs that take less than this part of the time are repeated */
 #define FILE_BYTES     4096
 #define CPU_BYTES      128
 #define MAX_CHUNK      65536
@@ -164,7 +165,7 @@ enum bt_status pf_budget_measure(const struct bt_model *model, const struct bt_k
 {
     struct probe probe;
     struct pf_budget_curve curve = {0};
-    int64_t until_ns = bt_clock_now_ns() + limit_ns, took_ns = 0;
+    int64_t until_ns = bt_clock_now_ns() + limit_ns, once_ns = 0;
     enum bt_status status = probe_init(&probe, model, layout, error);
     if (status != BT_OK) {
         return status;
@@ -173,15 +174,15 @@ enum bt_status pf_budget_measure(const struct bt_model *model, const struct bt_k
     chunk_ns(&probe, tokens); /* touches weights and scratch */
     for (; tokens <= probe.prompt_tokens && !is_flat(&curve); tokens *= 2) {
         int64_t begin_ns = bt_clock_now_ns();
-        curve.is_cut = curve.count > 0 && begin_ns + 2 * took_ns > until_ns;
+        curve.is_cut = curve.count > 0 && begin_ns + 2 * once_ns > until_ns;
         if (curve.is_cut) {
             break;
         }
         double least_ns = chunk_ns(&probe, tokens);
-        for (int i = 1; i < REPEATS && bt_clock_now_ns() < until_ns; i++) {
+        once_ns = bt_clock_now_ns() - begin_ns;
+        for (int i = 1; i < REPEATS && once_ns < limit_ns / REPEAT_BELOW; i++) {
             least_ns = fmin(least_ns, chunk_ns(&probe, tokens));
         }
-        took_ns = bt_clock_now_ns() - begin_ns;
         curve.points[curve.count++] =
             (struct pf_budget_point){tokens, (double)tokens * 1e9 / fmax(least_ns, 1)};
     }
@@ -210,7 +211,7 @@ bool pf_budget_format(const struct pf_budget_curve *curve, const struct bt_model
                                curve->points[i].tokens, curve->points[i].tokens_per_s);
     }
     if (at < size) {
-        at += (size_t)snprintf(text + at, size - at, "%s\n", curve->is_cut ? "cut" : "end");
+        at += (size_t)snprintf(text + at, size - at, "end\n");
     }
     return at < size;
 }
@@ -246,8 +247,7 @@ bool pf_budget_parse(const char *text, const struct bt_model *model, const char 
         }
         last = curve.points[curve.count++].tokens;
     }
-    curve.is_cut = !strcmp(line, "cut\n");
-    if (curve.count == 0 || (!curve.is_cut && strcmp(line, "end\n") != 0)) {
+    if (curve.count == 0 || strcmp(line, "end\n") != 0) {
         return false;
     }
     *ret_curve = curve;
@@ -347,8 +347,9 @@ enum bt_status pf_budget_find(const struct bt_model *model, const struct bt_kv_l
         }
         log_curve(&curve, "measured");
         char made[FILE_BYTES];
-        if (has_path && (!pf_budget_format(&curve, model, cpu, made, sizeof(made)) ||
-                         !write_file(path, made))) {
+        if (has_path && !curve.is_cut &&
+            (!pf_budget_format(&curve, model, cpu, made, sizeof(made)) ||
+             !write_file(path, made))) {
             bt_log_info(0, "%s can't be written: chunk sizes are measured at each start", path);
         }
     }

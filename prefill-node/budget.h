@@ -37,7 +37,8 @@ enum bt_status pf_budget_measure(const struct bt_model *model, const struct bt_k
                                  int64_t limit_ns, struct bt_error *error,
                                  struct pf_budget_curve *ret_curve);
 
-/* One line a point, after lines that say what it was measured on. False: no room in `text`. */
+/* Of a curve that was not cut: one line a point, after lines that say what it was measured on.
+ * False: no room in `text`. */
 bool pf_budget_format(const struct pf_budget_curve *curve, const struct bt_model *model,
                       const char *cpu, char *text, size_t size);
 /* False for anything but what format made for the same model and CPU. */
@@ -46,7 +47,8 @@ bool pf_budget_parse(const char *text, const struct bt_model *model, const char 
 
 /*
  * From the file in `cache_dir` (NULL: $XDG_CACHE_HOME/baton, or $HOME/.cache/baton) or measured
- * and kept there; logs the curve. A file that can't be read or written only costs the measuring.
+ * and, unless the curve was cut, kept there; logs it. A file that can't be read or written only
+ * costs the measuring.
  */
 enum bt_status pf_budget_find(const struct bt_model *model, const struct bt_kv_layout *layout,
                               const char *cache_dir, struct bt_error *error, uint32_t *ret_tokens);
