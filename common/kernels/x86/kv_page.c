@@ -71,10 +71,12 @@ void BT_X86_NAME(kv_pairs)(struct bt_tile_rows rows, size_t tokens, size_t tiles
                            size_t panel_stride)
 {
     size_t count = bt_tiles_of(tokens, BT_TILE_BF16) * BT_TILE_BF16;
-    for (size_t t = 0; t < count; t += 2) {
-        char *to = (char *)out + t / 2 * BT_TILE_LINE;
-        for (size_t tile = 0; tile < tiles; tile++, to += 2 * panel_stride)
-            bt_bf16_zip(line_of(&rows, tokens, t, tile), line_of(&rows, tokens, t + 1, tile), to,
-                        to + panel_stride);
+    char *to = out;
+    for (size_t tile = 0; tile < tiles; tile++, to += 2 * panel_stride) {
+        for (size_t t = 0; t < count; t += 2) {
+            char *line = to + t / 2 * BT_TILE_LINE;
+            bt_bf16_zip(line_of(&rows, tokens, t, tile), line_of(&rows, tokens, t + 1, tile), line,
+                        line + panel_stride);
+        }
     }
 }

@@ -13,7 +13,7 @@
 /* Absolute positions: bits depend on these four. */
 #define BT_PREFILL_ROWS  64   /* rows that share one product of scores */
 #define BT_PREFILL_BLOCK 256  /* tokens of one step of the softmax; a multiple of the rows */
-#define BT_DECODE_BLOCK  256  /* likewise; a multiple of a page */
+#define BT_DECODE_BLOCK  128  /* likewise; a multiple of a page */
 #define BT_DECODE_SPLIT  1024 /* tokens that one thread takes; a multiple of the block */
 
 /* No bit depends on these. */
@@ -26,6 +26,10 @@
 #define BT_DECODE_GROUP  32   /* rows that share one read of kv_b */
 #define BT_DECODE_COLS   128 /* heads of rows that share one read of a page, when heads are fewer */
 #define BT_DECODE_SLOTS  4   /* splits in flight for each thread */
+#define BT_DECODE_TILES  3   /* latent tiles whose tokens are zipped together */
+/* Between two panels of zipped tokens: a line more than they take, so that the lines of a token do
+ * not all fall into one set of a cache. */
+#define BT_DECODE_PAIRS_STRIDE (BT_DECODE_BLOCK / 32 * BT_TILE_BYTES + BT_TILE_LINE)
 
 struct bt_mla_tiles {
     size_t latent, rope, nope; /* tiles of 32 inputs */
@@ -100,7 +104,7 @@ struct bt_decode_memory {
     /* of one thread */
     size_t queries; /* [panel of 16 columns][token tile] B */
     size_t rows;    /* [token of a block][token tile] A */
-    size_t pairs;   /* [panel of 16 latent dims][tile of 32 tokens] B */
+    size_t pairs;   /* [panel of BT_DECODE_TILES][tile of 32 tokens] B */
     size_t scores;  /* [token of a block][column] f32 */
     size_t weights; /* [16 columns][tile of 32 tokens] A */
     size_t inputs;  /* [row of a group][tile of nope, or of latent] A */
@@ -131,7 +135,7 @@ static inline struct bt_decode_memory bt_decode_memory(const struct bt_mla_shape
     struct bt_decode_memory m = {
         .queries = cols * t.token * BT_TILE_LINE,
         .rows = BT_DECODE_BLOCK * t.token * BT_TILE_LINE,
-        .pairs = t.latent * 2 * (BT_DECODE_BLOCK / 32) * BT_TILE_BYTES,
+        .pairs = BT_DECODE_TILES * 2 * BT_DECODE_PAIRS_STRIDE,
         .scores = BT_DECODE_BLOCK * cols * sizeof(float),
         .weights = cols * BT_DECODE_BLOCK * sizeof(uint16_t),
         .inputs = bt_tiles_of(group, 16) * 16 * widest * BT_TILE_LINE,

@@ -101,6 +101,42 @@ static struct sums sums_of_slot(const struct call *call, size_t slot)
                          (float *)(at + m->slot + m->slot_state)};
 }
 
+static void prefetch(const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += BT_TILE_LINE)
+        _mm_prefetch((const char *)data + i, _MM_HINT_T1);
+}
+
+/*
+ * A product whose B is read from memory once: what comes next is on its way meanwhile. `next` is
+ * the operand that this thread will likely read then, or NULL.
+ */
+#define STREAM_BYTES 32768
+static void stream_product(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b,
+                           const void *next, size_t tiles, float *c, size_t c_stride)
+{
+    size_t step = STREAM_BYTES / b.panel_stride ? STREAM_BYTES / b.panel_stride : 1;
+    for (size_t p = 0; p < b.panels; p += step) {
+        const char *data = (const char *)b.data + p * b.panel_stride;
+        struct bt_tile_panels some = {data, b.panel_stride, least(b.panels - p, step)};
+        if (p + step < b.panels)
+            prefetch(data + step * b.panel_stride,
+                     least(b.panels - p - step, step) * b.panel_stride);
+        else if (next)
+            prefetch(next, least(b.panels, step) * b.panel_stride);
+        BT_X86_NAME(gemm_bf16)(a, rows, some, tiles, false, c + p * 16, c_stride);
+    }
+}
+
+/* The operands of the head after `head` that the same thread will likely get. */
+static struct bt_kv_b_head next_head(const struct call *call, size_t head)
+{
+    size_t next = head + bt_team_threads(call->team);
+    if (next >= call->shape->heads)
+        return (struct bt_kv_b_head){0};
+    return bt_tiles_kv_b_head(call->kv_b, call->shape, next);
+}
+
 /* ---- queries ---- */
 
 static const float *query_of(const struct call *call, size_t row, size_t head)
@@ -129,7 +165,8 @@ static void absorb(void *context, uint32_t head, uint32_t thread)
         bt_bf16_row(query_of(call, r, head), nope,
                     w.inputs + r / 16 * a.block_stride + r % 16 * BT_TILE_LINE, BT_TILE_BYTES);
     BT_X86_NAME(gemm_begin)();
-    BT_X86_NAME(gemm_bf16)(a, call->rows, b, t->nope, false, w.product, call->latent);
+    stream_product(a, call->rows, b, next_head(call, head).absorb, t->nope, w.product,
+                   call->latent);
     BT_X86_NAME(gemm_end)();
     for (size_t r = 0; r < call->rows; r++) {
         char *out = latent_query_of(call, r, head);
@@ -168,27 +205,89 @@ static void scale_columns(float *x, size_t stride, const float *by)
     }
 }
 
-/* Weights of the first `tokens` of a block for the heads of row r, and their product. */
-static void take_row(const struct call *call, const struct workspace *w, size_t r, size_t tokens,
-                     size_t cols, bool first, const struct sums *sums)
-{
-    size_t heads = call->tiles.heads, panels = bt_tiles_of(call->shape->kv_lora_rank, 16);
-    float scale = call->shape->softmax_scale * BT_LOG2_E, keep[16];
-    float *latents = sums->latents + r * heads * call->latent;
-    struct bt_tile_rows weights = {w->weights, BLOCK_TILES * BT_TILE_BYTES, BT_TILE_BYTES,
-                                   BT_TILE_LINE};
-    struct bt_tile_panels pairs = {w->pairs, BLOCK_TILES * BT_TILE_BYTES, panels};
+/* Where the rows of a unit are in its tokens, and the pages of the block there. */
+struct block {
+    size_t position, end; /* of the tokens that the last row sees of it */
+    size_t first;         /* row of the unit that sees any */
+    struct bt_tile_rows pages[BT_DECODE_BLOCK / BT_PAGE_TOKENS];
+};
 
-    for (size_t head = 0; head < heads; head += 16) {
-        size_t column = r * heads + head;
+static size_t tokens_in(const struct block *block, size_t at)
+{
+    return least(block->end - block->position - at, BT_PAGE_TOKENS);
+}
+
+/* Puts `count` tokens on their way from memory, from `from` of the block behind this one on. */
+static void prefetch_next(const struct call *call, const struct unit *unit,
+                          const struct block *block, size_t from, size_t count)
+{
+    size_t position = block->position + BT_DECODE_BLOCK + from, size = bt_kv_token_size(call->kv);
+    size_t end = least(position + count, visible(unit, unit->count - 1));
+    for (size_t tokens; position < end; position += tokens) {
+        tokens = least(end - position, BT_PAGE_TOKENS - position % BT_PAGE_TOKENS);
+        prefetch(bt_kv_token(call->kv, unit->sequence->pages, (uint32_t)position), tokens * size);
+    }
+}
+
+/* Scores of the page at `at`, for the columns of rows first … of the unit. */
+static void score_page(const struct call *call, const struct workspace *w, const struct unit *unit,
+                       const struct block *block, size_t at)
+{
+    const struct bt_mla_tiles *t = &call->tiles;
+    struct bt_tile_rows rows = block->pages[at / BT_PAGE_TOKENS];
+    size_t tokens = tokens_in(block, at), cols = unit->count * t->heads;
+    size_t panel = block->first * t->heads / 16, panels = cols / 16 - panel;
+    size_t step = panels > 2 ? BT_PAGE_TOKENS : 16; /* many panels are better read once */
+    struct bt_tile_panels queries = {w->queries + panel * t->token * BT_TILE_BYTES,
+                                     t->token * BT_TILE_BYTES, panels};
+    for (size_t i = 0; i < tokens; i += step) {
+        struct bt_tile_rows some = rows;
+        some.data = (const char *)rows.data + i / 16 * rows.block_stride;
+        prefetch_next(call, unit, block, (at + i) / 2, step / 2);
+        BT_X86_NAME(gemm_bf16)
+        (some, least(tokens - i, step), queries, t->token, false,
+         w->scores + (at + i) * cols + panel * 16, cols);
+    }
+}
+
+/* Weights of the heads of row r; what was summed up before goes to their new maximum. */
+static void weigh_row(const struct call *call, const struct workspace *w, size_t r, size_t tokens,
+                      size_t cols, bool first, const struct sums *sums)
+{
+    float scale = call->shape->softmax_scale * BT_LOG2_E, keep[16];
+    for (size_t head = 0; head < call->tiles.heads; head += 16) {
+        size_t column = r * call->tiles.heads + head;
         bool rescale = bt_softmax_columns(w->scores + column, cols, tokens, scale,
                                           sums->max + column, sums->sum + column, keep,
-                                          w->weights + head / 16 * weights.block_stride);
+                                          w->weights + column / 16 * BLOCK_TILES * BT_TILE_BYTES);
         if (rescale && !first)
-            scale_columns(latents + head * call->latent, call->latent, keep);
+            scale_columns(sums->latents + column * call->latent, call->latent, keep);
     }
-    BT_X86_NAME(gemm_bf16)
-    (weights, call->shape->heads, pairs, bt_tiles_of(tokens, 32), !first, latents, call->latent);
+}
+
+/* The product of the weights of rows first … with latent tiles `tile` … tile + count - 1. */
+static void sum_tiles(const struct call *call, const struct workspace *w, const struct unit *unit,
+                      const struct block *block, size_t tile, size_t count, bool first,
+                      const struct sums *sums)
+{
+    size_t heads = call->tiles.heads, panels = bt_tiles_of(call->shape->kv_lora_rank, 16);
+    struct bt_tile_panels pairs = {w->pairs, BT_DECODE_PAIRS_STRIDE,
+                                   least(panels - 2 * tile, 2 * count)};
+    for (size_t at = 0; block->position + at < block->end; at += BT_PAGE_TOKENS) {
+        struct bt_tile_rows rows = block->pages[at / BT_PAGE_TOKENS];
+        rows.data = (const char *)rows.data + tile * BT_TILE_LINE;
+        BT_X86_NAME(kv_pairs)
+        (rows, tokens_in(block, at), count, w->pairs + at / 32 * BT_TILE_BYTES,
+         BT_DECODE_PAIRS_STRIDE);
+    }
+    for (size_t r = block->first; r < unit->count; r++) {
+        size_t tokens = least(visible(unit, r), block->end) - block->position;
+        struct bt_tile_rows weights = {w->weights + r * heads / 16 * BLOCK_TILES * BT_TILE_BYTES,
+                                       BLOCK_TILES * BT_TILE_BYTES, BT_TILE_BYTES, BT_TILE_LINE};
+        BT_X86_NAME(gemm_bf16)
+        (weights, call->shape->heads, pairs, bt_tiles_of(tokens, 32), !first,
+         sums->latents + r * heads * call->latent + tile * 32, call->latent);
+    }
 }
 
 /* The rows of the unit take in the block at `position`. */
@@ -196,26 +295,25 @@ static void take_block(const struct call *call, const struct workspace *w, const
                        size_t position, bool first, const struct sums *sums)
 {
     const struct bt_mla_tiles *t = &call->tiles;
-    size_t cols = unit->count * t->heads, r = 0;
-    size_t end = least(visible(unit, unit->count - 1), position + BT_DECODE_BLOCK);
-    while (visible(unit, r) <= position)
-        r++;
-    size_t panel = r * t->heads / 16;
-    struct bt_tile_panels queries = {w->queries + panel * t->token * BT_TILE_BYTES,
-                                     t->token * BT_TILE_BYTES, cols / 16 - panel};
-
-    for (size_t at = 0; position + at < end; at += BT_PAGE_TOKENS) {
+    size_t cols = unit->count * t->heads, half = BT_DECODE_BLOCK / 2;
+    struct block block = {.position = position};
+    block.end = least(visible(unit, unit->count - 1), position + BT_DECODE_BLOCK);
+    while (visible(unit, block.first) <= position)
+        block.first++;
+    for (size_t at = 0; position + at < block.end; at += BT_PAGE_TOKENS) {
         uint32_t page = unit->sequence->pages[(position + at) / BT_PAGE_TOKENS];
-        size_t tokens = least(end - position - at, BT_PAGE_TOKENS);
-        struct bt_tile_rows rows =
-            BT_X86_NAME(kv_rows)(call->kv, page, tokens, w->rows + at * t->token * BT_TILE_LINE);
-        BT_X86_NAME(kv_pairs)
-        (rows, tokens, t->latent, w->pairs + at / 32 * BT_TILE_BYTES, BLOCK_TILES * BT_TILE_BYTES);
-        BT_X86_NAME(gemm_bf16)
-        (rows, tokens, queries, t->token, false, w->scores + at * cols + panel * 16, cols);
+        block.pages[at / BT_PAGE_TOKENS] = BT_X86_NAME(kv_rows)(
+            call->kv, page, tokens_in(&block, at), w->rows + at * t->token * BT_TILE_LINE);
+        score_page(call, w, unit, &block, at);
     }
-    for (; r < unit->count; r++)
-        take_row(call, w, r, least(visible(unit, r), end) - position, cols, first, sums);
+    for (size_t r = block.first; r < unit->count; r++)
+        weigh_row(call, w, r, least(visible(unit, r), block.end) - position, cols, first, sums);
+    for (size_t tile = 0; tile < t->latent; tile += BT_DECODE_TILES) {
+        prefetch_next(call, unit, &block, half + half * tile / t->latent,
+                      half * BT_DECODE_TILES / t->latent + 1);
+        sum_tiles(call, w, unit, &block, tile, least(t->latent - tile, BT_DECODE_TILES), first,
+                  sums);
+    }
 }
 
 /* One split of a unit; rows that see nothing of it are left alone. */
@@ -336,7 +434,7 @@ static void give_back(void *context, uint32_t head, uint32_t thread)
                     BT_TILE_BYTES);
     }
     BT_X86_NAME(gemm_begin)();
-    BT_X86_NAME(gemm_bf16)(a, call->rows, b, t->latent, false, w.product, t->v);
+    stream_product(a, call->rows, b, next_head(call, head).values, t->latent, w.product, t->v);
     BT_X86_NAME(gemm_end)();
     for (size_t r = 0; r < call->rows; r++)
         memcpy(call->out + (call->row_of[r] * (size_t)call->shape->heads + head) * v,
