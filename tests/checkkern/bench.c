@@ -165,5 +165,6 @@ void check_bench(const struct bt_kernels *kernels)
     bench_mla(&b, "mla_decode/16heads-2048", &lite, 2047, 1, true);
     bt_stream_destroy(b.stream);
     check_bench_linear(kernels);
+    check_bench_mla(kernels);
     check_bench_experts(kernels);
 }

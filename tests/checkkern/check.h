@@ -126,5 +126,6 @@ void check_bench(const struct bt_kernels *kernels);
 void check_bench_tiles(const struct bt_kernels *kernels);
 void check_bench_linear(const struct bt_kernels *kernels);
 void check_bench_experts(const struct bt_kernels *kernels);
+void check_bench_mla(const struct bt_kernels *kernels);
 
 #endif
