@@ -3,9 +3,10 @@
 #include "common/kernels/x86/gemm.h"
 #include "common/kernels/x86/tables.h"
 
-/* From so few rows on, stored tiles are expanded in pieces that stay in L1. */
-#define FEW_ROWS  8
-#define FEW_TILES 2
+/* Up to so few rows, stored tiles are expanded in pieces that stay in L1: of panels and tiles. */
+#define FEW_ROWS   8
+#define FEW_PANELS 3
+#define FEW_TILES  8
 
 static size_t least(size_t a, size_t b)
 {
@@ -170,8 +171,9 @@ static void step_expanded(const struct bt_matrix *w, struct bt_tile_rows a, size
                           size_t panel, size_t panels, size_t first, size_t tiles, char *expanded,
                           void *sums, size_t stride)
 {
-    for (size_t p = 0; p < panels; p += BT_FFN_EXPAND_PANELS) {
-        size_t count = least(panels - p, BT_FFN_EXPAND_PANELS);
+    size_t most = rows <= FEW_ROWS ? FEW_PANELS : BT_FFN_EXPAND_PANELS;
+    for (size_t p = 0; p < panels; p += most) {
+        size_t count = least(panels - p, most);
         for (size_t i = 0; i < count; i++)
             BT_X86_NAME(expand_tiles)
         (w, panel + p + i, first, tiles, expanded + i * tiles * BT_TILE_BYTES);

@@ -55,7 +55,7 @@ void BT_X86_NAME(gemm_int8)(struct bt_tile_rows a, size_t rows, struct bt_tile_p
 
 /* As gemm_int8 over all tiles of `panels` panels of an I4 matrix, from `panel` on, as they are
  * stored: the same integers. Up to BT_INT4_ROWS rows. */
-#define BT_INT4_ROWS 4
+#define BT_INT4_ROWS 8
 void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_matrix *b,
                             size_t panel, size_t panels, int32_t *c, size_t c_stride);
 

@@ -9,7 +9,7 @@
 
 #include "common/kernels/x86/gemm.h"
 
-#define MAX_ROWS BT_INT4_ROWS
+#define MAX_ROWS 4 /* of one block */
 #define STORED   (BT_TILE_BYTES / 2)
 /* One panel after the other, so that memory is read in order; so many bytes of it asked for ahead:
  * a stream of one panel is too short to be seen. */
@@ -167,6 +167,11 @@ BT_INLINE int32_t ints_sum(struct ints a)
 
 #endif
 
+BT_INLINE size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
 /* A group of inputs is two tiles; the last one of a matrix may be one. */
 #define GROUP_TILES (BT_SCALE_BLOCK / BT_TILE_INT8)
 /* So many groups at a time have the sums of their inputs at hand. */
@@ -205,7 +210,7 @@ static void fill_flips(struct block *s, size_t rows)
 BT_INLINE void add_tile(const struct block *s, size_t t, size_t rows, struct ints *low,
                         struct ints *high)
 {
-#pragma GCC unroll 8
+#pragma GCC unroll 2
     for (size_t line = 0; line < STORED / BT_TILE_LINE; line++) {
         const char *b = s->b + t * STORED + line * BT_TILE_LINE;
         struct ints b_low, b_high;
@@ -255,26 +260,42 @@ static void run_block(const struct block *s, size_t rows)
         block_of(s, 4);
 }
 
+/* The groups of one step: all rows meet a panel before the next one. */
+static void run_step(struct block *blocks, size_t rows, const struct bt_matrix *b, size_t panel,
+                     size_t panels, int32_t *c)
+{
+    size_t groups = bt_tiles_of(b->cols, BT_SCALE_BLOCK);
+    for (size_t r = 0; r < rows; r += MAX_ROWS)
+        fill_flips(&blocks[r / MAX_ROWS], least(rows - r, MAX_ROWS));
+    for (size_t p = 0; p < panels; p++) {
+        for (size_t r = 0; r < rows; r += MAX_ROWS) {
+            struct block *s = &blocks[r / MAX_ROWS];
+            s->b = bt_panel(b, panel + p);
+            s->scales = b->group_scales + (panel + p) * groups * BT_TILE_OUTS;
+            s->c = c + r * s->c_stride + p * BT_TILE_OUTS;
+            run_block(s, least(rows - r, MAX_ROWS));
+        }
+    }
+}
+
 void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_matrix *b,
                             size_t panel, size_t panels, int32_t *c, size_t c_stride)
 {
     size_t groups = bt_tiles_of(b->cols, BT_SCALE_BLOCK);
-    struct block s;
-    BT_ASSERT(rows <= MAX_ROWS);
-    s.tile_stride = a.tile_stride;
-    s.tiles = bt_panel_tiles(b);
-    s.c_stride = c_stride;
-    for (size_t r = 0; r < rows; r++)
-        s.a[r] = (const char *)a.data + r * a.row_stride;
-    for (size_t g = 0; g < groups; g = s.end_group) {
-        s.first_group = g;
-        s.end_group = groups - g < STEP_GROUPS ? groups : g + STEP_GROUPS;
-        fill_flips(&s, rows);
-        for (size_t p = 0; p < panels; p++) {
-            s.b = bt_panel(b, panel + p);
-            s.scales = b->group_scales + (panel + p) * groups * BT_TILE_OUTS;
-            s.c = c + p * BT_TILE_OUTS;
-            run_block(&s, rows);
+    struct block blocks[BT_INT4_ROWS / MAX_ROWS];
+    BT_ASSERT(rows <= BT_INT4_ROWS);
+    for (size_t r = 0; r < rows; r++) {
+        struct block *s = &blocks[r / MAX_ROWS];
+        s->tile_stride = a.tile_stride;
+        s->tiles = bt_panel_tiles(b);
+        s->c_stride = c_stride;
+        s->a[r % MAX_ROWS] = (const char *)a.data + r * a.row_stride;
+    }
+    for (size_t g = 0; g < groups; g += STEP_GROUPS) {
+        for (size_t i = 0; i < BT_INT4_ROWS / MAX_ROWS; i++) {
+            blocks[i].first_group = g;
+            blocks[i].end_group = least(groups, g + STEP_GROUPS);
         }
+        run_step(blocks, rows, b, panel, panels, c);
     }
 }
