@@ -175,15 +175,28 @@ static void check_route_rows(struct check *check, const struct bt_route_shape *s
         check_fail(check, "%u of %u rows too near to a tie to compare", skipped, d->rows);
 }
 
+/* From expert `first` on, each has the scores of another one `first` before it. */
+static void make_ties(const struct route_data *d, enum bt_dtype dtype, uint32_t first)
+{
+    size_t row_bytes = d->hidden * bt_dtype_bytes(dtype);
+    char *rows = (char *)(uintptr_t)d->gate.data;
+    float *bias = (float *)(uintptr_t)d->bias.data;
+    for (uint32_t e = first; first > 0 && e < d->gate.rows; e++) {
+        memcpy(rows + e * row_bytes, rows + (e - first) * row_bytes, row_bytes);
+        if (bias)
+            bias[e] = bias[e - first];
+    }
+}
+
 static void check_route_shape(struct check *check, struct bt_route_shape shape, uint32_t rows,
-                              uint32_t hidden, enum bt_dtype dtype, bool biased)
+                              uint32_t hidden, enum bt_dtype dtype, bool biased, uint32_t ties)
 {
     uint32_t k = shape.experts_per_token;
     check_begin(check,
                 "rows %u hidden %u dtype %u experts %u k %u groups %u/%u scoring %u method %u"
-                " bias %u normalize %u",
+                " bias %u normalize %u ties %u",
                 rows, hidden, dtype, shape.experts, k, shape.groups_per_token, shape.groups,
-                shape.scoring, shape.method, biased, shape.normalize);
+                shape.scoring, shape.method, biased, shape.normalize, ties);
     struct bt_stream_limits limits = {
         .max_rows = rows, .hidden = hidden, .experts = shape.experts, .experts_per_token = k};
     struct bt_stream *stream = check_stream(&limits);
@@ -191,12 +204,7 @@ static void check_route_shape(struct check *check, struct bt_route_shape shape, 
                            .gate = check_matrix(check, shape.experts, hidden, dtype, 1)};
     if (biased)
         d.bias = check_matrix(check, 1, shape.experts, BT_F32, 0.5f);
-    size_t row_bytes = hidden * bt_dtype_bytes(dtype);
-    if (shape.experts > 2) { /* a tie for the best, with no bias */
-        memcpy((char *)d.gate.data + row_bytes, (const char *)d.gate.data, row_bytes);
-        if (biased)
-            ((float *)d.bias.data)[1] = ((const float *)d.bias.data)[0];
-    }
+    make_ties(&d, dtype, ties);
     d.x = check_floats_random(check, (size_t)rows * hidden, CHECK_NORMAL);
     d.experts = check_buffer(check, rows * k * sizeof(uint32_t));
     d.weights = check_floats(check, rows * k);
@@ -237,6 +245,7 @@ void check_moe_route(struct check *check)
     static const uint32_t sizes[][4] = {{16, 4, 4, 2}, {1, 1, 1, 1},   {17, 17, 1, 1},
                                         {64, 6, 1, 1}, {160, 6, 8, 3}, {256, 8, 8, 4},
                                         {12, 6, 6, 3}, {8, 6, 4, 2}};
+    static const uint32_t rows[] = {65, 200, 17, 17, 17, 17};
     for (unsigned i = 0; i < 8; i++) {
         for (unsigned j = 0; j < 6; j++) {
             struct bt_route_shape shape = {sizes[i][0],
@@ -250,11 +259,8 @@ void check_moe_route(struct check *check)
             /* more experts than the chosen groups hold: only that they are valid is promised */
             if (sizes[i][0] == 8 && j % 3 != 0)
                 shape.experts_per_token = 4;
-            check_route_shape(check, shape,
-                              j == 0   ? 65
-                              : j == 1 ? 200
-                                       : 17,
-                              33 + i, (enum bt_dtype)(i % 3), j % 3 == 2 && i % 4 != 3);
+            check_route_shape(check, shape, rows[j], 33 + i, (enum bt_dtype)(i % 3),
+                              j % 3 == 2 && i % 4 != 3, j < 2 ? 0 : sizes[i][0] / (j + 1));
         }
     }
 }
