@@ -467,7 +467,7 @@ static enum bt_status create_registration(struct dc_worker *worker, struct bt_er
     worker->identity.process = &worker->process_message;
     worker->identity.kv = &worker->endpoint_message;
     worker->identity.max_model_len = worker->options.max_model_len;
-    worker->identity.transport = (char *)worker->options.transport;
+    worker->identity.transport = (char *)kvt_target_offers(worker->target);
     const struct bt_registration_events events = {
         .load = registration_load,
         .registered = on_registered,

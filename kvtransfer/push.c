@@ -200,6 +200,15 @@ static uint64_t next_bytes(const struct kvt_push *push)
     return left < limit * token_bytes ? left : limit * token_bytes;
 }
 
+/* What several rails wrote they count themselves. */
+static void account(struct kvt_link *link, uint64_t bytes)
+{
+    if (link->rail_count != 1 || link->accounts[0] == NULL)
+        return;
+    atomic_fetch_add_explicit(&link->accounts[0]->bytes, bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&link->accounts[0]->writes, 1, memory_order_relaxed);
+}
+
 static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
 {
     struct kvt_batch *batch = &push->batch;
@@ -212,6 +221,7 @@ static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
         return status;
     push->event.writes++;
     push->event.bytes += bytes;
+    account(push->link, bytes);
     batch->token += (uint32_t)(bytes / bt_kv_token_bytes(push->inflight->layout));
     batch->done_bytes += bytes;
     if (batch->done_bytes == write->bytes) {

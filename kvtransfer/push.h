@@ -20,6 +20,14 @@
 #define KVT_INFLIGHT_MAX   1024                  /* writes of all pushes */
 #define KVT_FLUSH_NS       (INT64_C(30) * BT_NS_PER_S) /* then the link counts as broken */
 
+/* The source's account of one transport and device: the pushing thread writes, any may read. */
+struct kvt_account {
+    const char *transport;
+    char device[KVT_DEVICE_NAME_SIZE];
+    _Atomic uint64_t bytes, writes, connections;
+    _Atomic uint32_t links;
+};
+
 struct kvt_link {
     struct kvt_source *source;
     uint64_t incarnation;
@@ -34,7 +42,8 @@ struct kvt_link {
     const char *transport; /* written before READY */
     struct kvt_rail_info rails[KVT_RAILS_MAX];
     uint32_t rail_count;
-    struct bt_error error; /* written before FAILED */
+    struct kvt_account *accounts[KVT_RAILS_MAX]; /* [rail_count] of them, while READY */
+    struct bt_error error;                       /* written before FAILED */
     struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
     char *mapped;          /* the target's pool here, when writes are stores; NULL: they are not */
     int64_t deadline_ns;   /* of connecting */

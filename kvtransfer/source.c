@@ -15,6 +15,7 @@
 #define CONNECT_NS  (INT64_C(10) * BT_NS_PER_S)
 #define SPIN_NS     INT64_C(20000) /* while writes are out: shorter than a sleep and its wake-up */
 #define WAIT_MAX_MS 60000
+#define ACCOUNTS    32 /* of transport and device; more are not counted */
 
 enum command_kind { COMMAND_PUSH, COMMAND_CONNECT, COMMAND_DISCARD };
 
@@ -44,6 +45,9 @@ struct kvt_source {
     uint32_t open_pushes;
 
     struct kvt_inflight inflight; /* pushing thread */
+    struct kvt_choice_info info;  /* written before `started` */
+    struct kvt_account accounts[ACCOUNTS];
+    _Atomic uint32_t account_count; /* grows only; those below it are set up */
     struct kvt_write_record *records;
     struct kvt_link *links;
     struct kvt_push **active; /* [max_pushes] */
@@ -69,6 +73,43 @@ static void command(struct kvt_source *source, enum command_kind kind, void *obj
 
 /* ---- the pushing thread ---- */
 
+static struct kvt_account *account_of(struct kvt_source *source, const struct kvt_rail_info *rail)
+{
+    uint32_t count = atomic_load(&source->account_count);
+
+    for (uint32_t i = 0; i < count; i++)
+        if (strcmp(source->accounts[i].transport, rail->transport) == 0 &&
+            strcmp(source->accounts[i].device, rail->device) == 0)
+            return &source->accounts[i];
+    if (count == ACCOUNTS)
+        return NULL;
+    source->accounts[count].transport = rail->transport;
+    memcpy(source->accounts[count].device, rail->device, sizeof(rail->device));
+    atomic_store(&source->account_count, count + 1);
+    return &source->accounts[count];
+}
+
+static void link_count(struct kvt_link *link)
+{
+    for (uint32_t i = 0; i < link->rail_count && i < KVT_RAILS_MAX; i++) {
+        struct kvt_account *account = account_of(link->source, &link->rails[i]);
+        link->accounts[i] = account;
+        if (account != NULL) {
+            account->connections++;
+            account->links++;
+        }
+    }
+}
+
+static void link_uncount(struct kvt_link *link)
+{
+    for (uint32_t i = 0; i < KVT_RAILS_MAX; i++) {
+        if (link->accounts[i] != NULL)
+            link->accounts[i]->links--;
+        link->accounts[i] = NULL;
+    }
+}
+
 static void link_fail(struct kvt_link *link, enum bt_status status, const char *why)
 {
     struct kvt_peer *peer = link->peer;
@@ -79,6 +120,7 @@ static void link_fail(struct kvt_link *link, enum bt_status status, const char *
         bt_error_set(&link->error, status, "%s", why);
     bt_log_info(0, "kv link to %016" PRIx64 " failed: %s", link->incarnation, link->error.text);
     atomic_store(&link->state, KVT_LINK_FAILED);
+    link_uncount(link);
     link->peer = NULL;
     link->mapped = NULL;
     if (peer != NULL)
@@ -112,6 +154,7 @@ static void link_discard(struct kvt_link *link)
 {
     struct kvt_link **at = &link->source->links;
 
+    link_uncount(link);
     if (link->peer != NULL)
         link->source->transport->ops->peer_close(link->peer);
     while (*at != link)
@@ -146,6 +189,7 @@ static bool link_step(struct kvt_link *link, int64_t now_ns)
             ops->map(link->peer, link->pool_base,
                      kvt_progress_memory_bytes(&link->source->options.layout, link->pool_pages));
         link->rail_count = ops->peer_rails(link->peer, link->rails, KVT_RAILS_MAX);
+        link_count(link);
         log_rails(link);
         atomic_store(&link->state, KVT_LINK_READY);
         return true;
@@ -273,6 +317,8 @@ static enum bt_status start(struct kvt_source *source, struct bt_error *error)
     }
     source->inflight.ops = source->transport->ops;
     source->inflight.pool = source->transport->ops->memory_base(source->memory);
+    if (source->inflight.ops->choice_info != NULL)
+        source->inflight.ops->choice_info(source->transport, &source->info);
     return BT_OK;
 }
 
@@ -520,8 +566,55 @@ uint32_t kvt_source_rails(const struct kvt_source *source, struct kvt_rail_stats
 {
     const struct kvt_transport *transport = source->transport;
 
-    return transport->ops->rail_stats == NULL ? 0
-                                              : transport->ops->rail_stats(transport, ret_stats, max);
+    return transport->ops->rail_stats == NULL
+               ? 0
+               : transport->ops->rail_stats(transport, ret_stats, max);
+}
+
+/* What rails say of themselves is what went over them. */
+static void take_rail_stats(const struct kvt_source *source, struct kvt_traffic *traffic)
+{
+    struct kvt_rail_stats rails[KVT_RAILS_MAX];
+    uint32_t count = kvt_source_rails(source, rails, KVT_RAILS_MAX);
+
+    for (uint32_t i = 0; i < count && i < KVT_RAILS_MAX; i++)
+        if (strcmp(rails[i].device, traffic->device) == 0 &&
+            strcmp(rails[i].transport, traffic->transport) == 0) {
+            traffic->bytes = rails[i].bytes;
+            traffic->writes = rails[i].writes;
+        }
+}
+
+uint32_t kvt_source_traffic(const struct kvt_source *source, struct kvt_traffic *ret_traffic,
+                            uint32_t max)
+{
+    uint32_t count = atomic_load(&source->account_count);
+
+    for (uint32_t i = 0; i < count && i < max; i++) {
+        const struct kvt_account *account = &source->accounts[i];
+        ret_traffic[i] = (struct kvt_traffic){.transport = account->transport,
+                                              .bytes = atomic_load(&account->bytes),
+                                              .writes = atomic_load(&account->writes),
+                                              .connections = atomic_load(&account->connections),
+                                              .links = atomic_load(&account->links)};
+        memcpy(ret_traffic[i].device, account->device, sizeof(account->device));
+        take_rail_stats(source, &ret_traffic[i]);
+    }
+    return count;
+}
+
+uint64_t kvt_source_fallbacks(const struct kvt_source *source)
+{
+    struct kvt_choice_info info = {0};
+
+    if (source->transport->ops->choice_info != NULL)
+        source->transport->ops->choice_info(source->transport, &info);
+    return info.fallbacks;
+}
+
+const char *kvt_source_offers(const struct kvt_source *source)
+{
+    return source->info.offers;
 }
 
 const char *kvt_link_error(const struct kvt_link *link)

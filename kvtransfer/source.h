@@ -15,14 +15,11 @@
 #include "common/base/queue.h"
 #include "common/base/status.h"
 #include "common/kvcache/layout.h"
+#include "kvtransfer/transport.h"
 
 struct kvt_source;
 struct kvt_push;
 struct kvt_link; /* a connection to one decode rank's incarnation */
-
-struct kvt_transport;
-struct kvt_rail_info;
-struct kvt_rail_stats;
 
 struct kvt_source_options {
     const char *transport; /* these four: see struct kvt_transport_options */
@@ -68,6 +65,23 @@ const char *kvt_link_transport(const struct kvt_link *link);
 /* What the rails of a READY link go over (failed ones among them are told by the log);
  * fills the first `max` and returns how many there are. Any thread. */
 uint32_t kvt_link_rails(const struct kvt_link *link, struct kvt_rail_info *ret_rails, uint32_t max);
+/* What went over one transport and device since the source was made. */
+struct kvt_traffic {
+    const char *transport;             /* a constant */
+    char device[KVT_DEVICE_NAME_SIZE]; /* "": memory */
+    uint64_t bytes, writes;
+    uint64_t connections; /* that came up, ever */
+    uint32_t links;       /* that are up */
+};
+/* Over all links; a link of several rails counts for each of them, what it wrote for the one that
+ * wrote it. Fills the first `max` and returns how many there are. Any thread. */
+uint32_t kvt_source_traffic(const struct kvt_source *source, struct kvt_traffic *ret_traffic,
+                            uint32_t max);
+/* Links for which the best transport of both ends did not do. Any thread. */
+uint64_t kvt_source_fallbacks(const struct kvt_source *source);
+/* The transports that can be chosen from, the best first: "shm,tcp". "" for a given transport. */
+const char *kvt_source_offers(const struct kvt_source *source);
+
 /* What the rails of this side have done; fills the first `max` and returns how many there are.
  * Any thread. */
 uint32_t kvt_source_rails(const struct kvt_source *source, struct kvt_rail_stats *ret_stats,

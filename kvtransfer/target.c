@@ -44,6 +44,7 @@ struct kvt_target {
     char *pool;
     void *address, *key;
     size_t address_size, key_size;
+    struct kvt_choice_info info; /* written before `started` */
     struct bt_queue *jobs;
     struct bt_queue *events;
     pthread_t thread;
@@ -324,6 +325,8 @@ static enum bt_status start(struct kvt_target *target, struct bt_error *error)
     status = start_parts(target, error);
     if (status != BT_OK)
         target->transport->ops->destroy(target->transport); /* frees the pool, too */
+    else if (target->transport->ops->choice_info != NULL)
+        target->transport->ops->choice_info(target->transport, &target->info);
     return status;
 }
 
@@ -449,6 +452,11 @@ void kvt_target_key(const struct kvt_target *target, const void **ret_key, size_
 {
     *ret_key = target->key;
     *ret_size = target->key_size;
+}
+
+const char *kvt_target_offers(const struct kvt_target *target)
+{
+    return target->info.offers;
 }
 
 struct bt_queue *kvt_target_events(const struct kvt_target *target)

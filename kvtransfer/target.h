@@ -40,6 +40,10 @@ void kvt_target_address(const struct kvt_target *target, const void **ret_addres
                         size_t *ret_size);
 void kvt_target_key(const struct kvt_target *target, const void **ret_key, size_t *ret_size);
 
+/* The transports that peers may choose from, the best first: "shm,tcp". "" for a given transport.
+ */
+const char *kvt_target_offers(const struct kvt_target *target);
+
 enum kvt_target_event_kind { KVT_TARGET_CHECKSUM, KVT_TARGET_DISCONNECTED };
 
 struct kvt_target_event {

@@ -35,14 +35,24 @@ static const struct {
 
 _Static_assert(TRANSPORTS <= KVT_CHOICES_MAX, "auto takes them all");
 
-static enum bt_status create_all(const struct kvt_transport_options *options,
-                                 struct bt_error *error, struct kvt_transport **ret_transport)
+static bool is_wanted(const struct kvt_transport_options *options, const char *name)
+{
+    return strcmp(options->name, "auto") == 0 || strcmp(options->name, name) == 0;
+}
+
+/* A pinned one is a choice of one, so that it understands a peer that offers more. */
+enum bt_status kvt_transport_create(const struct kvt_transport_options *options,
+                                    struct bt_error *error, struct kvt_transport **ret_transport)
 {
     struct kvt_choice choices[TRANSPORTS];
     struct bt_error why = {0};
     uint32_t count = 0;
 
+    bt_error_set(&why, BT_ERR_INVALID_ARGUMENT, "transport is '%s', not auto, shm, tcp or rdma",
+                 options->name);
     for (size_t i = 0; i < TRANSPORTS; i++) {
+        if (!is_wanted(options, transports[i].name))
+            continue;
         enum bt_status status = transports[i].create(options, &why, &choices[count].transport);
         if (status == BT_ERR_UNAVAILABLE) {
             bt_log_debug(0, "kv transport %s: %s", transports[i].name, why.text);
@@ -56,18 +66,6 @@ static enum bt_status create_all(const struct kvt_transport_options *options,
         choices[count++].name = transports[i].name;
     }
     if (count == 0)
-        return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s", why.text);
+        return bt_error_set(error, why.status, "%s", why.text);
     return kvt_choice_create(choices, count, options->forbid_fallback, error, ret_transport);
-}
-
-enum bt_status kvt_transport_create(const struct kvt_transport_options *options,
-                                    struct bt_error *error, struct kvt_transport **ret_transport)
-{
-    if (strcmp(options->name, "auto") == 0)
-        return create_all(options, error, ret_transport);
-    for (size_t i = 0; i < TRANSPORTS; i++)
-        if (strcmp(options->name, transports[i].name) == 0)
-            return transports[i].create(options, error, ret_transport);
-    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                        "transport is '%s', not auto, shm, tcp or rdma", options->name);
 }

@@ -42,6 +42,14 @@ struct kvt_rail_stats {
     uint64_t failures; /* connections that broke or never came up */
 };
 
+#define KVT_OFFERS_SIZE 64
+
+/* Of a transport made of others. */
+struct kvt_choice_info {
+    char offers[KVT_OFFERS_SIZE]; /* names, the best first: "shm,tcp" */
+    uint64_t fallbacks;           /* peers that the best transport of both ends did not reach */
+};
+
 /* Completion of a write or flush: BT_OK or BT_ERR_PEER_LOST. Runs inside progress(). */
 typedef void kvt_completion_fn(void *context, enum bt_status status);
 
@@ -91,9 +99,9 @@ struct kvt_transport_ops {
                            uint32_t max);
     /* Why it is FAILED; "" while it is not. Valid as long as the peer. */
     const char *(*peer_error)(const struct kvt_peer *peer);
-    /* Rails of the target (bit i: rail i) that failed with writes of ours under way: these may still
-     * arrive, so the target has to disconnect_rails this source before the pages of any push that
-     * wrote to this peer are READY or FREE. Only grows. NULL: there are no rails. */
+    /* Rails of the target (bit i: rail i) that failed with writes of ours under way: these may
+     * still arrive, so the target has to disconnect_rails this source before the pages of any push
+     * that wrote to this peer are READY or FREE. Only grows. NULL: there are no rails. */
     uint32_t (*peer_cuts)(const struct kvt_peer *peer);
     /* Where the peer's memory from remote_address on is mapped into this process, so that a write
      * is a store of the caller's own (which is over when it returns, fences apart); NULL: it is
@@ -126,6 +134,8 @@ struct kvt_transport_ops {
     /* Returns how many rails there are; fills the first `max`. Any thread. NULL: there are none. */
     uint32_t (*rail_stats)(const struct kvt_transport *transport, struct kvt_rail_stats *ret_stats,
                            uint32_t max);
+    /* Any thread, once memory is allocated. NULL: it is one of its own. */
+    void (*choice_info)(const struct kvt_transport *transport, struct kvt_choice_info *ret_info);
 };
 
 /* Every implementation starts with this. */
@@ -135,7 +145,7 @@ struct kvt_transport {
 
 struct kvt_transport_options {
     /* "auto": the best that both ends have; "shm", "tcp", "rdma": only that one, UNAVAILABLE when
-     * this machine lacks it. */
+     * this machine lacks it. Two ends pair where they have one in common. */
     const char *name;
     /* Address on which peers of other machines reach this process; NULL: loopback. */
     const char *bind_host;

@@ -120,6 +120,33 @@ static void count_up_to(struct bt_counter *counter, uint64_t value)
     bt_counter_add(counter, value - bt_counter_value(counter));
 }
 
+void pf_metrics_transfer(struct pf_metrics *metrics, const struct kvt_source *source)
+{
+    struct kvt_traffic traffic[KVT_RAILS_MAX];
+    uint32_t count = kvt_source_traffic(source, traffic, KVT_RAILS_MAX);
+    for (uint32_t i = 0; i < count && i < KVT_RAILS_MAX; i++) {
+        char labels[KVT_DEVICE_NAME_SIZE + 64];
+        snprintf(labels, sizeof(labels), "transport=\"%.15s\",device=\"%.63s\"",
+                 traffic[i].transport, traffic[i].device);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_transfer_bytes_total", labels,
+                                       "KV bytes that went over this."),
+                    traffic[i].bytes);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_transfer_writes_total", labels,
+                                       "Writes that went over this."),
+                    traffic[i].writes);
+        count_up_to(bt_metrics_counter(metrics->registry, "baton_transfer_connections_total",
+                                       labels, "Connections to decode ranks that came up."),
+                    traffic[i].connections);
+        bt_gauge_set(bt_metrics_gauge(metrics->registry, "baton_transfer_links", labels,
+                                      "Connections to decode ranks that are up."),
+                     traffic[i].links);
+    }
+    count_up_to(bt_metrics_counter(metrics->registry, "baton_transfer_fallbacks_total", NULL,
+                                   "Decode ranks that the best transport of both ends did not "
+                                   "reach."),
+                kvt_source_fallbacks(source));
+}
+
 void pf_metrics_rails(struct pf_metrics *metrics, const struct kvt_source *source)
 {
     struct kvt_rail_stats rails[KVT_RAILS_MAX];

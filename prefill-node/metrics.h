@@ -21,6 +21,9 @@ enum bt_status pf_metrics_init(struct pf_metrics *metrics, const char *model_nam
 void pf_metrics_engine(struct pf_metrics *metrics, const char *labels);
 void pf_metrics_finish(struct pf_metrics *metrics);
 
+/* Brings baton_transfer_… up to date. */
+void pf_metrics_transfer(struct pf_metrics *metrics, const struct kvt_source *source);
+
 /* Brings baton_rail_… up to date; nothing where the transport has no rails. */
 void pf_metrics_rails(struct pf_metrics *metrics, const struct kvt_source *source);
 

@@ -13,13 +13,16 @@
 #define MAX_RETRY_NS     (2 * BT_NS_PER_S)
 #define QUIESCED_CALL_NS (5 * BT_NS_PER_S)
 #define LEASES_IN_CALL   1024
+#define HEAL_TRIES       6 /* of a link that broke, before its rank is forgotten */
 
 struct pf_peer {
     struct pf_peers *peers;
     struct pf_rank_endpoint endpoint;
     struct kvt_link *link; /* NULL: not connected */
     struct bt_rpc_client *client;
-    uint32_t uses; /* runs */
+    uint32_t uses;        /* runs */
+    uint32_t heal_tries;  /* since the link was up */
+    int64_t heal_next_ns; /* not before */
 
     struct bt_loop_source *lease_timer;
     struct pf_lease **leases;
@@ -406,10 +409,44 @@ static bool peer_replaced(const struct pf_peer *peer)
     return false;
 }
 
+static enum bt_status peer_reconnect(struct pf_peer *peer, struct bt_error *error)
+{
+    struct kvt_link *link;
+    enum bt_status status =
+        kvt_source_connect(peer->peers->options.source, &peer->endpoint.remote, error, &link);
+    if (status == BT_OK) {
+        kvt_link_release(peer->link);
+        peer->link = link;
+    }
+    return status;
+}
+
+/* A link that broke under a rank that may live is connected again, less and less often, so that
+ * the next request finds it up. False: no hope is left. */
+static bool peer_heal(struct pf_peer *peer, int64_t now_ns)
+{
+    struct bt_error error;
+    if (kvt_link_state(peer->link) != KVT_LINK_FAILED) {
+        if (kvt_link_state(peer->link) == KVT_LINK_READY) {
+            peer->heal_tries = 0;
+        }
+        return true;
+    }
+    if (peer->heal_tries == HEAL_TRIES) {
+        return false;
+    }
+    if (now_ns >= peer->heal_next_ns) {
+        peer->heal_next_ns = now_ns + (SWEEP_NS << peer->heal_tries++);
+        peer_reconnect(peer, &error);
+    }
+    return true;
+}
+
 static void peers_sweep(void *context)
 {
     struct pf_peers *peers = context;
     uint32_t kept = 0;
+    int64_t now_ns = bt_clock_now_ns();
     for (uint32_t i = 0; i < peers->count; i++) {
         struct pf_peer *peer = peers->list[i];
         bool gone =
@@ -417,8 +454,7 @@ static void peers_sweep(void *context)
         if (gone) {
             quiesced_give_up(peer);
         }
-        bool failed = kvt_link_state(peer->link) == KVT_LINK_FAILED;
-        if ((gone || failed) && peer_idle(peer)) {
+        if ((gone || !peer_heal(peer, now_ns)) && peer_idle(peer)) {
             bt_log_info(0, "decode rank %s left", peer->endpoint.worker_id);
             peer_destroy(peer);
             peers->list[i] = NULL;
@@ -539,14 +575,10 @@ enum bt_status pf_peer_link(struct pf_peer *peer, struct bt_error *error,
                             struct kvt_link **ret_link)
 {
     if (kvt_link_state(peer->link) == KVT_LINK_FAILED) {
-        struct kvt_link *link;
-        enum bt_status status =
-            kvt_source_connect(peer->peers->options.source, &peer->endpoint.remote, error, &link);
+        enum bt_status status = peer_reconnect(peer, error);
         if (status != BT_OK) {
             return status;
         }
-        kvt_link_release(peer->link);
-        peer->link = link;
     }
     *ret_link = peer->link;
     return BT_OK;

@@ -29,6 +29,7 @@ struct run {
     uint32_t *pages; /* [request.page_count] of our pool; NULL: none yet */
     enum bt_page_state page_state;
     struct kvt_push *push;
+    struct kvt_link *link; /* the push's, valid as long */
     struct pf_job job;
     bool in_compute; /* the job is the compute thread's */
     bool push_open;  /* its event has not come */
@@ -374,6 +375,19 @@ static void on_compute(void *context)
     }
 }
 
+static void run_push_failed(struct run *run, enum bt_status status)
+{
+    char why[BT_ERROR_TEXT_SIZE];
+    const char *link_error = kvt_link_error(run->link);
+    if (status == BT_ERR_DEADLINE) {
+        run_fail(run, status, "push: the lease ran out");
+        return;
+    }
+    snprintf(why, sizeof(why), "push: the link to the decode rank broke%s%.400s",
+             link_error[0] ? ": " : "", link_error);
+    run_fail(run, status, why);
+}
+
 static void on_push(void *context)
 {
     struct pf_runs *runs = context;
@@ -383,9 +397,7 @@ static void on_push(void *context)
         run->push_open = false;
         run->pushed = event;
         if (event.status != BT_OK && !run->ending) {
-            run_fail(run, event.status,
-                     event.status == BT_ERR_DEADLINE ? "push: the lease ran out"
-                                                     : "push: the link to the decode rank broke");
+            run_push_failed(run, event.status);
         } else {
             run_advance(run);
         }
@@ -433,6 +445,7 @@ static enum bt_status run_open_push(struct run *run, struct bt_error *error)
     enum bt_status status = pf_peer_link(run->peer, error, &spec.link);
     if (status == BT_OK) {
         status = kvt_push_open(options->source, &spec, error, &run->push);
+        run->link = spec.link;
     }
     if (status == BT_OK) {
         run->push_open = true;

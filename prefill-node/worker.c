@@ -147,6 +147,7 @@ static void handle_metrics(void *context, struct bt_rpc_call *call, const Protob
     (void)request;
     worker_update_gauges(worker);
     size_t size;
+    pf_metrics_transfer(&worker->metrics, worker->source);
     pf_metrics_rails(&worker->metrics, worker->source);
     char *text = bt_metrics_render(worker->metrics.registry, &size);
     if (!text) {
@@ -300,7 +301,7 @@ static enum bt_status create_registration(struct pf_worker *worker, struct bt_er
     worker->identity.fingerprint = &worker->identity_fingerprint;
     worker->identity.process = &worker->identity_process;
     worker->identity.max_model_len = worker->options.max_model_len;
-    worker->identity.transport = (char *)worker->options.transport;
+    worker->identity.transport = (char *)kvt_source_offers(worker->source);
     const struct bt_registration_events events = {
         .load = worker_load,
         .decode_ranks = on_decode_ranks,
@@ -350,10 +351,10 @@ enum bt_status pf_worker_create(struct bt_loop *loop, const struct bt_model *mod
         status = pf_metrics_init(&worker->metrics, options->served_model_name, options->kv_pages,
                                  bt_dtype_name(options->kv_dtype), error);
     }
-    if (status == BT_OK) {
     if (status == BT_OK && options->engine_labels) {
         pf_metrics_engine(&worker->metrics, options->engine_labels);
     }
+    if (status == BT_OK) {
         status = create_engine(worker, error);
     }
     if (status == BT_OK) {

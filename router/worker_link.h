@@ -35,7 +35,7 @@ struct rt_worker_link {
     enum rt_role role;
     uint32_t max_model_len;
     char endpoint[RT_LINK_ENDPOINT_SIZE];
-    char transport[RT_LINK_TRANSPORT_SIZE];      /* as it was told to choose, "auto" */
+    char transport[RT_LINK_TRANSPORT_SIZE];      /* what it offers, the best first: "shm,tcp" */
     char used_transport[RT_LINK_TRANSPORT_SIZE]; /* of the last handoff; "": none yet */
     struct bt_process_id process;
     Baton__V1__KvEndpoint *kv; /* decode; protobuf-c allocated */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@ struct choice {
     struct kvt_choice choices[KVT_CHOICES_MAX];
     uint32_t count;
     bool forbid_fallback;
+    _Atomic uint64_t fallbacks;
     struct bt_process_id self;
     int epoll_fd, wake_fd;
     struct kvt_memory *memories;
@@ -265,6 +267,25 @@ static uint32_t rail_stats(const struct kvt_transport *base, struct kvt_rail_sta
     return 0;
 }
 
+/* "shm,tcp" */
+static void list_choices(const struct choice *choice, char *ret_text, size_t size)
+{
+    size_t length = 0;
+
+    ret_text[0] = '\0';
+    for (uint32_t i = 0; i < choice->count && length < size; i++)
+        length += (size_t)snprintf(ret_text + length, size - length, "%s%s", i > 0 ? "," : "",
+                                   choice->choices[i].name);
+}
+
+static void choice_info(const struct kvt_transport *base, struct kvt_choice_info *ret_info)
+{
+    const struct choice *choice = (const struct choice *)base;
+
+    list_choices(choice, ret_info->offers, sizeof(ret_info->offers));
+    ret_info->fallbacks = atomic_load(&choice->fallbacks);
+}
+
 /* ---- peers ---- */
 
 /* Whether both ends have it; shared memory counts on one host only. */
@@ -279,8 +300,8 @@ static bool both_have(const struct kvt_peer *peer, uint32_t index)
 
     if (part == NULL || kvt_choice_find(peer->keys, peer->key_count, name) == NULL)
         return false;
-    if (strcmp(name, "shm") != 0)
-        return true;
+    if (strcmp(name, "shm") != 0 || peer->choice->count == 1)
+        return true; /* a pinned one says itself what is wrong */
     return kvt_worker_address_unpack(KVT_BLOB_SHM_ADDRESS, part->bytes, part->size, NULL, &process,
                                      &worker, &worker_size) == BT_OK &&
            bt_process_same_host(&peer->choice->self, &process);
@@ -304,14 +325,30 @@ static uint32_t next_choice(const struct kvt_peer *peer, uint32_t index)
     return index;
 }
 
+static enum bt_status nothing_in_common(const struct kvt_peer *peer, struct bt_error *error)
+{
+    char ours[KVT_OFFERS_SIZE], theirs[KVT_CHOICES_MAX * (KVT_CHOICE_NAME_SIZE + 1)] = "";
+    size_t length = 0;
+
+    list_choices(peer->choice, ours, sizeof(ours));
+    for (uint32_t i = 0; i < peer->address_count; i++)
+        length += (size_t)snprintf(theirs + length, sizeof(theirs) - length, "%s%s",
+                                   i > 0 ? "," : "", peer->addresses[i].name);
+    return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                        "the two ends have no transport in common: %s here, %s there", ours,
+                        theirs);
+}
+
 /* Opens the first from `index` on that can be; `why`: what was wrong with the one before, or "". */
 static enum bt_status open_from(struct kvt_peer *peer, uint32_t index, const char *why)
 {
     struct choice *choice = peer->choice;
     struct bt_error error = {0};
 
-    bt_error_set(&error, BT_ERR_UNAVAILABLE, "%s",
-                 why[0] == '\0' ? "the two ends have no transport in common" : why);
+    if (why[0] == '\0')
+        nothing_in_common(peer, &error);
+    else
+        bt_error_set(&error, BT_ERR_UNAVAILABLE, "%s", why);
     for (index = next_choice(peer, index); index < choice->count;
          index = next_choice(peer, index + 1)) {
         if (why[0] != '\0' && choice->forbid_fallback)
@@ -323,6 +360,7 @@ static enum bt_status open_from(struct kvt_peer *peer, uint32_t index, const cha
         if (why[0] != '\0')
             bt_log_warn(0, "kv link: %s does not reach the peer (%s), falling back to %s",
                         choice->choices[peer->index].name, why, choice->choices[index].name);
+        choice->fallbacks += why[0] != '\0';
         peer->index = index;
         if (open_inner(peer, &error) == BT_OK)
             return BT_OK;
@@ -579,6 +617,7 @@ static const struct kvt_transport_ops choice_ops = {
     .event_fd = event_fd,
     .arm = arm,
     .rail_stats = rail_stats,
+    .choice_info = choice_info,
 };
 
 static enum bt_status watch(const struct choice *choice, struct bt_error *error)

@@ -1,6 +1,7 @@
 /*
- * "auto": several transports side by side, the best first; each peer is reached by the first that
- * both ends have. All know one pool, which the first allocates and the others register.
+ * Several transports side by side ("auto"), or one (a pinned one), the best first; each peer is
+ * reached by the first that both ends have. All know one pool, which the first allocates and the
+ * others register.
  *
  * A peer that the best can not reach goes to the next one, with a warning that says why, or with
  * `forbid_fallback` to none, with an error that names both.

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "common/base/process.h"
-#include "kvtransfer/blob.h"
+#include "kvtransfer/choice/blob.h"
 #include "kvtransfer/tcp/internal.h"
 #include "tests/conformance/rig.h"
 
@@ -367,6 +367,19 @@ void case_target_jobs_are_bounded(void)
     kvt_sim_destroy(rig.sim);
 }
 
+/* The part of TCP in what the target tells; points into it. */
+static struct kvt_choice_part tcp_part(enum kvt_blob_kind kind, const void *blob, size_t size)
+{
+    struct kvt_choice_part parts[KVT_CHOICES_MAX];
+    const struct kvt_choice_part *part;
+    uint32_t count;
+
+    CHECK(kvt_choice_unpack(kind, blob, size, NULL, parts, &count) == BT_OK);
+    part = kvt_choice_find(parts, count, "tcp");
+    CHECK(part != NULL);
+    return *part;
+}
+
 /* TCP only: a source that was told a wrong range writes past the pool. The target drops that,
  * closes the connection, and serves others. */
 void case_target_checks_ranges(void)
@@ -375,20 +388,24 @@ void case_target_checks_ranges(void)
     struct kvt_link *good;
     struct kvt_push_event event;
     struct kvt_remote remote;
+    struct kvt_choice_part part;
     struct kvt_key_range range;
     const void *rkey;
-    void *forged;
+    void *forged_part, *forged;
     size_t rkey_size;
 
     rig_init(&rig);
     good = rig.link;
     target_host_remote(rig.host, &remote);
-    CHECK(kvt_key_unpack(KVT_BLOB_TCP_KEY, remote.key, remote.key_size, NULL, &range, &rkey,
+    part = tcp_part(KVT_BLOB_CHOICE_KEY, remote.key, remote.key_size);
+    CHECK(kvt_key_unpack(KVT_BLOB_TCP_KEY, part.bytes, part.size, NULL, &range, &rkey,
                          &rkey_size) == BT_OK);
     range.base -= 64;
     range.bytes += 64;
-    CHECK(kvt_key_pack(KVT_BLOB_TCP_KEY, &range, rkey, rkey_size, NULL, &forged,
-                       &remote.key_size) == BT_OK);
+    CHECK(kvt_key_pack(KVT_BLOB_TCP_KEY, &range, rkey, rkey_size, NULL, &forged_part, &part.size) ==
+          BT_OK);
+    part.bytes = forged_part;
+    CHECK(kvt_choice_pack(KVT_BLOB_CHOICE_KEY, &part, 1, NULL, &forged, &remote.key_size) == BT_OK);
     remote.key = forged;
     remote.incarnation = 3;
     remote.pool_base -= 64;
@@ -404,6 +421,7 @@ void case_target_checks_ranges(void)
     kvt_push_close(transfers[0].push);
     kvt_link_release(rig.link);
     free(forged);
+    free(forged_part);
     connect_target(&rig); /* the same incarnation of the source comes back */
     CHECK(rig.link == good);
     kvt_link_release(good);
@@ -520,6 +538,7 @@ void case_garbage_on_the_port(void)
     struct rig rig = {0};
     unsigned char bytes[2000];
     struct kvt_tcp_address address;
+    struct kvt_choice_part part;
     struct kvt_remote remote;
     const void *payload;
     int fds[300];
@@ -527,8 +546,9 @@ void case_garbage_on_the_port(void)
 
     rig_init(&rig);
     target_host_remote(rig.host, &remote);
-    CHECK(kvt_blob_unwrap(KVT_BLOB_TCP_ADDRESS, remote.address, remote.address_size, NULL, &payload,
-                          &size) == BT_OK);
+    part = tcp_part(KVT_BLOB_CHOICE_ADDRESS, remote.address, remote.address_size);
+    CHECK(kvt_blob_unwrap(KVT_BLOB_TCP_ADDRESS, part.bytes, part.size, NULL, &payload, &size) ==
+          BT_OK);
     CHECK(size == sizeof(address));
     memcpy(&address, payload, sizeof(address));
     for (unsigned i = 0; i < 300; i++) {

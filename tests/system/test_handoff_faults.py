@@ -1,0 +1,148 @@
+"""Workers and router are killed, stopped and restarted at random moments of transfers.
+
+After each round: every answer that came is bitwise that of one process without a network, what did
+not come ended with an error that says why, within the deadline; no page is lost; the cluster works.
+"""
+import concurrent.futures
+import os
+import random
+import signal
+import sys
+import time
+
+import cluster
+import fleet
+
+ROUNDS = int(os.environ.get("BATON_TEST_ROUNDS", "8"))
+AT_ONCE = 4
+DEADLINE_S = 60
+LEASE = "1s"
+LONG, SHORT = 800, 90
+
+
+class Load:
+    """Known requests, and what one process without a network says to them."""
+
+    def __init__(self, seed, count=6):
+        r = random.Random(seed)
+        self.bodies = [fleet.body_of(seed * 100 + i, LONG if i % 3 else r.randint(1, SHORT))
+                       for i in range(count)]
+        self.want = fleet.expected(self.bodies)
+        self.errors = []
+
+    def one(self, base, index):
+        begin = time.monotonic()
+        got, error = fleet.ask(base, self.bodies[index], timeout=2 * DEADLINE_S)
+        took = time.monotonic() - begin
+        assert took < DEADLINE_S + 15, f"request {index} took {took:.1f} s: {error}"
+        if error:
+            assert len(error) > 8, error
+            self.errors.append(error)
+        else:
+            assert got == self.want[index], f"request {index}: {got} is not {self.want[index]}"
+        return error
+
+
+def start(f):
+    f.router("--heartbeat", 100, "--max-attempts", 6, "--request-timeout", f"{DEADLINE_S}s")
+    for i in range(2):
+        f.add("decode", f"decode-{i}", "--lease", LEASE, "--kv-pages", 600).start()
+        f.add("prefill", f"prefill-{i}", "--chunked-prefill-size", 128,
+              "--kv-pages", 300).start()
+    f.wait_ready_all()
+
+
+def landing(process):
+    return process.metric("baton_kv_pages", 'state="reserved"', seconds=5) > 0
+
+
+def computing(process):
+    return process.metric("vllm:num_requests_running", seconds=5) > 0
+
+
+def in_flight(f, victim):
+    """Waits until the victim has a transfer: pages that are being written, or a run that writes."""
+    busy = landing if victim.role == "decode" else computing
+    cluster.until(lambda: busy(victim), 30, f"{victim.name} has a transfer")
+
+
+def restart(r, victim):
+    """Under its old name; every other time at its old address, too."""
+    again = ["--listen", victim.rpc] if r.random() < 0.5 else []
+    victim.start(again)
+    return "at its old address" if again else "elsewhere"
+
+
+def kill(f, r, victim):
+    victim.kill()
+    time.sleep(r.uniform(0, 0.3))       # a random moment, nothing is waited for
+    return "killed, back " + restart(r, victim)
+
+
+def stop(f, r, victim):
+    victim.send(signal.SIGSTOP)
+    seconds = r.choice([0.1, 0.7, 1.6, 4.5])      # below the lease, around, above; above "lost"
+    time.sleep(seconds)
+    victim.send(signal.SIGCONT)
+    return f"stopped for {seconds} s"
+
+
+def rounds(f, r, load):
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for number in range(ROUNDS):
+            role = ["prefill", "decode"][number % 2]
+            act = [kill, stop][number // 2 % 2]
+            victim = r.choice(f.workers(role))
+            picks = r.sample(range(len(load.bodies)), AT_ONCE)
+            jobs = [pool.submit(load.one, f.http, i) for i in picks]
+            in_flight(f, victim)
+            time.sleep(r.uniform(0, 0.4))         # a random moment of the transfer
+            what = act(f, r, victim)
+            errors = [job.result() for job in jobs]
+            f.wait_ready_all()
+            f.wait_quiet()
+            print(f"{number}: {victim.name} {what}; {errors.count(None)} right, "
+                  f"errors {[e for e in errors if e]}", flush=True)
+    answered = ROUNDS * AT_ONCE - len(load.errors)
+    assert answered >= 0.9 * ROUNDS * AT_ONCE, load.errors
+
+
+def router_restarts(f, r, load):
+    """Clients of the old one get an error; workers find the new one, and no page stays behind."""
+    router = f.processes["router"]
+    port, endpoint = int(f.http.rsplit(":", 1)[1]), f.rpc
+    for sig in (signal.SIGKILL, signal.SIGTERM):
+        with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+            jobs = [pool.submit(load.one, f.http, i) for i in range(AT_ONCE)]
+            in_flight(f, r.choice(f.workers("decode")))
+            time.sleep(r.uniform(0, 0.3))
+            router.send(sig)
+            router.child.wait()
+            errors = [job.result() for job in jobs]
+            assert all(e is None or "connection" in e or "stop" in e or "router" in e
+                       for e in errors), errors
+            f.router("--heartbeat", 100, "--max-attempts", 6, "--request-timeout", f"{DEADLINE_S}s",
+                     http_port=port, worker_endpoint=endpoint)
+            f.wait_ready_all()
+            f.wait_quiet()
+            again = list(pool.map(lambda i: load.one(f.http, i), range(3)))
+            assert again == [None] * 3, again
+            f.wait_quiet()
+            print(f"router ended by {sig.name} and came back: {errors.count(None)} had been "
+                  "answered, the rest got an error; all pages free", flush=True)
+
+
+def main():
+    seed = fleet.seed()
+    r = random.Random(seed)
+    load = Load(seed)
+    with fleet.Fleet() as f:
+        start(f)
+        assert [load.one(f.http, i) for i in range(4)] == [None] * 4
+        f.wait_quiet()
+        rounds(f, r, load)
+        router_restarts(f, r, load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Which way the pages go is known, said, and may be forbidden; links are warm, and heal."""
+import os
+import subprocess
+import sys
+
+import cluster
+import fleet
+import interposer
+
+ROUTER = ("--heartbeat", 100, "--max-attempts", 3, "--request-timeout", "40s")
+PREFILL = ("--chunked-prefill-size", 256, "--kv-pages", 64)
+
+
+def worker_rows(f):
+    out = subprocess.run([str(cluster.BATONCTL), "get", "--rpc", f.rpc, "workers"],
+                         capture_output=True, text=True, timeout=30)
+    assert out.returncode == 0, out.stderr
+    return {line.split()[0]: line.split()[-1] for line in out.stdout.splitlines()[1:]}
+
+
+def connections(p):
+    return p.metric("baton_transfer_connections_total")
+
+
+def said(transport, prefill, decode, device):
+    """What is offered, what is used, in the registry, in batonctl, in metrics."""
+    with fleet.Fleet() as f:
+        f.router(*ROUTER)
+        d = f.add("decode", "decode-0", "--kv-pages", 64, *decode).start()
+        f.wait_ready_all()
+        p = f.add("prefill", "prefill-0", *PREFILL, *prefill).start()
+        f.wait_ready_all()
+        offers = worker_rows(f)
+        assert offers["prefill-0"].split(",") == offered(prefill), offers
+        assert offers["decode-0"].split(",") == offered(decode), offers
+        # Warm: before the first request the link is there, and the request makes no other.
+        where = (f'transport="{transport}"', f'device="{device}"')
+        assert connections(p) == 1 and p.metric("baton_transfer_links", *where) == 1, p.metrics()
+        assert p.metric("baton_transfer_bytes_total") == 0
+        body = fleet.body_of(3, 100, 4)
+        answer, error = fleet.ask(f.http, body)
+        assert not error and answer == fleet.expected([body])[0], (error, answer)
+        assert connections(p) == 1, p.metrics()
+        pushed = p.metric("baton_kv_pushed_bytes_total")
+        assert p.metric("baton_transfer_bytes_total", *where) == pushed > 0, p.metrics()
+        assert p.metric("baton_transfer_writes_total", *where) == p.metric("baton_kv_writes_total")
+        assert p.metric("baton_transfer_fallbacks_total") == 0
+        assert worker_rows(f) == {"prefill-0": transport, "decode-0": transport}
+        # One that joins later is connected to before it gets a request.
+        later = f.add("decode", "decode-1", "--kv-pages", 64, *decode).start()
+        f.wait_ready_all()
+        cluster.until(lambda: p.metric("baton_transfer_links") == 2, 20, "a link to the second rank")
+        d.send(15)
+        d.child.wait()
+        answer, error = fleet.ask(f.http, body)
+        assert not error and connections(p) == 2, (error, p.metrics())
+        assert later.metric("baton_handoffs_total", 'verdict="ok"') == 1
+        # The first one comes back under its name and address: a link of its own, again before use.
+        d.start(["--listen", d.rpc])
+        f.wait_ready_all()
+        cluster.until(lambda: connections(p) == 3, 20, "a link to the one that came back")
+        later.send(15)
+        later.child.wait()
+        answer, error = fleet.ask(f.http, body)
+        assert not error and connections(p) == 3, (error, p.metrics())
+        f.wait_quiet()
+    print(f"{transport}: offered, used and counted as it is; warm before the first request",
+          flush=True)
+
+
+def offered(args):
+    """auto: shm and tcp everywhere here, with rdma where there is a port."""
+    if "--transport" in args:
+        return [args[args.index("--transport") + 1]]
+    ports = os.listdir("/sys/class/infiniband") if os.path.isdir("/sys/class/infiniband") else []
+    return ["shm", "rdma", "tcp"] if ports else ["shm", "tcp"]
+
+
+def nothing_in_common():
+    with fleet.Fleet() as f:
+        f.router(*ROUTER)
+        f.add("decode", "decode-0", "--kv-pages", 64, "--transport", "shm").start()
+        p = f.add("prefill", "prefill-0", *PREFILL, "--transport", "tcp", "--forbid-fallback").start()
+        f.wait_ready_all()
+        _, error = fleet.ask(f.http, fleet.body_of(3, 100, 4))
+        assert error and "tcp here, shm there" in error, error
+        assert p.metric("baton_transfer_links") == 0
+        f.wait_quiet()
+    print("no transport in common: an error that names both", flush=True)
+
+
+def fallback():
+    """The best does not reach the peer, since it is in a namespace of its own for shared memory."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--ipc", "true"], check=False).returncode != 0:
+        print("skipped: no IPC namespaces here, so shared memory can't be made to fail", flush=True)
+        return
+    body = fleet.body_of(3, 100, 4)
+    for forbidden in (False, True):
+        with fleet.Fleet() as f:
+            f.router(*ROUTER)
+            f.add("decode", "decode-0", "--kv-pages", 64, prefix=["unshare", "--ipc"]).start()
+            p = f.add("prefill", "prefill-0", *PREFILL,
+                      *(["--forbid-fallback"] if forbidden else [])).start()
+            f.wait_ready_all()
+            answer, error = fleet.ask(f.http, body)
+            if forbidden:
+                assert error and "shm" in error and "tcp is forbidden" in error, (answer, error)
+                assert p.metric("baton_transfer_links") == 0, p.metrics()
+            else:
+                assert not error and answer == fleet.expected([body])[0], (error, answer)
+                assert p.metric("baton_transfer_fallbacks_total") >= 1, p.metrics()
+                assert p.metric("baton_transfer_links", 'transport="tcp"') == 1, p.metrics()
+                assert "warn" in p.text() and "falling back to tcp" in p.text()
+                assert worker_rows(f)["prefill-0"] == "tcp"
+            f.wait_quiet()
+    print("a fallback is said and counted; forbidden, it is an error that names both", flush=True)
+
+
+def heals():
+    """A connection that breaks under two idle workers is up again before anybody needs it."""
+    tcp = ("--transport", "tcp")
+    with interposer.Interposer(data=True) as between, fleet.Fleet() as f:
+        f.router(*ROUTER)
+        f.registry = between.start(f.rpc)
+        f.add("decode", "decode-0", "--kv-pages", 64, *tcp).start()
+        p = f.add("prefill", "prefill-0", *PREFILL, *tcp).start()
+        f.wait_ready_all()
+        cluster.until(lambda: p.metric("baton_transfer_links") == 1, 20, "the first link")
+        wire, = between.wires.values()
+        wire.cut()
+        cluster.until(lambda: connections(p) == 2 and p.metric("baton_transfer_links") == 1, 20,
+                      "a second link without a request")
+        body = fleet.body_of(3, 100, 4)
+        answer, error = fleet.ask(f.http, body)
+        assert not error and answer == fleet.expected([body])[0], (error, answer)
+        assert connections(p) == 2
+        f.wait_quiet()
+    print("a link that broke healed without a request", flush=True)
+
+
+def main():
+    said("shm", (), (), "")
+    said("tcp", ("--transport", "tcp"), (), "lo")
+    nothing_in_common()
+    fallback()
+    heals()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
