@@ -45,14 +45,14 @@ BROKEN = {
 }
 
 
-def check(model, defines):
+def check(model, defines, optimise="-O2"):
     """Errors found, states stored, or an exception when the search was not complete."""
     options = [f"-D{name}={value}" for name, value in defines.items()]
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copy(model, os.path.join(scratch, "model.pml"))
         subprocess.run(["spin", "-a", *options, "model.pml"], cwd=scratch, check=True,
                        stdout=subprocess.DEVNULL)
-        subprocess.run(["cc", "-O2", "-w", "-DSAFETY", "-DNOCLAIM", "-DCOLLAPSE",
+        subprocess.run(["cc", optimise, "-w", "-DSAFETY", "-DNOCLAIM", "-DCOLLAPSE",
                         "-DVECTORSZ=512", f"-DMEMLIM={MEMORY_MB}", "-o", "pan", "pan.c"],
                        cwd=scratch, check=True)
         said = subprocess.run(["./pan", f"-m{DEPTH}", "-w24"], cwd=scratch, timeout=SECONDS,
@@ -82,7 +82,7 @@ def main():
     for name, defines in BROKEN.items():
         if chosen and name not in chosen:
             continue
-        errors, states = check(model, {**defines, "BREAK_" + name: 1})
+        errors, states = check(model, {**defines, "BREAK_" + name: 1}, "-O0")
         failures += errors == 0
         print(f"{'noticed' if errors else 'NOT NOTICED'}: without {name}, {states} states",
               flush=True)
