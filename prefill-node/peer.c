@@ -21,7 +21,8 @@ struct pf_peer {
     struct kvt_link *link; /* NULL: not connected */
     struct bt_rpc_client *client;
     uint32_t uses;        /* runs */
-    uint32_t heal_tries;  /* since the link was up */
+    bool was_up;          /* the link, once */
+    uint32_t heal_tries;  /* since it was */
     int64_t heal_next_ns; /* not before */
 
     struct bt_loop_source *lease_timer;
@@ -422,17 +423,19 @@ static enum bt_status peer_reconnect(struct pf_peer *peer, struct bt_error *erro
 }
 
 /* A link that broke under a rank that may live is connected again, less and less often, so that
- * the next request finds it up. False: no hope is left. */
+ * the next request finds it up. False: it never was up, or no hope is left. */
 static bool peer_heal(struct pf_peer *peer, int64_t now_ns)
 {
     struct bt_error error;
-    if (kvt_link_state(peer->link) != KVT_LINK_FAILED) {
-        if (kvt_link_state(peer->link) == KVT_LINK_READY) {
-            peer->heal_tries = 0;
-        }
+    enum kvt_link_state state = kvt_link_state(peer->link);
+    if (state == KVT_LINK_READY) {
+        peer->was_up = true;
+        peer->heal_tries = 0;
+    }
+    if (state != KVT_LINK_FAILED) {
         return true;
     }
-    if (peer->heal_tries == HEAL_TRIES) {
+    if (!peer->was_up || peer->heal_tries == HEAL_TRIES) {
         return false;
     }
     if (now_ns >= peer->heal_next_ns) {

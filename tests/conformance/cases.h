@@ -24,5 +24,10 @@ void case_cancel_waits_for_flush(void);
 void case_ports_that_listen(void);
 void case_garbage_on_the_port(void);
 void case_early_sums(void);
+void case_cancel_at_each_state(void);
+void case_source_dies_at_each_state(void);
+void case_target_dies_at_each_state(void);
+void case_fallback(void);
+void case_nothing_in_common(void);
 
 #endif
