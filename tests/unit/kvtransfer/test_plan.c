@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include <cmocka.h>
-#include <xxhash.h>
 
 #include "common/base/random.h"
 #include "kvtransfer/checksum.h"
@@ -153,9 +152,9 @@ static void test_checksum_is_the_sum_over_pages(void **state)
     fill_tokens(pool, SOURCE_POOL, pages, tokens);
     for (int logical = 2; logical >= 0; logical--)
         for (uint64_t layer = 0; layer < 3; layer++)
-            expected += XXH3_64bits_withSeed(
-                pool + token_address(SOURCE_POOL, (uint32_t)layer, pages[logical], 0),
-                (logical == 2 ? 17 : 64) * 14, layer << 32 | (uint64_t)logical);
+            expected += kvt_checksum_page(
+                &layout, pool + token_address(SOURCE_POOL, (uint32_t)layer, pages[logical], 0),
+                (uint32_t)layer, (uint32_t)logical, logical == 2 ? 17 : 64);
     assert_int_equal(kvt_checksum_sequence(&layout, pool, SOURCE_POOL, pages, tokens), expected);
     free(pool);
 }
