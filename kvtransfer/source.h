@@ -60,7 +60,7 @@ void kvt_link_release(struct kvt_link *link);
 
 enum kvt_link_state { KVT_LINK_CONNECTING, KVT_LINK_READY, KVT_LINK_FAILED };
 enum kvt_link_state kvt_link_state(const struct kvt_link *link); /* any thread */
-/* "shm", "tcp", "rdma": what the writes really go over; "" before READY. */
+/* "shm", "tcp", "rdma": what the writes really go over, or went; "" before READY. */
 const char *kvt_link_transport(const struct kvt_link *link);
 /* What the rails of a READY link go over (failed ones among them are told by the log);
  * fills the first `max` and returns how many there are. Any thread. */

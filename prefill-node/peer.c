@@ -428,8 +428,8 @@ static bool peer_heal(struct pf_peer *peer, int64_t now_ns)
 {
     struct bt_error error;
     enum kvt_link_state state = kvt_link_state(peer->link);
+    peer->was_up = peer->was_up || kvt_link_transport(peer->link)[0] != '\0';
     if (state == KVT_LINK_READY) {
-        peer->was_up = true;
         peer->heal_tries = 0;
     }
     if (state != KVT_LINK_FAILED) {

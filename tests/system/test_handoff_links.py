@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import baton_client
 import cluster
 import fleet
 import interposer
@@ -116,6 +117,59 @@ def fallback():
     print("a fallback is said and counted; forbidden, it is an error that names both", flush=True)
 
 
+def refuses_fingerprints():
+    """Pages of another form are nobody's: both the registry and the prefill worker name the field."""
+    pb = baton_client.pb
+    worker, registry, types = pb["worker"], pb["registry"], pb["types"]
+    sampling = types.SamplingParams(max_tokens=5, top_p=1, repetition_penalty=1, logprobs=-1, seed=1)
+    others = {"layout_version": 99, "model_hash": 1, "kv_dtype": "f8_e4m3", "page_tokens": 32,
+              "layer_count": 7, "kv_lora_rank": 128, "qk_rope_head_dim": 32, "arithmetic": "bfloat16"}
+
+    def refusal(client, method, request):
+        try:
+            list(client.messages(client.start(method, request), Raw, 20))
+        except baton_client.RpcError as error:
+            return error
+        raise AssertionError(f"{method} was taken: {request}")
+
+    with fleet.Fleet() as f:
+        f.router(*ROUTER)
+        d = f.add("decode", "decode-0", "--kv-pages", 64).start()
+        p = f.add("prefill", "prefill-0", *PREFILL).start()
+        f.wait_ready_all()
+        with baton_client.Client(d.rpc) as to_decode, baton_client.Client(p.rpc) as to_prefill, \
+                baton_client.Client(f.rpc) as to_router:
+            steps = to_decode.start("baton.v1.Decode/Steps", worker.StepsRequest(router_incarnation=7))
+            landing = to_decode.call("baton.v1.Decode/Reserve", worker.ReserveRequest(
+                request_id=7, prompt_tokens=100, sampling=sampling, router_incarnation=7),
+                worker.ReserveResponse).landing
+            for field, value in others.items():
+                run = worker.PrefillRequest(request_id=7, prompt=[5] * 100, sampling=sampling,
+                                            landing=landing)
+                setattr(run.landing.endpoint.fingerprint, field, value)
+                error = refusal(to_prefill, "baton.v1.Prefill/Run", run)
+                assert error.status == "mismatch" and field in error.message, (field, error)
+                kv = run.landing.endpoint
+                kv.worker_id, kv.incarnation = "foreign", 9
+                error = refusal(to_router, "baton.v1.Registry/Register", registry.RegisterRequest(
+                    worker_id="foreign", incarnation=9, role=registry.ROLE_DECODE, max_model_len=100,
+                    control_endpoint="tcp://127.0.0.1:1", fingerprint=kv.fingerprint, kv=kv,
+                    process=kv.process, load=types.RankLoad(pages_total=1, pages_free=1),
+                    transport="tcp"))
+                assert error.status == "mismatch" and field in error.message, (field, error)
+            to_decode.cancel(steps)
+        assert p.metric("baton_transfer_bytes_total") == 0
+        f.wait_quiet()
+    print(f"fingerprints that differ in any of {len(others)} fields are refused by name", flush=True)
+
+
+class Raw:
+    """Takes any answer."""
+    @staticmethod
+    def FromString(payload):
+        return payload
+
+
 def heals():
     """A connection that breaks under two idle workers is up again before anybody needs it."""
     tcp = ("--transport", "tcp")
@@ -141,6 +195,7 @@ def heals():
 def main():
     said("shm", (), (), "")
     said("tcp", ("--transport", "tcp"), (), "lo")
+    refuses_fingerprints()
     nothing_in_common()
     fallback()
     heals()
