@@ -331,6 +331,8 @@ static void nothing_arrives(struct kvt_target *target)
         CHECK(wait_target(target).kind == KVT_TARGET_CHECKSUM);
     }
     CHECK(memcmp(before, kvt_target_pool(target), bytes) == 0);
+    CHECK(kvt_target_checksum(target, 1, 1, &page, 64) == BT_OK); /* orders this look and the */
+    wait_target(target);                                          /* thread's next writes */
     free(before);
 }
 
