@@ -76,7 +76,7 @@ def checksums(f, between, bodies, want):
         left = [times]
 
         def of(address, size):
-            if size < 4096 or left[0] == 0:      # pages, and not what is said of progress
+            if size < 128 or left[0] == 0:  # pages, and not the 64 bytes that tell of progress
                 return 0
             left[0] -= 1
             return 1
@@ -102,7 +102,7 @@ def checksums(f, between, bodies, want):
     f.wait_quiet()
     # What a source says of its progress is only a hint: false or not, the sum is right or refused.
     for wire in between.wires.values():
-        wire.corrupt = lambda address, size: size < 4096
+        wire.corrupt = lambda address, size: size < 128
     errors = run_all(f, bodies, want)
     for wire in between.wires.values():
         wire.corrupt = lambda address, size: 0
