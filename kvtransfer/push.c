@@ -59,7 +59,6 @@ static bool plan_batch(struct kvt_push *push)
         batch->done_bytes = 0;
         batch->layer = layer;
         batch->token = begin;
-        batch->token_end = begin + tokens;
         push->next_layer = layer;
         return true;
     }
@@ -70,14 +69,8 @@ static void finish_batch(struct kvt_push *push)
 {
     uint32_t layer = push->batch.layer;
 
-    push->posted[layer] = push->batch.token_end;
-    if (push->posted[layer] == push->prompt_tokens) {
-        sum_pages(push, layer, bt_kv_pages_for(push->prompt_tokens));
+    if (push->posted[layer] == push->prompt_tokens)
         push->layers_posted++;
-    } else {
-        sum_pages(push, layer, push->posted[layer] / BT_PAGE_TOKENS);
-    }
-    push->progressed = true;
     push->next_layer = (layer + 1) % push->layer_count;
 }
 
@@ -192,10 +185,12 @@ static uint64_t next_bytes(const struct kvt_push *push)
     const struct kvt_batch *batch = &push->batch;
     uint64_t left = batch->writes[batch->next].bytes - batch->done_bytes;
     uint64_t token_bytes = bt_kv_token_bytes(push->inflight->layout);
-    uint64_t limit = KVT_WRITE_BYTES / token_bytes; /* tokens, ending with a page */
+    /* Over a stream it makes no difference, and what is summed is sent while it is in the cache. */
+    uint64_t most = push->link->ordered ? KVT_STEP_BYTES : KVT_WRITE_BYTES;
+    uint64_t limit = most / token_bytes; /* tokens, ending with a page */
 
     limit -= (batch->token + limit) % BT_PAGE_TOKENS;
-    if (limit == 0 || limit > KVT_WRITE_BYTES)
+    if (limit == 0 || limit > most)
         limit = BT_PAGE_TOKENS - batch->token % BT_PAGE_TOKENS;
     return left < limit * token_bytes ? left : limit * token_bytes;
 }
@@ -228,6 +223,11 @@ static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
         batch->next++;
         batch->done_bytes = 0;
     }
+    push->posted[batch->layer] = batch->token;
+    push->progressed = true;
+    sum_pages(push, batch->layer,
+              batch->token == push->prompt_tokens ? bt_kv_pages_for(batch->token)
+                                                  : batch->token / BT_PAGE_TOKENS);
     *ret_bytes = bytes;
     return BT_OK;
 }
@@ -259,7 +259,8 @@ static void fill_record(struct kvt_push *push)
     kvt_progress_seal(record);
 }
 
-/* Once what it speaks of is written; under the lease, as it goes into the landing, too. */
+/* Once what it speaks of is written, or will be before it; under the lease, as it goes into the
+ * landing, too. */
 static enum bt_status post_record(struct kvt_push *push)
 {
     struct kvt_link *link = push->link;
@@ -268,7 +269,7 @@ static enum bt_status post_record(struct kvt_push *push)
     enum bt_status status;
     int64_t now_ns;
 
-    if (!push->progressed || push->record_out || push->writes_out > 0 ||
+    if (!push->progressed || push->record_out || (push->writes_out > 0 && !link->ordered) ||
         !lease_is_live(push, &now_ns))
         return BT_OK;
     fill_record(push);

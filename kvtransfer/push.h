@@ -15,7 +15,7 @@
 
 #define KVT_BATCH_WRITES   64                    /* planned at a time */
 #define KVT_WRITE_BYTES    (UINT64_C(4) << 20)   /* longest single write, but for one page */
-#define KVT_STEP_BYTES     (UINT64_C(8) << 20)   /* of one push, before the next has its turn */
+#define KVT_STEP_BYTES     (UINT64_C(512) << 10) /* of one push, before the next has its turn */
 #define KVT_INFLIGHT_BYTES (UINT64_C(128) << 20) /* of all pushes; one write may go past it */
 #define KVT_INFLIGHT_MAX   1024                  /* writes of all pushes */
 #define KVT_FLUSH_NS       (INT64_C(30) * BT_NS_PER_S) /* then the link counts as broken */
@@ -42,6 +42,7 @@ struct kvt_link {
     const char *transport; /* written before READY */
     struct kvt_rail_info rails[KVT_RAILS_MAX];
     uint32_t rail_count;
+    bool ordered;                                /* what is written later arrives later */
     struct kvt_account *accounts[KVT_RAILS_MAX]; /* [rail_count] of them, while READY */
     struct bt_error error;                       /* written before FAILED */
     struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
@@ -75,7 +76,6 @@ struct kvt_batch {
     uint64_t done_bytes; /* of writes[next] */
     uint32_t layer;
     uint32_t token; /* the first of writes[next] that is not written */
-    uint32_t token_end;
 };
 
 enum kvt_push_phase { KVT_PUSH_RUNNING, KVT_PUSH_FLUSHING, KVT_PUSH_ENDED };

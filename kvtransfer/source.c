@@ -189,6 +189,7 @@ static bool link_step(struct kvt_link *link, int64_t now_ns)
             ops->map(link->peer, link->pool_base,
                      kvt_progress_memory_bytes(&link->source->options.layout, link->pool_pages));
         link->rail_count = ops->peer_rails(link->peer, link->rails, KVT_RAILS_MAX);
+        link->ordered = link->rail_count == 1 && link->rails[0].ordered;
         link_count(link);
         log_rails(link);
         atomic_store(&link->state, KVT_LINK_READY);

@@ -29,6 +29,7 @@ struct kvt_rail_info {
     const char *transport;             /* "shm", "tcp", "rdma", "sim"; a constant */
     char device[KVT_DEVICE_NAME_SIZE]; /* "mlx5_0:1", "eth0", "lo"; "": memory */
     bool failed;                       /* taken out, the others go on */
+    bool ordered;                      /* what is written later arrives later */
 };
 
 /* What one rail of this side has done since its transport was made. */

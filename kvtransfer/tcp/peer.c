@@ -185,7 +185,7 @@ uint32_t kvt_tcp_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info *r
     if (peer->state != KVT_PEER_READY)
         return 0;
     if (max > 0) {
-        ret_rails[0] = (struct kvt_rail_info){.transport = "tcp"};
+        ret_rails[0] = (struct kvt_rail_info){.transport = "tcp", .ordered = true};
         memcpy(ret_rails[0].device, peer->device, sizeof(peer->device));
     }
     return 1;

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -70,6 +71,15 @@ static void set_up_process(void)
     ucs_log_push_handler(on_ucx_log);
 }
 
+/* A peer that dies while nothing is under way is noticed by UCX's own keepalive only, every 20 s by
+ * default. */
+static ucs_status_t look_after_peers(ucp_config_t *config)
+{
+    if (getenv("UCX_KEEPALIVE_INTERVAL") != NULL)
+        return UCS_OK;
+    return ucp_config_modify(config, "KEEPALIVE_INTERVAL", "1s");
+}
+
 static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_config *wanted,
                                      struct bt_error *error)
 {
@@ -84,6 +94,8 @@ static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_c
     status = ucp_config_modify(config, "TLS", wanted->tls);
     if (status == UCS_OK && wanted->devices != NULL)
         status = ucp_config_modify(config, "NET_DEVICES", wanted->devices);
+    if (status == UCS_OK)
+        status = look_after_peers(config);
     if (status == UCS_OK)
         status = ucp_init(&params, config, &ucx->context);
     ucp_config_release(config);

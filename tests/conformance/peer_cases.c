@@ -159,7 +159,7 @@ void case_links_are_shared(void)
 /* Pushes until the link is seen to be broken; nothing hangs, nothing is promised falsely. */
 static void push_into_the_void(struct rig *rig)
 {
-    int64_t deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
 
     while (kvt_link_state(rig->link) != KVT_LINK_FAILED) {
         struct kvt_push_event event;
@@ -253,7 +253,7 @@ static struct kvt_target_event target_event(struct kvt_target *target)
 __attribute__((no_sanitize("thread"))) static void wait_for_bytes(const unsigned char *pool,
                                                                   size_t size)
 {
-    int64_t deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
     size_t touched = 0;
 
     while (touched == 0) {

@@ -74,7 +74,7 @@ void case_many_at_once(void)
 /* Everything is ready, and nothing finished, until it is all there. */
 static uint64_t push_and_finish_late(struct rig *rig, struct transfer *t)
 {
-    int64_t deadline_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
     struct kvt_push_event event;
 
     open_push(rig, t, true);
@@ -96,7 +96,7 @@ static uint64_t push_and_finish_late(struct rig *rig, struct transfer *t)
  * target has seen the source may count a moment later. */
 void case_layers_go_before_finish(void)
 {
-    int64_t deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
     struct rig rig = {0};
 
     rig_init(&rig);
@@ -148,11 +148,29 @@ void case_cancel(void)
     rig_finish(&rig);
 }
 
+/* A push whose lease was renewed before its first end, which is returned. A host may be too slow
+ * for the first that is tried. */
+static int64_t renew_in_time(struct rig *rig, struct transfer *t)
+{
+    for (int64_t ms = 200;; ms *= 2) {
+        open_push(rig, t, true);
+        int64_t until_ns = bt_clock_now_ns() + ms * BT_NS_PER_MS;
+        kvt_push_lease(t->push, until_ns);
+        lease_long(t);
+        if (bt_clock_now_ns() < until_ns)
+            return until_ns;
+        kvt_push_cancel(t->push);
+        take_event(rig);
+        kvt_push_close(t->push);
+    }
+}
+
 void case_lease(void)
 {
     struct rig rig = {0};
     struct transfer *t = &transfers[0];
     struct kvt_push_event event;
+    int64_t until_ns;
 
     rig_init(&rig);
     draw_transfer(&rig, 500, t);
@@ -175,9 +193,9 @@ void case_lease(void)
     kvt_push_close(t->push);
 
     target_host_fill(rig.host);
-    open_push(&rig, t, true); /* renewed: it goes on past the first end */
-    kvt_push_lease(t->push, bt_clock_now_ns() + 200 * BT_NS_PER_MS);
-    lease_long(t);
+    until_ns = renew_in_time(&rig, t); /* it goes on past the first end */
+    while (bt_clock_now_ns() <= until_ns)
+        poll(NULL, 0, 1);
     compute_chunks(&rig, t, 300);
     kvt_push_finish(t->push);
     event = take_event(&rig);

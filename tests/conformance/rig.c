@@ -41,7 +41,7 @@ void start_target(struct rig *rig, uint64_t incarnation)
 
 void wait_link(struct kvt_link *link, enum kvt_link_state wanted)
 {
-    int64_t deadline_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
 
     while (kvt_link_state(link) == KVT_LINK_CONNECTING || kvt_link_state(link) != wanted) {
         CHECK(bt_clock_now_ns() < deadline_ns);

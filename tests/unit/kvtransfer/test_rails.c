@@ -89,7 +89,7 @@ static void rig_step(struct rig *rig)
 
 static void rig_wait_state(struct rig *rig, enum kvt_peer_state wanted)
 {
-    int64_t deadline_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
 
     while (rig->source->ops->peer_state(rig->peer) != wanted) {
         assert_true(bt_clock_now_ns() < deadline_ns);
@@ -167,7 +167,7 @@ static void write_at(struct rig *rig, uint64_t offset, size_t bytes)
 static void flush_and_wait(struct rig *rig)
 {
     uint32_t before = rig->flushed;
-    int64_t deadline_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
     enum bt_status status = rig->source->ops->flush(rig->peer, on_flushed, rig);
 
     assert_true(status >= 0);
