@@ -242,13 +242,24 @@ struct bt_kernels {
                       const struct bt_route_shape *shape, const struct bt_routing *routing);
 
     /*
-     * out[row] += sum over the row's experts, in ascending expert order, of weight * y, with
-     * y = down(silu(gate(x)) * up(x)); in tile arithmetic y is rounded to bf16 (so that ranks may
-     * send it so). An expert whose gate has no data is another rank's: it adds nothing here.
+     * For each of the row's experts, in ascending expert order: out[row] = fma(weight, y, out[row])
+     * in f32, with y = down(silu(gate(x)) * up(x)); in tile arithmetic y is rounded to bf16 (so
+     * that ranks may send it so). An expert whose gate has no data is another rank's: it adds
+     * nothing here.
      */
     void (*moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
                         const struct bt_route_shape *shape, const struct bt_routing *routing,
                         const struct bt_expert_weights *expert_weights, float *out);
+
+    /*
+     * The same experts without the sum: y [picks][hidden], a row for each of routing->order, F32
+     * for weights in ROWS and BF16 for those in TILES; adding them up as above has the bits of
+     * moe_experts. routing->experts and ->weights are not read, and not all rows need have
+     * experts_per_token picks. Rows of y whose expert has no data are left as they are.
+     */
+    void (*moe_expert_rows)(struct bt_stream *stream, const float *x, uint32_t rows,
+                            const struct bt_route_shape *shape, const struct bt_routing *routing,
+                            const struct bt_expert_weights *expert_weights, void *y);
 };
 
 /*
@@ -270,6 +281,8 @@ struct bt_stream_limits {
     uint32_t max_rows;   /* of one call */
     uint32_t max_cols;   /* widest input of linear and mlp, inner row included */
     uint32_t max_tokens; /* longest sequence, the rows of the call included */
+    /* Of one call of moe_expert_rows, whose rows come from several ranks; 0: max_rows. */
+    uint32_t max_expert_rows;
     /* hidden: the row width of moe_experts, exactly; the others are maxima. experts 0: no MoE. */
     uint32_t hidden, moe_intermediate, experts, experts_per_token;
     struct bt_mla_shape mla;

@@ -30,6 +30,7 @@ static enum bt_status check_limits(const struct bt_stream_limits *limits, struct
         uint32_t value, max;
     } checks[] = {
         {"max_rows", limits->max_rows, MAX_ROWS},
+        {"max_expert_rows", limits->max_expert_rows, MAX_ROWS},
         {"max_cols", limits->max_cols, MAX_DIM},
         {"hidden", limits->hidden, MAX_DIM},
         {"moe_intermediate", limits->moe_intermediate, MAX_DIM},

@@ -148,6 +148,15 @@ static void moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
     count(BT_PROFILE_EXPERTS, start_ns);
 }
 
+static void moe_expert_rows(struct bt_stream *stream, const float *x, uint32_t rows,
+                            const struct bt_route_shape *shape, const struct bt_routing *routing,
+                            const struct bt_expert_weights *expert_weights, void *y)
+{
+    int64_t start_ns = bt_clock_now_ns();
+    inner->moe_expert_rows(stream, x, rows, shape, routing, expert_weights, y);
+    count(BT_PROFILE_EXPERTS, start_ns);
+}
+
 const struct bt_kernels *bt_profile_kernels(const struct bt_kernels *kernels,
                                             const struct bt_matrix *head,
                                             struct bt_profile *profile)
@@ -168,6 +177,7 @@ const struct bt_kernels *bt_profile_kernels(const struct bt_kernels *kernels,
         .mla_decode = mla_decode,
         .moe_route = moe_route,
         .moe_experts = moe_experts,
+        .moe_expert_rows = moe_expert_rows,
     };
     inner = kernels;
     head_weight = head;

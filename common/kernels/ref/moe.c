@@ -83,6 +83,24 @@ static void inner_row(const struct ffn *ffn, const float *x)
     bt_ref_take_input(ffn->mid, ffn->gate->rows, ffn->down);
 }
 
+/* What one expert makes of the row x [gate->cols], to y [down->rows]. */
+static void expert_row(const struct ffn *ffn, const float *x, float *y)
+{
+    inner_row(ffn, x);
+    for (uint32_t i = 0; i < ffn->down->rows; i++)
+        y[i] = (float)bt_ref_round_for(ffn->down, bt_ref_product(ffn->mid, ffn->down, i));
+}
+
+static struct ffn expert_ffn(struct bt_stream *stream, const struct bt_expert_weights *weights,
+                             uint32_t expert, double *in, double *mid)
+{
+    const struct bt_matrix *gate = &weights->gate[expert], *down = &weights->down[expert];
+    BT_ASSERT(!gate->data || (gate->cols <= stream->limits.hidden &&
+                              gate->rows <= stream->limits.moe_intermediate &&
+                              down->rows <= stream->limits.hidden));
+    return (struct ffn){gate, &weights->up[expert], down, in, mid};
+}
+
 void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
                         const struct bt_route_shape *shape, const struct bt_routing *routing,
                         const struct bt_expert_weights *expert_weights, float *out)
@@ -90,26 +108,43 @@ void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
     uint32_t hidden = stream->limits.hidden, per_token = shape->experts_per_token;
     bt_scratch_reset(stream);
     double *mid = bt_scratch_take(stream, stream->limits.moe_intermediate, sizeof(*mid));
-    double *sum = bt_scratch_take(stream, hidden, sizeof(*sum));
     double *in = bt_scratch_take(stream, hidden, sizeof(*in));
+    float *y = bt_scratch_take(stream, hidden, sizeof(*y));
 
     for (size_t row = 0; row < rows; row++) {
-        for (uint32_t i = 0; i < hidden; i++)
-            sum[i] = out[row * hidden + i];
         for (uint32_t e = 0; e < expert_weights->experts; e++) {
-            struct ffn ffn = {&expert_weights->gate[e], &expert_weights->up[e],
-                              &expert_weights->down[e], in, mid};
+            struct ffn ffn = expert_ffn(stream, expert_weights, e, in, mid);
             for (size_t k = row * per_token; k < (row + 1) * per_token; k++) {
                 if (routing->experts[k] != e || !ffn.gate->data)
                     continue;
-                inner_row(&ffn, x + row * hidden);
+                expert_row(&ffn, x + row * hidden, y);
                 for (uint32_t i = 0; i < hidden; i++)
-                    sum[i] += routing->weights[k] *
-                              bt_ref_round_for(ffn.down, bt_ref_product(mid, ffn.down, i));
+                    out[row * hidden + i] = fmaf(routing->weights[k], y[i], out[row * hidden + i]);
             }
         }
-        for (uint32_t i = 0; i < hidden; i++)
-            out[row * hidden + i] = (float)sum[i];
+    }
+}
+
+void bt_ref_moe_expert_rows(struct bt_stream *stream, const float *x, uint32_t rows,
+                            const struct bt_route_shape *shape, const struct bt_routing *routing,
+                            const struct bt_expert_weights *expert_weights, void *y)
+{
+    size_t hidden = stream->limits.hidden;
+    bt_scratch_reset(stream);
+    double *mid = bt_scratch_take(stream, stream->limits.moe_intermediate, sizeof(*mid));
+    double *in = bt_scratch_take(stream, hidden, sizeof(*in));
+    float *result = bt_scratch_take(stream, hidden, sizeof(*result));
+
+    for (uint32_t e = 0; e < expert_weights->experts; e++) {
+        struct ffn ffn = expert_ffn(stream, expert_weights, e, in, mid);
+        bool tiles = ffn.gate->data && ffn.down->layout == BT_LAYOUT_TILES;
+        for (size_t i = routing->begin[e]; ffn.gate->data && i < routing->begin[e + 1]; i++) {
+            size_t row = routing->order[i] / shape->experts_per_token;
+            BT_ASSERT(row < rows);
+            expert_row(&ffn, x + row * hidden, result);
+            for (size_t n = 0; n < hidden; n++)
+                bt_element_store(y, tiles ? BT_BF16 : BT_F32, i * hidden + n, result[n]);
+        }
     }
 }
 

@@ -71,6 +71,9 @@ void bt_ref_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
 void bt_ref_moe_experts(struct bt_stream *stream, const float *x, uint32_t rows,
                         const struct bt_route_shape *shape, const struct bt_routing *routing,
                         const struct bt_expert_weights *expert_weights, float *out);
+void bt_ref_moe_expert_rows(struct bt_stream *stream, const float *x, uint32_t rows,
+                            const struct bt_route_shape *shape, const struct bt_routing *routing,
+                            const struct bt_expert_weights *expert_weights, void *y);
 
 /* Scratch of one call of the families that need any. */
 size_t bt_ref_linear_scratch_bytes(const struct bt_stream_limits *limits);

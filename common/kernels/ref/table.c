@@ -19,6 +19,7 @@ const struct bt_kernels bt_kernels_ref = {
     .mla_decode = bt_ref_mla_decode,
     .moe_route = bt_ref_moe_route,
     .moe_experts = bt_ref_moe_experts,
+    .moe_expert_rows = bt_ref_moe_expert_rows,
 };
 
 size_t bt_ref_scratch_bytes(const struct bt_stream_limits *limits)

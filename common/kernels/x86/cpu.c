@@ -92,8 +92,11 @@ static size_t experts_bytes(const struct bt_stream_limits *limits)
 /* Tile arithmetic of experts, and of a dense MLP whose widths are both max_cols at most. */
 static size_t ffn_bytes(const struct bt_stream_limits *limits, uint32_t threads)
 {
-    size_t rows = limits->max_rows, picks = rows * limits->experts_per_token;
-    size_t moe = bt_ffn_bytes(rows, picks, limits->hidden, limits->moe_intermediate, threads);
+    size_t rows = limits->max_rows, routed = rows;
+    if (limits->max_expert_rows > routed)
+        routed = limits->max_expert_rows;
+    size_t moe = bt_ffn_bytes(routed, routed * limits->experts_per_token, limits->hidden,
+                              limits->moe_intermediate, threads);
     size_t block = rows < BT_FFN_BLOCK_ROWS ? rows : BT_FFN_BLOCK_ROWS;
     size_t mlp = bt_ffn_bytes(block, block, limits->max_cols, limits->max_cols, threads);
     return moe > mlp ? moe : mlp;

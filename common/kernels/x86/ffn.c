@@ -340,6 +340,22 @@ BT_INLINE void put(float *out, struct bt_v16 y, size_t count)
         bt_v16_store_part(out, y, count);
 }
 
+/* The result of one row as bf16. */
+static void finish_rounded(const struct bt_ffn *ffn, const struct bt_ffn_job *job, size_t row,
+                           size_t panel, size_t panels, const float *sums)
+{
+    float scale = is_int8(ffn->inner_dtype) ? ffn->packed_scales[job->at + row] : 1;
+    uint16_t *out = ffn->y + (size_t)(job->picks + row - ffn->order) * ffn->outs;
+    for (size_t p = 0; p < panels; p++) {
+        size_t at = (panel + p) * BT_TILE_OUTS, count = least(ffn->outs - at, BT_TILE_OUTS);
+        uint16_t rounded[BT_TILE_OUTS];
+        struct bt_v16 y = load_sums(sums + p * BT_TILE_OUTS, job->down, panel + p, scale);
+        bt_v16_store_bf16(count == BT_TILE_OUTS ? out + at : rounded, y);
+        if (count < BT_TILE_OUTS)
+            memcpy(out + at, rounded, count * sizeof(*out));
+    }
+}
+
 /* The result of one row to the output: rounded and weighted if it is an expert's. */
 static void finish_row(const struct bt_ffn *ffn, const struct bt_ffn_job *job, size_t row,
                        size_t panel, size_t panels, const float *sums)
@@ -373,7 +389,9 @@ static void down_part(void *context, uint32_t part, uint32_t thread)
         multiply_all(&w, job_rows(ffn->packed, job, bt_ffn_row_bytes(ffn->inner, ffn->inner_dtype)),
                      job->rows, panel, panels, (char *)(sums + 2 * BT_FFN_SUMS));
         BT_X86_NAME(gemm_end)();
-        for (size_t row = 0; row < job->rows; row++)
+        for (size_t row = 0; row < job->rows && ffn->y; row++)
+            finish_rounded(ffn, job, row, panel, panels, sums + row * w.stride);
+        for (size_t row = 0; row < job->rows && !ffn->y; row++)
             finish_row(ffn, job, row, panel, panels, sums + row * w.stride);
     }
 }

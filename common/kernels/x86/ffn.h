@@ -14,8 +14,10 @@ struct bt_ffn {
     struct bt_stream *stream;
     size_t inputs, inner, outs, per_row;
     enum bt_dtype in_dtype, inner_dtype; /* of gate and up, and of down */
-    const float *weights;                /* by pick; NULL: a dense one */
+    const float *weights;                /* by pick; NULL: a dense one, or to y */
     float *out;                          /* [row][outs]: set if dense, else added to */
+    uint16_t *y;                         /* [place in order][outs], bf16; NULL: to out */
+    const uint32_t *order;               /* with y: picks of all jobs point into it */
 
     void *x; /* rows of x as A tiles; BF16 or I8 by in_dtype */
     float *x_scales;

@@ -132,6 +132,7 @@ struct call {
     const float *x; /* [row][hidden] */
     const float *weights;
     float *out; /* [row][hidden] */
+    float *y;   /* [pick][hidden]; NULL: to `out` */
     size_t per_token, hidden;
     struct bt_stream *stream;
     float *panels;
@@ -152,10 +153,11 @@ static void add_weighted(float *out, const float *y, float weight, size_t count)
                           count - i);
 }
 
-/* One expert for the picks order[0 … count - 1], count <= BT_X86_EXPERT_ROWS. */
+/* One expert for the picks order[0 … count - 1], count <= BT_X86_EXPERT_ROWS; what it makes of
+ * them to result [count][hidden]. */
 static void run_expert(const struct call *call, const uint32_t *order, size_t count,
                        const struct bt_matrix *gate, const struct bt_matrix *up,
-                       const struct bt_matrix *down)
+                       const struct bt_matrix *down, float *result)
 {
     size_t hidden = call->hidden, mid = gate->rows;
     for (size_t i = 0; i < count; i++)
@@ -166,10 +168,41 @@ static void run_expert(const struct call *call, const uint32_t *order, size_t co
     BT_X86_NAME(product_shared)(call->stream, in, gate, call->panels, call->gate);
     BT_X86_NAME(product_shared)(call->stream, in, up, call->panels, call->up);
     BT_X86_NAME(swiglu)(call->gate, call->up, count * mid, call->gate);
-    BT_X86_NAME(product_shared)(call->stream, middle, down, call->panels, call->result);
+    BT_X86_NAME(product_shared)(call->stream, middle, down, call->panels, result);
+}
+
+static void add_picks(const struct call *call, const uint32_t *order, size_t count)
+{
+    size_t hidden = call->hidden;
     for (size_t i = 0; i < count; i++)
         add_weighted(call->out + order[i] / call->per_token * hidden, call->result + i * hidden,
                      call->weights[order[i]], hidden);
+}
+
+/* Takes the scratch of a call whose shape is filled in. */
+static void run_experts(struct call *call, const struct bt_routing *routing,
+                        const struct bt_expert_weights *w)
+{
+    struct bt_stream *stream = call->stream;
+    size_t hidden = stream->limits.hidden, mid = stream->limits.moe_intermediate;
+    const uint32_t *begin = routing->begin;
+    bt_scratch_reset(stream);
+    call->hidden = hidden;
+    call->panels = BT_X86_NAME(product_panels)(stream);
+    call->in = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * hidden, sizeof(float));
+    call->result = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * hidden, sizeof(float));
+    call->gate = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * mid, sizeof(float));
+    call->up = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * mid, sizeof(float));
+    for (size_t e = 0; e < w->experts; e++) {
+        for (size_t i = begin[e]; w->gate[e].data && i < begin[e + 1]; i += BT_X86_EXPERT_ROWS) {
+            size_t count = least(begin[e + 1] - i, BT_X86_EXPERT_ROWS);
+            const uint32_t *order = routing->order + i;
+            run_expert(call, order, count, &w->gate[e], &w->up[e], &w->down[e],
+                       call->y ? call->y + i * hidden : call->result);
+            if (!call->y)
+                add_picks(call, order, count);
+        }
+    }
 }
 
 void BT_X86_NAME(rows_moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
@@ -177,31 +210,23 @@ void BT_X86_NAME(rows_moe_experts)(struct bt_stream *stream, const float *x, uin
                                    const struct bt_routing *routing,
                                    const struct bt_expert_weights *expert_weights, float *out)
 {
-    size_t hidden = stream->limits.hidden, mid = stream->limits.moe_intermediate;
-    const uint32_t *begin = routing->begin;
     (void)rows;
-    bt_scratch_reset(stream);
-    struct call call = {
-        .x = x,
-        .weights = routing->weights,
-        .out = out,
-        .per_token = shape->experts_per_token,
-        .hidden = hidden,
-        .stream = stream,
-        .panels = BT_X86_NAME(product_panels)(stream),
-        .in = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * hidden, sizeof(float)),
-        .result = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * hidden, sizeof(float)),
-        .gate = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * mid, sizeof(float)),
-        .up = bt_scratch_take(stream, BT_X86_EXPERT_ROWS * mid, sizeof(float)),
-    };
+    struct call call = {.x = x,
+                        .weights = routing->weights,
+                        .out = out,
+                        .per_token = shape->experts_per_token,
+                        .stream = stream};
+    run_experts(&call, routing, expert_weights);
+}
 
-    for (size_t e = 0; e < expert_weights->experts; e++) {
-        if (!expert_weights->gate[e].data)
-            continue;
-        for (size_t i = begin[e]; i < begin[e + 1]; i += BT_X86_EXPERT_ROWS)
-            run_expert(&call, routing->order + i, least(begin[e + 1] - i, BT_X86_EXPERT_ROWS),
-                       &expert_weights->gate[e], &expert_weights->up[e], &expert_weights->down[e]);
-    }
+void BT_X86_NAME(rows_moe_expert_rows)(struct bt_stream *stream, const float *x, uint32_t rows,
+                                       const struct bt_route_shape *shape,
+                                       const struct bt_routing *routing,
+                                       const struct bt_expert_weights *expert_weights, float *y)
+{
+    (void)rows;
+    struct call call = {.x = x, .y = y, .per_token = shape->experts_per_token, .stream = stream};
+    run_experts(&call, routing, expert_weights);
 }
 
 #define MLP_ROWS 256

@@ -20,4 +20,5 @@ const struct bt_kernels BT_X86_TABLE = {
     .mla_decode = BT_X86_NAME(mla_decode),
     .moe_route = BT_X86_ROWS(moe_route),
     .moe_experts = BT_X86_NAME(moe_experts),
+    .moe_expert_rows = BT_X86_NAME(moe_expert_rows),
 };

@@ -48,6 +48,10 @@ void BT_X86_ROWS(rows_moe_experts)(struct bt_stream *stream, const float *x, uin
                                    const struct bt_route_shape *shape,
                                    const struct bt_routing *routing,
                                    const struct bt_expert_weights *expert_weights, float *out);
+void BT_X86_ROWS(rows_moe_expert_rows)(struct bt_stream *stream, const float *x, uint32_t rows,
+                                       const struct bt_route_shape *shape,
+                                       const struct bt_routing *routing,
+                                       const struct bt_expert_weights *expert_weights, float *y);
 
 /* Each table's own: ROWS go to the operations above, TILES are multiplied by x86/gemm.h. */
 void BT_X86_NAME(linear)(struct bt_stream *stream, const float *x, uint32_t rows,
@@ -65,6 +69,10 @@ void BT_X86_NAME(mla_decode)(struct bt_stream *stream, const float *q,
 void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
                               const struct bt_route_shape *shape, const struct bt_routing *routing,
                               const struct bt_expert_weights *expert_weights, float *out);
+void BT_X86_NAME(moe_expert_rows)(struct bt_stream *stream, const float *x, uint32_t rows,
+                                  const struct bt_route_shape *shape,
+                                  const struct bt_routing *routing,
+                                  const struct bt_expert_weights *expert_weights, void *y);
 
 /* out [dim] = weight * (x * rsqrt(mean(x²) + eps)); out may be x. */
 void BT_X86_ROWS(rms_norm_row)(const float *x, size_t dim, const struct bt_matrix *weight,

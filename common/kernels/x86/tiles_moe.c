@@ -29,12 +29,33 @@ static void add_expert(struct bt_ffn *ffn, const struct bt_expert_weights *w, ui
     }
 }
 
+/* A ffn whose output is filled in. */
+static void run_experts(struct bt_ffn *ffn, const float *x, uint32_t rows,
+                        const struct bt_routing *routing, const struct bt_expert_weights *w)
+{
+    const struct bt_matrix *gate = first_here(w->gate, w->experts);
+    const struct bt_matrix *down = first_here(w->down, w->experts);
+    ffn->inputs = gate->cols;
+    ffn->inner = gate->rows;
+    ffn->outs = down->rows;
+    ffn->in_dtype = gate->dtype;
+    ffn->inner_dtype = down->dtype;
+    ffn->order = routing->order;
+    bt_scratch_reset(ffn->stream);
+    BT_X86_NAME(ffn_take)(ffn, rows, (size_t)rows * ffn->per_row);
+    BT_X86_NAME(ffn_pack)(ffn, x, rows);
+    for (uint32_t e = 0; e < w->experts; e++)
+        if (w->gate[e].data)
+            add_expert(ffn, w, e, routing->order + routing->begin[e],
+                       routing->begin[e + 1] - routing->begin[e]);
+    BT_X86_NAME(ffn_run)(ffn);
+}
+
 void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t rows,
                               const struct bt_route_shape *shape, const struct bt_routing *routing,
                               const struct bt_expert_weights *expert_weights, float *out)
 {
     const struct bt_matrix *gate = first_here(expert_weights->gate, expert_weights->experts);
-    const struct bt_matrix *down = first_here(expert_weights->down, expert_weights->experts);
     if (!gate || rows == 0)
         return;
     if (gate->layout == BT_LAYOUT_ROWS) {
@@ -42,20 +63,24 @@ void BT_X86_NAME(moe_experts)(struct bt_stream *stream, const float *x, uint32_t
         return;
     }
     struct bt_ffn ffn = {.stream = stream,
-                         .inputs = gate->cols,
-                         .inner = gate->rows,
-                         .outs = down->rows,
                          .per_row = shape->experts_per_token,
-                         .in_dtype = gate->dtype,
-                         .inner_dtype = down->dtype,
                          .weights = routing->weights,
                          .out = out};
-    bt_scratch_reset(stream);
-    BT_X86_NAME(ffn_take)(&ffn, rows, (size_t)rows * shape->experts_per_token);
-    BT_X86_NAME(ffn_pack)(&ffn, x, rows);
-    for (uint32_t e = 0; e < expert_weights->experts; e++)
-        if (expert_weights->gate[e].data)
-            add_expert(&ffn, expert_weights, e, routing->order + routing->begin[e],
-                       routing->begin[e + 1] - routing->begin[e]);
-    BT_X86_NAME(ffn_run)(&ffn);
+    run_experts(&ffn, x, rows, routing, expert_weights);
+}
+
+void BT_X86_NAME(moe_expert_rows)(struct bt_stream *stream, const float *x, uint32_t rows,
+                                  const struct bt_route_shape *shape,
+                                  const struct bt_routing *routing,
+                                  const struct bt_expert_weights *expert_weights, void *y)
+{
+    const struct bt_matrix *gate = first_here(expert_weights->gate, expert_weights->experts);
+    if (!gate || rows == 0)
+        return;
+    if (gate->layout == BT_LAYOUT_ROWS) {
+        BT_X86_ROWS(rows_moe_expert_rows)(stream, x, rows, shape, routing, expert_weights, y);
+        return;
+    }
+    struct bt_ffn ffn = {.stream = stream, .per_row = shape->experts_per_token, .y = y};
+    run_experts(&ffn, x, rows, routing, expert_weights);
 }
