@@ -1,0 +1,28 @@
+/*
+ * Items into bins with equally many places. Where there are more places than items, heavy items get
+ * several copies that share their weight. No bin has an item twice, and the heaviest bin is light:
+ * largest first to the lightest bin, then exchanges with the heaviest bin for as long as they help.
+ * Inside common/parallel only.
+ */
+#ifndef BATON_COMMON_PARALLEL_PACKING_H
+#define BATON_COMMON_PARALLEL_PACKING_H
+
+#include <stdint.h>
+
+struct bt_packing {
+    uint32_t items, bins, room; /* room <= items <= bins * room <= items * bins */
+    double *whole;              /* [items] weight of all copies together, not negative */
+    /* the result */
+    uint32_t *copies; /* [items] 1 … bins */
+    uint32_t *slot;   /* [bins][room] items, in no order */
+    /* work space */
+    double *weight;   /* [items] of one copy */
+    uint32_t *order;  /* [items] */
+    double *load;     /* [bins] */
+    uint32_t *filled; /* [bins] */
+    uint8_t *holds;   /* [items][bins] */
+};
+
+void bt_packing_solve(struct bt_packing *packing);
+
+#endif
