@@ -200,14 +200,20 @@ static void cut_dead(struct dc_cutoffs *cutoffs, uint64_t incarnation)
     }
 }
 
+static bool is_dead(const struct bt_process_id *process)
+{
+    return bt_process_probe(process) == BT_PROCESS_DEAD;
+}
+
 static void on_probe(void *context)
 {
     struct dc_cutoffs *cutoffs = context;
-    struct kvt_peer_id peers[PEERS_PER_PROBE];
-    uint32_t count = kvt_landing_peers(cutoffs->options.landings, peers, PEERS_PER_PROBE);
+    const struct kvt_landing_table *landings = cutoffs->options.landings;
+    uint64_t peers[PEERS_PER_PROBE];
+    uint32_t count = kvt_landing_peers(landings, peers, PEERS_PER_PROBE);
     for (uint32_t i = 0; i < count; i++) {
-        if (bt_process_probe(&peers[i].process) == BT_PROCESS_DEAD) {
-            cut_dead(cutoffs, peers[i].incarnation);
+        if (kvt_landing_peer_is_dead(landings, peers[i], is_dead)) {
+            cut_dead(cutoffs, peers[i]);
         }
     }
     bt_loop_timer_set(cutoffs->timer, bt_clock_now_ns() + PROBE_NS);

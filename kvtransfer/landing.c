@@ -2,6 +2,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/base/clock.h"
 #include "common/base/map.h"
@@ -39,6 +40,7 @@ struct kvt_landing_table *kvt_landing_table_create(struct bt_page_pool *pool, ui
 static void landing_free(struct kvt_landing *landing)
 {
     free(landing->pages);
+    free(landing->writers);
     free(landing);
 }
 
@@ -213,6 +215,29 @@ struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t r
     return bt_map_get(&table->by_request, request);
 }
 
+static bool same_process(const struct bt_process_id *a, const struct bt_process_id *b)
+{
+    return a->pid == b->pid && a->start_ticks == b->start_ticks &&
+           strncmp(a->host, b->host, sizeof(a->host)) == 0;
+}
+
+static bool writer_add(struct kvt_landing *landing, const struct bt_process_id *process)
+{
+    struct bt_process_id *writers;
+
+    for (uint32_t i = 0; i < landing->writer_count; i++)
+        if (same_process(&landing->writers[i], process))
+            return true;
+    if (landing->writer_count == KVT_WRITERS_MAX)
+        return false;
+    writers = realloc(landing->writers, (landing->writer_count + 1) * sizeof(*writers));
+    if (writers == NULL)
+        return false;
+    landing->writers = writers;
+    writers[landing->writer_count++] = *process;
+    return true;
+}
+
 bool kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
                        uint64_t peer_incarnation, const struct bt_process_id *peer, int64_t now_ns)
 {
@@ -221,13 +246,15 @@ bool kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64
     if (landing == NULL)
         return false;
     if (landing->state == KVT_LANDING_RESERVED) {
+        if (!writer_add(landing, peer))
+            return false;
         landing->peer_incarnation = peer_incarnation;
-        landing->peer = *peer;
         landing->lease_until_ns = now_ns + table->lease_ns;
         set_state(table, landing, KVT_LANDING_LANDING);
         return true;
     }
-    if (landing->state != KVT_LANDING_LANDING || landing->peer_incarnation != peer_incarnation)
+    if (landing->state != KVT_LANDING_LANDING || landing->peer_incarnation != peer_incarnation ||
+        !writer_add(landing, peer))
         return false;
     if (landing->lease_until_ns < now_ns + table->lease_ns)
         landing->lease_until_ns = now_ns + table->lease_ns;
@@ -425,15 +452,15 @@ static bool peer_may_write(const struct kvt_landing *landing)
     return landing->state == KVT_LANDING_LANDING || landing->state == KVT_LANDING_QUARANTINED;
 }
 
-static bool peer_listed(const struct kvt_peer_id *peers, uint32_t count, uint64_t incarnation)
+static bool peer_listed(const uint64_t *incarnations, uint32_t count, uint64_t incarnation)
 {
     for (uint32_t i = 0; i < count; i++)
-        if (peers[i].incarnation == incarnation)
+        if (incarnations[i] == incarnation)
             return true;
     return false;
 }
 
-uint32_t kvt_landing_peers(const struct kvt_landing_table *table, struct kvt_peer_id *ret_peers,
+uint32_t kvt_landing_peers(const struct kvt_landing_table *table, uint64_t *ret_incarnations,
                            uint32_t max)
 {
     uint32_t count = 0;
@@ -443,11 +470,35 @@ uint32_t kvt_landing_peers(const struct kvt_landing_table *table, struct kvt_pee
 
     while (count < max && bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
         const struct kvt_landing *landing = value;
-        if (peer_may_write(landing) && !peer_listed(ret_peers, count, landing->peer_incarnation))
-            ret_peers[count++] = (struct kvt_peer_id){.incarnation = landing->peer_incarnation,
-                                                      .process = landing->peer};
+        if (peer_may_write(landing) &&
+            !peer_listed(ret_incarnations, count, landing->peer_incarnation))
+            ret_incarnations[count++] = landing->peer_incarnation;
     }
     return count;
+}
+
+static bool writers_are_dead(const struct kvt_landing *landing, kvt_process_is_dead_fn *is_dead)
+{
+    for (uint32_t i = 0; i < landing->writer_count; i++)
+        if (!is_dead(&landing->writers[i]))
+            return false;
+    return true;
+}
+
+bool kvt_landing_peer_is_dead(const struct kvt_landing_table *table, uint64_t incarnation,
+                              kvt_process_is_dead_fn *is_dead)
+{
+    size_t cursor = 0;
+    uint64_t epoch;
+    void *value;
+
+    while (bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
+        const struct kvt_landing *landing = value;
+        if (peer_may_write(landing) && landing->peer_incarnation == incarnation &&
+            !writers_are_dead(landing, is_dead))
+            return false;
+    }
+    return true;
 }
 
 void kvt_landing_peer_gone(struct kvt_landing_table *table, uint64_t incarnation)

@@ -29,6 +29,7 @@
 #include "common/kvcache/page_pool.h"
 
 #define KVT_RESERVED_LEASES 16
+#define KVT_WRITERS_MAX     64 /* processes of one prefill worker */
 
 enum kvt_landing_state {
     KVT_LANDING_RESERVED,
@@ -47,8 +48,9 @@ struct kvt_landing {
     uint32_t *pages;     /* in token order; owned by the table; may move when it grows */
     uint32_t page_count; /* >= pages of the prompt */
     int64_t lease_until_ns;
-    uint64_t peer_incarnation; /* of the prefill worker, after the first lease */
-    struct bt_process_id peer;
+    uint64_t peer_incarnation;     /* of the prefill worker, after the first lease */
+    struct bt_process_id *writers; /* its processes that took the lease; owned by the table */
+    uint32_t writer_count;
     void *user; /* of the control thread: its request object */
 };
 
@@ -79,9 +81,10 @@ enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t req
 /* By request, live ones only. NULL: none. */
 struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t request);
 
-/* Grants or renews. False: no such epoch, over, cancelled, or held by another incarnation; and after
- * Done, when nobody may write any more: a Run that came twice would get a lease for the pages of a
- * running sequence. */
+/* Grants or renews; each process of the worker that writes takes the lease for itself. False: no
+ * such epoch, over, cancelled, or held by another incarnation (or by KVT_WRITERS_MAX processes, or
+ * no memory); and after Done, when nobody may write any more: a Run that came twice would get a
+ * lease for the pages of a running sequence. */
 bool kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
                        uint64_t peer_incarnation, const struct bt_process_id *peer, int64_t now_ns);
 
@@ -124,17 +127,18 @@ void kvt_landing_tick(struct kvt_landing_table *table, int64_t now_ns);
 /* BT_NEVER_NS: none. */
 int64_t kvt_landing_next_deadline_ns(const struct kvt_landing_table *table);
 
-/* Peers that hold LANDING or QUARANTINED landings, for the control thread to probe. Returns how
- * many were written (at most `max`). */
-struct kvt_peer_id {
-    uint64_t incarnation;
-    struct bt_process_id process;
-};
-uint32_t kvt_landing_peers(const struct kvt_landing_table *table, struct kvt_peer_id *ret_peers,
+/* Incarnations that hold LANDING or QUARANTINED landings, for the control thread to probe. Returns
+ * how many were written (at most `max`). */
+uint32_t kvt_landing_peers(const struct kvt_landing_table *table, uint64_t *ret_incarnations,
                            uint32_t max);
 
-/* The peer is PROVEN gone: its process is dead and this side's endpoint to it is closed. LANDING
- * ones fail, QUARANTINED ones are freed. */
+/* Whether `is_dead` says true of every process of this incarnation that may be writing here. */
+typedef bool kvt_process_is_dead_fn(const struct bt_process_id *process);
+bool kvt_landing_peer_is_dead(const struct kvt_landing_table *table, uint64_t incarnation,
+                              kvt_process_is_dead_fn *is_dead);
+
+/* The peer is PROVEN gone: its processes are dead and this side's endpoints to them are closed.
+ * LANDING ones fail, QUARANTINED ones are freed. */
 void kvt_landing_peer_gone(struct kvt_landing_table *table, uint64_t incarnation);
 
 uint32_t kvt_landing_count(const struct kvt_landing_table *table, enum kvt_landing_state state);

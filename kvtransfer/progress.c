@@ -22,12 +22,12 @@ static uint64_t seal_of(const struct kvt_progress *progress)
     seal = (seal ^ progress->layers) * UINT64_C(0x9e3779b97f4a7c15);
     seal = (seal ^ seal >> 29 ^ progress->tokens_ahead) * UINT64_C(0x9e3779b97f4a7c15);
     seal = (seal ^ seal >> 29 ^ progress->tokens_behind) * UINT64_C(0x9e3779b97f4a7c15);
+    seal = (seal ^ seal >> 29 ^ progress->shares) * UINT64_C(0x9e3779b97f4a7c15);
     return seal ^ seal >> 32;
 }
 
 void kvt_progress_seal(struct kvt_progress *progress)
 {
-    progress->zero = 0;
     progress->seal = seal_of(progress);
 }
 
@@ -51,7 +51,8 @@ bool kvt_progress_read(const void *slot, uint64_t epoch, uint32_t layers, uint32
     load(slot, &progress);
     if (progress.epoch != epoch || progress.seal != seal_of(&progress) ||
         progress.layers > layers || progress.tokens_ahead > tokens ||
-        progress.tokens_behind > progress.tokens_ahead)
+        progress.tokens_behind > progress.tokens_ahead || progress.shares == 0 ||
+        progress.shares > KVT_SHARES_MAX)
         return false;
     *ret_progress = progress;
     return true;

@@ -25,18 +25,36 @@ static uint32_t tokens_of_page(const struct kvt_push *push, uint32_t logical)
     return left < BT_PAGE_TOKENS ? left : BT_PAGE_TOKENS;
 }
 
-/* Sums the layer's pages up to (not with) `end`, all of which are complete. */
+static bool is_ours(const struct kvt_push *push, uint32_t logical)
+{
+    return logical % push->share.count == push->share.index;
+}
+
+/* Sums the layer's pages up to (not with) `end`, of which ours are complete. */
 static void sum_pages(struct kvt_push *push, uint32_t layer, uint32_t end)
 {
     const struct kvt_inflight *inflight = push->inflight;
 
     for (; inflight->checksum && push->summed[layer] < end; push->summed[layer]++) {
         uint32_t logical = push->summed[layer];
+        if (!is_ours(push, logical))
+            continue;
         const char *page = inflight->pool + bt_kv_offset(inflight->layout, inflight->pool_pages,
                                                          layer, push->source_pages[logical], 0);
         push->event.checksum += kvt_checksum_page(inflight->layout, page, layer, logical,
                                                   tokens_of_page(push, logical));
     }
+}
+
+static void finish_batch(struct kvt_push *push)
+{
+    uint32_t layer = push->batch.layer;
+
+    push->posted[layer] = push->batch.token_end;
+    push->progressed = true;
+    if (push->posted[layer] == push->prompt_tokens)
+        push->layers_posted++;
+    push->next_layer = (layer + 1) % push->layer_count;
 }
 
 /* The next layer with something to write, taking turns. */
@@ -48,30 +66,24 @@ static bool plan_batch(struct kvt_push *push)
     struct kvt_plan_side target = {.pages = push->target_pages,
                                    .pool_pages = push->link->pool_pages};
 
-    for (uint32_t i = 0; i < push->layer_count; i++) {
-        uint32_t layer = (push->next_layer + i) % push->layer_count;
+    for (uint32_t i = 0, first = push->next_layer; i < push->layer_count; i++) {
+        uint32_t layer = (first + i) % push->layer_count;
         uint32_t begin = push->posted[layer], end = token_limit(push, layer), tokens;
         if (begin >= end)
             continue;
         batch->count = kvt_plan_layer(push->inflight->layout, layer, begin, end, &source, &target,
-                                      batch->writes, KVT_BATCH_WRITES, &tokens);
+                                      push->share, batch->writes, KVT_BATCH_WRITES, &tokens);
         batch->next = 0;
         batch->done_bytes = 0;
         batch->layer = layer;
-        batch->token = begin;
+        batch->token = batch->writes[0].token;
+        batch->token_end = begin + tokens;
         push->next_layer = layer;
-        return true;
+        if (batch->count > 0)
+            return true;
+        finish_batch(push); /* others' pages alone */
     }
     return false;
-}
-
-static void finish_batch(struct kvt_push *push)
-{
-    uint32_t layer = push->batch.layer;
-
-    if (push->posted[layer] == push->prompt_tokens)
-        push->layers_posted++;
-    push->next_layer = (layer + 1) % push->layer_count;
 }
 
 static struct kvt_write_record *record_take(struct kvt_push *push, uint64_t bytes)
@@ -219,15 +231,17 @@ static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
     account(push->link, bytes);
     batch->token += (uint32_t)(bytes / bt_kv_token_bytes(push->inflight->layout));
     batch->done_bytes += bytes;
-    if (batch->done_bytes == write->bytes) {
-        batch->next++;
-        batch->done_bytes = 0;
-    }
     push->posted[batch->layer] = batch->token;
     push->progressed = true;
     sum_pages(push, batch->layer,
               batch->token == push->prompt_tokens ? bt_kv_pages_for(batch->token)
                                                   : batch->token / BT_PAGE_TOKENS);
+    if (batch->done_bytes == write->bytes) {
+        batch->next++;
+        batch->done_bytes = 0;
+        if (batch->next < batch->count)
+            batch->token = batch->writes[batch->next].token;
+    }
     *ret_bytes = bytes;
     return BT_OK;
 }
@@ -249,6 +263,7 @@ static void fill_record(struct kvt_push *push)
         .epoch = push->event.epoch,
         .tokens_ahead = push->posted[0],
         .tokens_behind = push->posted[0],
+        .shares = push->share.count,
     };
     while (record->layers < push->layer_count &&
            push->posted[record->layers] >= record->tokens_ahead)
@@ -264,11 +279,14 @@ static void fill_record(struct kvt_push *push)
 static enum bt_status post_record(struct kvt_push *push)
 {
     struct kvt_link *link = push->link;
-    uint64_t offset =
-        kvt_progress_offset(push->inflight->layout, link->pool_pages, push->target_pages[0]);
     enum bt_status status;
+    uint64_t offset;
     int64_t now_ns;
 
+    if (push->share.index >= bt_kv_pages_for(push->prompt_tokens))
+        return BT_OK; /* nothing of it is ours */
+    offset = kvt_progress_offset(push->inflight->layout, link->pool_pages,
+                                 push->target_pages[push->share.index]);
     if (!push->progressed || push->record_out || (push->writes_out > 0 && !link->ordered) ||
         !lease_is_live(push, &now_ns))
         return BT_OK;
@@ -292,6 +310,7 @@ static enum bt_status post_record(struct kvt_push *push)
 static bool post_ready(struct kvt_push *push, bool *ret_link_lost)
 {
     struct kvt_batch *batch = &push->batch;
+    uint32_t layers_posted = push->layers_posted;
     uint64_t step_bytes = 0, bytes;
     int64_t now_ns;
 
@@ -319,7 +338,7 @@ static bool post_ready(struct kvt_push *push, bool *ret_link_lost)
     }
     if (post_record(push) != BT_OK) /* its writes may have completed since */
         *ret_link_lost = true;
-    return step_bytes > 0 || *ret_link_lost;
+    return step_bytes > 0 || push->layers_posted != layers_posted || *ret_link_lost;
 }
 
 static void start_flushing(struct kvt_push *push, enum bt_status status, int64_t now_ns)

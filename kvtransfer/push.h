@@ -76,6 +76,7 @@ struct kvt_batch {
     uint64_t done_bytes; /* of writes[next] */
     uint32_t layer;
     uint32_t token; /* the first of writes[next] that is not written */
+    uint32_t token_end;
 };
 
 enum kvt_push_phase { KVT_PUSH_RUNNING, KVT_PUSH_FLUSHING, KVT_PUSH_ENDED };
@@ -87,6 +88,7 @@ struct kvt_push {
     uint32_t prompt_tokens;
     uint32_t layer_count;
     bool layerwise;
+    struct kvt_share share;
     uint32_t *source_pages; /* [pages of the prompt] */
     uint32_t *target_pages;
 

@@ -644,6 +644,11 @@ static enum bt_status check_spec(const struct kvt_source *source, const struct k
 
     if (spec->prompt_tokens == 0)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "a push of no tokens");
+    if (spec->share.count > KVT_SHARES_MAX ||
+        (spec->share.count > 0 && spec->share.index >= spec->share.count))
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "share %" PRIu32 " of %" PRIu32 ", at most %d", spec->share.index,
+                            spec->share.count, KVT_SHARES_MAX);
     if (source->open_pushes >= source->options.max_pushes)
         return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " pushes are open",
                             source->open_pushes);
@@ -676,6 +681,7 @@ static struct kvt_push *push_create(struct kvt_source *source, const struct kvt_
     push->prompt_tokens = spec->prompt_tokens;
     push->layer_count = source->options.layout.layer_count;
     push->layerwise = spec->layerwise;
+    push->share = spec->share.count > 0 ? spec->share : (struct kvt_share){.count = 1};
     push->event = (struct kvt_push_event){
         .push = push, .request = spec->request, .epoch = spec->epoch, .user = spec->user};
     push->source_pages = copy(spec->source_pages, page_count * sizeof(uint32_t));

@@ -15,6 +15,7 @@
 #include "common/base/queue.h"
 #include "common/base/status.h"
 #include "common/kvcache/layout.h"
+#include "kvtransfer/plan.h"
 #include "kvtransfer/transport.h"
 
 struct kvt_source;
@@ -97,6 +98,10 @@ struct kvt_push_spec {
     const uint32_t *target_pages; /* likewise; checked against both pools: INVALID_ARGUMENT */
     uint32_t prompt_tokens;
     bool layerwise; /* false: nothing is written before kvt_push_finish */
+    /* Only these of the pages: the ranks of a group push a prompt together, each from a pool of its
+     * own, all with one incarnation, and their checksums add up. count 0: all; at most
+     * KVT_SHARES_MAX. */
+    struct kvt_share share;
     void *user;
 };
 

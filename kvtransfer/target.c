@@ -164,19 +164,45 @@ static void checksum_slice(struct kvt_target *target)
     }
 }
 
+static bool read_progress(const struct kvt_target *target, const struct summing *summing,
+                          uint32_t share, struct kvt_progress *ret_progress)
+{
+    const struct bt_kv_layout *layout = &target->options.layout;
+    uint64_t slot = kvt_progress_offset(layout, target->options.pool_pages, summing->pages[share]);
+
+    return kvt_progress_read(target->pool + slot, summing->epoch, layout->layer_count,
+                             summing->tokens, ret_progress);
+}
+
+/* How far all shares of a landing are; returns how many there are, 0 when not all have begun. */
+static uint32_t read_shares(const struct kvt_target *target, const struct summing *summing,
+                            struct kvt_progress *ret_shares)
+{
+    uint32_t pages = bt_kv_pages_for(summing->tokens), count = 1;
+
+    for (uint32_t i = 0; i < count; i++) {
+        if (!read_progress(target, summing, i, &ret_shares[i]))
+            return 0;
+        if (i == 0 && ret_shares[0].shares > 1)
+            count = ret_shares[0].shares < pages ? ret_shares[0].shares : pages;
+    }
+    return count;
+}
+
 /* Whole pages only: the last one may still grow. One slice. */
 static bool sum_early(const struct kvt_target *target, struct summing *summing)
 {
-    const struct bt_kv_layout *layout = &target->options.layout;
-    struct kvt_progress progress;
+    struct kvt_progress shares[KVT_SHARES_MAX];
+    uint32_t count = read_shares(target, summing, shares);
 
-    if (!kvt_progress_read(target->pool + kvt_progress_offset(layout, target->options.pool_pages,
-                                                              summing->pages[0]),
-                           summing->epoch, layout->layer_count, summing->tokens, &progress))
-        return false;
-    for (uint32_t layer = 0; layer < layout->layer_count; layer++) {
-        uint32_t tokens = layer < progress.layers ? progress.tokens_ahead : progress.tokens_behind;
-        if (sum_layer(target, summing, layer, tokens / BT_PAGE_TOKENS) > 0)
+    for (uint32_t layer = 0; count > 0 && layer < target->options.layout.layer_count; layer++) {
+        uint32_t least = UINT32_MAX;
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t tokens =
+                layer < shares[i].layers ? shares[i].tokens_ahead : shares[i].tokens_behind;
+            least = tokens < least ? tokens : least;
+        }
+        if (sum_layer(target, summing, layer, least / BT_PAGE_TOKENS) > 0)
             return true;
     }
     return false;

@@ -24,6 +24,7 @@ void case_cancel_waits_for_flush(void);
 void case_ports_that_listen(void);
 void case_garbage_on_the_port(void);
 void case_early_sums(void);
+void case_shares(void);
 void case_cancel_at_each_state(void);
 void case_source_dies_at_each_state(void);
 void case_target_dies_at_each_state(void);

@@ -304,7 +304,7 @@ static struct kvt_target_event wait_target(struct kvt_target *target)
 static void mourn(struct handoff *handoff, struct kvt_target *target,
                   const struct bt_process_id *process, const struct actor *actor)
 {
-    struct kvt_peer_id peer;
+    uint64_t peer;
     int status;
 
     CHECK(bt_process_probe(process) == BT_PROCESS_ALIVE);

@@ -139,6 +139,7 @@ void open_push(struct rig *rig, struct transfer *transfer, bool layerwise)
                                  .target_pages = transfer->target_pages,
                                  .prompt_tokens = transfer->tokens,
                                  .layerwise = layerwise,
+                                 .share = transfer->share,
                                  .user = transfer};
     struct bt_error error = {0};
 

@@ -28,6 +28,7 @@ struct transfer {
     uint32_t tokens;
     uint32_t source_pages[8192], target_pages[8192];
     struct kvt_push *push;
+    struct kvt_share share; /* of which, count 0: all */
 };
 
 extern struct transfer transfers[MAX_PUSHES]; /* too large for a stack */

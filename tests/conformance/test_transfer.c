@@ -102,6 +102,7 @@ static const struct {
     {"fallback", case_fallback, SIM_ONLY},
     {"nothing in common", case_nothing_in_common, SIM_ONLY},
     {"early sums", case_early_sums, PROCESSES_ONLY},
+    {"shares", case_shares, EVERYWHERE},
     {"ports that listen", case_ports_that_listen, PROCESSES_ONLY},
     {"target dies and comes back", case_target_dies_and_comes_back, PROCESSES_ONLY},
     {"source dies", case_source_dies, PROCESSES_ONLY},

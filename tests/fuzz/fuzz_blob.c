@@ -102,7 +102,7 @@ size_t fuzz_seed(size_t index, uint8_t *ret_data, size_t capacity)
 {
     static const struct bt_process_id process = {.host = "a host", .pid = 12, .start_ticks = 34};
     static const struct kvt_key_range range = {.base = 4096, .bytes = 1 << 20};
-    struct kvt_progress record = {.epoch = 7, .layers = 3, .tokens_ahead = 64};
+    struct kvt_progress record = {.epoch = 7, .layers = 3, .tokens_ahead = 64, .shares = 1};
     struct bt_error error;
     void *blob = NULL;
     size_t size = 0, given = 0;

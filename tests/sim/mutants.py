@@ -82,14 +82,14 @@ MUTANTS = {
     "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/worker.c", [
         ("    if (request->broken || request->cut_rails != 0) {", "    if (false) {")]),
     "dead-not-cut-off": ("rule 2: dead and disconnected", "decode-node/cutoff.c", [
-        ("            cut_dead(cutoffs, peers[i].incarnation);",
+        ("            cut_dead(cutoffs, peers[i]);",
          "            (void)cut_dead;\n"
-         "            kvt_landing_peer_gone(cutoffs->options.landings, peers[i].incarnation);")]),
+         "            kvt_landing_peer_gone(cutoffs->options.landings, peers[i]);")]),
     "silence-is-death": ("rule 2: a silent peer is not gone", "decode-node/cutoff.c", [
-        ("bt_process_probe(&peers[i].process) == BT_PROCESS_DEAD", "true"),
-        ("            cut_dead(cutoffs, peers[i].incarnation);",
+        ("kvt_landing_peer_is_dead(landings, peers[i], is_dead)", "true || is_dead(NULL)"),
+        ("            cut_dead(cutoffs, peers[i]);",
          "            (void)cut_dead;\n"
-         "            kvt_landing_peer_gone(cutoffs->options.landings, peers[i].incarnation);")]),
+         "            kvt_landing_peer_gone(cutoffs->options.landings, peers[i]);")]),
     "checksum-ignored": ("rule 6: a wrong checksum is not decoded", "decode-node/request.c", [
         ("request_verdict(request, checksum == request->checksum);",
          "(void)checksum;\n    request_verdict(request, true);")]),

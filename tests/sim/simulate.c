@@ -157,8 +157,8 @@ static bool rightly_quarantined(const struct kvt_landing *landing)
     if (landing->state != KVT_LANDING_QUARANTINED || !world.faults.remote) {
         return false;
     }
-    const struct node *peer = &world.nodes[landing->peer.pid - 1];
-    return !peer->alive || peer->instance != landing->peer.start_ticks;
+    const struct node *peer = &world.nodes[landing->writers[0].pid - 1];
+    return !peer->alive || peer->instance != landing->writers[0].start_ticks;
 }
 
 static uint32_t pages_excused(const struct node *node)

@@ -208,8 +208,9 @@ static void copy_kv(struct solo *solo, const struct solo_job *job)
     struct kvt_write writes[16];
     for (uint32_t layer = 0; layer < solo->layout.layer_count; layer++) {
         for (uint32_t begin = 0, tokens; begin < job->prompt_tokens; begin += tokens) {
-            uint32_t count = kvt_plan_layer(&solo->layout, layer, begin, job->prompt_tokens,
-                                            &source, &target, writes, 16, &tokens);
+            uint32_t count =
+                kvt_plan_layer(&solo->layout, layer, begin, job->prompt_tokens, &source, &target,
+                               (struct kvt_share){0, 1}, writes, 16, &tokens);
             for (uint32_t i = 0; i < count; i++) {
                 memcpy((char *)solo->pool + writes[i].target_offset,
                        (const char *)solo->source_pool + writes[i].source_offset, writes[i].bytes);

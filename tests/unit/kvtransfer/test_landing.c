@@ -113,7 +113,8 @@ static void test_the_whole_way(void **state)
     assert_true(kvt_landing_lease(rig.table, 5, epoch, PEER, &process, 10));
     assert_int_equal(pages_in(&rig, BT_PAGE_LANDING), 4);
     assert_int_equal(landing->lease_until_ns, 110);
-    assert_int_equal(landing->peer.pid, 42);
+    assert_int_equal(landing->writer_count, 1);
+    assert_int_equal(landing->writers[0].pid, 42);
     assert_int_equal(kvt_landing_done(rig.table, 5, epoch, 130, 3, NULL, &same), KVT_DONE_VERIFY);
     assert_ptr_equal(same, landing);
     assert_int_equal(kvt_landing_count(rig.table, KVT_LANDING_VERIFYING), 1);
@@ -357,7 +358,7 @@ static void test_quiesced_without_done(void **state)
 static void test_peers(void **state)
 {
     struct rig rig;
-    struct kvt_peer_id peers[4];
+    uint64_t peers[4];
     uint64_t epoch;
 
     (void)state;
@@ -372,8 +373,7 @@ static void test_peers(void **state)
     assert_true(kvt_landing_lease(rig.table, 6, epoch, PEER + 1, &process, 0));
     assert_int_equal(kvt_landing_cancel(rig.table, 6, 0), BT_OK);
     assert_int_equal(kvt_landing_peers(rig.table, peers, 4), 2);
-    assert_int_equal(peers[0].incarnation + peers[1].incarnation, 2 * PEER + 1);
-    assert_int_equal(peers[0].process.pid, 42);
+    assert_int_equal(peers[0] + peers[1], 2 * PEER + 1);
     assert_int_equal(kvt_landing_peers(rig.table, peers, 1), 1);
     kvt_landing_peer_gone(rig.table, PEER);
     assert_int_equal(rig.failures, 2);
@@ -383,6 +383,47 @@ static void test_peers(void **state)
     assert_int_equal(rig.failures, 2); /* cancelled before: told already */
     assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 0);
     assert_int_equal(pages_in(&rig, BT_PAGE_FREE), PAGES - 3);
+    tear_down(&rig);
+}
+
+static int64_t dead_pids[2];
+
+static bool in_dead_pids(const struct bt_process_id *dead)
+{
+    return dead->pid == dead_pids[0] || dead->pid == dead_pids[1];
+}
+
+/* Rule 2 for a worker of several processes: gone when the last of those that may write is. */
+static void test_a_worker_of_several_processes(void **state)
+{
+    struct bt_process_id second = process, other = process;
+    struct rig rig;
+    uint64_t first_epoch, epoch;
+
+    (void)state;
+    set_up(&rig);
+    second.pid = 43;
+    other.start_ticks++; /* the pid was used again */
+    dead_pids[0] = dead_pids[1] = 0;
+    first_epoch = lease(&rig, 1, 64);
+    epoch = lease(&rig, 2, 64);
+    assert_true(kvt_landing_lease(rig.table, 2, epoch, PEER, &second, 0));
+    assert_true(kvt_landing_lease(rig.table, 2, epoch, PEER, &second, 0));
+    assert_int_equal(kvt_landing_find(rig.table, 2)->writer_count, 2);
+    assert_false(kvt_landing_lease(rig.table, 2, epoch, PEER + 1, &second, 0));
+    assert_true(kvt_landing_lease(rig.table, 2, epoch, PEER, &other, 0));
+    assert_int_equal(kvt_landing_find(rig.table, 2)->writer_count, 3);
+    assert_false(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    dead_pids[0] = 42;
+    assert_false(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    assert_int_equal(kvt_landing_cancel(rig.table, 2, 0), BT_OK); /* may be written in quarantine */
+    assert_false(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    dead_pids[1] = 43;
+    assert_true(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    assert_true(kvt_landing_lease(rig.table, 1, first_epoch, PEER, &second, 0));
+    for (int64_t pid = 100; kvt_landing_lease(rig.table, 1, first_epoch, PEER, &second, 0); pid++)
+        second.pid = pid;
+    assert_int_equal(kvt_landing_find(rig.table, 1)->writer_count, KVT_WRITERS_MAX);
     tear_down(&rig);
 }
 
@@ -728,6 +769,7 @@ int main(void)
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_quiesced_without_done),
         cmocka_unit_test(test_peers),
+        cmocka_unit_test(test_a_worker_of_several_processes),
         cmocka_unit_test(test_random_walk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

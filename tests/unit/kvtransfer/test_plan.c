@@ -48,11 +48,13 @@ static size_t token_address(uint32_t pool, uint32_t layer, uint32_t page, uint32
 }
 
 static void naive_copy(uint32_t layer, uint32_t begin, uint32_t end, const uint32_t *from,
-                       const uint32_t *to, const unsigned char *source, unsigned char *target)
+                       const uint32_t *to, struct kvt_share share, const unsigned char *source,
+                       unsigned char *target)
 {
     for (uint32_t t = begin; t < end; t++)
-        memcpy(target + token_address(TARGET_POOL, layer, to[t / 64], t % 64),
-               source + token_address(SOURCE_POOL, layer, from[t / 64], t % 64), 14);
+        if (t / 64 % share.count == share.index)
+            memcpy(target + token_address(TARGET_POOL, layer, to[t / 64], t % 64),
+                   source + token_address(SOURCE_POOL, layer, from[t / 64], t % 64), 14);
 }
 
 /* Fewest writes: a new one exactly where a page does not follow its predecessor on both sides. */
@@ -93,7 +95,8 @@ static void test_plan_moves_the_same_bytes_as_naive_copying(void **state)
         uint32_t begin = draw(&position, count * 64);
         uint32_t end = begin + draw(&position, count * 64 - begin + 1);
         uint32_t max = draw(&position, 2) ? PAGES_MAX : 1 + draw(&position, 4);
-        uint32_t layer = draw(&position, 3);
+        uint32_t layer = draw(&position, 3), shares = 1 + draw(&position, 2) * draw(&position, 4);
+        struct kvt_share share = {.index = draw(&position, shares), .count = shares};
         struct kvt_plan_side s = {.pages = from, .pool_pages = SOURCE_POOL};
         struct kvt_plan_side t = {.pages = to, .pool_pages = TARGET_POOL};
         uint32_t total = 0, tokens;
@@ -103,17 +106,22 @@ static void test_plan_moves_the_same_bytes_as_naive_copying(void **state)
         memset(planned, 0, target_bytes);
         memset(expected, 0, target_bytes);
         for (uint32_t at = begin; at < end; at += tokens) {
-            uint32_t n = kvt_plan_layer(&layout, layer, at, end, &s, &t, writes, max, &tokens);
-            assert_in_range(n, 1, max);
+            uint32_t n =
+                kvt_plan_layer(&layout, layer, at, end, &s, &t, share, writes, max, &tokens);
+            assert_in_range(n, shares == 1, max);
             assert_in_range(tokens, 1, end - at);
+            for (uint32_t i = 0; i < n; i++) /* the token is the one that lies there */
+                assert_int_equal(writes[i].source_offset,
+                                 token_address(SOURCE_POOL, layer, from[writes[i].token / 64],
+                                               writes[i].token % 64));
             if (tokens < end - at)
                 assert_int_equal(n, max);
             apply(writes, n, source, planned, source_bytes, target_bytes);
             total += n;
         }
-        naive_copy(layer, begin, end, from, to, source, expected);
+        naive_copy(layer, begin, end, from, to, share, source, expected);
         assert_memory_equal(planned, expected, target_bytes);
-        if (max == PAGES_MAX)
+        if (max == PAGES_MAX && shares == 1)
             assert_int_equal(total, naive_write_count(begin, end, from, to));
     }
     free(source);
@@ -128,8 +136,14 @@ static void test_plan_of_nothing(void **state)
     struct kvt_write write;
 
     (void)state;
-    assert_int_equal(kvt_plan_layer(&layout, 0, 5, 5, &side, &side, &write, 1, &tokens), 0);
+    assert_int_equal(kvt_plan_layer(&layout, 0, 5, 5, &side, &side, (struct kvt_share){0, 1},
+                                    &write, 1, &tokens),
+                     0);
     assert_int_equal(tokens, 0);
+    assert_int_equal(kvt_plan_layer(&layout, 0, 5, 60, &side, &side, (struct kvt_share){1, 2},
+                                    &write, 1, &tokens),
+                     0);
+    assert_int_equal(tokens, 55); /* of another share */
 }
 
 static void fill_tokens(unsigned char *pool, uint32_t pool_pages, const uint32_t *pages,
