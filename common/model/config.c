@@ -490,3 +490,11 @@ bool bt_model_layer_is_moe(const struct bt_model_config *config, uint32_t layer)
     return config->n_routed_experts > 0 && layer >= config->first_k_dense_replace &&
            layer % config->moe_layer_freq == 0;
 }
+
+uint32_t bt_model_moe_layers(const struct bt_model_config *config)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < config->num_hidden_layers; i++)
+        count += bt_model_layer_is_moe(config, i);
+    return count;
+}

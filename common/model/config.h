@@ -61,6 +61,8 @@ enum bt_status bt_model_config_load(const char *model_dir, struct bt_error *erro
                                     struct bt_model_config *ret_config);
 
 bool bt_model_layer_is_moe(const struct bt_model_config *config, uint32_t layer);
+/* How many of them, the MTP module's left out. */
+uint32_t bt_model_moe_layers(const struct bt_model_config *config);
 struct bt_mla_shape bt_model_mla_shape(const struct bt_model_config *config);
 
 /* Fills [positions][qk_rope_head_dim/2] cosines and sines, YaRN and its mscale included. */

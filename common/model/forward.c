@@ -89,7 +89,7 @@ enum bt_status bt_forward_create(const struct bt_model *model, uint32_t max_rows
         return bt_error_set(error, BT_ERR_NO_MEMORY, "forward pass: no memory");
     f->model = model;
     f->k = model->kernels;
-    f->mla = bt_model_mla_shape(c);
+    f->mla = model->mla;
     f->max_rows = max_rows;
     f->max_logits = max_logits;
     if (!allocate(f)) {

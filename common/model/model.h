@@ -1,5 +1,6 @@
 /*
- * A loaded model: config, weights, rope tables, kernels. Immutable after loading; any thread.
+ * A loaded model, or one rank's part of it: config, weights, rope tables, kernels. Immutable after
+ * loading (but see experts.h); any thread.
  *
  * Weights stay mapped from the checkpoint where the kernels take them as they are; what is packed
  * or dequantised lies in one block of huge pages, near to the team's cpus, and its source in the
@@ -12,6 +13,7 @@
 #include "common/kvcache/layout.h"
 #include "common/model/config.h"
 #include "common/model/safetensors.h"
+#include "common/parallel/placement.h"
 
 /*
  * What products are computed in (--dtype). KV and logits of the two differ, so that workers of one
@@ -43,7 +45,10 @@ struct bt_layer_weights {
     struct bt_matrix kv_a, kv_a_norm, kv_b, o;
     struct bt_mlp mlp; /* dense layers; the shared experts of MoE layers */
     struct bt_matrix router, router_bias;
-    struct bt_expert_weights experts; /* .experts 0: a dense layer */
+    /* .experts 0: a dense layer. An expert of another rank has no data, but its shape, and the
+     * dtype that it has in the file. */
+    struct bt_expert_weights experts;
+    uint32_t moe_index; /* of a MoE layer: how many are before it; the layer of placements */
 };
 
 /* The MTP module: layer num_hidden_layers of the checkpoint. As in the file: nothing runs it. */
@@ -59,14 +64,34 @@ struct bt_weight_memory {
     size_t bytes;
 };
 
+/* Fresh memory of experts that came later: experts.h. */
+struct bt_expert_memory {
+    struct bt_weight_memory memory;
+    uint32_t moe_index;
+    struct bt_expert_memory *next;
+};
+
+/*
+ * What of the model a rank holds. Attention heads tp_rank * heads / tp_size … of q or q_b, of kv_b
+ * and of o's inputs; the experts that a placement gives to ep_rank; all of the rest.
+ */
+struct bt_shard {
+    uint32_t tp_rank, tp_size; /* 0, 1: all heads */
+    uint32_t ep_rank;
+};
+
 struct bt_model {
+    char *dir;
     struct bt_model_config config;
+    struct bt_shard shard;
+    struct bt_mla_shape mla; /* of this rank's heads */
     const struct bt_kernels *kernels;
     struct bt_team *team;      /* may be NULL */
     enum bt_model_dtype dtype; /* not AUTO */
     uint32_t max_tokens;       /* of a sequence */
     struct bt_safetensors *checkpoint;
     struct bt_weight_memory memory;
+    struct bt_expert_memory *expert_memory; /* list */
     struct bt_matrix embed, final_norm, lm_head;
     struct bt_layer_weights *layers; /* [num_hidden_layers] */
     struct bt_mtp_weights mtp;
@@ -81,16 +106,27 @@ struct bt_model_options {
     uint32_t max_tokens; /* longest sequence; 0, or more than config.json's: as config.json says */
     uint64_t memory_bytes; /* that weights may take beside the file; 0: what is free here */
     struct bt_team *team; /* borrowed as long as the model lives; NULL: the caller's thread alone */
+    uint32_t tp_rank, tp_size; /* tp_size 0: 1 */
+    /* Layers: the MoE layers. Read while loading only. NULL: all experts; ep_rank is not used. */
+    const struct bt_placement *placement;
+    uint32_t ep_rank;
 };
 
 /*
  * Loads and checks every tensor the config asks for: missing, of another shape or dtype, or left
  * over (not recognised) is an error that names file, tensor and fault. NO_MEMORY with both sizes
- * where the weights would not fit. Logs progress and speed.
+ * where the weights would not fit. Logs progress and speed. Of a rank's part only that is read and
+ * needs memory; heads that the tp ranks don't divide, or weights whose parts would cut a block of
+ * scales, are refused by name and sizes.
  */
 enum bt_status bt_model_load(const struct bt_model_options *options, struct bt_error *error,
                              struct bt_model **ret_model);
 void bt_model_destroy(struct bt_model *model);
+
+/* INVALID_ARGUMENT where `placement` is not one of this model, or has no such ep rank. */
+enum bt_status bt_model_check_placement(const struct bt_model *model,
+                                        const struct bt_placement *placement,
+                                        struct bt_error *error);
 
 /* Of --kv-cache-dtype: "f32", "bf16", "fp8"; "auto" is bf16 with bfloat16 arithmetic, else f32. */
 enum bt_dtype bt_model_kv_dtype(const struct bt_model *model, const char *name);
@@ -99,6 +135,7 @@ extern const char *const bt_kv_dtype_names[];
 
 /* `dtype` BT_F32, BT_BF16 or BT_F8_E4M3. `name`: served model name, for messages. */
 struct bt_kv_layout bt_model_kv_layout(const struct bt_model *model, enum bt_dtype dtype);
+/* The same for all parts of a model: ranks of any tp and ep may exchange KV. */
 void bt_model_fingerprint(const struct bt_model *model, const char *name, enum bt_dtype dtype,
                           struct bt_fingerprint *ret_fingerprint);
 

@@ -8,6 +8,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/memory.h"
+#include "common/model/slice.h"
 
 #define HUGE_PAGE_BYTES ((size_t)2 << 20)
 #define ALIGN_BYTES     ((size_t)64)
@@ -93,22 +94,22 @@ static void check_part(void *context, uint32_t part, uint32_t thread)
     }
 }
 
-enum bt_status bt_weight_check_groups(const char *dir, const struct bt_weight *weight,
-                                      struct bt_team *team, struct bt_error *error)
+enum bt_status bt_weight_check_groups(const char *dir, const struct bt_tensor *tensor,
+                                      const struct bt_matrix *matrix, struct bt_team *team,
+                                      struct bt_error *error)
 {
-    uint32_t parts = part_count(weight->matrix);
-    struct rows_job job = {weight->matrix, NULL, calloc(parts, sizeof(uint32_t))};
+    uint32_t parts = part_count(matrix);
+    struct rows_job job = {matrix, NULL, calloc(parts, sizeof(uint32_t))};
     enum bt_status status = BT_OK;
     if (!job.bad_parts)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", dir);
     bt_team_run(team, check_part, &job, parts);
     for (uint32_t i = 0; status == BT_OK && i < parts; i++)
         if (job.bad_parts[i] != UINT32_MAX)
-            status =
-                bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                             "%s/%s: tensor %s: row %u has -8, or an element that its group's "
-                             "scale takes beyond 127",
-                             dir, weight->tensor->file, weight->tensor->name, job.bad_parts[i]);
+            status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                  "%s/%s: tensor %s: row %u has -8, or an element that its group's "
+                                  "scale takes beyond 127",
+                                  dir, tensor->file, tensor->name, job.bad_parts[i]);
     free(job.bad_parts);
     return status;
 }
@@ -154,41 +155,87 @@ void bt_weight_dequantise(const struct bt_matrix *matrix, struct bt_team *team, 
 /* ---- all of a model ---- */
 
 struct preparation {
-    struct bt_model *model;
-    const char *dir;
+    const struct bt_preparation *asked;
+    const struct bt_model *model;
+    struct bt_weight_memory memory;
     struct bt_stream *stream;
-    struct bt_mla_shape shape;
     size_t used_bytes;
     uint64_t source_bytes, source_total; /* of the file, for progress */
     int64_t start_ns, said_ns;
 };
 
-static bool is_replaced(const struct bt_model *model, const struct bt_matrix *matrix)
+static bool is_replaced(const struct bt_model *model, const struct bt_weight *weight)
 {
-    return model->dtype == BT_MODEL_BFLOAT16 || bt_dtype_is_quantised(matrix->dtype);
+    return model->dtype == BT_MODEL_BFLOAT16 || bt_dtype_is_quantised(weight->matrix->dtype) ||
+           weight->whole.data;
 }
 
-static size_t prepared_bytes(const struct preparation *p, const struct bt_weight *weight)
+/* Without rounding up. */
+static size_t result_bytes(const struct bt_model *model, const struct bt_weight *weight)
 {
     const struct bt_matrix *matrix = weight->matrix;
-    size_t bytes = (size_t)matrix->rows * matrix->cols * sizeof(float);
-    if (p->model->dtype == BT_MODEL_BFLOAT16)
-        bytes = p->model->kernels->packed_bytes(matrix, weight->use, &p->shape);
-    return (bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+    if (model->dtype == BT_MODEL_BFLOAT16)
+        return model->kernels->packed_bytes(matrix, weight->use, &model->mla);
+    enum bt_dtype dtype = bt_dtype_is_quantised(matrix->dtype) ? BT_F32 : matrix->dtype;
+    return (size_t)matrix->rows * matrix->cols * bt_dtype_bytes(dtype);
 }
 
-static void prepare_one(struct preparation *p, const struct bt_weight *weight)
+static size_t prepared_bytes(const struct bt_model *model, const struct bt_weight *weight)
 {
-    void *out = (char *)p->model->memory.data + p->used_bytes;
-    struct bt_matrix source = *weight->matrix;
-    p->used_bytes += prepared_bytes(p, weight);
-    if (p->model->dtype == BT_MODEL_BFLOAT16) {
-        p->model->kernels->pack(p->stream, &source, weight->use, &p->shape, out, weight->matrix);
-        return;
+    return (result_bytes(model, weight) + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
+}
+
+/* `source` as it is computed with, to `out`. */
+static enum bt_status convert(struct preparation *p, const struct bt_matrix *source,
+                              const struct bt_weight *weight, void *out, struct bt_error *error)
+{
+    if (source->dtype == BT_I4) {
+        enum bt_status status =
+            bt_weight_check_groups(p->model->dir, weight->tensor, source, p->asked->team, error);
+        if (status != BT_OK)
+            return status;
     }
-    bt_weight_dequantise(&source, p->model->team, out);
-    *weight->matrix =
-        (struct bt_matrix){.data = out, .rows = source.rows, .cols = source.cols, .dtype = BT_F32};
+    if (p->model->dtype == BT_MODEL_BFLOAT16) {
+        p->model->kernels->pack(p->stream, source, weight->use, &p->model->mla, out,
+                                weight->matrix);
+        return BT_OK;
+    }
+    bt_weight_dequantise(source, p->asked->team, out);
+    *weight->matrix = (struct bt_matrix){
+        .data = out, .rows = source->rows, .cols = source->cols, .dtype = BT_F32};
+    return BT_OK;
+}
+
+/* Some of the inputs: cut out first, unless they are computed with as they are. */
+static enum bt_status convert_inputs(struct preparation *p, const struct bt_weight *weight,
+                                     void *out, struct bt_error *error)
+{
+    const struct bt_matrix *whole = &weight->whole;
+    uint32_t first = weight->first_input, count = weight->matrix->cols;
+    if (p->model->dtype != BT_MODEL_BFLOAT16 && !bt_dtype_is_quantised(whole->dtype)) {
+        *weight->matrix = bt_slice_inputs(whole, first, count, out);
+        return BT_OK;
+    }
+    size_t bytes = bt_slice_inputs_bytes(whole, count);
+    void *cut = malloc(bytes);
+    if (!cut)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %zu bytes of tensor %s",
+                            p->model->dir, bytes, weight->tensor->name);
+    struct bt_matrix source = bt_slice_inputs(whole, first, count, cut);
+    enum bt_status status = convert(p, &source, weight, out, error);
+    free(cut);
+    return status;
+}
+
+static enum bt_status prepare_one(struct preparation *p, const struct bt_weight *weight,
+                                  struct bt_error *error)
+{
+    void *out = (char *)p->memory.data + p->used_bytes;
+    const struct bt_matrix source = *weight->matrix;
+    p->used_bytes += prepared_bytes(p->model, weight);
+    if (weight->whole.data)
+        return convert_inputs(p, weight, out, error);
+    return convert(p, &source, weight, out, error);
 }
 
 static double seconds(int64_t ns)
@@ -204,88 +251,92 @@ static double mib(uint64_t bytes)
 static void say_progress(struct preparation *p)
 {
     int64_t now_ns = bt_clock_now_ns();
-    if (now_ns - p->said_ns < PROGRESS_NS)
+    if (!p->asked->tells || now_ns - p->said_ns < PROGRESS_NS)
         return;
     p->said_ns = now_ns;
-    bt_log_info(0, "loading %s: %.0f %% of %.1f MiB, %.2f GB/s", p->dir,
+    bt_log_info(0, "loading %s: %.0f %% of %.1f MiB, %.2f GB/s", p->model->dir,
                 100.0 * (double)p->source_bytes / (double)p->source_total, mib(p->source_total),
                 (double)p->source_bytes / 1e9 / seconds(now_ns - p->start_ns));
 }
 
-static enum bt_status prepare_all(struct preparation *p, const struct bt_weight *weights,
-                                  size_t count, struct bt_error *error)
+static void say_done(const struct preparation *p, size_t bytes)
 {
-    for (size_t i = 0; i < count; i++) {
-        const struct bt_weight *weight = &weights[i];
-        if (!is_replaced(p->model, weight->matrix))
+    double took = seconds(bt_clock_now_ns() - p->start_ns);
+    if (p->asked->tells)
+        bt_log_info(0, "%s: %.1f MiB of weights for %s in %.2f s (%.2f GB/s, %u threads)",
+                    p->model->dir, mib(bytes), bt_model_dtype_name(p->model->dtype), took,
+                    (double)p->source_total / 1e9 / took, bt_team_threads(p->asked->team));
+}
+
+static enum bt_status prepare_all(struct preparation *p, struct bt_error *error)
+{
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; i < p->asked->count && status == BT_OK; i++) {
+        const struct bt_weight *weight = &p->asked->weights[i];
+        if (!is_replaced(p->model, weight))
             continue;
-        if (weight->matrix->dtype == BT_I4) {
-            enum bt_status status = bt_weight_check_groups(p->dir, weight, p->model->team, error);
-            if (status != BT_OK)
-                return status;
-        }
-        prepare_one(p, weight);
+        status = prepare_one(p, weight, error);
         /* Of the embedding the rows stay in use. */
         if (weight->tensor->data != p->model->embed.data)
             bt_safetensors_drop(weight->tensor);
         p->source_bytes += weight->tensor->bytes;
         say_progress(p);
     }
-    return BT_OK;
+    return status;
 }
 
 /* Touched first by the threads that pack. */
-static enum bt_status reserve(struct bt_model *model, const char *dir, size_t bytes,
-                              uint64_t limit_bytes, struct bt_error *error)
+static enum bt_status reserve(struct preparation *p, size_t bytes, struct bt_error *error)
 {
-    uint64_t free_bytes = limit_bytes ? limit_bytes : bt_memory_available_bytes();
+    const struct bt_model *model = p->model;
+    uint64_t limit = p->asked->limit_bytes;
+    uint64_t free_bytes = limit ? limit : bt_memory_available_bytes();
     if (bytes > free_bytes)
         return bt_error_set(error, BT_ERR_NO_MEMORY,
-                            "%s: its weights need %.1f MiB in %s, %.1f MiB of memory are free", dir,
-                            mib(bytes), bt_model_dtype_name(model->dtype), mib(free_bytes));
+                            "%s: its weights need %.1f MiB in %s, %.1f MiB of memory are free",
+                            model->dir, mib(bytes), bt_model_dtype_name(model->dtype),
+                            mib(free_bytes));
     bytes = (bytes + HUGE_PAGE_BYTES - 1) / HUGE_PAGE_BYTES * HUGE_PAGE_BYTES;
     void *data = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %.1f MiB of weights", dir,
-                            mib(bytes));
-    model->memory = (struct bt_weight_memory){data, bytes};
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for %.1f MiB of weights",
+                            model->dir, mib(bytes));
+    p->memory = (struct bt_weight_memory){data, bytes};
     (void)madvise(data, bytes, MADV_HUGEPAGE);
     bt_team_place_memory(model->team, data, bytes);
     return BT_OK;
 }
 
-enum bt_status bt_weights_prepare(struct bt_model *model, const char *dir,
-                                  const struct bt_weight *weights, size_t count,
-                                  uint64_t limit_bytes, struct bt_error *error)
+enum bt_status bt_weights_prepare(const struct bt_preparation *asked, struct bt_error *error,
+                                  struct bt_weight_memory *ret_memory)
 {
-    struct preparation p = {.model = model,
-                            .dir = dir,
-                            .shape = bt_model_mla_shape(&model->config),
-                            .start_ns = bt_clock_now_ns()};
+    const struct bt_model *model = asked->model;
+    struct preparation p = {.asked = asked, .model = model, .start_ns = bt_clock_now_ns()};
+    const struct bt_stream_limits limits = {.mla = model->mla};
     size_t bytes = 0;
     p.said_ns = p.start_ns;
-    for (size_t i = 0; i < count; i++) {
-        if (!is_replaced(model, weights[i].matrix))
+    for (size_t i = 0; i < asked->count; i++) {
+        if (!is_replaced(model, &asked->weights[i]))
             continue;
-        bytes += prepared_bytes(&p, &weights[i]);
-        p.source_total += weights[i].tensor->bytes;
+        bytes += prepared_bytes(model, &asked->weights[i]);
+        p.source_total += asked->weights[i].tensor->bytes;
     }
-    if (bytes == 0)
+    if (bytes == 0) {
+        *ret_memory = (struct bt_weight_memory){0};
         return BT_OK;
-    enum bt_status status = reserve(model, dir, bytes, limit_bytes, error);
-    if (status != BT_OK)
-        return status;
-    const struct bt_stream_limits limits = {.mla = p.shape};
-    status = bt_stream_create(&limits, model->team, error, &p.stream);
-    if (status != BT_OK)
-        return status;
-    status = prepare_all(&p, weights, count, error);
-    bt_stream_destroy(p.stream);
-    if (status == BT_OK) {
-        double took = seconds(bt_clock_now_ns() - p.start_ns);
-        bt_log_info(0, "%s: %.1f MiB of weights for %s in %.2f s (%.2f GB/s, %u threads)", dir,
-                    mib(bytes), bt_model_dtype_name(model->dtype), took,
-                    (double)p.source_total / 1e9 / took, bt_team_threads(model->team));
     }
-    return status;
+    enum bt_status status = reserve(&p, bytes, error);
+    if (status == BT_OK)
+        status = bt_stream_create(&limits, asked->team, error, &p.stream);
+    if (status == BT_OK)
+        status = prepare_all(&p, error);
+    bt_stream_destroy(p.stream);
+    if (status != BT_OK) {
+        if (p.memory.data)
+            munmap(p.memory.data, p.memory.bytes);
+        return status;
+    }
+    say_done(&p, bytes);
+    *ret_memory = p.memory;
+    return BT_OK;
 }

@@ -11,6 +11,10 @@ struct bt_weight {
     struct bt_matrix *matrix;
     const struct bt_tensor *tensor;
     enum bt_use use;
+    /* Where `matrix` is some of the inputs: all of it (else no data), and the first of them. Data
+     * and scales of `matrix` are still those of all. */
+    struct bt_matrix whole;
+    uint32_t first_input;
 };
 
 static inline bool bt_dtype_is_quantised(enum bt_dtype dtype)
@@ -25,19 +29,30 @@ static inline bool bt_dtype_is_quantised(enum bt_dtype dtype)
 enum bt_status bt_weight_check_scales(const char *dir, const struct bt_tensor *tensor,
                                       struct bt_error *error);
 
-/* I4: no element is -8, none times its group's scale is beyond 127. The whole tensor is read. */
-enum bt_status bt_weight_check_groups(const char *dir, const struct bt_weight *weight,
-                                      struct bt_team *team, struct bt_error *error);
+/* I4: no element is -8, none times its group's scale is beyond 127. All of the matrix, which is
+ * of `tensor`, is read. */
+enum bt_status bt_weight_check_groups(const char *dir, const struct bt_tensor *tensor,
+                                      const struct bt_matrix *matrix, struct bt_team *team,
+                                      struct bt_error *error);
 
 /* f32 rows of a quantised matrix in ROWS, to `out` [rows][cols]. */
 void bt_weight_dequantise(const struct bt_matrix *matrix, struct bt_team *team, float *out);
 
+struct bt_preparation {
+    const struct bt_model *model;
+    struct bt_team *team; /* may be NULL */
+    const struct bt_weight *weights;
+    size_t count;
+    uint64_t limit_bytes; /* see bt_model_options */
+    bool tells;           /* logs progress and speed */
+};
+
 /*
- * Packs or dequantises all that model->dtype asks for into model->memory. `limit_bytes`: see
- * bt_model_options. What was replaced is dropped from the mapped file.
+ * Packs, dequantises or copies all that model->dtype and the parts of the rank ask for into
+ * *ret_memory, which has no data where there is nothing to do. What was replaced is dropped from
+ * the mapped file.
  */
-enum bt_status bt_weights_prepare(struct bt_model *model, const char *dir,
-                                  const struct bt_weight *weights, size_t count,
-                                  uint64_t limit_bytes, struct bt_error *error);
+enum bt_status bt_weights_prepare(const struct bt_preparation *preparation, struct bt_error *error,
+                                  struct bt_weight_memory *ret_memory);
 
 #endif

@@ -1,0 +1,23 @@
+/*
+ * The tensors of a checkpoint, checked, as matrices of a model: those that fall to its rank.
+ * Inside common/model only.
+ */
+#ifndef BATON_COMMON_MODEL_LOADER_H
+#define BATON_COMMON_MODEL_LOADER_H
+
+#include "common/model/model.h"
+
+/* All of them, into a model whose config, checkpoint, kernels, team and shard are there. */
+enum bt_status bt_load_tensors(struct bt_model *model, const struct bt_model_options *options,
+                               struct bt_error *error);
+
+/*
+ * Experts of one MoE layer, those with here[expert]: matrices [3][n_routed_experts] as in struct
+ * bt_expert_weights (gate, up, down), without data where they are elsewhere. What is packed lies in
+ * *ret_memory. By the calling thread alone, whatever else the model does.
+ */
+enum bt_status bt_load_experts(const struct bt_model *model, uint32_t layer, const bool *here,
+                               struct bt_error *error, struct bt_matrix *ret_matrices,
+                               struct bt_weight_memory *ret_memory);
+
+#endif
