@@ -9,12 +9,12 @@
 struct bt_balance {
     struct bt_balance_shape shape;
     struct bt_packing packing;
-    uint32_t *machine; /* [groups] */
-    uint32_t *member;  /* [experts] of the machine in hand, ascending */
-    uint32_t *overlap; /* [ranks][ranks] work space of naming */
-    uint32_t *name;    /* [ranks] */
-    uint32_t *machine_name;
-    uint8_t *drawn; /* [experts][ranks] before the ranks have their names */
+    uint32_t *machine;      /* [groups] */
+    uint32_t *member;       /* [experts] of the machine in hand, ascending */
+    uint32_t *overlap;      /* [ranks][ranks] work space of naming */
+    uint32_t *name;         /* [ranks] */
+    uint32_t *machine_name; /* [machines] */
+    uint8_t *drawn;         /* [experts][ranks] before the ranks have their names */
     void *memory;
 };
 
@@ -195,18 +195,102 @@ static void rename_ranks(struct bt_balance *b, const uint8_t *previous, uint8_t 
     }
 }
 
-void bt_balance_layer(struct bt_balance *b, const uint64_t *loads, const uint8_t *previous,
-                      uint8_t *held)
+/* ---- few changes to what was there ---- */
+
+/* The machine that all of the group was on; machines: it was not on one alone. */
+static uint32_t machine_before(const struct bt_balance *b, const uint8_t *previous, uint32_t group)
 {
-    uint8_t *drawn = previous ? b->drawn : held;
-    memset(drawn, 0, (size_t)b->shape.experts * b->shape.ranks);
+    const struct bt_balance_shape *s = &b->shape;
+    uint32_t size = s->experts / s->groups, per = s->ranks / s->machines, machine = s->machines;
+    for (uint32_t expert = group * size; expert < (group + 1) * size; expert++) {
+        for (uint32_t rank = 0; rank < s->ranks; rank++) {
+            if (!previous[(size_t)expert * s->ranks + rank] || rank / per == machine)
+                continue;
+            if (machine < s->machines)
+                return s->machines;
+            machine = rank / per;
+        }
+    }
+    return machine;
+}
+
+/* Groups as they were; whether they were whole, and equally many on each machine. */
+static bool keep_groups(struct bt_balance *b, const uint8_t *previous)
+{
+    const struct bt_balance_shape *s = &b->shape;
+    memset(b->machine_name, 0, s->machines * sizeof(*b->machine_name)); /* counts, here */
+    for (uint32_t group = 0; group < s->groups; group++) {
+        b->machine[group] = machine_before(b, previous, group);
+        if (b->machine[group] == s->machines ||
+            ++b->machine_name[b->machine[group]] > s->groups / s->machines)
+            return false;
+    }
+    return true;
+}
+
+/* Slots of the machine in hand as they were; whether each rank had as many as it has to. */
+static bool keep_slots(struct bt_balance *b, const uint8_t *previous, uint32_t machine)
+{
+    struct bt_packing *p = &b->packing;
+    for (uint32_t bin = 0; bin < p->bins; bin++) {
+        uint32_t rank = machine * p->bins + bin, filled = 0;
+        for (uint32_t item = 0; item < p->items; item++) {
+            if (!previous[(size_t)b->member[item] * b->shape.ranks + rank])
+                continue;
+            if (filled == p->room)
+                return false;
+            p->slot[(size_t)bin * p->room + filled++] = item;
+        }
+        if (filled < p->room)
+            return false;
+    }
+    return true;
+}
+
+/* Whether few changes to `previous` reach `enough`; then it is in `held`. */
+static bool keep(struct bt_balance *b, const uint64_t *loads, const uint8_t *previous,
+                 double enough, uint8_t *held)
+{
+    memset(held, 0, (size_t)b->shape.experts * b->shape.ranks);
+    if (b->shape.machines > 1 && !keep_groups(b, previous))
+        return false;
+    for (uint32_t machine = 0; machine < b->shape.machines; machine++) {
+        gather_members(b, loads, machine);
+        if (!keep_slots(b, previous, machine))
+            return false;
+        bt_packing_improve(&b->packing, enough);
+        if (bt_packing_largest(&b->packing) > enough)
+            return false;
+        draw(b, machine, held);
+    }
+    return true;
+}
+
+/* The largest load of a rank. */
+static double make_anew(struct bt_balance *b, const uint64_t *loads, uint8_t *held)
+{
+    double largest = 0;
+    memset(held, 0, (size_t)b->shape.experts * b->shape.ranks);
     if (b->shape.machines > 1)
         assign_groups(b, loads);
     for (uint32_t machine = 0; machine < b->shape.machines; machine++) {
         gather_members(b, loads, machine);
         bt_packing_solve(&b->packing);
-        draw(b, machine, drawn);
+        double load = bt_packing_largest(&b->packing);
+        largest = load > largest ? load : largest;
+        draw(b, machine, held);
     }
-    if (previous)
+    return largest;
+}
+
+void bt_balance_layer(struct bt_balance *b, const uint64_t *loads, const uint8_t *previous,
+                      uint8_t *held)
+{
+    if (!previous) {
+        make_anew(b, loads, held);
+        return;
+    }
+    double largest = make_anew(b, loads, b->drawn);
+    if (!keep(b, loads, previous, largest * (1 + BT_BALANCE_SLACK), held))
         rename_ranks(b, previous, held);
 }

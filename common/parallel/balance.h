@@ -8,6 +8,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* What the largest load of a rank may be above the best that was found, for fewer moves. */
+#define BT_BALANCE_SLACK 0.02
+
 struct bt_balance_shape {
     uint32_t experts, ranks;
     uint32_t machines; /* 1, or divides groups and ranks */
@@ -23,7 +26,8 @@ void bt_balance_destroy(struct bt_balance *balance);
 
 /*
  * Fills held [experts][ranks] with 0 and 1. `previous` [experts][ranks], or NULL: what was there
- * before; ranks (and machines) are named so that much of it stays.
+ * before. It is changed in few places where that comes within BT_BALANCE_SLACK of an arrangement
+ * that is made anew; else ranks (and machines) of the new one are named so that much of it stays.
  */
 void bt_balance_layer(struct bt_balance *balance, const uint64_t *loads, const uint8_t *previous,
                       uint8_t *held);

@@ -218,7 +218,7 @@ static enum bt_status check_field(const char *path, const json_t *root, const ch
     if (!json_is_real(value))
         return refuse(path, error, "%s is not a number", name);
     if (json_real_value(value) != expected)
-        return refuse(path, error, "%s is %.17g, not %" PRIu32, name, json_real_value(value),
+        return refuse(path, error, "%s is %.15g, not %" PRIu32, name, json_real_value(value),
                       expected);
     return BT_OK;
 }
@@ -250,10 +250,10 @@ static enum bt_status read_row(const char *path, const json_t *row, uint32_t lay
         else if (!(value >= 0))
             status = refuse(path, error, "%s[%" PRIu32 "] is negative", name, expert);
         else if (value > (double)BT_EXPERT_LOAD_MAX)
-            status = refuse(path, error, "%s[%" PRIu32 "] is %.17g, limit %" PRIu64, name, expert,
+            status = refuse(path, error, "%s[%" PRIu32 "] is %.15g, limit %" PRIu64, name, expert,
                             value, BT_EXPERT_LOAD_MAX);
         else if (value != (double)(uint64_t)value)
-            status = refuse(path, error, "%s[%" PRIu32 "] is %.17g, not a whole number", name,
+            status = refuse(path, error, "%s[%" PRIu32 "] is %.15g, not a whole number", name,
                             expert, value);
         else
             out[expert] = (uint64_t)value;

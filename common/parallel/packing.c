@@ -188,10 +188,8 @@ static double load_after(const struct bt_packing *p, const struct replacement *r
     return most;
 }
 
-static void weigh_again(struct bt_packing *p, uint32_t item, uint32_t copies)
+static void weigh_bins(struct bt_packing *p)
 {
-    p->copies[item] = copies;
-    p->weight[item] = p->whole[item] / copies;
     for (uint32_t bin = 0; bin < p->bins; bin++) {
         p->load[bin] = 0;
         for (uint32_t i = 0; i < p->filled[bin]; i++)
@@ -230,8 +228,9 @@ static bool replace(struct bt_packing *p)
     uint32_t other = p->slot[(size_t)best.bin * p->room + best.place];
     take(p, best.bin, best.place);
     put(p, best.item, best.bin);
-    weigh_again(p, other, p->copies[other] - 1);
-    weigh_again(p, best.item, p->copies[best.item] + 1);
+    p->weight[other] = p->whole[other] / --p->copies[other];
+    p->weight[best.item] = p->whole[best.item] / ++p->copies[best.item];
+    weigh_bins(p);
     return true;
 }
 
@@ -251,13 +250,41 @@ static void fill(struct bt_packing *p)
     }
 }
 
+double bt_packing_largest(const struct bt_packing *p)
+{
+    return p->load[heaviest(p)];
+}
+
+static void improve(struct bt_packing *p, double enough)
+{
+    for (uint32_t i = 0; i < STEPS_PER_BIN * p->bins && bt_packing_largest(p) > enough; i++) {
+        if (!exchange(p) && !replace(p))
+            break;
+    }
+}
+
 void bt_packing_solve(struct bt_packing *p)
 {
     BT_ASSERT(p->room <= p->items && p->items <= p->bins * p->room);
     replicate(p);
     fill(p);
-    for (uint32_t i = 0; i < STEPS_PER_BIN * p->bins; i++) {
-        if (!exchange(p) && !replace(p))
-            break;
+    improve(p, 0);
+}
+
+void bt_packing_improve(struct bt_packing *p, double enough)
+{
+    memset(p->copies, 0, p->items * sizeof(*p->copies));
+    memset(p->holds, 0, (size_t)p->items * p->bins);
+    for (uint32_t bin = 0; bin < p->bins; bin++) {
+        p->filled[bin] = p->room;
+        for (uint32_t i = 0; i < p->room; i++) {
+            uint32_t item = p->slot[(size_t)bin * p->room + i];
+            p->holds[(size_t)item * p->bins + bin] = 1;
+            p->copies[item]++;
+        }
     }
+    for (uint32_t item = 0; item < p->items; item++)
+        p->weight[item] = p->whole[item] / p->copies[item];
+    weigh_bins(p);
+    improve(p, enough);
 }

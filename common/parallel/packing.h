@@ -25,4 +25,11 @@ struct bt_packing {
 
 void bt_packing_solve(struct bt_packing *packing);
 
+/* Starts from the slots that are there (no bin has an item twice, every item is somewhere), and
+ * stops as soon as no bin weighs more than `enough`: few places change. */
+void bt_packing_improve(struct bt_packing *packing, double enough);
+
+/* Of the heaviest bin. */
+double bt_packing_largest(const struct bt_packing *packing);
+
 #endif

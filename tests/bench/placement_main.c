@@ -1,0 +1,6 @@
+#include "tests/bench/placement.h"
+
+int main(void)
+{
+    return bench_placement() ? 0 : 1;
+}
