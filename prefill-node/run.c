@@ -9,7 +9,7 @@
 #include "common/base/log.h"
 #include "common/model/token_message.h"
 
-#define HANDOFF_CALL_NS      (10 * BT_NS_PER_S) /* one attempt of HandoffDone */
+#define HANDOFF_CALL_NS      (2 * BT_NS_PER_S) /* one attempt of HandoffDone, which may be doubled */
 #define HANDOFF_GIVE_UP_NS   (30 * BT_NS_PER_S) /* all attempts, where the call has no deadline */
 #define HANDOFF_MIN_RETRY_NS (20 * BT_NS_PER_MS)
 #define HANDOFF_MAX_RETRY_NS BT_NS_PER_S
