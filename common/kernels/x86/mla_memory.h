@@ -112,9 +112,9 @@ struct bt_decode_memory {
     size_t thread;  /* all of these */
     /* for all threads */
     size_t latent_queries; /* [row of a group][head][token tile] bf16 */
-    size_t latents;        /* [row of a group][head][latent] f32 */
+    size_t latents;        /* [row of a group][head][padded latent] f32 */
     size_t state;          /* [row of a group][head] f32, of two */
-    size_t slot;           /* [column][latent] f32 */
+    size_t slot;           /* [column][padded latent] f32 */
     size_t slot_state;     /* [column] f32, of two */
 };
 
@@ -123,13 +123,19 @@ static inline size_t bt_decode_unit_rows(const struct bt_mla_tiles *t)
     return t->heads > 0 && t->heads < BT_DECODE_COLS ? BT_DECODE_COLS / t->heads : 1;
 }
 
+/* Floats from one column's latent sums to the next one's: a line more than they take, as above. */
+static inline size_t bt_decode_stride(const struct bt_mla_tiles *t)
+{
+    return t->latent * 32 + BT_TILE_LINE / sizeof(float);
+}
+
 static inline struct bt_decode_memory bt_decode_memory(const struct bt_mla_shape *shape,
                                                        size_t rows)
 {
     struct bt_mla_tiles t = bt_mla_tiles_of(shape);
     size_t group = rows < BT_DECODE_GROUP ? rows : BT_DECODE_GROUP;
     size_t unit = bt_decode_unit_rows(&t) < group ? bt_decode_unit_rows(&t) : group;
-    size_t cols = unit * t.heads, latent = t.latent * 32;
+    size_t cols = unit * t.heads, latent = bt_decode_stride(&t);
     size_t widest = t.nope > t.latent ? t.nope : t.latent;
     size_t outs = latent > t.v ? latent : t.v;
     struct bt_decode_memory m = {

@@ -14,11 +14,10 @@
 #include <math.h>
 
 #include "common/kernels/stream.h"
-#include "common/kernels/x86/gemm.h"
 #include "common/kernels/x86/kv_page.h"
-#include "common/kernels/x86/mla_memory.h"
 #include "common/kernels/x86/tables.h"
 #include "common/kernels/x86/tiles_softmax.h"
+#include "common/kernels/x86/tokens.h"
 
 #define BLOCK_TILES (BT_DECODE_BLOCK / 32)
 
@@ -45,7 +44,7 @@ struct call {
     struct bt_mla_tiles tiles;
     struct bt_decode_memory memory;
     struct bt_team *team;
-    size_t head_dim, latent; /* floats of a padded latent */
+    size_t head_dim, latent; /* floats from one padded latent to the next */
     char *latent_queries;
     struct sums group; /* a column for each head of each row of the group */
     char *threads;     /* [thread] workspaces */
@@ -197,57 +196,48 @@ static void load_queries(const struct call *call, const struct unit *unit, char 
 
 /* ---- attention ---- */
 
-static void scale_columns(float *x, size_t stride, const float *by)
+/* x [16][call->latent] */
+static void scale_columns(const struct call *call, float *x, const float *by)
 {
-    for (size_t i = 0; i < 16; i++) {
-        for (size_t l = 0; l < stride; l++)
-            x[i * stride + l] *= by[i];
+    for (size_t i = 0; i < 16; i++, x += call->latent) {
+        for (size_t l = 0; l < call->tiles.latent * 32; l += BT_LANES)
+            bt_v16_store(x + l, bt_v16_mul(bt_v16_load(x + l), bt_v16_set(by[i])));
     }
 }
 
-/* Where the rows of a unit are in its tokens, and the pages of the block there. */
-struct block {
-    size_t position, end; /* of the tokens that the last row sees of it */
-    size_t first;         /* row of the unit that sees any */
-    struct bt_tile_rows pages[BT_DECODE_BLOCK / BT_PAGE_TOKENS];
-};
-
-static size_t tokens_in(const struct block *block, size_t at)
+/* The tokens of a unit from `position` on, as far as they are one block. */
+static size_t block_tokens(const struct unit *unit, size_t position)
 {
-    return least(block->end - block->position - at, BT_PAGE_TOKENS);
+    return least(visible(unit, unit->count - 1) - position, BT_DECODE_BLOCK);
 }
 
-/* Puts `count` tokens on their way from memory, from `from` of the block behind this one on. */
-static void prefetch_next(const struct call *call, const struct unit *unit,
-                          const struct block *block, size_t from, size_t count)
+static void look_ahead(const struct call *call, const struct unit *unit, size_t position,
+                       struct bt_ahead *ahead)
 {
-    size_t position = block->position + BT_DECODE_BLOCK + from, size = bt_kv_token_size(call->kv);
-    size_t end = least(position + count, visible(unit, unit->count - 1));
-    for (size_t tokens; position < end; position += tokens) {
-        tokens = least(end - position, BT_PAGE_TOKENS - position % BT_PAGE_TOKENS);
-        prefetch(bt_kv_token(call->kv, unit->sequence->pages, (uint32_t)position), tokens * size);
+    size_t tokens = block_tokens(unit, position), size = bt_kv_token_size(call->kv);
+    for (size_t at = 0; at < tokens; at += BT_PAGE_TOKENS) {
+        size_t page = at / BT_PAGE_TOKENS, count = least(tokens - at, BT_PAGE_TOKENS);
+        ahead->at[page] = bt_kv_token(call->kv, unit->sequence->pages, (uint32_t)(position + at));
+        ahead->lines[page] = bt_tiles_of(count * size, BT_TILE_LINE);
     }
 }
 
-/* Scores of the page at `at`, for the columns of rows first … of the unit. */
-static void score_page(const struct call *call, const struct workspace *w, const struct unit *unit,
-                       const struct block *block, size_t at)
+/* The block at `position`; meanwhile the one after it, or the first of the unit that this thread
+ * will likely get, is on its way from memory. */
+static void load_block(const struct call *call, const struct workspace *w, const struct unit *unit,
+                       size_t position, struct bt_token_block *block)
 {
-    const struct bt_mla_tiles *t = &call->tiles;
-    struct bt_tile_rows rows = block->pages[at / BT_PAGE_TOKENS];
-    size_t tokens = tokens_in(block, at), cols = unit->count * t->heads;
-    size_t panel = block->first * t->heads / 16, panels = cols / 16 - panel;
-    size_t step = panels > 2 ? BT_PAGE_TOKENS : 16; /* many panels are better read once */
-    struct bt_tile_panels queries = {w->queries + panel * t->token * BT_TILE_BYTES,
-                                     t->token * BT_TILE_BYTES, panels};
-    for (size_t i = 0; i < tokens; i += step) {
-        struct bt_tile_rows some = rows;
-        some.data = (const char *)rows.data + i / 16 * rows.block_stride;
-        prefetch_next(call, unit, block, (at + i) / 2, step / 2);
-        BT_X86_NAME(gemm_bf16)
-        (some, least(tokens - i, step), queries, t->token, false,
-         w->scores + (at + i) * cols + panel * 16, cols);
-    }
+    size_t row_bytes = call->tiles.token * BT_TILE_LINE, next = position + BT_DECODE_BLOCK;
+    const struct unit *other = unit + bt_team_threads(call->team);
+    *block = (struct bt_token_block){.tokens = block_tokens(unit, position)};
+    for (size_t at = 0; at < block->tokens; at += BT_PAGE_TOKENS)
+        block->pages[at / BT_PAGE_TOKENS] = BT_X86_NAME(kv_rows)(
+            call->kv, unit->sequence->pages[(position + at) / BT_PAGE_TOKENS],
+            least(block->tokens - at, BT_PAGE_TOKENS), w->rows + at * row_bytes);
+    if (next < visible(unit, unit->count - 1))
+        look_ahead(call, unit, next, &block->ahead);
+    else if (other < call->units + call->unit_count)
+        look_ahead(call, other, 0, &block->ahead);
 }
 
 /* Weights of the heads of row r; what was summed up before goes to their new maximum. */
@@ -261,32 +251,7 @@ static void weigh_row(const struct call *call, const struct workspace *w, size_t
                                           sums->max + column, sums->sum + column, keep,
                                           w->weights + column / 16 * BLOCK_TILES * BT_TILE_BYTES);
         if (rescale && !first)
-            scale_columns(sums->latents + column * call->latent, call->latent, keep);
-    }
-}
-
-/* The product of the weights of rows first … with latent tiles `tile` … tile + count - 1. */
-static void sum_tiles(const struct call *call, const struct workspace *w, const struct unit *unit,
-                      const struct block *block, size_t tile, size_t count, bool first,
-                      const struct sums *sums)
-{
-    size_t heads = call->tiles.heads, panels = bt_tiles_of(call->shape->kv_lora_rank, 16);
-    struct bt_tile_panels pairs = {w->pairs, BT_DECODE_PAIRS_STRIDE,
-                                   least(panels - 2 * tile, 2 * count)};
-    for (size_t at = 0; block->position + at < block->end; at += BT_PAGE_TOKENS) {
-        struct bt_tile_rows rows = block->pages[at / BT_PAGE_TOKENS];
-        rows.data = (const char *)rows.data + tile * BT_TILE_LINE;
-        BT_X86_NAME(kv_pairs)
-        (rows, tokens_in(block, at), count, w->pairs + at / 32 * BT_TILE_BYTES,
-         BT_DECODE_PAIRS_STRIDE);
-    }
-    for (size_t r = block->first; r < unit->count; r++) {
-        size_t tokens = least(visible(unit, r), block->end) - block->position;
-        struct bt_tile_rows weights = {w->weights + r * heads / 16 * BLOCK_TILES * BT_TILE_BYTES,
-                                       BLOCK_TILES * BT_TILE_BYTES, BT_TILE_BYTES, BT_TILE_LINE};
-        BT_X86_NAME(gemm_bf16)
-        (weights, call->shape->heads, pairs, bt_tiles_of(tokens, 32), !first,
-         sums->latents + r * heads * call->latent + tile * 32, call->latent);
+            scale_columns(call, sums->latents + column * call->latent, keep);
     }
 }
 
@@ -295,25 +260,30 @@ static void take_block(const struct call *call, const struct workspace *w, const
                        size_t position, bool first, const struct sums *sums)
 {
     const struct bt_mla_tiles *t = &call->tiles;
-    size_t cols = unit->count * t->heads, half = BT_DECODE_BLOCK / 2;
-    struct block block = {.position = position};
-    block.end = least(visible(unit, unit->count - 1), position + BT_DECODE_BLOCK);
-    while (visible(unit, block.first) <= position)
-        block.first++;
-    for (size_t at = 0; position + at < block.end; at += BT_PAGE_TOKENS) {
-        uint32_t page = unit->sequence->pages[(position + at) / BT_PAGE_TOKENS];
-        block.pages[at / BT_PAGE_TOKENS] = BT_X86_NAME(kv_rows)(
-            call->kv, page, tokens_in(&block, at), w->rows + at * t->token * BT_TILE_LINE);
-        score_page(call, w, unit, &block, at);
-    }
-    for (size_t r = block.first; r < unit->count; r++)
-        weigh_row(call, w, r, least(visible(unit, r), block.end) - position, cols, first, sums);
-    for (size_t tile = 0; tile < t->latent; tile += BT_DECODE_TILES) {
-        prefetch_next(call, unit, &block, half + half * tile / t->latent,
-                      half * BT_DECODE_TILES / t->latent + 1);
-        sum_tiles(call, w, unit, &block, tile, least(t->latent - tile, BT_DECODE_TILES), first,
-                  sums);
-    }
+    size_t cols = unit->count * t->heads, row = 0;
+    struct bt_token_block block;
+    load_block(call, w, unit, position, &block);
+    while (visible(unit, row) <= position)
+        row++;
+    size_t column = row * t->heads;
+    struct bt_tile_panels queries = {w->queries + column / 16 * t->token * BT_TILE_BYTES,
+                                     t->token * BT_TILE_BYTES, (cols - column) / 16};
+    BT_X86_NAME(token_scores)(&block, queries, t->token, w->scores + column, cols);
+    for (size_t r = row; r < unit->count; r++)
+        weigh_row(call, w, r, least(visible(unit, r) - position, block.tokens), cols, first, sums);
+    struct bt_token_sums weighted = {
+        .weights = w->weights + column / 16 * BLOCK_TILES * BT_TILE_BYTES,
+        .rows = unit->count - row,
+        .seen = visible(unit, row) - position,
+        .cols = t->heads,
+        .heads = call->shape->heads,
+        .panels = bt_tiles_of(call->shape->kv_lora_rank, 16),
+        .accumulate = !first,
+        .sums = sums->latents + column * call->latent,
+        .stride = call->latent,
+        .pairs = w->pairs,
+    };
+    BT_X86_NAME(token_sums)(&block, &weighted);
 }
 
 /* One split of a unit; rows that see nothing of it are left alone. */
@@ -343,7 +313,7 @@ static void join(const struct call *call, const struct unit *unit, size_t split,
             float a = bt_exp2(sums->max[i] - max), b = bt_exp2(more->max[i] - max);
             float *x = sums->latents + i * call->latent;
             const float *y = more->latents + i * call->latent;
-            for (size_t l = 0; l < call->latent; l += BT_LANES)
+            for (size_t l = 0; l < call->tiles.latent * 32; l += BT_LANES)
                 bt_v16_store(x + l, bt_v16_fma(bt_v16_load(y + l), bt_v16_set(b),
                                                bt_v16_mul(bt_v16_load(x + l), bt_v16_set(a))));
             sums->sum[i] = sums->sum[i] * a + more->sum[i] * b;
@@ -428,7 +398,7 @@ static void give_back(void *context, uint32_t head, uint32_t thread)
         size_t column = r * t->heads + head;
         float *x = call->group.latents + column * call->latent;
         struct bt_v16 by = bt_v16_set(1.0f / call->group.sum[column]);
-        for (size_t l = 0; l < call->latent; l += BT_LANES)
+        for (size_t l = 0; l < call->tiles.latent * 32; l += BT_LANES)
             bt_v16_store(x + l, bt_v16_fma(bt_v16_load(x + l), by, bt_v16_zero()));
         bt_bf16_row(x, lora, w.inputs + r / 16 * a.block_stride + r % 16 * BT_TILE_LINE,
                     BT_TILE_BYTES);
@@ -483,7 +453,7 @@ void BT_X86_NAME(mla_decode)(struct bt_stream *stream, const float *q,
     call.memory = bt_decode_memory(shape, rows);
     call.team = stream->team;
     call.head_dim = (size_t)shape->qk_nope_head_dim + shape->qk_rope_head_dim;
-    call.latent = call.tiles.latent * 32;
+    call.latent = bt_decode_stride(&call.tiles);
     bt_scratch_reset(stream);
     call.latent_queries = bt_scratch_take(stream, call.memory.latent_queries, 1);
     call.group.latents = bt_scratch_take(stream, call.memory.latents, 1);
