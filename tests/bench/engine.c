@@ -6,7 +6,9 @@
  *
  *     figure NAME VALUE UNIT LIMIT RATIO
  *
- * with tokens a second, tokens a second at the limit, and how much of it was reached. Checkpoints
+ * with tokens a second, tokens a second at the limit, and how much of it was reached; for decode
+ * also `serial NAME LIMIT UNIT RATIO`, the limit of a step that does not read weights while it
+ * computes attention. Checkpoints
  * are made in DIR (default: a directory under TMPDIR or /var/tmp, removed at the end).
  */
 #include <errno.h>
@@ -16,10 +18,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/kernels/team.h"
 #include "tests/bench/checkpoint.h"
@@ -145,7 +147,7 @@ static int compare_doubles(const void *a, const void *b)
 static void measure_decode(struct bench_model *bench, const char *name, uint32_t kv, uint32_t batch)
 {
     enum { STEPS = 25 };
-    double seconds[STEPS], least[STEPS], shares[STEPS];
+    double seconds[STEPS], shares[STEPS], serial[STEPS];
     int steps = options.quick ? 5 : STEPS;
     struct bench_limits limits = bench_limits_probe(bench);
     bench_decode(bench, kv, batch);
@@ -156,68 +158,74 @@ static void measure_decode(struct bench_model *bench, const char *name, uint32_t
     }
     limits = bench_limits_best(limits, bench_limits_probe(bench));
     for (int i = 0; i < steps; i++) {
-        least[i] = bench_seconds(&needs[i], &limits);
-        shares[i] = least[i] / seconds[i];
+        shares[i] = bench_seconds(&needs[i], &limits) / seconds[i];
+        serial[i] = bench_serial_seconds(&needs[i], &limits) / seconds[i];
     }
     qsort(shares, (size_t)steps, sizeof(*shares), compare_doubles);
+    qsort(serial, (size_t)steps, sizeof(*serial), compare_doubles);
     qsort(seconds, (size_t)steps, sizeof(*seconds), compare_doubles);
     print_figure(name, batch, seconds[steps / 2], seconds[steps / 2] * shares[steps / 2]);
+    printf("serial %s %.2f tokens/s %.3f\n", name, batch / seconds[steps / 2] / serial[steps / 2],
+           serial[steps / 2]);
 }
 
 /* ---- time against length ---- */
 
-struct line {
-    double base, slope, worst; /* seconds, seconds a token, largest relative distance */
+#define LENGTHS 5
+
+/* y = low * x^power + high * x^(power + 1), its squared relative distances from the points least.
+ */
+struct fit {
+    double low, high, worst; /* worst: the largest relative distance */
 };
 
-static struct line fit_line(const double *x, const double *y, int count)
+static struct fit fit_powers(const double *x, const double *y, int power)
 {
-    double sx = 0, sy = 0, sxx = 0, sxy = 0;
-    for (int i = 0; i < count; i++) {
-        sx += x[i];
-        sy += y[i];
-        sxx += x[i] * x[i];
-        sxy += x[i] * y[i];
+    double aa = 0, ab = 0, bb = 0, a1 = 0, b1 = 0;
+    for (int i = 0; i < LENGTHS; i++) {
+        double a = pow(x[i], power) / y[i], b = a * x[i];
+        aa += a * a;
+        ab += a * b;
+        bb += b * b;
+        a1 += a;
+        b1 += b;
     }
-    struct line line = {.slope = (count * sxy - sx * sy) / (count * sxx - sx * sx)};
-    line.base = (sy - line.slope * sx) / count;
-    for (int i = 0; i < count; i++)
-        line.worst = fmax(line.worst, fabs(line.base + line.slope * x[i] - y[i]) / y[i]);
-    return line;
+    double det = aa * bb - ab * ab;
+    struct fit fit = {(a1 * bb - b1 * ab) / det, (b1 * aa - a1 * ab) / det, 0};
+    for (int i = 0; i < LENGTHS; i++) {
+        double at = pow(x[i], power) * (fit.low + fit.high * x[i]);
+        fit.worst = fmax(fit.worst, fabs(at / y[i] - 1));
+    }
+    return fit;
 }
 
-/* Where the time of attention reaches that of the FFN, on the line between two lengths. */
-static double crossing(const double *lengths, const double *gaps, int count)
+/* Where attention takes as long as the FFN: both are fitted as a part that grows with the length
+ * and one that grows with its square, which the FFN has none of but by chance. */
+static double crossing(struct fit attention, struct fit ffn)
 {
-    for (int i = 1; i < count; i++) {
-        if (gaps[i - 1] < 0 && gaps[i] >= 0)
-            return lengths[i - 1] +
-                   (lengths[i] - lengths[i - 1]) * -gaps[i - 1] / (gaps[i] - gaps[i - 1]);
-    }
-    double slope = (gaps[count - 1] - gaps[count - 2]) / (lengths[count - 1] - lengths[count - 2]);
-    return slope > 0 ? lengths[count - 1] - gaps[count - 1] / slope : INFINITY;
+    double curve = attention.high - ffn.high;
+    return curve > 0 ? fmax(0, (ffn.low - attention.low) / curve) : INFINITY;
 }
 
 static void measure_lengths(struct bench_model *bench, const char *shape)
 {
-    static const uint32_t all[] = {512, 1024, 2048, 4096, 8192};
-    double lengths[5], seconds[5], gaps[5];
-    for (int i = 0; i < 5; i++) {
+    static const uint32_t all[LENGTHS] = {512, 1024, 2048, 4096, 8192};
+    double lengths[LENGTHS], seconds[LENGTHS], attention[LENGTHS], ffn[LENGTHS];
+    for (int i = 0; i < LENGTHS; i++) {
         bench->profile = (struct bt_profile){0};
         lengths[i] = all[i];
         seconds[i] = bench_prefill(bench, all[i], CHUNK);
         const int64_t *ns = bench->profile.ns;
-        double attention = (double)ns[BT_PROFILE_MLA_PREFILL] / 1e9;
-        double ffn =
-            (double)(ns[BT_PROFILE_MLP] + ns[BT_PROFILE_ROUTE] + ns[BT_PROFILE_EXPERTS]) / 1e9;
-        gaps[i] = attention - ffn;
+        attention[i] = (double)ns[BT_PROFILE_MLA_PREFILL] / 1e9;
+        ffn[i] = (double)(ns[BT_PROFILE_MLP] + ns[BT_PROFILE_ROUTE] + ns[BT_PROFILE_EXPERTS]) / 1e9;
         printf("length %s %u: %.3f s, attention %.3f s, ffn %.3f s\n", shape, all[i], seconds[i],
-               attention, ffn);
+               attention[i], ffn[i]);
     }
-    struct line line = fit_line(lengths, seconds, 5);
+    struct fit line = fit_powers(lengths, seconds, 0);
     printf("line %s: %.4f s + %.4f ms a token, at most %.1f %% off; attention overtakes ffn at %.0f"
            " tokens\n",
-           shape, line.base, line.slope * 1e3, line.worst * 100, crossing(lengths, gaps, 5));
+           shape, line.low, line.high * 1e3, line.worst * 100,
+           crossing(fit_powers(lengths, attention, 1), fit_powers(lengths, ffn, 1)));
 }
 
 static void print_breakdown(const struct bench_model *bench, const char *name)
@@ -331,6 +339,16 @@ static void random_bf16(uint16_t *out, size_t count, uint64_t *state)
     }
 }
 
+/* As weights and pages are: in huge pages. */
+static void *huge_alloc(size_t bytes)
+{
+    size_t huge = (size_t)2 << 20;
+    void *data = aligned_alloc(huge, (bytes + huge - 1) / huge * huge);
+    if (data)
+        madvise(data, bytes, MADV_HUGEPAGE);
+    return data;
+}
+
 static bool attention_make(struct attention *a, const struct bt_kernels *kernels,
                            struct bt_team *team)
 {
@@ -343,9 +361,8 @@ static bool attention_make(struct attention *a, const struct bt_kernels *kernels
     size_t page_bytes = (size_t)BT_PAGE_TOKENS * 576 * 2;
     a->copies = (uint32_t)(((size_t)256 << 20) / (per * page_bytes)) + 1;
     a->rows = aligned_alloc(64, (size_t)kv_b.rows * 512 * 2);
-    a->packed =
-        aligned_alloc(64, (kernels->packed_bytes(&kv_b, BT_USE_KV_B, &a->shape) + 63) / 64 * 64);
-    a->pool = aligned_alloc(64, a->copies * per * page_bytes);
+    a->packed = huge_alloc(kernels->packed_bytes(&kv_b, BT_USE_KV_B, &a->shape));
+    a->pool = huge_alloc(a->copies * per * page_bytes);
     a->pages = calloc((size_t)a->copies * per, sizeof(*a->pages));
     a->q = calloc((size_t)a->heads * 192, sizeof(float));
     a->out = calloc((size_t)a->heads * 128, sizeof(float));
@@ -363,16 +380,17 @@ static bool attention_make(struct attention *a, const struct bt_kernels *kernels
     return true;
 }
 
-static double attention_seconds(struct attention *a, const struct bt_kernels *kernels)
+static double attention_seconds(struct attention *a, const struct bt_kernels *kernels,
+                                struct bt_team *team)
 {
     uint32_t per = (a->tokens + BT_PAGE_TOKENS - 1) / BT_PAGE_TOKENS;
     struct bt_kv_layer kv = {a->pool, BT_BF16, 512, 64};
     double best = INFINITY;
     for (uint32_t i = 0; i < 3 * a->copies; i++) {
         struct bt_sequence_rows sequence = {a->pages + i % a->copies * per, a->tokens - 1, 0, 1};
-        int64_t start_ns = bt_clock_now_ns();
+        int64_t start_ns = limit_now_ns(team);
         kernels->mla_decode(a->stream, a->q, &a->shape, &a->kv_b, &sequence, 1, &kv, a->out);
-        best = fmin(best, (double)(bt_clock_now_ns() - start_ns) / 1e9);
+        best = fmin(best, (double)(limit_now_ns(team) - start_ns) / 1e9);
     }
     return best;
 }
@@ -381,7 +399,6 @@ static void measure_attention(const char *name, uint32_t heads, uint32_t tokens,
                               const struct bt_kernels *kernels, struct bt_team *team)
 {
     struct attention a = {.heads = heads, .tokens = tokens};
-    enum limit_unit unit;
     if (!wanted(name))
         return;
     if (!attention_make(&a, kernels, team)) {
@@ -390,13 +407,10 @@ static void measure_attention(const char *name, uint32_t heads, uint32_t tokens,
         failures++;
         return;
     }
-    double read = limit_read_bytes(team), peak = 0;
-    if (limit_unit_of(kernels->name, false, &unit))
-        peak = limit_flops(unit, team);
-    double seconds = attention_seconds(&a, kernels);
-    read = fmax(read, limit_read_bytes(team));
-    if (peak > 0)
-        peak = fmax(peak, limit_flops(unit, team));
+    double read = limit_read(team), peak = limit_ops(kernels->name, LIMIT_BF16, team);
+    double seconds = attention_seconds(&a, kernels, team);
+    read = fmax(read, limit_read(team));
+    peak = fmax(peak, limit_ops(kernels->name, LIMIT_BF16, team));
     double bytes = tokens * 1152.0 + heads * 256.0 * 512 * 2;
     double flops = 2.0 * heads * (tokens * 1088.0 + 256.0 * 512);
     double least = fmax(bytes / read, peak > 0 ? flops / peak : 0);
@@ -463,7 +477,7 @@ static void measure_cores(void)
     if (!lite_speed(1, &one) || !lite_speed(2, &two))
         return;
     struct bt_team *team = make_team(2);
-    double pair = limit_read_bytes(team), single = limit_read_bytes(NULL);
+    double pair = limit_read(team), single = limit_read(NULL);
     bt_team_destroy(team);
     double prefill = one.prefill / two.prefill, decode = one.decode / two.decode;
     printf("figure cores_2_over_1 %.3f times 2 %.3f\n", prefill, prefill);

@@ -4,8 +4,6 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "common/base/clock.h"
-
 static uint32_t next_random(uint64_t *state)
 {
     *state ^= *state << 13;
@@ -88,13 +86,12 @@ void bench_model_close(struct bench_model *bench)
 
 struct bench_limits bench_limits_probe(const struct bench_model *bench)
 {
-    struct bench_limits limits = {.read_bytes = limit_read_bytes(bench->team)};
-    enum limit_unit unit;
-    if (limit_unit_of(bench->model->kernels->name, false, &unit))
-        limits.bf16_flops = limit_flops(unit, bench->team);
-    if (limit_unit_of(bench->model->kernels->name, true, &unit))
-        limits.int8_flops = limit_flops(unit, bench->team);
-    return limits;
+    const char *kernels = bench->model->kernels->name;
+    return (struct bench_limits){
+        .bf16_flops = limit_ops(kernels, LIMIT_BF16, bench->team),
+        .int8_flops = limit_ops(kernels, LIMIT_INT8, bench->team),
+        .read_bytes = limit_read(bench->team),
+    };
 }
 
 static double larger(double a, double b)
@@ -114,6 +111,15 @@ double bench_seconds(const struct bench_needs *needs, const struct bench_limits 
     double compute =
         needs->bf16_flops / limits->bf16_flops + needs->int8_flops / limits->int8_flops;
     return larger(compute, needs->bytes / limits->read_bytes);
+}
+
+double bench_serial_seconds(const struct bench_needs *needs, const struct bench_limits *limits)
+{
+    struct bench_needs rest = *needs;
+    rest.bf16_flops -= needs->kv_flops;
+    rest.bytes -= needs->kv_bytes;
+    return bench_seconds(&rest, limits) +
+           larger(needs->kv_flops / limits->bf16_flops, needs->kv_bytes / limits->read_bytes);
 }
 
 /* ---- needs ---- */
@@ -198,11 +204,13 @@ struct bench_needs bench_decode_needs(const struct bench_model *bench, uint32_t 
     for (uint32_t layer = 0; layer < bench->model->config.num_hidden_layers; layer++) {
         const struct bt_matrix *kv_b = &bench->model->layers[layer].kv_b;
         add_layer(bench, &needs, layer, batch);
-        needs.attention_flops += 2.0 * mla.heads * pairs * width;
-        needs.bf16_flops += 2.0 * mla.heads * pairs * width;
+        needs.kv_flops += 2.0 * mla.heads * pairs * width;
         add_product(&needs, kv_b, batch);
-        needs.bytes += pairs * (double)bt_kv_token_bytes(&bench->layout);
+        needs.kv_bytes += pairs * (double)bt_kv_token_bytes(&bench->layout);
     }
+    needs.attention_flops = needs.kv_flops;
+    needs.bf16_flops += needs.kv_flops;
+    needs.bytes += needs.kv_bytes;
     add_product(&needs, &bench->model->lm_head, batch);
     return needs;
 }
@@ -265,9 +273,9 @@ static struct bt_forward_batch batch_of(struct bench_model *bench, enum bt_forwa
     };
 }
 
-static double seconds_since(int64_t start_ns)
+static double seconds_since(const struct bench_model *bench, int64_t start_ns)
 {
-    return (double)(bt_clock_now_ns() - start_ns) / 1e9;
+    return (double)(limit_now_ns(bench->team) - start_ns) / 1e9;
 }
 
 double bench_prefill(struct bench_model *bench, uint32_t length, uint32_t chunk)
@@ -285,9 +293,9 @@ double bench_prefill(struct bench_model *bench, uint32_t length, uint32_t chunk)
         batch.logit_rows = &last;
         batch.logit_count = start + rows == length;
         batch.probe = see_nothing;
-        int64_t begin_ns = bt_clock_now_ns();
+        int64_t begin_ns = limit_now_ns(bench->team);
         bt_forward_run(bench->forward, &batch, &logits);
-        seconds += seconds_since(begin_ns);
+        seconds += seconds_since(bench, begin_ns);
     }
     return seconds;
 }
@@ -311,7 +319,7 @@ double bench_decode(struct bench_model *bench, uint32_t kv, uint32_t count)
     batch.logit_rows = rows;
     batch.probe = see_experts;
     batch.context = &probe;
-    int64_t begin_ns = bt_clock_now_ns();
+    int64_t begin_ns = limit_now_ns(bench->team);
     bt_forward_run(bench->forward, &batch, &logits);
-    return seconds_since(begin_ns);
+    return seconds_since(bench, begin_ns);
 }

@@ -40,6 +40,7 @@ struct bench_limits {
 struct bench_needs {
     double bf16_flops, int8_flops, bytes;
     double attention_flops, ffn_flops; /* parts of the above */
+    double kv_flops, kv_bytes;         /* of a decode step: those of attention over KV */
 };
 
 struct bench_model_options {
@@ -59,6 +60,9 @@ struct bench_limits bench_limits_best(struct bench_limits a, struct bench_limits
 
 /* Seconds that the needs take at the limits: computing, or reading if that takes longer. */
 double bench_seconds(const struct bench_needs *needs, const struct bench_limits *limits);
+/* The same where attention over KV and the rest of a step come one after the other: neither
+ * computes while the other reads. */
+double bench_serial_seconds(const struct bench_needs *needs, const struct bench_limits *limits);
 
 /* A prompt of `length` tokens in chunks; seconds. All layers are computed for all rows, as the
  * inner layers of a whole model are; logits for the last row alone. */

@@ -7,8 +7,8 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "tests/bench/limits.h"
 #include "tests/checkkern/check.h"
-#include "tests/checkkern/limits.h"
 
 #define BENCH_NS (200 * BT_NS_PER_MS)
 
@@ -147,8 +147,8 @@ void check_bench(const struct bt_kernels *kernels)
     static const struct bt_mla_shape lite = {16, 128, 64, 128, 512, 0.07f};
     struct bt_stream_limits limits = {.max_rows = 2048, .mla = lite};
     struct bench b = {kernels, check_stream(&limits), .data = {.kernels = kernels, .op = "bench"}};
-    b.flops = limit_ops(kernels->name, LIMIT_F32);
-    b.bytes_per_s = limit_read();
+    b.flops = limit_ops(kernels->name, LIMIT_F32, NULL);
+    b.bytes_per_s = limit_read(NULL);
     bench_elementwise(&b);
     bench_linear(&b, "linear/512x2048x2048/bf16", 512, 2048, 2048, BT_BF16);
     bench_linear(&b, "linear/512x7168x2048/bf16", 512, 7168, 2048, BT_BF16);

@@ -10,8 +10,8 @@
 
 #include "common/base/clock.h"
 #include "common/kernels/tiles.h"
+#include "tests/bench/limits.h"
 #include "tests/checkkern/check.h"
-#include "tests/checkkern/limits.h"
 
 #define MAX_ROWS    2048
 #define MAX_EXPERTS 256
@@ -111,7 +111,7 @@ struct timing {
 
 static void measure(struct timing *t, const struct bench *b, enum limit_unit unit, int64_t ns)
 {
-    double read = limit_read(), ops = limit_ops(b->kernels->name, unit);
+    double read = limit_read(NULL), ops = limit_ops(b->kernels->name, unit, NULL);
     t->ns = t->ns == 0 || ns < t->ns ? ns : t->ns;
     t->read = read > t->read ? read : t->read;
     t->ops = ops > t->ops ? ops : t->ops;
@@ -164,7 +164,7 @@ static void bench_experts(struct bench *b, enum bt_dtype dtype, uint32_t rows)
         ups[e] = matrix_of(b, INNER, HIDDEN, dtype, &bytes);
         downs[e] = matrix_of(b, HIDDEN, INNER, dtype, &bytes);
     }
-    if (ops > MOST_SECONDS * limit_ops(b->kernels->name, unit_of(dtype)))
+    if (ops > MOST_SECONDS * limit_ops(b->kernels->name, unit_of(dtype), NULL))
         return;
     int64_t begin = bt_clock_now_ns();
     for (uint32_t call = 0; call < 3 || bt_clock_now_ns() - begin < SHAPE_NS; call++) {
@@ -186,7 +186,7 @@ static void bench_mlp(struct bench *b, enum bt_dtype dtype, uint32_t rows)
     struct bt_mlp mlp = {.gate = matrix_of(b, DENSE, HIDDEN, dtype, &bytes)};
     mlp.up = matrix_of(b, DENSE, HIDDEN, dtype, &bytes);
     mlp.down = matrix_of(b, HIDDEN, DENSE, dtype, &bytes);
-    if (ops > MOST_SECONDS * limit_ops(b->kernels->name, unit_of(dtype)))
+    if (ops > MOST_SECONDS * limit_ops(b->kernels->name, unit_of(dtype), NULL))
         return;
     int64_t begin = bt_clock_now_ns();
     for (int call = 0; call < 3 || bt_clock_now_ns() - begin < SHAPE_NS; call++) {

@@ -10,8 +10,8 @@
 
 #include "common/base/clock.h"
 #include "common/kernels/tiles.h"
+#include "tests/bench/limits.h"
 #include "tests/checkkern/check.h"
-#include "tests/checkkern/limits.h"
 
 #define POOL_BYTES ((size_t)448 << 20)
 #define MAX_ROWS   2048
@@ -98,7 +98,7 @@ static void time_shape(const struct bt_kernels *kernels, const struct pool *pool
     int64_t best = INT64_MAX, begin = bt_clock_now_ns();
     double amount = 2.0 * rows * w.rows * w.cols;
     BT_ASSERT(copies > 0);
-    if (amount > MOST_SECONDS * limit_ops(kernels->name, int8 ? LIMIT_INT8 : LIMIT_BF16))
+    if (amount > MOST_SECONDS * limit_ops(kernels->name, int8 ? LIMIT_INT8 : LIMIT_BF16, NULL))
         return;
     for (int runs = 0; runs < 3 || bt_clock_now_ns() - begin < SHAPE_NS; runs++) {
         w.data = pool->data + copy * bytes;
@@ -108,9 +108,9 @@ static void time_shape(const struct bt_kernels *kernels, const struct pool *pool
         int64_t took = limit_clock_ns() - start;
         best = took < best ? took : best;
         if (runs % 16 == 0) {
-            double now = rows <= 32 ? limit_read() : read;
+            double now = rows <= 32 ? limit_read(NULL) : read;
             read = now > read ? now : read;
-            now = limit_ops(kernels->name, int8 ? LIMIT_INT8 : LIMIT_BF16);
+            now = limit_ops(kernels->name, int8 ? LIMIT_INT8 : LIMIT_BF16, NULL);
             ops = now > ops ? now : ops;
         }
     }

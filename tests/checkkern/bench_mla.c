@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 
 #include "common/kernels/weight.h"
+#include "tests/bench/limits.h"
 #include "tests/checkkern/check.h"
-#include "tests/checkkern/limits.h"
 
 #define CALLS         5
 #define MAX_SEQUENCES 8
@@ -109,12 +109,13 @@ static void bench(const struct bt_kernels *kernels, const struct attention *a)
     }
     floor_of(a, &shape, bt_kv_token_size(&kv), &ops, &bytes);
     for (int call = 0; call < CALLS; call++) {
-        double read = limit_read(), before = limit_ops(kernels->name, LIMIT_BF16);
+        double read = limit_read(NULL), before = limit_ops(kernels->name, LIMIT_BF16, NULL);
         int64_t start = limit_clock_ns();
         (a->decode ? kernels->mla_decode : kernels->mla_prefill)(stream, q, &shape, &kv_b,
                                                                  sequences, a->sequences, &kv, out);
         double seconds = (double)(limit_clock_ns() - start) / 1e9;
-        double after = limit_ops(kernels->name, LIMIT_BF16), peak = before > after ? before : after;
+        double after = limit_ops(kernels->name, LIMIT_BF16, NULL),
+               peak = before > after ? before : after;
         double least = ops / peak > bytes / read ? ops / peak : bytes / read;
         if (least / seconds > best) {
             best = least / seconds;

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "tests/bench/limits.h"
 #include "tests/checkkern/check.h"
-#include "tests/checkkern/limits.h"
 #ifdef BT_HAVE_X86_KERNELS
 #include "common/kernels/x86/x86.h"
 #endif
@@ -466,7 +466,7 @@ static void bench_expand(struct check *data, const char *name, enum bt_dtype dty
         best = ns < best ? ns : best;
     }
     if (expand)
-        figure(data->kernels, name, 64.0 * (double)tiles * 1024, best, limit_read());
+        figure(data->kernels, name, 64.0 * (double)tiles * 1024, best, limit_read(NULL));
     check_end(data);
 }
 
@@ -483,7 +483,7 @@ static void bench_pack(struct check *data, const char *name, enum bt_dtype dtype
         best = ns < best ? ns : best;
     }
     figure(data->kernels, name, 2048.0 * 4096 * (double)bt_dtype_bits(dtype) / 8, best,
-           limit_read());
+           limit_read(NULL));
     check_end(data);
 }
 
