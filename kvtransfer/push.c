@@ -368,13 +368,22 @@ static bool step_running(struct kvt_push *push, int64_t now_ns, bool *ret_link_l
     return true;
 }
 
+static uint32_t cuts_of(const struct kvt_push *push)
+{
+    const struct kvt_transport_ops *ops = push->inflight->ops;
+
+    if (push->link->peer == NULL)
+        return push->link->cuts;
+    return ops->peer_cuts == NULL ? 0 : ops->peer_cuts(push->link->peer);
+}
+
 static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
 {
     struct kvt_push_event *event = &push->event;
 
     push->phase = KVT_PUSH_ENDED;
-    if (push->touched && quiesced && push->inflight->ops->peer_cuts != NULL)
-        event->cuts = push->inflight->ops->peer_cuts(push->link->peer);
+    if (push->touched && quiesced)
+        event->cuts = cuts_of(push);
     event->status = status;
     event->quiesced = quiesced;
     event->end_ns = bt_clock_now_ns();

@@ -110,8 +110,10 @@ static void link_uncount(struct kvt_link *link)
     }
 }
 
+/* A push may have flushed already and not have seen it: what it needs of the peer stays. */
 static void link_fail(struct kvt_link *link, enum bt_status status, const char *why)
 {
+    const struct kvt_transport_ops *ops = link->source->transport->ops;
     struct kvt_peer *peer = link->peer;
 
     if (atomic_load(&link->state) == KVT_LINK_FAILED)
@@ -123,8 +125,11 @@ static void link_fail(struct kvt_link *link, enum bt_status status, const char *
     link_uncount(link);
     link->peer = NULL;
     link->mapped = NULL;
-    if (peer != NULL)
-        link->source->transport->ops->peer_close(peer);
+    if (peer == NULL)
+        return;
+    if (ops->peer_cuts != NULL)
+        link->cuts = ops->peer_cuts(peer);
+    ops->peer_close(peer);
 }
 
 static void link_open(struct kvt_link *link)

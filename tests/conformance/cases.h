@@ -30,5 +30,7 @@ void case_source_dies_at_each_state(void);
 void case_target_dies_at_each_state(void);
 void case_fallback(void);
 void case_nothing_in_common(void);
+void case_flushed_and_gone(void);
+void case_flushed_and_gone_with_cuts(void);
 
 #endif

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,7 @@
 #include "common/base/process.h"
 #include "kvtransfer/checksum.h"
 #include "kvtransfer/choice/blob.h"
+#include "kvtransfer/progress.h"
 #include "kvtransfer/tcp/internal.h"
 #include "tests/conformance/rig.h"
 
@@ -663,5 +665,105 @@ void case_early_sums(void)
         kvt_push_close(t->push);
         target_host_fill(rig.host);
     }
+    rig_finish(&rig);
+}
+
+static void receive_exactly(int fd, void *bytes, size_t size)
+{
+    for (size_t at = 0; at < size;) {
+        ssize_t got = recv(fd, (char *)bytes + at, size - at, 0);
+        CHECK(got > 0);
+        at += (size_t)got;
+    }
+}
+
+/* A target in one process: takes what comes, and answers the flush with its last segment. */
+static void *answer_and_go(void *arg)
+{
+    static char payload[1 << 20];
+    struct kvt_tcp_frame frame = {.magic = KVT_TCP_MAGIC, .kind = KVT_TCP_READY};
+    struct kvt_tcp_hello hello;
+    int fd = accept(*(int *)arg, NULL, NULL);
+
+    CHECK(fd >= 0);
+    receive_exactly(fd, &hello, sizeof(hello));
+    CHECK(send(fd, &frame, sizeof(frame), 0) == sizeof(frame));
+    for (;;) {
+        receive_exactly(fd, &frame, sizeof(frame));
+        if (frame.kind != KVT_TCP_WRITE)
+            break;
+        CHECK(frame.value <= sizeof(payload));
+        receive_exactly(fd, payload, frame.value);
+    }
+    frame.kind = KVT_TCP_FLUSHED;
+    CHECK(send(fd, &frame, sizeof(frame), MSG_MORE) == sizeof(frame)); /* with the FIN */
+    close(fd);
+    return NULL;
+}
+
+static void listen_anywhere(int *ret_fd, struct kvt_tcp_address *ret_address)
+{
+    struct sockaddr_in bound = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(bound);
+
+    *ret_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK(*ret_fd >= 0 && bind(*ret_fd, (struct sockaddr *)&bound, size) == 0 &&
+          listen(*ret_fd, 1) == 0 && getsockname(*ret_fd, (struct sockaddr *)&bound, &size) == 0);
+    *ret_address = (struct kvt_tcp_address){.family = AF_INET, .port = ntohs(bound.sin_port)};
+    memcpy(ret_address->ip, &bound.sin_addr, sizeof(bound.sin_addr));
+}
+
+/* One part of TCP, as `auto` packs it. */
+static void wrap_choice(enum kvt_blob_kind kind, void *blob, size_t size, const void **ret_blob,
+                        size_t *ret_size)
+{
+    struct kvt_choice_part part = {.name = "tcp", .bytes = blob, .size = size};
+    void *wrapped;
+
+    CHECK(kvt_choice_pack(kind, &part, 1, NULL, &wrapped, ret_size) == BT_OK);
+    *ret_blob = wrapped;
+    free(blob);
+}
+
+/* TCP only: the answer to the flush and the end of the connection come in one segment, so that the
+ * link has failed when the push looks at its flush. */
+void case_flushed_and_gone(void)
+{
+    struct rig rig = {
+        .layout = {.layer_count = 3, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16},
+        .source_pages = 8,
+        .target_pages = 8};
+    struct kvt_key_range range = {
+        .base = 1 << 20, .bytes = kvt_progress_memory_bytes(&rig.layout, rig.target_pages)};
+    struct kvt_remote remote = {.incarnation = 9, .pool_base = range.base, .pool_pages = 8};
+    struct kvt_tcp_address address;
+    struct transfer *t = &transfers[0];
+    struct kvt_push_event event;
+    pthread_t thread;
+    void *blob;
+    size_t size;
+    int fd;
+
+    listen_anywhere(&fd, &address);
+    CHECK(pthread_create(&thread, NULL, answer_and_go, &fd) == 0);
+    start_source(&rig, SOURCE_INCARNATION);
+    CHECK(kvt_blob_wrap(KVT_BLOB_TCP_ADDRESS, &address, sizeof(address), NULL, &blob, &size) ==
+          BT_OK);
+    wrap_choice(KVT_BLOB_CHOICE_ADDRESS, blob, size, &remote.address, &remote.address_size);
+    CHECK(kvt_key_pack(KVT_BLOB_TCP_KEY, &range, NULL, 0, NULL, &blob, &size) == BT_OK);
+    wrap_choice(KVT_BLOB_CHOICE_KEY, blob, size, &remote.key, &remote.key_size);
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &rig.link) == BT_OK);
+    wait_link(rig.link, KVT_LINK_READY);
+    draw_transfer(&rig, 200, t);
+    open_push(&rig, t, false);
+    lease_long(t);
+    kvt_push_finish(t->push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_OK && event.quiesced && event.cuts == 0);
+    kvt_push_close(t->push);
+    CHECK(pthread_join(thread, NULL) == 0);
+    close(fd);
+    free((void *)remote.address);
+    free((void *)remote.key);
     rig_finish(&rig);
 }

@@ -122,3 +122,72 @@ void case_cancel_waits_for_flush(void)
     kvt_push_close(t->push);
     rig_finish(&rig);
 }
+
+/* A peer whose flush is over, and which has failed when anybody looks again. */
+struct last_flush {
+    kvt_completion_fn *done;
+    void *context;
+};
+static struct last_flush last_flush;
+static _Atomic bool gone;
+
+static void on_last_flush(void *context, enum bt_status status)
+{
+    const struct last_flush *flushed = context;
+
+    gone = true;
+    flushed->done(flushed->context, status);
+}
+
+static enum bt_status flush_and_go(struct kvt_peer *peer, kvt_completion_fn *done, void *context)
+{
+    last_flush = (struct last_flush){.done = done, .context = context};
+    return fast_ops->flush(peer, on_last_flush, &last_flush);
+}
+
+static enum kvt_peer_state state_until_flush(const struct kvt_peer *peer)
+{
+    return gone ? KVT_PEER_FAILED : fast_ops->peer_state(peer);
+}
+
+static uint32_t two_cuts(const struct kvt_peer *peer)
+{
+    (void)peer;
+    return 6;
+}
+
+/* Sim only: rules 4 and 12. The link fails between the completion of the flush and the push's look
+ * at it: all has arrived, and the cuts are still told. */
+void case_flushed_and_gone_with_cuts(void)
+{
+    struct rig rig = {0};
+    struct kvt_transport_ops going_ops;
+    struct kvt_push_event event;
+    struct transfer *t = &transfers[0];
+
+    rig_init(&rig);
+    kvt_link_release(rig.link);
+    kvt_source_destroy(rig.source);
+    struct kvt_source_options options = {.given = sim_transport(&rig),
+                                         .layout = rig.layout,
+                                         .pool_pages = rig.source_pages,
+                                         .incarnation = SOURCE_INCARNATION,
+                                         .max_pushes = 1};
+    fast_ops = options.given->ops;
+    going_ops = *fast_ops;
+    going_ops.flush = flush_and_go;
+    going_ops.peer_state = state_until_flush;
+    going_ops.peer_cuts = two_cuts;
+    options.given->ops = &going_ops;
+    CHECK(kvt_source_create(&options, NULL, &rig.source) == BT_OK);
+    connect_target(&rig);
+    draw_transfer(&rig, 300, t);
+    open_push(&rig, t, true);
+    lease_long(t);
+    kvt_push_finish(t->push);
+    event = take_event(&rig);
+    CHECK(event.status == BT_OK && event.quiesced && event.cuts == 6);
+    CHECK(kvt_link_state(rig.link) == KVT_LINK_FAILED);
+    kvt_push_close(t->push);
+    rig_finish(&rig);
+}

@@ -1,0 +1,101 @@
+/*
+ * What every transport of groups must do, run as
+ *
+ *     test_group self|ucx|nccl calls|threads|misuse|faults
+ *
+ * calls: all of them, ranks being processes, in groups of several sizes and machines; threads: the
+ * same with ranks that are threads; misuse: creation that must fail, and calls that do not belong
+ * together; faults: ranks that die, stop or leave. BATON_TEST_SEED repeats a run.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include "common/base/random.h"
+#include "tests/conformance/parallel/cases.h"
+
+struct layout {
+    const char *name;
+    uint32_t size, ranks_per_machine, hidden, k, experts, rows;
+};
+
+static const struct layout layouts[] = {
+    {"1 rank", 1, 0, 200, 4, 16, 150},
+    {"2 ranks", 2, 0, 128, 8, 32, 150},
+    {"3 ranks", 3, 0, 7, 3, 11, 150},
+    {"4 ranks", 4, 0, 264, 4, 16, 90},
+    {"8 ranks", 8, 0, 136, 6, 40, 80},
+    {"2 ranks on 2 machines", 2, 1, 200, 4, 16, 150},
+    {"4 ranks on 2 machines", 4, 2, 136, 4, 16, 150},
+    {"8 ranks on 2 machines", 8, 4, 33, 6, 40, 80},
+    {"8 ranks on 4 machines", 8, 2, 136, 8, 32, 80},
+    {"5 ranks on 2 machines", 5, 3, 9, 5, 23, 80},
+};
+
+static void call_everything(const struct bt_group_options *options, const void *context)
+{
+    const struct layout *layout = context;
+    uint32_t per_machine = layout->ranks_per_machine ? layout->ranks_per_machine : layout->size;
+    struct bt_group *group = join(options);
+
+    CHECK(bt_group_machines(group) == (layout->size + per_machine - 1) / per_machine);
+    check_barrier(group);
+    check_broadcast(group, &options->limits);
+    check_agreement(group);
+    check_all_reduce(group, &options->limits);
+    check_scatter_and_gather(group, &options->limits);
+    check_experts(group, &options->limits, per_machine);
+    check_barrier(group);
+    bt_group_destroy(group);
+}
+
+static void test_calls(void **state)
+{
+    const struct layout *layout = *state;
+    run_ranks(&(struct rig_case){
+        .size = layout->size,
+        .ranks_per_machine = layout->ranks_per_machine,
+        .limits = {.floats = 300000,
+                   .broadcast_bytes = 4000,
+                   .rows = layout->rows,
+                   .hidden = layout->hidden,
+                   .experts = layout->experts,
+                   .experts_per_token = layout->k},
+        .fn = call_everything,
+        .context = layout,
+        .victim = layout->size,
+    });
+}
+
+static int run_calls(bool threads)
+{
+    struct CMUnitTest tests[sizeof(layouts) / sizeof(layouts[0])];
+    size_t count = 0;
+    ranks_are_threads = threads;
+    for (size_t i = 0; i < sizeof(layouts) / sizeof(layouts[0]); i++) {
+        bool one = layouts[i].size == 1;
+        if (one != (strcmp(transport, "self") == 0))
+            continue;
+        tests[count++] = (struct CMUnitTest){.name = layouts[i].name,
+                                             .test_func = test_calls,
+                                             .initial_state = (void *)&layouts[i]};
+    }
+    return _cmocka_run_group_tests(transport, tests, count, NULL, NULL);
+}
+
+int main(int argc, char **argv)
+{
+    const char *text = getenv("BATON_TEST_SEED"), *what = argc == 3 ? argv[2] : "";
+    if (argc != 3) {
+        fprintf(stderr, "usage: test_group self|ucx|nccl calls|threads|misuse|faults\n");
+        return 2;
+    }
+    transport = argv[1];
+    seed = text ? strtoull(text, NULL, 10) : bt_random_entropy() % 1000000;
+    printf("BATON_TEST_SEED=%llu\n", (unsigned long long)seed);
+    if (strcmp(what, "calls") == 0 || strcmp(what, "threads") == 0)
+        return run_calls(strcmp(what, "threads") == 0);
+    return 2;
+}
