@@ -77,7 +77,7 @@ class Process:
         self.send(signal.SIGKILL)
         self.child.wait()
 
-    def metrics(self, seconds=10):
+    def metrics(self, seconds=60):
         """{'name{labels}': value} as the process itself says it."""
         worker = baton_client.pb["worker"]
         with baton_client.Client(self.rpc) as client:
@@ -86,7 +86,7 @@ class Process:
         return {key: float(value) for key, value in
                 (line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")}
 
-    def metric(self, name, *labels, seconds=10):
+    def metric(self, name, *labels, seconds=60):
         """Sum over all whose name is this and whose labels contain these."""
         return sum(value for key, value in self.metrics(seconds).items()
                    if re.split(r"[{ ]", key)[0] == name and all(label in key for label in labels))
@@ -120,7 +120,7 @@ class Fleet:
 
     def stop(self):
         """True: what lived until now ended in order."""
-        clean, end = True, time.monotonic() + 30
+        clean, end = True, time.monotonic() + 30 * cluster.PATIENCE
         for process in reversed(self.processes.values()):
             process.send(signal.SIGCONT)
             process.send(signal.SIGTERM)

@@ -17,7 +17,7 @@ AT_ONCE = 8
 
 def open_stream(base, body):
     url = urllib.parse.urlsplit(base)
-    connection = socket.create_connection((url.hostname, url.port), timeout=60)
+    connection = socket.create_connection((url.hostname, url.port), timeout=300)
     data = json.dumps(body).encode()
     connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
                        b"\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
@@ -50,7 +50,7 @@ def one(base, seed):
         except TimeoutError:
             pass
     elif body["stream"]:
-        connection.settimeout(60)
+        connection.settimeout(300)
         left = r.randint(1, 4000)                       # after so many bytes of the stream
         while left > 0:
             got = len(connection.recv(min(left, 4096)))

@@ -15,7 +15,7 @@ def ask(base, seed, max_tokens=60):
     prompt = [r.randrange(3, 2046) for _ in range(r.randint(1, 1500))]
     answer = openai_http.post(base, "/v1/completions", {
         "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, "seed": seed,
-        "temperature": 0.8, "return_token_ids": True}, timeout=180)
+        "temperature": 0.8, "return_token_ids": True}, timeout=550)
     return answer["choices"][0]["token_ids"]
 
 
@@ -23,9 +23,9 @@ def under_load(c, seeds, act):
     """Runs all seeds at once, calls act() while they run, returns the answers by seed."""
     with concurrent.futures.ThreadPoolExecutor(len(seeds)) as pool:
         jobs = {seed: pool.submit(ask, c.http, seed) for seed in seeds}
-        cluster.until(lambda: c.status()["requests"], 30, "load")
+        cluster.until(lambda: c.status()["requests"] or all(j.done() for j in jobs.values()), 200, "load")
         act()
-        return {seed: job.result(timeout=200) for seed, job in jobs.items()}
+        return {seed: job.result(timeout=600) for seed, job in jobs.items()}
 
 
 def main():

@@ -8,13 +8,13 @@ import cluster
 import fleet
 import interposer
 
-ROUTER = ("--heartbeat", 100, "--max-attempts", 3, "--request-timeout", "40s")
+ROUTER = ("--heartbeat", 100, "--max-attempts", 3, "--request-timeout", "120s")
 PREFILL = ("--chunked-prefill-size", 256, "--kv-pages", 64)
 
 
 def worker_rows(f):
     out = subprocess.run([str(cluster.BATONCTL), "get", "--rpc", f.rpc, "workers"],
-                         capture_output=True, text=True, timeout=30)
+                         capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr
     return {line.split()[0]: line.split()[-1] for line in out.stdout.splitlines()[1:]}
 
@@ -127,7 +127,7 @@ def refuses_fingerprints():
 
     def refusal(client, method, request):
         try:
-            list(client.messages(client.start(method, request), Raw, 20))
+            list(client.messages(client.start(method, request), Raw, 120))
         except baton_client.RpcError as error:
             return error
         raise AssertionError(f"{method} was taken: {request}")

@@ -77,7 +77,7 @@ def http_bodies(base):
 def http_raw(base):
     url = urllib.parse.urlsplit(base)
     for data in RAW:
-        with socket.create_connection((url.hostname, url.port), timeout=10) as s:
+        with socket.create_connection((url.hostname, url.port), timeout=60) as s:
             try:
                 s.sendall(data)
                 s.shutdown(socket.SHUT_WR)

@@ -13,7 +13,7 @@ QUICKSTART = cluster.ROOT / "deploy/quickstart"
 STORY = "Once upon a time there was a playful fox named Lucy."
 
 
-def run(*args, env=None, timeout=600):
+def run(*args, env=None, timeout=2400):
     done = subprocess.run([str(a) for a in args], capture_output=True, text=True, timeout=timeout,
                           env=env, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, f"{args} gave {done.returncode}\n{done.stdout}\n{done.stderr}"
