@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = pathlib.Path(os.environ.get("BATON_TEST_MODEL", ROOT / "tests/models/tiny"))
 ADDRESS = "10.77.0."
 PROMPTS = ["short", "story"]
-SECONDS = 300
+SECONDS = 900
 
 
 def say(text):

@@ -15,7 +15,7 @@ import machine
 ROOT = machine.HERE.parents[1]
 BUILD = pathlib.Path(os.environ.get("BATON_TEST_BUILD", ROOT / "build"))
 SKIP = 77
-SECONDS = 900
+SECONDS = 2400
 TARGETS = ["tests/conformance/test_transfer", "router/baton-router", "prefill-node/baton-prefill",
            "decode-node/baton-decode", "deploy/batonctl/batonctl"]
 
