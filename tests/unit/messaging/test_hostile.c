@@ -251,9 +251,8 @@ static void test_oversized(void **state)
     Baton__V1__Frame frame = call_frame(2, "test/echo");
     frame_send(fixture.raw, &frame, payload, size);
     free(payload);
-    int64_t before_ns = bt_clock_now_ns();
+    bt_rpc_server_set_keepalive(fixture.harness.server, 3600000); /* not by its silence */
     harness_run_size(&fixture.harness, &fixture.harness.cancels, 1);
-    assert_true(bt_clock_now_ns() - before_ns < 5 * BT_NS_PER_S); /* not by its silence */
     assert_int_equal(fixture.harness.handled, 1);
     assert_int_equal(bt_rpc_server_open_calls(fixture.harness.server), 0);
     teardown(&fixture);

@@ -311,7 +311,9 @@ static void test_on_cancel_set_late(void **state)
 
 /* ------------------------------------------------------------------ loss */
 
-/* A client that goes away is noticed by its connection, long before its silence. */
+#define FOR_EVER_MS 3600000 /* between keepalives: no silence tells of a loss */
+
+/* A client that goes away is noticed by its connection. */
 static void test_client_gone(void **state)
 {
     (void)state;
@@ -322,7 +324,7 @@ static void test_client_gone(void **state)
         start(&harness, "test/hold", 0, &outcomes[i], NULL);
     }
     harness_run_size(&harness, &harness.held_count, 3);
-    int64_t before_ns = bt_clock_now_ns();
+    bt_rpc_server_set_keepalive(harness.server, FOR_EVER_MS);
     bt_rpc_client_destroy(harness.client);
     harness.client = NULL;
     for (int i = 0; i < 3; i++) {
@@ -330,7 +332,6 @@ static void test_client_gone(void **state)
         assert_int_equal(outcomes[i].status, BT_ERR_CANCELLED);
     }
     harness_run_size(&harness, &harness.cancels, 3);
-    assert_true(bt_clock_now_ns() - before_ns < BT_NS_PER_S);
     assert_int_equal(bt_rpc_server_open_calls(harness.server), 0);
     harness_finish(&harness);
 }
@@ -421,11 +422,10 @@ static void test_server_killed(void **state)
     start(&harness, "test/hold", 0, &held, NULL);
     harness_call(&harness, "test/echo", "abc", &other);
     assert_int_equal(other.id_count, 3);
-    int64_t before_ns = bt_clock_now_ns();
+    bt_rpc_client_set_keepalive(harness.client, FOR_EVER_MS);
     process_end(child);
     harness_run_int(&harness, &held.ends, 1);
     assert_int_equal(held.status, BT_ERR_PEER_LOST);
-    assert_true(bt_clock_now_ns() - before_ns < BT_NS_PER_S);
     assert_int_equal(harness.peer_downs, 1);
 
     /* The same client finds the next server at that address by itself. */

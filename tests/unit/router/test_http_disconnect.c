@@ -329,10 +329,12 @@ static void test_slow_requests(void **state)
     http_client_open(&trickling, f->loop, rt_http_front_port(f->front));
     const char *head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
     http_client_send(&trickling, head, strlen(head));
-    int64_t start = bt_clock_now_ns(), silent_ns = 0, sent_ns = start;
+    int64_t start = bt_clock_now_ns(), silent_ns = 0, sent_ns = start, longest_ns = 0;
     while (!trickling.closed && bt_clock_now_ns() < start + PATIENCE_NS) {
-        if (bt_clock_now_ns() - sent_ns > BT_NS_PER_S / 4) {
-            sent_ns = bt_clock_now_ns();
+        int64_t since_ns = bt_clock_now_ns() - sent_ns;
+        if (since_ns > BT_NS_PER_S / 4) {
+            sent_ns += since_ns;
+            longest_ns = since_ns > longest_ns ? since_ns : longest_ns;
             http_client_send(&trickling, " ", 1);
         }
         http_client_pump(&trickling);
@@ -341,8 +343,10 @@ static void test_slow_requests(void **state)
             silent_ns = bt_clock_now_ns() - start;
     }
     assert_true(trickling.closed);
-    assert_true(bt_clock_now_ns() - start >= 4 * BT_NS_PER_S);
-    assert_true(silent_ns >= BT_NS_PER_S / 2 && silent_ns < 4 * BT_NS_PER_S);
+    if (longest_ns < BT_NS_PER_S / 2) { /* else the machine was too slow to trickle */
+        assert_true(bt_clock_now_ns() - start >= 4 * BT_NS_PER_S);
+        assert_true(silent_ns >= BT_NS_PER_S / 2 && silent_ns < 4 * BT_NS_PER_S);
+    }
     http_client_pump(&streaming);
     assert_false(streaming.closed);
     assert_int_equal(f->service->live, 1);
