@@ -85,6 +85,7 @@ static void assign_groups(struct bt_balance *b, const uint64_t *loads)
         for (uint32_t i = 0; i < size; i++)
             p->whole[group] += (double)loads[group * size + i];
     }
+    bt_packing_replicate(p);
     bt_packing_solve(p);
     for (uint32_t machine = 0; machine < s->machines; machine++) {
         for (uint32_t i = 0; i < p->room; i++)
@@ -275,6 +276,7 @@ static double make_anew(struct bt_balance *b, const uint64_t *loads, uint8_t *he
         assign_groups(b, loads);
     for (uint32_t machine = 0; machine < b->shape.machines; machine++) {
         gather_members(b, loads, machine);
+        bt_packing_replicate(&b->packing);
         bt_packing_solve(&b->packing);
         double load = bt_packing_largest(&b->packing);
         largest = load > largest ? load : largest;

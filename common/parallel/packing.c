@@ -143,10 +143,9 @@ static bool exchange(struct bt_packing *p)
 
 /* ---- copies ---- */
 
-/* Every place that is left goes to the item whose copies weigh most: the largest is as small as it
- * can be. Among equals (all of them, when nothing is known) to one that has fewest. */
-static void replicate(struct bt_packing *p)
+void bt_packing_replicate(struct bt_packing *p)
 {
+    BT_ASSERT(p->room <= p->items && p->items <= p->bins * p->room);
     for (uint32_t item = 0; item < p->items; item++) {
         p->copies[item] = 1;
         p->weight[item] = p->whole[item];
@@ -218,11 +217,8 @@ static bool replace(struct bt_packing *p)
 {
     uint32_t heavy = heaviest(p);
     struct replacement best = {.bin = p->bins, .load = p->load[heavy] * (1 - LEAST_GAIN)};
-    for (uint32_t place = 0; place < p->room; place++) {
-        uint32_t item = p->slot[(size_t)heavy * p->room + place];
-        if (p->copies[item] < p->bins)
-            try_replacements(p, item, &best);
-    }
+    for (uint32_t place = 0; place < p->room; place++)
+        try_replacements(p, p->slot[(size_t)heavy * p->room + place], &best);
     if (best.bin == p->bins)
         return false;
     uint32_t other = p->slot[(size_t)best.bin * p->room + best.place];
@@ -239,8 +235,10 @@ static void fill(struct bt_packing *p)
     memset(p->load, 0, p->bins * sizeof(*p->load));
     memset(p->filled, 0, p->bins * sizeof(*p->filled));
     memset(p->holds, 0, (size_t)p->items * p->bins);
-    for (uint32_t item = 0; item < p->items; item++)
+    for (uint32_t item = 0; item < p->items; item++) {
         p->order[item] = item;
+        p->weight[item] = p->whole[item] / p->copies[item];
+    }
     qsort_r(p->order, p->items, sizeof(*p->order), heavier_first, p->weight);
     for (uint32_t i = 0; i < p->items; i++) {
         for (uint32_t copy = 0; copy < p->copies[p->order[i]]; copy++) {
@@ -265,8 +263,6 @@ static void improve(struct bt_packing *p, double enough)
 
 void bt_packing_solve(struct bt_packing *p)
 {
-    BT_ASSERT(p->room <= p->items && p->items <= p->bins * p->room);
-    replicate(p);
     fill(p);
     improve(p, 0);
 }

@@ -161,6 +161,85 @@ static void test_properties(void **state)
         check_shape(&shapes[i]);
 }
 
+/* ---- the same of random shapes, with random ones before them ---- */
+
+struct dice {
+    uint64_t round;
+    uint32_t thrown;
+};
+
+static uint32_t throw(struct dice * dice, uint32_t sides)
+{
+    return (uint32_t)(bt_random_u64(SEED + 1, dice->round, dice->thrown++) % sides);
+}
+
+static uint32_t throw_divisor(struct dice *dice, uint32_t of)
+{
+    uint32_t divisor = 1 + throw(dice, of);
+    while (of % divisor)
+        divisor--;
+    return divisor;
+}
+
+/* Any count of slots up to everything everywhere; loads of any skew, or none. */
+static struct bt_placement_options throw_options(struct dice *dice, uint32_t experts,
+                                                 uint32_t ranks, uint32_t machines, uint64_t *loads)
+{
+    uint32_t least = (experts + ranks - 1) / ranks, skew = throw(dice, SKEWS + 1);
+    for (uint32_t i = 0; i < experts; i++)
+        loads[i] = skew == SKEWS ? 0 : draw_load((enum skew)skew, dice->round, dice->thrown++);
+    uint32_t room = least + throw(dice, experts - least + 1);
+    struct bt_placement_options options =
+        balanced(1, experts, ranks, room * ranks - experts, loads);
+    options.machines = machines;
+    options.groups = throw_divisor(dice, experts);
+    return options;
+}
+
+static void check_random(uint64_t round)
+{
+    struct dice dice = {.round = round};
+    uint32_t experts = 1 + throw(&dice, 10), ranks = 1 + throw(&dice, 6);
+    uint32_t machines = throw_divisor(&dice, ranks);
+    uint64_t loads[10], loads_before[10];
+    struct bt_placement_options before =
+        throw_options(&dice, experts, ranks, machines, loads_before);
+    if (throw(&dice, 3) == 0) {
+        before.kind = BT_PLACEMENT_ROUND_ROBIN;
+        before.replicas = 0;
+    }
+    struct bt_placement_options options = throw_options(&dice, experts, ranks, machines, loads);
+    if (throw(&dice, 2)) { /* else there is nothing to keep */
+        options.groups = before.groups;
+        options.replicas =
+            before.kind == BT_PLACEMENT_BALANCED ? before.replicas : options.replicas;
+    }
+    struct bt_placement *old = make(&before), *anew = make(&options);
+    options.previous = old;
+    struct bt_placement *next = make(&options);
+    uint32_t room = (experts + options.replicas) / ranks;
+    bool whole = options.groups > 1 && options.groups % machines == 0 && room <= experts / machines;
+    check_layer(anew, 0, options.replicas);
+    check_layer(next, 0, options.replicas);
+    if (whole) {
+        check_groups(anew, 0, options.groups);
+        check_groups(next, 0, options.groups);
+    }
+    assert_true(bt_placement_max_over_mean(next, 0, loads) <=
+                bt_placement_max_over_mean(anew, 0, loads) * 1.02 + 1e-9);
+    bt_placement_destroy(next);
+    bt_placement_destroy(anew);
+    bt_placement_destroy(old);
+}
+
+static void test_random_shapes(void **state)
+{
+    (void)state;
+    print_message("seed %llu\n", (unsigned long long)SEED);
+    for (uint64_t round = 0; round < 5000; round++)
+        check_random(round);
+}
+
 /* ---- the best there is, by trying all ---- */
 
 struct search {
@@ -421,7 +500,7 @@ static void test_previous_names_ranks(void **state)
 {
     (void)state;
     static const uint64_t before[8] = {10, 20, 30, 40, 35, 25, 15, 5};
-    static const uint64_t after[8] = {400, 20, 30, 40, 35, 25, 15, 5};
+    static const uint64_t after[8] = {10, 20, 30, 40, 400, 25, 15, 5};
     for (uint32_t machines = 1; machines <= 2; machines++) {
         struct bt_placement_options options = balanced(1, 8, 4, 0, before);
         options.machines = machines;
@@ -515,6 +594,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_properties),
+        cmocka_unit_test(test_random_shapes),
         cmocka_unit_test(test_against_all),
         cmocka_unit_test(test_against_bound),
         cmocka_unit_test(test_one_has_it_all),
