@@ -1,4 +1,5 @@
-/* The cases of test_group.c. Each runs in all ranks of a group, and leaves it ready for the next. */
+/* The cases of test_group.c. Each runs in all ranks of a group, and leaves it ready for the next.
+ */
 #ifndef BATON_TESTS_CONFORMANCE_PARALLEL_CASES_H
 #define BATON_TESTS_CONFORMANCE_PARALLEL_CASES_H
 

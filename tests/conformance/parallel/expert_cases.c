@@ -265,8 +265,7 @@ static void *run_experts(const struct world *w, const struct bt_arrivals *arriva
     for (uint32_t expert = 0; expert < w->experts; expert++) {
         for (uint32_t i = arrivals->routing.begin[expert]; i < arrivals->routing.begin[expert + 1];
              i++) {
-            const float *x =
-                arrivals->x + (size_t)(arrivals->routing.order[i] / w->k) * w->hidden;
+            const float *x = arrivals->x + (size_t)(arrivals->routing.order[i] / w->k) * w->hidden;
             for (uint32_t c = 0; c < w->hidden; c++) {
                 float value = expert_value(w, expert, x[c], c);
                 size_t at = (size_t)i * w->hidden + c;
@@ -378,8 +377,7 @@ void check_experts(struct bt_group *group, const struct bt_group_limits *limits,
         {700, ANY_EXPERTS, 1, false, 0, true, BT_BF16, BT_BF16, BT_DISPATCH_LATENCY},
         {801, ANY_EXPERTS, 1, false, all, false, BT_BF16, BT_BF16, BT_DISPATCH_LATENCY},
         {900, ANY_EXPERTS, 2, false, all, true, BT_F32, BT_F32, BT_DISPATCH_THROUGHPUT},
-        {1001, EXPERTS_OF_ONE_RANK, 1, false, all, false, BT_BF16, BT_BF16,
-         BT_DISPATCH_THROUGHPUT},
+        {1001, EXPERTS_OF_ONE_RANK, 1, false, all, false, BT_BF16, BT_BF16, BT_DISPATCH_THROUGHPUT},
     };
     for (size_t i = 0; i < sizeof(scenes) / sizeof(scenes[0]); i++)
         play(group, &scenes[i], limits, ranks_per_machine);

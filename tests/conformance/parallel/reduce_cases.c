@@ -34,7 +34,8 @@ static struct bt_group_traffic traffic_of(const struct bt_group *group)
 static void all_reduce_once(struct bt_group *group, uint64_t stream, size_t count)
 {
     uint32_t size = bt_group_size(group);
-    float *x = fill(bt_group_rank(group), stream, count), *wanted = malloc((count + 1) * sizeof(*x));
+    float *x = fill(bt_group_rank(group), stream, count),
+          *wanted = malloc((count + 1) * sizeof(*x));
     struct bt_group_traffic before = traffic_of(group);
 
     CHECK(wanted);
@@ -43,8 +44,8 @@ static void all_reduce_once(struct bt_group *group, uint64_t stream, size_t coun
     CHECK(bt_group_all_reduce(group, x, count) == BT_OK);
     check_same(x, wanted, count);
     CHECK(x[count] == 12345);
-    /* Formula 28: 2 (TP - 1) / TP of the bytes; parts are whole lines, so up to one line off in each
-     * part. */
+    /* Formula 28: 2 (TP - 1) / TP of the bytes; parts are whole lines, so up to one line off in
+     * each part. */
     double sent = (double)(traffic_of(group).reduce - before.reduce);
     double formula = 2.0 * (size - 1) / size * (double)count * sizeof(float);
     double slack = 2.0 * size * 64;

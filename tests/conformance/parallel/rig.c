@@ -40,8 +40,7 @@ uint32_t random_below(uint64_t stream, uint64_t index, uint32_t below)
 /* Bound, and not listening: the kernel gives it to nobody, and who sets SO_REUSEADDR may listen. */
 void reserve_endpoint(char *ret_endpoint, size_t size)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET,
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t length = sizeof(address);
     const int one = 1;
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);

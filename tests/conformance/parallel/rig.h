@@ -18,8 +18,7 @@
 #define CASE_SECONDS 240 /* machines may be slow */
 
 /* In a rank: cmocka is in the parent alone. */
-#define CHECK(expression)                                                                          \
-    ((expression) ? (void)0 : check_failed(#expression, __FILE__, __LINE__))
+#define CHECK(expression) ((expression) ? (void)0 : check_failed(#expression, __FILE__, __LINE__))
 _Noreturn void check_failed(const char *expression, const char *file, int line);
 
 extern const char *transport; /* of this run: "self", "ucx", "nccl" */

@@ -78,9 +78,8 @@ static int run_calls(bool threads)
         bool one = layouts[i].size == 1;
         if (one != (strcmp(transport, "self") == 0))
             continue;
-        tests[count++] = (struct CMUnitTest){.name = layouts[i].name,
-                                             .test_func = test_calls,
-                                             .initial_state = (void *)&layouts[i]};
+        tests[count++] = (struct CMUnitTest){
+            .name = layouts[i].name, .test_func = test_calls, .initial_state = (void *)&layouts[i]};
     }
     return _cmocka_run_group_tests(transport, tests, count, NULL, NULL);
 }

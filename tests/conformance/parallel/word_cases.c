@@ -41,8 +41,7 @@ static void broadcast_too_long(struct bt_group *group)
     memset(data, 0xee, sizeof(data));
     if (is_root)
         memcpy(data, wanted, sizeof(data));
-    enum bt_status status =
-        bt_group_broadcast(group, 0, data, is_root ? sizeof(data) : 100, &came);
+    enum bt_status status = bt_group_broadcast(group, 0, data, is_root ? sizeof(data) : 100, &came);
     CHECK(status == (is_root ? BT_OK : BT_ERR_EXHAUSTED) && came == sizeof(data));
     CHECK(memcmp(data, wanted, 100) == 0 && (is_root || data[100] == 0xee));
 }

@@ -1,0 +1,197 @@
+#include "common/parallel/group.h"
+
+#include <string.h>
+
+#include "common/parallel/group_ops.h"
+
+/* ---- creation ---- */
+
+static enum bt_status check_peers(const struct bt_group_options *options, struct bt_error *error)
+{
+    if (!options->endpoint)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "group: no endpoint");
+    if (!options->secret || strlen(options->secret) < BT_GROUP_SECRET_MIN)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "group: secret: at least %d characters are wanted",
+                            BT_GROUP_SECRET_MIN);
+    if (options->connect_timeout_ns <= 0 || options->wait_timeout_ns <= 0)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "group: a timeout is not above 0");
+    return BT_OK;
+}
+
+static enum bt_status check_limits(const struct bt_group_limits *limits, struct bt_error *error)
+{
+    uint64_t picks = (uint64_t)limits->rows * BT_GROUP_RANKS_MAX * limits->experts_per_token;
+    if (limits->rows == 0)
+        return BT_OK;
+    if (limits->hidden == 0 || limits->experts == 0 || limits->experts_per_token == 0 ||
+        limits->experts_per_token > limits->experts || limits->experts >= UINT32_MAX ||
+        picks > UINT32_MAX)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "group: limits: %u rows of %u floats, %u of %u experts each",
+                            limits->rows, limits->hidden, limits->experts_per_token,
+                            limits->experts);
+    return BT_OK;
+}
+
+static enum bt_status check(const struct bt_group_options *options, struct bt_error *error)
+{
+    if (options->size == 0 || options->size > BT_GROUP_RANKS_MAX || options->rank >= options->size)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "group: rank %u of %u ranks, the most is %d", options->rank,
+                            options->size, BT_GROUP_RANKS_MAX);
+    enum bt_status status = options->size > 1 ? check_peers(options, error) : BT_OK;
+    return status == BT_OK ? check_limits(&options->limits, error) : status;
+}
+
+enum bt_status bt_group_create(const struct bt_group_options *options, struct bt_error *error,
+                               struct bt_group **ret_group)
+{
+    const char *transport = options->transport ? options->transport : "auto";
+    enum bt_status status = check(options, error);
+    if (status != BT_OK)
+        return status;
+    if (strcmp(transport, "nccl") == 0)
+        return bt_nccl_group_create(options, error, ret_group);
+    if (strcmp(transport, "self") == 0 && options->size != 1)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "group: self is one rank, not %u",
+                            options->size);
+    if (strcmp(transport, "auto") != 0 && strcmp(transport, "self") != 0 &&
+        strcmp(transport, "ucx") != 0)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "group: '%s' is no transport: auto, self, ucx or nccl", transport);
+    return bt_memory_group_create(options, error, ret_group);
+}
+
+void bt_group_destroy(struct bt_group *group)
+{
+    if (group)
+        group->ops->destroy(group);
+}
+
+uint32_t bt_group_rank(const struct bt_group *group)
+{
+    return group->rank;
+}
+
+uint32_t bt_group_size(const struct bt_group *group)
+{
+    return group->size;
+}
+
+uint32_t bt_group_machines(const struct bt_group *group)
+{
+    return group->machines;
+}
+
+const char *bt_group_error(const struct bt_group *group)
+{
+    return group->ops->error(group)->text;
+}
+
+void bt_group_traffic(const struct bt_group *group, struct bt_group_traffic *ret_traffic)
+{
+    *ret_traffic = group->traffic;
+}
+
+struct bt_share bt_group_share(const struct bt_group *group, uint32_t rank, uint32_t rows)
+{
+    uint32_t each = rows / group->size, more = rows % group->size;
+    return (struct bt_share){.first = each * rank + (rank < more ? rank : more),
+                             .count = each + (rank < more)};
+}
+
+/* ---- calls ---- */
+
+static enum bt_status over(const struct bt_group *group)
+{
+    return group->ops->error(group)->status;
+}
+
+enum bt_status bt_group_barrier(struct bt_group *group)
+{
+    enum bt_status status = over(group);
+    return status != BT_OK ? status : group->ops->barrier(group);
+}
+
+enum bt_status bt_group_broadcast(struct bt_group *group, uint32_t root, void *data, size_t bytes,
+                                  size_t *ret_bytes)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT(root < group->size);
+    return status != BT_OK ? status : group->ops->broadcast(group, root, data, bytes, ret_bytes);
+}
+
+enum bt_status bt_group_agree_begin(struct bt_group *group, const uint64_t *words, uint32_t count)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT(count > 0 && count <= BT_GROUP_WORDS_MAX);
+    if (status != BT_OK)
+        return status;
+    BT_ASSERT(group->agreeing == 0);
+    group->agreeing = count;
+    return group->ops->agree_begin(group, words, count);
+}
+
+enum bt_status bt_group_agree_finish(struct bt_group *group, uint64_t *ret_words)
+{
+    enum bt_status status = over(group);
+    if (status != BT_OK)
+        return status;
+    BT_ASSERT(group->agreeing > 0);
+    status = group->ops->agree_finish(group, ret_words);
+    group->agreeing = 0;
+    return status;
+}
+
+enum bt_status bt_group_all_reduce(struct bt_group *group, float *x, size_t count)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT(count <= group->limits.floats);
+    return status != BT_OK ? status : group->ops->all_reduce(group, x, count);
+}
+
+enum bt_status bt_group_reduce_scatter(struct bt_group *group, const float *x, uint32_t rows,
+                                       uint32_t width, float *out)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT((uint64_t)rows * width <= group->limits.floats);
+    return status != BT_OK ? status : group->ops->reduce_scatter(group, x, rows, width, out);
+}
+
+enum bt_status bt_group_all_gather(struct bt_group *group, const float *mine, uint32_t rows,
+                                   uint32_t width, float *out)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT((uint64_t)rows * width <= group->limits.floats);
+    return status != BT_OK ? status : group->ops->all_gather(group, mine, rows, width, out);
+}
+
+enum bt_status bt_group_dispatch(struct bt_group *group, enum bt_dispatch_mode mode, const float *x,
+                                 uint32_t rows, const struct bt_routing *routing,
+                                 const struct bt_placement_layer *placement, enum bt_dtype payload,
+                                 struct bt_arrivals *ret_arrivals)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT(group->limits.rows > 0 && rows <= group->limits.rows);
+    BT_ASSERT(payload == BT_F32 || payload == BT_BF16 || payload == BT_F8_E4M3);
+    if (status != BT_OK)
+        return status;
+    BT_ASSERT(!group->dispatched);
+    status = group->ops->dispatch(group, mode, x, rows, routing, placement, payload, ret_arrivals);
+    group->dispatched = status == BT_OK;
+    group->dispatched_rows = rows;
+    return status;
+}
+
+enum bt_status bt_group_combine(struct bt_group *group, const void *y, enum bt_dtype payload,
+                                const struct bt_routing *routing, float *out)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT(payload == BT_F32 || payload == BT_BF16);
+    if (status != BT_OK)
+        return status;
+    BT_ASSERT(group->dispatched);
+    group->dispatched = false;
+    return group->ops->combine(group, y, payload, routing, out);
+}

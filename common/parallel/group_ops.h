@@ -1,0 +1,50 @@
+/*
+ * What a transport implements; for the arguments see group.h, where the callers are. group.c has
+ * checked them, and calls nothing once the group is over.
+ */
+#ifndef BATON_COMMON_PARALLEL_GROUP_OPS_H
+#define BATON_COMMON_PARALLEL_GROUP_OPS_H
+
+#include "common/parallel/group.h"
+
+struct bt_group_ops {
+    void (*destroy)(struct bt_group *group);
+    /* Status BT_OK while it is not over. */
+    const struct bt_error *(*error)(const struct bt_group *group);
+    enum bt_status (*barrier)(struct bt_group *group);
+    enum bt_status (*broadcast)(struct bt_group *group, uint32_t root, void *data, size_t bytes,
+                                size_t *ret_bytes);
+    enum bt_status (*agree_begin)(struct bt_group *group, const uint64_t *words, uint32_t count);
+    enum bt_status (*agree_finish)(struct bt_group *group, uint64_t *ret_words);
+    enum bt_status (*all_reduce)(struct bt_group *group, float *x, size_t count);
+    enum bt_status (*reduce_scatter)(struct bt_group *group, const float *x, uint32_t rows,
+                                     uint32_t width, float *out);
+    enum bt_status (*all_gather)(struct bt_group *group, const float *mine, uint32_t rows,
+                                 uint32_t width, float *out);
+    enum bt_status (*dispatch)(struct bt_group *group, enum bt_dispatch_mode mode, const float *x,
+                               uint32_t rows, const struct bt_routing *routing,
+                               const struct bt_placement_layer *placement, enum bt_dtype payload,
+                               struct bt_arrivals *ret_arrivals);
+    enum bt_status (*combine)(struct bt_group *group, const void *y, enum bt_dtype payload,
+                              const struct bt_routing *routing, float *out);
+};
+
+/* The first member of every transport's group. */
+struct bt_group {
+    const struct bt_group_ops *ops;
+    uint32_t rank, size, machines;
+    struct bt_group_limits limits;
+    struct bt_group_traffic traffic;
+    uint32_t agreeing; /* words of the agreement that is open; 0: none */
+    bool dispatched;   /* and not combined */
+    uint32_t dispatched_rows;
+};
+
+/* self and ucx */
+enum bt_status bt_memory_group_create(const struct bt_group_options *options,
+                                      struct bt_error *error, struct bt_group **ret_group);
+/* UNSUPPORTED: the build or the machine lacks it. */
+enum bt_status bt_nccl_group_create(const struct bt_group_options *options, struct bt_error *error,
+                                    struct bt_group **ret_group);
+
+#endif
