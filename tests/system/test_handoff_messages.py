@@ -27,7 +27,7 @@ def start(f, between, **args):
     f.router("--heartbeat", 200, "--max-attempts", 8, "--request-timeout", "240s")
     f.registry = between.start(f.rpc)
     for i in range(2):
-        f.add("decode", f"decode-{i}", "--lease", "5s", "--kv-pages", 600, *args.get("decode", ())).start()
+        f.add("decode", f"decode-{i}", "--lease", "2s", "--kv-pages", 600, *args.get("decode", ())).start()
         f.add("prefill", f"prefill-{i}", "--chunked-prefill-size", 256, "--kv-pages", 300,
               *args.get("prefill", ())).start()
     f.wait_ready_all()
@@ -135,11 +135,13 @@ def cut_connections(f, between, r, bodies, want):
             assert not run_all(f, bodies, want)
 
 
+NUMBERS = [0, 1, 2, 63, 64, 65, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1]
+WIDE = NUMBERS + [2 ** 63, 2 ** 64 - 1]
+
+
 def nonsense(r, descriptor, depth=0):
     """A message of this type, well-formed, of random and extreme values."""
     message = descriptor._concrete_class()
-    numbers = [0, 1, 2, 63, 64, 65, 2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1]
-    wide = numbers + [2 ** 63, 2 ** 64 - 1]
     for field in descriptor.fields:
         if r.random() < 0.3:
             continue
@@ -162,7 +164,7 @@ def nonsense(r, descriptor, depth=0):
                 return r.choice([0, 1, 2, 99])
             if kind in (F.CPPTYPE_INT32, F.CPPTYPE_INT64):
                 return r.choice([0, 1, -1, 2 ** 31 - 1, -2 ** 31])
-            return r.choice(wide if kind == F.CPPTYPE_UINT64 else numbers)
+            return r.choice(WIDE if kind == F.CPPTYPE_UINT64 else NUMBERS)
         if repeated:
             for _ in range(r.choice([0, 1, 2, 5]) if depth < 3 else 0):
                 if field.cpp_type == F.CPPTYPE_MESSAGE:
@@ -259,6 +261,10 @@ def hostile(f, r, count):
                        else nonsense(r, right_run.DESCRIPTOR))
             send(to_prefill, "baton.v1.Prefill/Run", request)
         to_decode.cancel(steps)        # what the pretended router reserved goes with it
+        # Whoever took the lease, as no process that can be seen to die, has to say that he is done.
+        for incarnation in WIDE[1:]:
+            send(to_decode, "baton.v1.Decode/Quiesced", w.QuiescedRequest(
+                request_id=landing.request_id, epoch=landing.epoch, incarnation=incarnation))
     with baton_client.Client(f.rpc) as to_router:
         for number in range(count):
             send(to_router, "baton.v1.Registry/Register", nonsense(r, reg.RegisterRequest.DESCRIPTOR))
