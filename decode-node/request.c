@@ -248,13 +248,16 @@ static void request_join(struct request *request)
     dc_stepper_add(requests->options.stepper, sequence);
 }
 
-/* Every write of the epoch is over, whatever the verdict. */
-static void request_verdict(struct request *request, bool checksum_equal)
+/*
+ * Every write of the epoch is over, whatever the verdict. OK: the sums are equal; CORRUPT: they are
+ * not; else there is none, and `why` says so.
+ */
+static void request_verdict(struct request *request, enum bt_status sum, const char *why)
 {
     struct dc_requests *requests = request->owner;
     struct kvt_landing *landing;
     enum bt_status status = kvt_landing_verified(requests->landings, request->reservation.request,
-                                                 request->epoch, checksum_equal, &landing);
+                                                 request->epoch, sum == BT_OK, &landing);
     if (status == BT_OK) {
         request->landing = landing;
         end_done_calls(request, BT_OK, NULL);
@@ -262,13 +265,15 @@ static void request_verdict(struct request *request, bool checksum_equal)
         request_join(request);
         return;
     }
-    const char *why = status == BT_ERR_CORRUPT
-                          ? "checksum: the pages are not what the prefill worker wrote"
-                          : "the request was cancelled";
-    if (status == BT_ERR_CORRUPT) {
+    if (status == BT_ERR_CORRUPT) { /* the landing's word for any sum that is not right */
+        status = sum;
         bt_log_error(request->reservation.request, "handoff refused: %s", why);
-        bt_counter_add(requests->options.metrics->corrupt, 1);
+        bt_counter_add(sum == BT_ERR_CORRUPT ? requests->options.metrics->corrupt
+                                             : requests->options.metrics->refused_done,
+                       1);
         tell_router(request, BATON__V1__FINISH_REASON__FINISH_ERROR, why);
+    } else {
+        why = "the request was cancelled";
     }
     end_done_calls(request, status, why);
     request_remove(request);
@@ -303,8 +308,10 @@ static void request_sum(struct request *request)
         request->owner->options.target, request->reservation.request, request->epoch,
         request->landing->pages, request->landing->prompt_tokens);
     if (status != BT_OK) {
-        bt_log_error(request->reservation.request, "checksum: %s", bt_status_name(status));
-        request_verdict(request, false);
+        request_verdict(request, status,
+                        status == BT_ERR_EXHAUSTED
+                            ? "checksum: as many as the rank can take are being computed"
+                            : "checksum: no memory to compute it");
     }
 }
 
@@ -314,7 +321,7 @@ static void request_verify(struct request *request, const Baton__V1__HandoffDone
     if (message->has_checksum) {
         request_sum(request);
     } else {
-        request_verdict(request, true);
+        request_verdict(request, BT_OK, NULL);
     }
 }
 
@@ -371,7 +378,9 @@ void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t
         request_sum(request); /* what came early was a hint: from the beginning, then */
         return;
     }
-    request_verdict(request, checksum == request->checksum);
+    bool equal = checksum == request->checksum;
+    request_verdict(request, equal ? BT_OK : BT_ERR_CORRUPT,
+                    equal ? NULL : "checksum: the pages are not what the prefill worker wrote");
 }
 
 /* ------------------------------------------------------------------ cancel */

@@ -65,13 +65,6 @@ static void quiesced_later(struct pf_peer *peer)
         peer->quiesced_retry_ns * 2 < MAX_RETRY_NS ? peer->quiesced_retry_ns * 2 : MAX_RETRY_NS;
 }
 
-static bool worth_retrying(enum bt_status status)
-{
-    return status == BT_ERR_UNAVAILABLE || status == BT_ERR_PEER_LOST ||
-           status == BT_ERR_DEADLINE || status == BT_ERR_EXHAUSTED || status == BT_ERR_NO_MEMORY ||
-           status == BT_ERR_CANCELLED;
-}
-
 static void on_quiesced(void *context, enum bt_status status, const char *text,
                         const ProtobufCMessage *response)
 {
@@ -86,7 +79,7 @@ static void on_quiesced(void *context, enum bt_status status, const char *text,
         bt_loop_timer_set(peer->quiesced_timer, 0);
         return;
     }
-    if (worth_retrying(status)) {
+    if (pf_rank_worth_retrying(status)) {
         quiesced_later(peer);
         return;
     }

@@ -125,3 +125,9 @@ void pf_rank_endpoint_finish(struct pf_rank_endpoint *endpoint)
     free(endpoint->key);
     *endpoint = (struct pf_rank_endpoint){0};
 }
+
+bool pf_rank_worth_retrying(enum bt_status status)
+{
+    return status == BT_ERR_UNAVAILABLE || status == BT_ERR_PEER_LOST ||
+           status == BT_ERR_DEADLINE || status == BT_ERR_EXHAUSTED || status == BT_ERR_NO_MEMORY;
+}

@@ -27,4 +27,8 @@ enum bt_status pf_rank_endpoint_init(struct pf_rank_endpoint *endpoint,
                                      const Baton__V1__KvEndpoint *message, struct bt_error *error);
 void pf_rank_endpoint_finish(struct pf_rank_endpoint *endpoint);
 
+/* Of a call to a rank: no answer came, or none that decides, so the same message goes out again.
+ * CANCELLED is our own doing. */
+bool pf_rank_worth_retrying(enum bt_status status);
+
 #endif

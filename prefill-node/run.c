@@ -8,8 +8,10 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/model/token_message.h"
+#include "prefill-node/rank_endpoint.h"
 
-#define HANDOFF_CALL_NS      (2 * BT_NS_PER_S) /* one attempt of HandoffDone, which may be doubled */
+#define HANDOFF_CALL_NS      (500 * BT_NS_PER_MS) /* HandoffDone's first; each next one twice */
+#define HANDOFF_MAX_CALL_NS  (8 * BT_NS_PER_S)
 #define HANDOFF_GIVE_UP_NS   (30 * BT_NS_PER_S) /* all attempts, where the call has no deadline */
 #define HANDOFF_MIN_RETRY_NS (20 * BT_NS_PER_MS)
 #define HANDOFF_MAX_RETRY_NS BT_NS_PER_S
@@ -37,7 +39,8 @@ struct run {
 
     struct bt_rpc_pending *handoff; /* HandoffDone is out */
     struct bt_loop_source *handoff_timer;
-    int64_t handoff_retry_ns, handoff_give_up_ns;
+    int64_t handoff_call_ns, handoff_retry_ns, handoff_give_up_ns;
+    char handoff_text[200]; /* why the last attempt has to be repeated; "": it was the first */
 
     bool ending;
     enum bt_status status; /* with ending */
@@ -193,12 +196,6 @@ static void send_done(struct run *run)
                          (double)done.visible_transfer_ns * 1e-9);
 }
 
-static bool worth_retrying(enum bt_status status)
-{
-    return status == BT_ERR_UNAVAILABLE || status == BT_ERR_PEER_LOST ||
-           status == BT_ERR_DEADLINE || status == BT_ERR_EXHAUSTED;
-}
-
 static void handoff_later(struct run *run, enum bt_status status, const char *text)
 {
     int64_t now_ns = bt_clock_now_ns();
@@ -208,10 +205,23 @@ static void handoff_later(struct run *run, enum bt_status status, const char *te
         run_fail(run, BT_ERR_UNAVAILABLE, why);
         return;
     }
+    snprintf(run->handoff_text, sizeof(run->handoff_text), "%s%s%.150s", bt_status_name(status),
+             text[0] ? ": " : "", text);
     bt_loop_timer_set(run->handoff_timer, now_ns + run->handoff_retry_ns);
     run->handoff_retry_ns = run->handoff_retry_ns * 2 < HANDOFF_MAX_RETRY_NS
                                 ? run->handoff_retry_ns * 2
                                 : HANDOFF_MAX_RETRY_NS;
+}
+
+/* A rank that could not take it may have let the landing go: then the first refusal says why. */
+static void handoff_refused(struct run *run, enum bt_status status, const char *text)
+{
+    char why[BT_ERROR_TEXT_SIZE];
+    snprintf(why, sizeof(why), "%.250s%s%s%s",
+             text[0] ? text : "the decode rank refused the handoff",
+             run->handoff_text[0] ? " (the attempt before: " : "", run->handoff_text,
+             run->handoff_text[0] ? ")" : "");
+    run_fail(run, status, why);
 }
 
 static void on_handoff(void *context, enum bt_status status, const char *text,
@@ -226,17 +236,19 @@ static void on_handoff(void *context, enum bt_status status, const char *text,
         run->ending = true;
         run->status = BT_OK;
         run_advance(run);
-    } else if (worth_retrying(status)) {
+    } else if (pf_rank_worth_retrying(status)) {
         handoff_later(run, status, text);
     } else {
-        run_fail(run, status, text[0] ? text : "the decode rank refused the handoff");
+        handoff_refused(run, status, text);
     }
 }
 
 static void handoff_send(struct run *run)
 {
     int64_t now_ns = bt_clock_now_ns();
-    int64_t until_ns = now_ns + HANDOFF_CALL_NS;
+    int64_t until_ns = now_ns + run->handoff_call_ns;
+    run->handoff_call_ns = run->handoff_call_ns * 2 < HANDOFF_MAX_CALL_NS ? run->handoff_call_ns * 2
+                                                                          : HANDOFF_MAX_CALL_NS;
     struct bt_token_message token;
     bt_token_message_fill(&token, 0, &run->job.first, run->request.sampling.logprobs >= 0);
     Baton__V1__HandoffDoneRequest request = BATON__V1__HANDOFF_DONE_REQUEST__INIT;
@@ -278,6 +290,7 @@ static void handoff_start(struct run *run)
     int64_t deadline_ns = bt_rpc_call_deadline_ns(run->call);
     int64_t bound_ns = bt_clock_now_ns() + HANDOFF_GIVE_UP_NS;
     run->state = RUN_HANDING_OFF;
+    run->handoff_call_ns = HANDOFF_CALL_NS;
     run->handoff_retry_ns = HANDOFF_MIN_RETRY_NS;
     run->handoff_give_up_ns = deadline_ns == BT_NEVER_NS ? bound_ns : deadline_ns;
     send_done(run);
