@@ -47,8 +47,9 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
         dc_engine_destroy(engine);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "decode engine: no memory");
     }
-    enum bt_status status = bt_forward_create(options->model, options->max_num_seqs,
-                                              options->max_num_seqs, error, &engine->forward);
+    const struct bt_forward_options forward = {.max_rows = options->max_num_seqs,
+                                               .max_logits = options->max_num_seqs};
+    enum bt_status status = bt_forward_create(options->model, &forward, error, &engine->forward);
     if (status != BT_OK) {
         dc_engine_destroy(engine);
         return status;
@@ -286,7 +287,8 @@ static void run_batch(struct dc_engine *engine, uint32_t count, struct dc_step *
         .logit_count = count,
     };
     const float *logits = NULL;
-    bt_forward_run(engine->forward, &batch, &logits);
+    enum bt_status status = bt_forward_run(engine->forward, &batch, &logits);
+    BT_ASSERT(status == BT_OK); /* alone it does not fail */
     size_t vocab_size = engine->options.model->config.vocab_size;
     for (uint32_t i = 0; i < count; i++) {
         struct dc_sequence *sequence = engine->batch[i];

@@ -101,7 +101,8 @@ static enum bt_status probe_init(struct probe *probe, const struct bt_model *mod
     for (uint32_t i = 0; i < page_count; i++) {
         probe->pages[i] = i;
     }
-    enum bt_status status = bt_forward_create(&probe->view, length, 1, error, &probe->forward);
+    const struct bt_forward_options options = {.max_rows = length, .max_logits = 1};
+    enum bt_status status = bt_forward_create(&probe->view, &options, error, &probe->forward);
     if (status != BT_OK) {
         probe_finish(probe);
     }
@@ -126,7 +127,8 @@ static int64_t run_chunk(struct probe *probe, uint32_t layer, uint32_t tokens)
     const float *logits;
     int64_t start_ns = bt_clock_now_ns();
     probe->view.layers = &probe->model->layers[layer];
-    bt_forward_run(probe->forward, &batch, &logits);
+    enum bt_status status = bt_forward_run(probe->forward, &batch, &logits);
+    BT_ASSERT(status == BT_OK); /* alone it does not fail */
     return bt_clock_now_ns() - start_ns;
 }
 

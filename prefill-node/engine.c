@@ -52,8 +52,9 @@ enum bt_status pf_engine_create(const struct pf_engine_options *options, struct 
         pf_engine_destroy(engine);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "prefill engine: no memory");
     }
-    enum bt_status status = bt_forward_create(options->model, options->limits.budget_tokens,
-                                              options->limits.max_jobs, error, &engine->forward);
+    const struct bt_forward_options forward = {.max_rows = options->limits.budget_tokens,
+                                               .max_logits = options->limits.max_jobs};
+    enum bt_status status = bt_forward_create(options->model, &forward, error, &engine->forward);
     if (status != BT_OK) {
         pf_engine_destroy(engine);
         return status;
@@ -213,7 +214,8 @@ void pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished)
     };
     engine_batch(engine, &batch);
     const float *logits = NULL;
-    bt_forward_run(engine->forward, &batch, &logits);
+    enum bt_status status = bt_forward_run(engine->forward, &batch, &logits);
+    BT_ASSERT(status == BT_OK); /* alone it does not fail */
 
     *ret_finished = (struct pf_jobs){.jobs = engine->moved};
     engine_advance(engine, ret_finished);

@@ -3,23 +3,69 @@
  *
  * A batch is rows of several sequences. For each layer: norm, MLA (multi-head form when prefilling,
  * absorbed form when decoding), residual, norm, MLP or MoE, residual. Allocation happens in
- * bt_forward_create only, and no run makes a system call but to wake threads of the team.
+ * bt_forward_create only, and no run makes a system call but to wake threads of the team and what
+ * groups need.
+ *
+ * Ranks of a tp group run the same batches: each has the KV of all rows in pages of its own, the
+ * same bits on all ranks, computes attention of its heads, and keeps the residual stream of its
+ * share of the rows (bt_group_share), for which it alone does norms, MLP and MoE. Sums over heads
+ * are reduce-scattered, what the next layer reads is all-gathered.
+ *
+ * Ranks of an ep group run batches of their own, which may be empty, but the same number of them:
+ * in each layer of experts all of them meet. Where a rank is in both, the ranks of one tp group are
+ * ranks of the ep group.
+ *
+ * Logits of one tp size have the same bits for every ep size and placement, with payload EXACT
+ * those of no ep group.
  */
 #ifndef BATON_COMMON_MODEL_FORWARD_H
 #define BATON_COMMON_MODEL_FORWARD_H
 
 #include "common/model/model.h"
 #include "common/model/profile.h"
+#include "common/parallel/expert_loads.h"
+#include "common/parallel/group.h"
 
 enum bt_forward_form { BT_FORWARD_MULTI_HEAD, BT_FORWARD_ABSORBED };
 
 struct bt_forward; /* buffers and stream of one engine thread */
 
-/* `max_rows` of one bt_forward_run, `max_logits` rows of logits of one run. */
-enum bt_status bt_forward_create(const struct bt_model *model, uint32_t max_rows,
-                                 uint32_t max_logits, struct bt_error *error,
+/* How rows travel to their experts. */
+enum bt_forward_payload {
+    BT_PAYLOAD_EXACT, /* bf16 where the experts round their rows to it anyway, else f32 */
+    BT_PAYLOAD_BF16,
+    BT_PAYLOAD_FP8, /* e4m3 with a scale for every 128 */
+};
+
+struct bt_forward_options {
+    uint32_t max_rows;   /* of one bt_forward_run; in groups the same on all ranks */
+    uint32_t max_logits; /* rows of logits of one run */
+    /* Borrowed; NULL: alone. Rank and size of tp are those of the model's part; rank of ep that of
+     * its experts. May be one group. */
+    struct bt_group *tp, *ep;
+    const struct bt_placement *placement; /* with ep: the model's; read during runs */
+    enum bt_forward_payload payload;
+    enum bt_dispatch_mode dispatch;
+    struct bt_expert_loads *loads; /* counts the picks of this rank's rows; NULL: nobody asks */
+};
+
+/* INVALID_ARGUMENT where groups, placement and the model's part do not belong together. */
+enum bt_status bt_forward_create(const struct bt_model *model,
+                                 const struct bt_forward_options *options, struct bt_error *error,
                                  struct bt_forward **ret_forward);
 void bt_forward_destroy(struct bt_forward *forward);
+
+/* What the groups of such passes must be made for; broadcast_bytes stays 0. Where tp and ep are two
+ * groups, tp needs no `rows`, and ep no `floats`. */
+struct bt_group_limits bt_forward_group_limits(const struct bt_model_config *config,
+                                               uint32_t max_rows, uint32_t tp_size);
+
+/*
+ * From the next run on, MoE layer `moe_index` sends its rows by `placement`, which is read as long
+ * as it is in use. Between the same two steps on all ranks of ep, with bt_model_switch_experts.
+ */
+void bt_forward_set_placement(struct bt_forward *forward, uint32_t moe_index,
+                              const struct bt_placement *placement);
 
 /* From the next run on, adds the time of each operation to `profile`, the caller's; NULL: off. */
 void bt_forward_profile(struct bt_forward *forward, struct bt_profile *profile);
@@ -30,7 +76,8 @@ void bt_forward_profile(struct bt_forward *forward, struct bt_profile *profile);
 typedef void bt_forward_layer_fn(void *context, uint32_t layer);
 
 /* For tests: x is the residual stream [rows][hidden] after the embedding (layer == -1) and after
- * each layer; experts/weights [rows][experts_per_token] of a MoE layer, else NULL. */
+ * each layer, in a tp group of this rank's share of the rows; experts/weights
+ * [rows][experts_per_token] of a MoE layer, else NULL. */
 typedef void bt_forward_probe_fn(void *context, int32_t layer, const float *x,
                                  const uint32_t *experts, const float *weights);
 
@@ -52,9 +99,12 @@ struct bt_forward_batch {
 
 /*
  * Appends the rows' KV to their pages and computes logits: *ret_logits [logit_count][vocab_size],
- * valid until the next run. Never fails: limits were checked by the caller (asserted).
+ * valid until the next run; NULL on tp ranks other than 0. Limits were checked by the caller
+ * (asserted). Alone it never fails; in a group it fails as the group does (see group.h), or with
+ * MISMATCH where another rank has other limits or another placement: the group's step is over then,
+ * and KV of the batch's rows may be anything.
  */
-void bt_forward_run(struct bt_forward *forward, const struct bt_forward_batch *batch,
-                    const float **ret_logits);
+enum bt_status bt_forward_run(struct bt_forward *forward, const struct bt_forward_batch *batch,
+                              const float **ret_logits);
 
 #endif

@@ -20,6 +20,7 @@ const char *bt_profile_kind_name(enum bt_profile_kind kind)
         [BT_PROFILE_MLP] = "mlp",
         [BT_PROFILE_ROUTE] = "route",
         [BT_PROFILE_EXPERTS] = "experts",
+        [BT_PROFILE_GROUP] = "group",
         [BT_PROFILE_OTHER] = "other",
     };
     return names[kind];

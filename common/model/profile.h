@@ -19,6 +19,7 @@ enum bt_profile_kind {
     BT_PROFILE_MLP, /* dense layers and shared experts */
     BT_PROFILE_ROUTE,
     BT_PROFILE_EXPERTS,
+    BT_PROFILE_GROUP, /* waiting for and sending to other ranks */
     BT_PROFILE_OTHER, /* additions, copies of rows */
     BT_PROFILE_KINDS,
 };

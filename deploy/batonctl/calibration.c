@@ -92,7 +92,8 @@ static enum bt_status run_pieces(struct bt_model *model, const struct bt_token_b
     struct bt_kv_layout layout = bt_model_kv_layout(model, BT_F32);
     uint32_t page_count = sizeof(pages) / sizeof(pages[0]);
     struct bt_forward *forward = NULL;
-    enum bt_status status = bt_forward_create(model, CTL_CALIBRATION_WINDOW, 1, error, &forward);
+    const struct bt_forward_options options = {.max_rows = CTL_CALIBRATION_WINDOW, .max_logits = 1};
+    enum bt_status status = bt_forward_create(model, &options, error, &forward);
     void *pool = calloc(1, bt_kv_pool_bytes(&layout, page_count));
     if (status == BT_OK && !pool)
         status = bt_error_set(error, BT_ERR_NO_MEMORY, "calibration: no memory");
@@ -116,7 +117,7 @@ static enum bt_status run_pieces(struct bt_model *model, const struct bt_token_b
         };
         const float *logits;
         tap.phase = at;
-        bt_forward_run(forward, &batch, &logits);
+        status = bt_forward_run(forward, &batch, &logits);
         if (isatty(STDERR_FILENO))
             fprintf(stderr, "\rcalibrating: %u of %u tokens", at + rows, c->tokens);
     }

@@ -43,8 +43,9 @@ static bool open_evaluation(struct evaluation *e, const char *dir, enum bt_model
     struct bt_error error;
     const struct bt_model_options load = {
         .dir = dir, .kernels = "auto", .dtype = dtype, .team = team};
+    const struct bt_forward_options forward = {.max_rows = MAX_ROWS, .max_logits = MAX_ROWS};
     if (bt_model_load(&load, &error, &e->model) != BT_OK ||
-        bt_forward_create(e->model, MAX_ROWS, MAX_ROWS, &error, &e->forward) != BT_OK ||
+        bt_forward_create(e->model, &forward, &error, &e->forward) != BT_OK ||
         bt_tokenizer_load(dir, &error, &e->tokenizer) != BT_OK) {
         fprintf(stderr, "accuracy: %s\n", error.text);
         return false;
@@ -97,7 +98,8 @@ static const float *run(struct evaluation *e, enum bt_forward_form form, const u
         .logit_count = count - wanted,
     };
     const float *logits;
-    bt_forward_run(e->forward, &batch, &logits);
+    enum bt_status status = bt_forward_run(e->forward, &batch, &logits);
+    BT_ASSERT(status == BT_OK); /* alone it does not fail */
     return logits;
 }
 

@@ -53,9 +53,10 @@ enum bt_status bench_model_open(const struct bench_model_options *options, struc
     bench->random = 88172645463325252u;
     bench->max_rows = options->max_rows;
     enum bt_status status = bt_model_load(&load, error, &bench->model);
+    const struct bt_forward_options forward = {.max_rows = options->max_rows,
+                                               .max_logits = options->max_logits};
     if (status == BT_OK)
-        status = bt_forward_create(bench->model, options->max_rows, options->max_logits, error,
-                                   &bench->forward);
+        status = bt_forward_create(bench->model, &forward, error, &bench->forward);
     if (status == BT_OK) {
         bt_forward_profile(bench->forward, &bench->profile);
         bench->layout = bt_model_kv_layout(bench->model, BT_BF16);
@@ -294,7 +295,8 @@ double bench_prefill(struct bench_model *bench, uint32_t length, uint32_t chunk)
         batch.logit_count = start + rows == length;
         batch.probe = see_nothing;
         int64_t begin_ns = limit_now_ns(bench->team);
-        bt_forward_run(bench->forward, &batch, &logits);
+        enum bt_status status = bt_forward_run(bench->forward, &batch, &logits);
+        BT_ASSERT(status == BT_OK); /* alone it does not fail */
         seconds += seconds_since(bench, begin_ns);
     }
     return seconds;
@@ -320,6 +322,7 @@ double bench_decode(struct bench_model *bench, uint32_t kv, uint32_t count)
     batch.probe = see_experts;
     batch.context = &probe;
     int64_t begin_ns = limit_now_ns(bench->team);
-    bt_forward_run(bench->forward, &batch, &logits);
+    enum bt_status status = bt_forward_run(bench->forward, &batch, &logits);
+    BT_ASSERT(status == BT_OK); /* alone it does not fail */
     return seconds_since(bench, begin_ns);
 }

@@ -22,9 +22,10 @@ struct engine *engine_open(const char *dir, const struct engine_options *options
                                            .dtype = options->dtype,
                                            .max_tokens = options->pool_pages * BT_PAGE_TOKENS,
                                            .team = engine->team};
+    const struct bt_forward_options forward = {.max_rows = options->max_rows,
+                                               .max_logits = options->max_rows};
     if (bt_model_load(&model, &error, &engine->model) != BT_OK ||
-        bt_forward_create(engine->model, options->max_rows, options->max_rows, &error,
-                          &engine->forward) != BT_OK)
+        bt_forward_create(engine->model, &forward, &error, &engine->forward) != BT_OK)
         fail_msg("%s", error.text);
     uint32_t pool_pages = engine->pool_pages = options->pool_pages;
     engine->layout = bt_model_kv_layout(engine->model, options->kv_dtype);
@@ -111,7 +112,7 @@ void engine_feed(struct engine *engine, struct text *text, enum bt_forward_form 
             batch.context = probe->context;
         }
         const float *logits;
-        bt_forward_run(engine->forward, &batch, &logits);
+        assert_int_equal(bt_forward_run(engine->forward, &batch, &logits), BT_OK);
         if (row_count)
             memcpy(ret_logits + (size_t)done * engine->vocab, logits,
                    (size_t)row_count * engine->vocab * sizeof(float));
@@ -144,7 +145,7 @@ void engine_feed_batch(struct engine *engine, struct text *texts, uint32_t text_
     batch.logit_rows = rows;
     batch.logit_count = text_count;
     const float *logits;
-    bt_forward_run(engine->forward, &batch, &logits);
+    assert_int_equal(bt_forward_run(engine->forward, &batch, &logits), BT_OK);
     memcpy(ret_logits, logits, (size_t)text_count * engine->vocab * sizeof(float));
     free(all);
     free(rows);

@@ -325,7 +325,7 @@ static void test_layer_done(void **state)
         .context = &log,
     };
     const float *logits;
-    bt_forward_run(engine->forward, &batch, &logits);
+    assert_int_equal(bt_forward_run(engine->forward, &batch, &logits), BT_OK);
     assert_int_equal(log.count, engine->model->config.num_hidden_layers);
     for (uint32_t i = 0; i < log.count; i++)
         assert_int_equal(log.layers[i], i);

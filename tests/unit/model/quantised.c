@@ -36,8 +36,7 @@ static enum form form_of(enum quantised_kind kind, const struct bt_tensor *tenso
         return PLAIN;
     if (kind == QUANTISED_FP8)
         return has(name, ".mlp.") || has(name, "kv_b_proj") || has(name, "o_proj") ? FP8 : PLAIN;
-    return kind == QUANTISED_INT4 && tensor->dims[1] % BLOCK == 0 && !has(name, "o_proj") ? INT4
-                                                                                          : INT8;
+    return kind == QUANTISED_INT4 && tensor->dims[1] % BLOCK == 0 ? INT4 : INT8;
 }
 
 /* A tensor of the new file and its data. */

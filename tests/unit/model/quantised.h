@@ -7,7 +7,7 @@
 enum quantised_kind {
     QUANTISED_FP8,  /* experts, shared ones, kv_b and o */
     QUANTISED_INT8, /* all products */
-    QUANTISED_INT4, /* where inputs are a multiple of 128, else int8; o in int8 */
+    QUANTISED_INT4, /* where inputs are a multiple of 128, else int8 */
 };
 
 void quantised_open(enum quantised_kind kind, struct scratch *ret_scratch);

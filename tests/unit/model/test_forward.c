@@ -80,8 +80,9 @@ static void rig_open(struct rig *rig, const char *kernels, enum bt_model_dtype d
                                            .dtype = dtype,
                                            .max_tokens = PAGES * BT_PAGE_TOKENS,
                                            .team = rig->team};
+    const struct bt_forward_options forward = {.max_rows = 64, .max_logits = SEQUENCES};
     if (bt_model_load(&model, &error, &rig->model) != BT_OK ||
-        bt_forward_create(rig->model, 64, SEQUENCES, &error, &rig->forward) != BT_OK)
+        bt_forward_create(rig->model, &forward, &error, &rig->forward) != BT_OK)
         fail_msg("%s", error.text);
     rig->layout = bt_model_kv_layout(rig->model, bt_model_kv_dtype(rig->model, "auto"));
     rig->pool = calloc(1, bt_kv_pool_bytes(&rig->layout, PAGES));
@@ -119,7 +120,7 @@ static void run(struct rig *rig, enum bt_forward_form form, uint32_t start, uint
         .logit_count = SEQUENCES,
     };
     const float *logits;
-    bt_forward_run(rig->forward, &batch, &logits);
+    assert_int_equal(bt_forward_run(rig->forward, &batch, &logits), BT_OK);
 }
 
 static void test_runs_do_not_allocate(void **state)

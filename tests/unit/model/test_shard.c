@@ -130,7 +130,7 @@ static void test_heads(void **state)
 static void test_heads_of_quantised_weights(void **state)
 {
     (void)state;
-    for (int kind = QUANTISED_FP8; kind <= QUANTISED_INT8; kind++) {
+    for (int kind = QUANTISED_FP8; kind <= QUANTISED_INT4; kind++) {
         struct scratch scratch;
         quantised_open((enum quantised_kind)kind, &scratch);
         compare_parts(scratch.dir, BT_MODEL_FLOAT32, 2);
@@ -181,6 +181,10 @@ static void test_blocks_are_not_cut(void **state)
                        "64 inputs for each of 4 ranks of a tp group, f8_e4m3 is cut by 128");
     options = (struct bt_model_options){.dir = scratch.dir, .kernels = "ref", .tp_size = 8};
     expect_refused(&options, "self_attn.kv_b_proj.weight", "64 outputs for each of 8 ranks");
+    scratch_close(&scratch);
+    quantised_open(QUANTISED_INT4, &scratch);
+    options = (struct bt_model_options){.dir = scratch.dir, .kernels = "ref", .tp_size = 4};
+    expect_refused(&options, "self_attn.o_proj.weight", "i4 is cut by 128");
     scratch_close(&scratch);
 }
 
