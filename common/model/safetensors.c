@@ -75,6 +75,12 @@ static const struct dtype_entry *dtype_find(const char *name)
     return NULL;
 }
 
+uint32_t bt_safetensors_dtype_bits(const char *name)
+{
+    const struct dtype_entry *known = dtype_find(name);
+    return known ? known->bits : 0;
+}
+
 /* Names stand in messages and logs: short, and no control characters. */
 static bool name_is_plain(const char *name)
 {

@@ -30,6 +30,9 @@ struct bt_tensor {
     const char *file; /* base name of the shard */
 };
 
+/* Bits of an element of a dtype of the format; 0: unknown. */
+uint32_t bt_safetensors_dtype_bits(const char *dtype_name);
+
 struct bt_safetensors;
 
 enum bt_status bt_safetensors_open(const char *model_dir, struct bt_error *error,

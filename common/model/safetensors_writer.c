@@ -3,20 +3,21 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#define MAX_DIMS 4
+#include "common/model/safetensors.h"
 
 struct planned {
-    char *name;
+    char *name; /* in quotes, as in the header */
     char dtype[16];
-    uint64_t dims[MAX_DIMS];
+    uint64_t dims[BT_TENSOR_MAX_DIMS];
     uint32_t dim_count;
-    size_t element_bytes, bytes;
+    size_t align, bytes;
     size_t begin; /* in the data section */
 };
 
@@ -74,11 +75,39 @@ void bt_safetensors_writer_destroy(struct bt_safetensors_writer *w)
     free(w);
 }
 
-static size_t element_bytes(const char *dtype)
+/* Bytes of a tensor, and what its data is aligned to; false: see add. */
+static bool measure(struct planned *t)
 {
-    if (!strcmp(dtype, "F32"))
-        return 4;
-    return !strcmp(dtype, "BF16") || !strcmp(dtype, "F16") ? 2 : 1;
+    uint32_t bits = bt_safetensors_dtype_bits(t->dtype);
+    uint64_t total = bits;
+    for (uint32_t i = 0; i < t->dim_count; i++)
+        if (__builtin_mul_overflow(total, t->dims[i], &total))
+            return false;
+    t->align = bits < 16 ? 1 : bits / 8;
+    t->bytes = total / 8;
+    return bits > 0 && total % 8 == 0;
+}
+
+/* NULL: not UTF-8, or no memory. */
+static char *quote(const char *name)
+{
+    json_t *string = json_string(name);
+    char *quoted = json_dumps(string, JSON_ENCODE_ANY);
+    json_decref(string);
+    return quoted;
+}
+
+static bool has_room(struct bt_safetensors_writer *w)
+{
+    if (w->count < w->capacity)
+        return true;
+    uint32_t capacity = w->capacity ? 2 * w->capacity : 256;
+    struct planned *tensors = realloc(w->tensors, capacity * sizeof(*tensors));
+    if (!tensors)
+        return false;
+    w->tensors = tensors;
+    w->capacity = capacity;
+    return true;
 }
 
 enum bt_status bt_safetensors_writer_add(struct bt_safetensors_writer *w, const char *name,
@@ -86,25 +115,21 @@ enum bt_status bt_safetensors_writer_add(struct bt_safetensors_writer *w, const 
                                          uint32_t dim_count, struct bt_error *error,
                                          uint32_t *ret_tensor)
 {
-    BT_ASSERT(w->data_at == 0 && dim_count <= MAX_DIMS);
-    if (w->count == w->capacity) {
-        uint32_t capacity = w->capacity ? 2 * w->capacity : 256;
-        struct planned *tensors = realloc(w->tensors, capacity * sizeof(*tensors));
-        if (!tensors)
-            return memory_error(w->path, error);
-        w->tensors = tensors;
-        w->capacity = capacity;
-    }
-    struct planned t = {
-        .name = strdup(name), .dim_count = dim_count, .element_bytes = element_bytes(dtype)};
-    if (!t.name)
+    BT_ASSERT(w->data_at == 0);
+    if (!has_room(w))
         return memory_error(w->path, error);
+    struct planned t = {.dim_count = dim_count};
     snprintf(t.dtype, sizeof(t.dtype), "%s", dtype);
-    t.bytes = t.element_bytes;
-    for (uint32_t i = 0; i < dim_count; i++) {
-        t.dims[i] = dims[i];
-        t.bytes *= dims[i];
-    }
+    if (dim_count <= BT_TENSOR_MAX_DIMS)
+        memcpy(t.dims, dims, dim_count * sizeof(*dims));
+    if (dim_count > BT_TENSOR_MAX_DIMS || !measure(&t))
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "%s: tensor %s: a size of %u dimensions of dtype %s can't be written",
+                            w->path, name, dim_count, dtype);
+    t.name = quote(name);
+    if (!t.name)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: a tensor's name is not UTF-8",
+                            w->path);
     w->tensors[w->count] = t;
     *ret_tensor = w->count++;
     return BT_OK;
@@ -113,9 +138,9 @@ enum bt_status bt_safetensors_writer_add(struct bt_safetensors_writer *w, const 
 static size_t place_tensors(struct bt_safetensors_writer *w)
 {
     size_t at = 0;
-    for (size_t size = 4; size; size /= 2) {
+    for (size_t align = 8; align; align /= 2) {
         for (uint32_t i = 0; i < w->count; i++) {
-            if (w->tensors[i].element_bytes != size)
+            if (w->tensors[i].align != align)
                 continue;
             w->tensors[i].begin = at;
             at += w->tensors[i].bytes;
@@ -129,7 +154,7 @@ static void print_header(const struct bt_safetensors_writer *w, FILE *out)
     fputc('{', out);
     for (uint32_t i = 0; i < w->count; i++) {
         const struct planned *t = &w->tensors[i];
-        fprintf(out, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[", i ? "," : "", t->name, t->dtype);
+        fprintf(out, "%s%s:{\"dtype\":\"%s\",\"shape\":[", i ? "," : "", t->name, t->dtype);
         for (uint32_t d = 0; d < t->dim_count; d++)
             fprintf(out, "%s%" PRIu64, d ? "," : "", t->dims[d]);
         fprintf(out, "],\"data_offsets\":[%zu,%zu]}", t->begin, t->begin + t->bytes);

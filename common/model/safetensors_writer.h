@@ -20,7 +20,10 @@ enum bt_status bt_safetensors_writer_create(const char *path, struct bt_error *e
 /* Closes and frees; a file that was not finished is removed. NULL is fine. */
 void bt_safetensors_writer_destroy(struct bt_safetensors_writer *writer);
 
-/* Plans a tensor. `dtype` as in the file: "F32", "BF16", "I8" …; names differ and need no escapes.
+/*
+ * Plans a tensor. `dtype` as in the file: "F32", "BF16", "I8" …; names differ. INVALID_ARGUMENT: a
+ * dtype whose size is not known, more than BT_TENSOR_MAX_DIMS dimensions, a size that is no whole
+ * number of bytes or overflows, or a name that is not UTF-8.
  */
 enum bt_status bt_safetensors_writer_add(struct bt_safetensors_writer *writer, const char *name,
                                          const char *dtype, const uint64_t *dims,
