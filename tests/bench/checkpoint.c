@@ -1,14 +1,14 @@
 #include "tests/bench/checkpoint.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
+
+#include "common/model/safetensors_writer.h"
 
 static const struct checkpoint_shape shapes[] = {
     {"lite-slice", "deepseek_v2", 6,    1,  2048, 16, 0, 512, 128,    64,
@@ -112,17 +112,18 @@ struct tensor {
     char name[96];
     enum fill fill;
     uint64_t dims[2];
-    int dim_count;
+    uint32_t dim_count;
     uint32_t inputs;
     float value; /* of FILL_F32 */
-    size_t begin, bytes;
+    size_t bytes;
+    uint32_t number; /* of the file's writer */
 };
 
-struct writer {
+struct plan {
     const struct checkpoint_shape *shape;
     enum checkpoint_dtype dtype;
     struct tensor *tensors;
-    size_t count, capacity, bytes;
+    size_t count, capacity;
     bool failed;
 };
 
@@ -133,26 +134,26 @@ static size_t element_bytes(enum fill fill)
     return fill == FILL_BF16 || fill == FILL_ONES ? 2 : fill == FILL_F32 ? 4 : 1;
 }
 
-static struct tensor *add(struct writer *w, enum fill fill, uint64_t rows, uint64_t cols,
+static struct tensor *add(struct plan *plan, enum fill fill, uint64_t rows, uint64_t cols,
                           uint32_t inputs, const char *format, ...)
     __attribute__((format(printf, 6, 7)));
 
 /* rows 0: a vector. Never NULL; what can't be stored is remembered. */
-static struct tensor *add(struct writer *w, enum fill fill, uint64_t rows, uint64_t cols,
+static struct tensor *add(struct plan *plan, enum fill fill, uint64_t rows, uint64_t cols,
                           uint32_t inputs, const char *format, ...)
 {
     static struct tensor lost;
-    if (w->count == w->capacity) {
-        size_t capacity = w->capacity ? 2 * w->capacity : 256;
-        struct tensor *tensors = realloc(w->tensors, capacity * sizeof(*tensors));
+    if (plan->count == plan->capacity) {
+        size_t capacity = plan->capacity ? 2 * plan->capacity : 256;
+        struct tensor *tensors = realloc(plan->tensors, capacity * sizeof(*tensors));
         if (!tensors) {
-            w->failed = true;
+            plan->failed = true;
             return &lost;
         }
-        w->tensors = tensors;
-        w->capacity = capacity;
+        plan->tensors = tensors;
+        plan->capacity = capacity;
     }
-    struct tensor *t = &w->tensors[w->count++];
+    struct tensor *t = &plan->tensors[plan->count++];
     *t = (struct tensor){.fill = fill, .inputs = inputs, .value = 1};
     va_list arguments;
     va_start(arguments, format);
@@ -168,114 +169,104 @@ static struct tensor *add(struct writer *w, enum fill fill, uint64_t rows, uint6
 enum kind { KIND_PLAIN, KIND_LINEAR, KIND_EXPERT };
 
 /* One weight matrix with what its dtype needs beside it. */
-static void add_matrix(struct writer *w, enum kind kind, uint64_t outs, uint32_t inputs,
+static void add_matrix(struct plan *plan, enum kind kind, uint64_t outs, uint32_t inputs,
                        const char *name)
 {
     float size = 1.15f / sqrtf((float)inputs); /* of an element */
-    bool plain = kind == KIND_PLAIN || w->dtype == CHECKPOINT_BF16;
+    bool plain = kind == KIND_PLAIN || plan->dtype == CHECKPOINT_BF16;
     if (plain) {
-        add(w, FILL_BF16, outs, inputs, inputs, "%s.weight", name);
-    } else if (w->dtype == CHECKPOINT_FP8) {
-        add(w, FILL_FP8, outs, inputs, inputs, "%s.weight", name);
-        add(w, FILL_F32, (outs + 127) / 128, (inputs + 127) / 128, 0, "%s.weight_scale_inv", name)
+        add(plan, FILL_BF16, outs, inputs, inputs, "%s.weight", name);
+    } else if (plan->dtype == CHECKPOINT_FP8) {
+        add(plan, FILL_FP8, outs, inputs, inputs, "%s.weight", name);
+        add(plan, FILL_F32, (outs + 127) / 128, (inputs + 127) / 128, 0, "%s.weight_scale_inv",
+            name)
             ->value = size / 1.5f;
-    } else if (w->dtype == CHECKPOINT_INT8 || kind == KIND_LINEAR) {
-        add(w, FILL_INT8, outs, inputs, inputs, "%s.weight", name);
-        add(w, FILL_F32, 0, outs, 0, "%s.weight_scale", name)->value = size / 37;
+    } else if (plan->dtype == CHECKPOINT_INT8 || kind == KIND_LINEAR) {
+        add(plan, FILL_INT8, outs, inputs, inputs, "%s.weight", name);
+        add(plan, FILL_F32, 0, outs, 0, "%s.weight_scale", name)->value = size / 37;
     } else {
-        add(w, FILL_INT4, outs, inputs / 2, inputs, "%s.weight", name);
-        add(w, FILL_F32, 0, outs, 0, "%s.weight_scale", name)->value = size / 27;
-        add(w, FILL_GROUPS, outs, inputs / 128, 0, "%s.weight_group_scale", name);
+        add(plan, FILL_INT4, outs, inputs / 2, inputs, "%s.weight", name);
+        add(plan, FILL_F32, 0, outs, 0, "%s.weight_scale", name)->value = size / 27;
+        add(plan, FILL_GROUPS, outs, inputs / 128, 0, "%s.weight_group_scale", name);
     }
 }
 
-static void add_named(struct writer *w, enum kind kind, uint64_t outs, uint32_t inputs,
+static void add_named(struct plan *plan, enum kind kind, uint64_t outs, uint32_t inputs,
                       const char *format, uint32_t layer, const char *part)
 {
     char name[80];
     snprintf(name, sizeof(name), format, layer, part);
-    add_matrix(w, kind, outs, inputs, name);
+    add_matrix(plan, kind, outs, inputs, name);
 }
 
-static void add_mlp(struct writer *w, enum kind kind, uint32_t width, uint32_t layer,
+static void add_mlp(struct plan *plan, enum kind kind, uint32_t width, uint32_t layer,
                     const char *where)
 {
-    uint32_t hidden = w->shape->hidden;
+    uint32_t hidden = plan->shape->hidden;
     char part[48];
     snprintf(part, sizeof(part), "%s.gate_proj", where);
-    add_named(w, kind, width, hidden, "model.layers.%u.%s", layer, part);
+    add_named(plan, kind, width, hidden, "model.layers.%u.%s", layer, part);
     snprintf(part, sizeof(part), "%s.up_proj", where);
-    add_named(w, kind, width, hidden, "model.layers.%u.%s", layer, part);
+    add_named(plan, kind, width, hidden, "model.layers.%u.%s", layer, part);
     snprintf(part, sizeof(part), "%s.down_proj", where);
-    add_named(w, kind, hidden, width, "model.layers.%u.%s", layer, part);
+    add_named(plan, kind, hidden, width, "model.layers.%u.%s", layer, part);
 }
 
-static void add_attention(struct writer *w, uint32_t layer)
+static void add_attention(struct plan *plan, uint32_t layer)
 {
-    const struct checkpoint_shape *s = w->shape;
+    const struct checkpoint_shape *s = plan->shape;
     uint32_t q_dim = s->heads * (s->nope + s->rope), kv_dim = s->heads * (s->nope + s->v);
     static const char at[] = "model.layers.%u.self_attn.%s";
     if (s->q_lora_rank) {
-        add_named(w, KIND_LINEAR, s->q_lora_rank, s->hidden, at, layer, "q_a_proj");
-        add(w, FILL_ONES, 0, s->q_lora_rank, 0, "model.layers.%u.self_attn.q_a_layernorm.weight",
+        add_named(plan, KIND_LINEAR, s->q_lora_rank, s->hidden, at, layer, "q_a_proj");
+        add(plan, FILL_ONES, 0, s->q_lora_rank, 0, "model.layers.%u.self_attn.q_a_layernorm.weight",
             layer);
-        add_named(w, KIND_LINEAR, q_dim, s->q_lora_rank, at, layer, "q_b_proj");
+        add_named(plan, KIND_LINEAR, q_dim, s->q_lora_rank, at, layer, "q_b_proj");
     } else {
-        add_named(w, KIND_LINEAR, q_dim, s->hidden, at, layer, "q_proj");
+        add_named(plan, KIND_LINEAR, q_dim, s->hidden, at, layer, "q_proj");
     }
-    add_named(w, KIND_LINEAR, s->kv_lora_rank + s->rope, s->hidden, at, layer,
+    add_named(plan, KIND_LINEAR, s->kv_lora_rank + s->rope, s->hidden, at, layer,
               "kv_a_proj_with_mqa");
-    add(w, FILL_ONES, 0, s->kv_lora_rank, 0, "model.layers.%u.self_attn.kv_a_layernorm.weight",
+    add(plan, FILL_ONES, 0, s->kv_lora_rank, 0, "model.layers.%u.self_attn.kv_a_layernorm.weight",
         layer);
-    add_named(w, KIND_PLAIN, kv_dim, s->kv_lora_rank, at, layer, "kv_b_proj");
-    add_named(w, KIND_LINEAR, s->hidden, s->heads * s->v, at, layer, "o_proj");
+    add_named(plan, KIND_PLAIN, kv_dim, s->kv_lora_rank, at, layer, "kv_b_proj");
+    add_named(plan, KIND_LINEAR, s->hidden, s->heads * s->v, at, layer, "o_proj");
 }
 
-static void add_layer(struct writer *w, uint32_t layer)
+static void add_layer(struct plan *plan, uint32_t layer)
 {
-    const struct checkpoint_shape *s = w->shape;
-    add(w, FILL_ONES, 0, s->hidden, 0, "model.layers.%u.input_layernorm.weight", layer);
-    add(w, FILL_ONES, 0, s->hidden, 0, "model.layers.%u.post_attention_layernorm.weight", layer);
-    add_attention(w, layer);
+    const struct checkpoint_shape *s = plan->shape;
+    add(plan, FILL_ONES, 0, s->hidden, 0, "model.layers.%u.input_layernorm.weight", layer);
+    add(plan, FILL_ONES, 0, s->hidden, 0, "model.layers.%u.post_attention_layernorm.weight", layer);
+    add_attention(plan, layer);
     if (layer < s->dense_layers) {
-        add_mlp(w, KIND_LINEAR, s->intermediate, layer, "mlp");
+        add_mlp(plan, KIND_LINEAR, s->intermediate, layer, "mlp");
         return;
     }
-    add(w, FILL_BF16, s->experts, s->hidden, s->hidden, "model.layers.%u.mlp.gate.weight", layer);
+    add(plan, FILL_BF16, s->experts, s->hidden, s->hidden, "model.layers.%u.mlp.gate.weight",
+        layer);
     if (!strcmp(s->model_type, "deepseek_v3"))
-        add(w, FILL_F32, 0, s->experts, 0, "model.layers.%u.mlp.gate.e_score_correction_bias",
+        add(plan, FILL_F32, 0, s->experts, 0, "model.layers.%u.mlp.gate.e_score_correction_bias",
             layer)
             ->value = 0;
-    add_mlp(w, KIND_EXPERT, s->shared_experts * s->moe_intermediate, layer, "mlp.shared_experts");
+    add_mlp(plan, KIND_EXPERT, s->shared_experts * s->moe_intermediate, layer,
+            "mlp.shared_experts");
     for (uint32_t e = 0; e < s->experts; e++) {
         char where[32];
         snprintf(where, sizeof(where), "mlp.experts.%u", e);
-        add_mlp(w, KIND_EXPERT, s->moe_intermediate, layer, where);
+        add_mlp(plan, KIND_EXPERT, s->moe_intermediate, layer, where);
     }
 }
 
-static void add_all(struct writer *w)
+static void add_all(struct plan *plan)
 {
-    const struct checkpoint_shape *s = w->shape;
-    add(w, FILL_BF16, s->vocab, s->hidden, 1, "model.embed_tokens.weight");
-    add(w, FILL_ONES, 0, s->hidden, 0, "model.norm.weight");
-    add_matrix(w, w->dtype == CHECKPOINT_FP8 ? KIND_PLAIN : KIND_LINEAR, s->vocab, s->hidden,
+    const struct checkpoint_shape *s = plan->shape;
+    add(plan, FILL_BF16, s->vocab, s->hidden, 1, "model.embed_tokens.weight");
+    add(plan, FILL_ONES, 0, s->hidden, 0, "model.norm.weight");
+    add_matrix(plan, plan->dtype == CHECKPOINT_FP8 ? KIND_PLAIN : KIND_LINEAR, s->vocab, s->hidden,
                "lm_head");
     for (uint32_t layer = 0; layer < s->layers; layer++)
-        add_layer(w, layer);
-}
-
-/* By the size of the elements, the largest first: no holes, all aligned. */
-static void place(struct writer *w)
-{
-    for (size_t size = 4; size; size /= 2) {
-        for (size_t i = 0; i < w->count; i++) {
-            if (element_bytes(w->tensors[i].fill) != size)
-                continue;
-            w->tensors[i].begin = w->bytes;
-            w->bytes += w->tensors[i].bytes;
-        }
-    }
+        add_layer(plan, layer);
 }
 
 static void fill(const struct tensor *t, char *out, uint64_t *state)
@@ -309,54 +300,48 @@ static void fill(const struct tensor *t, char *out, uint64_t *state)
 
 /* ---- files ---- */
 
-static char *header_text(const struct writer *w, size_t *ret_size)
+static enum bt_status plan_file(struct bt_safetensors_writer *file, struct plan *plan,
+                                struct bt_error *error)
 {
-    char *text = NULL;
-    FILE *out = open_memstream(&text, ret_size);
-    if (!out)
-        return NULL;
-    fputc('{', out);
-    for (size_t i = 0; i < w->count; i++) {
-        const struct tensor *t = &w->tensors[i];
-        fprintf(out, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%llu", i ? "," : "", t->name,
-                dtype_names[t->fill], (unsigned long long)t->dims[0]);
-        if (t->dim_count == 2)
-            fprintf(out, ",%llu", (unsigned long long)t->dims[1]);
-        fprintf(out, "],\"data_offsets\":[%zu,%zu]}", t->begin, t->begin + t->bytes);
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < plan->count; i++) {
+        struct tensor *t = &plan->tensors[i];
+        status = bt_safetensors_writer_add(file, t->name, dtype_names[t->fill], t->dims,
+                                           t->dim_count, error, &t->number);
     }
-    fputc('}', out);
-    while ((ftell(out) + 8) % 64)
-        fputc(' ', out);
-    if (fclose(out)) {
-        free(text);
-        return NULL;
-    }
-    return text;
+    return status == BT_OK ? bt_safetensors_writer_begin(file, error) : status;
 }
 
-static enum bt_status write_tensors(const char *path, const struct writer *w, uint64_t seed,
+static enum bt_status put_all(struct bt_safetensors_writer *file, const struct plan *plan,
+                              uint64_t seed, struct bt_error *error)
+{
+    uint64_t state = seed * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < plan->count; i++) {
+        const struct tensor *t = &plan->tensors[i];
+        char *data = malloc(t->bytes + 1);
+        if (!data)
+            return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", t->name);
+        fill(t, data, &state);
+        status = bt_safetensors_writer_put(file, t->number, 0, data, t->bytes, error);
+        free(data);
+    }
+    return status == BT_OK ? bt_safetensors_writer_finish(file, error) : status;
+}
+
+static enum bt_status write_tensors(const char *path, struct plan *plan, uint64_t seed,
                                     struct bt_error *error)
 {
-    size_t header_bytes, bytes;
-    char *header = header_text(w, &header_bytes), *map = MAP_FAILED;
-    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0644);
-    enum bt_status status = BT_OK;
-    bytes = 8 + header_bytes + w->bytes;
-    if (!header || fd < 0 || posix_fallocate(fd, 0, (off_t)bytes) ||
-        (map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)) == MAP_FAILED) {
-        status = bt_error_set(error, BT_ERR_IO, "%s: can't make %zu bytes: %s", path, bytes,
-                              strerror(errno));
-    } else {
-        uint64_t state = seed * UINT64_C(0x9e3779b97f4a7c15) + 1, size = header_bytes;
-        memcpy(map, &size, sizeof(size));
-        memcpy(map + 8, header, header_bytes);
-        for (size_t i = 0; i < w->count; i++)
-            fill(&w->tensors[i], map + 8 + header_bytes + w->tensors[i].begin, &state);
-        munmap(map, bytes);
-    }
-    if (fd >= 0)
-        close(fd);
-    free(header);
+    struct bt_safetensors_writer *file;
+    if (unlink(path) && errno != ENOENT)
+        return bt_error_set(error, BT_ERR_IO, "%s: %s", path, strerror(errno));
+    enum bt_status status = bt_safetensors_writer_create(path, error, &file);
+    if (status != BT_OK)
+        return status;
+    status = plan_file(file, plan, error);
+    if (status == BT_OK)
+        status = put_all(file, plan, seed, error);
+    bt_safetensors_writer_destroy(file);
     return status;
 }
 
@@ -419,17 +404,16 @@ enum bt_status checkpoint_write(const char *dir, const struct checkpoint_shape *
                                 enum checkpoint_dtype dtype, uint64_t seed, struct bt_error *error)
 {
     char path[4096];
-    struct writer w = {.shape = shape, .dtype = dtype};
-    add_all(&w);
-    place(&w);
+    struct plan plan = {.shape = shape, .dtype = dtype};
+    add_all(&plan);
     enum bt_status status =
-        w.failed ? bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", dir) : BT_OK;
+        plan.failed ? bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", dir) : BT_OK;
     snprintf(path, sizeof(path), "%s/config.json", dir);
     if (status == BT_OK)
         status = write_config(path, shape, dtype, error);
     snprintf(path, sizeof(path), "%s/model.safetensors", dir);
     if (status == BT_OK)
-        status = write_tensors(path, &w, seed, error);
-    free(w.tensors);
+        status = write_tensors(path, &plan, seed, error);
+    free(plan.tensors);
     return status;
 }

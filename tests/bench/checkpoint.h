@@ -5,6 +5,7 @@
 #ifndef BATON_TESTS_BENCH_CHECKPOINT_H
 #define BATON_TESTS_BENCH_CHECKPOINT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "common/base/status.h"
