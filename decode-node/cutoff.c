@@ -12,7 +12,7 @@
 struct waiter {
     struct bt_rpc_call *call;
     Baton__V1__HandoffDoneRequest *done; /* owned; NULL: Quiesced */
-    uint32_t rails;                      /* or DC_ALL_RAILS */
+    uint64_t lines;
     uint64_t request, epoch;
     bool covered; /* came before the disconnect under way was asked for */
     struct waiter *next;
@@ -20,7 +20,8 @@ struct waiter {
 
 struct cut {
     uint64_t incarnation; /* 0: free slot */
-    bool dead;            /* proven: whatever it held ends */
+    uint64_t link;
+    bool dead; /* proven: whatever it held ends */
     struct waiter *waiters;
 };
 
@@ -30,10 +31,10 @@ struct dc_cutoffs {
     struct cut cuts[DC_MAX_CUTOFFS];
 };
 
-static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation)
+static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation, uint64_t link)
 {
     for (uint32_t i = 0; i < DC_MAX_CUTOFFS; i++) {
-        if (cutoffs->cuts[i].incarnation == incarnation) {
+        if (cutoffs->cuts[i].incarnation == incarnation && cutoffs->cuts[i].link == link) {
             return &cutoffs->cuts[i];
         }
     }
@@ -43,15 +44,12 @@ static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation)
 /* Asks for the disconnect that all present waiters wait for. */
 static enum bt_status cut_start(struct dc_cutoffs *cutoffs, struct cut *cut)
 {
-    uint32_t rails = 0;
-    bool all = cut->dead;
+    struct kvt_cut wanted = {
+        .incarnation = cut->incarnation, .link = cut->link, .lines = cut->dead ? KVT_ALL_LINES : 0};
     for (const struct waiter *waiter = cut->waiters; waiter; waiter = waiter->next) {
-        all = all || waiter->rails == DC_ALL_RAILS;
-        rails |= waiter->rails;
+        wanted.lines |= waiter->lines;
     }
-    enum bt_status status =
-        all ? kvt_target_disconnect(cutoffs->options.target, cut->incarnation)
-            : kvt_target_disconnect_rails(cutoffs->options.target, cut->incarnation, rails);
+    enum bt_status status = kvt_target_cut(cutoffs->options.target, &wanted);
     for (struct waiter *waiter = cut->waiters; status == BT_OK && waiter; waiter = waiter->next) {
         waiter->covered = true;
     }
@@ -97,9 +95,9 @@ static void end_waiters(struct dc_cutoffs *cutoffs, struct cut *cut, bool covere
     }
 }
 
-void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation)
+void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation, uint64_t link)
 {
-    struct cut *cut = cut_find(cutoffs, incarnation);
+    struct cut *cut = cut_find(cutoffs, incarnation, link);
     if (!cut) {
         return;
     }
@@ -119,11 +117,11 @@ void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation)
 
 /* Takes the waiter, which may be NULL: no memory. */
 static void wait_for_cut(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
-                         struct waiter *waiter, uint64_t incarnation)
+                         struct waiter *waiter, uint64_t incarnation, uint64_t link)
 {
-    struct cut *cut = cut_find(cutoffs, incarnation);
+    struct cut *cut = cut_find(cutoffs, incarnation, link);
     bool under_way = cut != NULL;
-    cut = cut ? cut : cut_find(cutoffs, 0);
+    cut = cut ? cut : cut_find(cutoffs, 0, 0);
     if (!waiter || !cut) {
         if (waiter) {
             waiter_free(waiter);
@@ -137,6 +135,7 @@ static void wait_for_cut(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
         return;
     }
     cut->incarnation = incarnation;
+    cut->link = link;
     if (cut_start(cutoffs, cut) != BT_OK) {
         end_waiters(cutoffs, cut, false, BT_ERR_EXHAUSTED);
         *cut = (struct cut){0};
@@ -144,13 +143,14 @@ static void wait_for_cut(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
 }
 
 void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
-                         uint64_t epoch, uint64_t incarnation, uint32_t rails)
+                         uint64_t epoch, const struct kvt_cut *cut)
 {
     struct waiter *waiter = calloc(1, sizeof(*waiter));
     if (waiter) {
-        *waiter = (struct waiter){.call = call, .request = request, .epoch = epoch, .rails = rails};
+        *waiter =
+            (struct waiter){.call = call, .request = request, .epoch = epoch, .lines = cut->lines};
     }
-    wait_for_cut(cutoffs, call, waiter, incarnation);
+    wait_for_cut(cutoffs, call, waiter, cut->incarnation, cut->link);
 }
 
 /* The message is the call's, which goes when its handler returns. */
@@ -181,17 +181,17 @@ void dc_cutoffs_handoff_done(struct dc_cutoffs *cutoffs, struct bt_rpc_call *cal
         bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "handoff: no memory", NULL);
         return;
     }
-    *waiter = (struct waiter){.call = call, .done = done, .rails = message->cut_rails};
-    wait_for_cut(cutoffs, call, waiter, incarnation);
+    *waiter = (struct waiter){.call = call, .done = done, .lines = message->cut_lines};
+    wait_for_cut(cutoffs, call, waiter, incarnation, message->link);
 }
 
 static void cut_dead(struct dc_cutoffs *cutoffs, uint64_t incarnation)
 {
-    struct cut *cut = cut_find(cutoffs, incarnation);
+    struct cut *cut = cut_find(cutoffs, incarnation, KVT_ANY_LINK);
     if (cut) {
         return; /* tried again with the next probe */
     }
-    cut = cut_find(cutoffs, 0);
+    cut = cut_find(cutoffs, 0, 0);
     if (cut) {
         *cut = (struct cut){.incarnation = incarnation, .dead = true};
         if (cut_start(cutoffs, cut) != BT_OK) {

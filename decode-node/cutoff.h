@@ -1,8 +1,8 @@
 /*
- * Prefill workers whose writes must be cut off before their pages may go to others: those that are
- * proven dead, found by probing, and those whose link broke before it was flushed, which say so
- * with Quiesced{broken}. Where only rails of a link broke, only those are cut off, before Quiesced
- * or HandoffDone counts. Silence proves nothing: no page is freed on a timer. Control thread.
+ * Connections of prefill workers that must be cut off before the pages they wrote may go to others:
+ * all of those that are proven dead, found by probing; links that broke before they were flushed,
+ * as Quiesced{broken} says; lines of links that go on, before Quiesced or HandoffDone counts. What
+ * is not named stays as it is. Silence proves nothing: no page is freed on a timer. Control thread.
  */
 #ifndef BATON_DECODE_NODE_CUTOFF_H
 #define BATON_DECODE_NODE_CUTOFF_H
@@ -12,7 +12,7 @@
 #include "kvtransfer/target.h"
 #include "proto/worker.pb-c.h"
 
-#define DC_MAX_CUTOFFS 64 /* incarnations being cut off at once */
+#define DC_MAX_CUTOFFS 64 /* links, or whole incarnations, being cut off at once */
 
 struct dc_cutoffs;
 
@@ -32,18 +32,16 @@ dc_cutoffs_create(const struct dc_cutoffs_options *options); /* NULL: no memory 
 /* Calls that wait belong to the RPC server, which ends them. */
 void dc_cutoffs_destroy(struct dc_cutoffs *cutoffs);
 
-#define DC_ALL_RAILS 0
-
-/* Cuts the source off, on these rails or all, then ends the landing and the call. */
+/* Cuts off, then ends the landing and the call. */
 void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
-                         uint64_t epoch, uint64_t incarnation, uint32_t rails);
+                         uint64_t epoch, const struct kvt_cut *cut);
 
-/* Cuts the source off on message->cut_rails, then options.handoff_done runs; or the call ends with
- * EXHAUSTED or NO_MEMORY: it may be tried again. */
+/* Cuts message->cut_lines off, then options.handoff_done runs; or the call ends with EXHAUSTED or
+ * NO_MEMORY: it may be tried again. */
 void dc_cutoffs_handoff_done(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
                              const Baton__V1__HandoffDoneRequest *message, uint64_t incarnation);
 
 /* The target's event. */
-void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation);
+void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation, uint64_t link);
 
 #endif

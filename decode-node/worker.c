@@ -130,7 +130,7 @@ static void on_target(void *context)
         if (event.kind == KVT_TARGET_CHECKSUM) {
             dc_requests_checksum(worker->requests, event.epoch, event.checksum, event.early);
         } else {
-            dc_cutoffs_disconnected(worker->cutoffs, event.incarnation);
+            dc_cutoffs_disconnected(worker->cutoffs, event.incarnation, event.link);
         }
     }
     settle(worker);
@@ -262,27 +262,15 @@ static void handle_lease(void *context, struct bt_rpc_call *call, const Protobuf
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
 }
 
-/* Incarnation of the prefill worker that holds the lease of this epoch; 0: none. */
-static uint64_t lease_holder(const struct dc_worker *worker, uint64_t request, uint64_t epoch)
-{
-    size_t cursor = 0;
-    const struct kvt_landing *landing;
-    while ((landing = kvt_landing_next(landings(worker), &cursor))) {
-        if (landing->request == request && landing->epoch == epoch) {
-            return landing->peer_incarnation;
-        }
-    }
-    return 0;
-}
-
 static void handle_handoff_done(void *context, struct bt_rpc_call *call,
                                 const ProtobufCMessage *request)
 {
     struct dc_worker *worker = context;
     const Baton__V1__HandoffDoneRequest *message = (const Baton__V1__HandoffDoneRequest *)request;
-    uint64_t holder = lease_holder(worker, message->request_id, message->epoch);
-    if (message->cut_rails != 0 && holder != 0) {
-        dc_cutoffs_handoff_done(worker->cutoffs, call, message, holder);
+    const struct kvt_landing *landing =
+        kvt_landing_of(landings(worker), message->request_id, message->epoch);
+    if (message->cut_lines != 0 && landing && landing->state == KVT_LANDING_LANDING) {
+        dc_cutoffs_handoff_done(worker->cutoffs, call, message, landing->peer_incarnation);
         return;
     }
     dc_requests_handoff_done(worker->requests, call, message);
@@ -296,11 +284,10 @@ static void on_handoff_cut(void *context, struct bt_rpc_call *call,
     dc_requests_handoff_done(worker->requests, call, message);
 }
 
-/* Whether somebody else than `incarnation` holds the lease of this epoch. */
-static bool held_by_another(const struct dc_worker *worker, uint64_t request, uint64_t epoch,
-                            uint64_t incarnation)
+/* Whether somebody else than `incarnation` holds the lease. */
+static bool held_by_another(const struct kvt_landing *landing, uint64_t incarnation)
 {
-    uint64_t holder = lease_holder(worker, request, epoch);
+    uint64_t holder = landing ? landing->peer_incarnation : 0;
     return holder != 0 && holder != incarnation;
 }
 
@@ -309,16 +296,18 @@ static void handle_quiesced(void *context, struct bt_rpc_call *call,
 {
     struct dc_worker *worker = context;
     const Baton__V1__QuiescedRequest *request = (const Baton__V1__QuiescedRequest *)message;
-    if (request->incarnation == 0 ||
-        held_by_another(worker, request->request_id, request->epoch, request->incarnation)) {
+    const struct kvt_landing *landing =
+        kvt_landing_of(landings(worker), request->request_id, request->epoch);
+    if (request->incarnation == 0 || held_by_another(landing, request->incarnation)) {
         bt_rpc_call_end(call, BT_ERR_STALE,
                         "incarnation: another prefill worker holds the lease of this epoch", NULL);
         return;
     }
-    if (request->broken || request->cut_rails != 0) {
-        dc_cutoffs_quiesced(worker->cutoffs, call, request->request_id, request->epoch,
-                            request->incarnation,
-                            request->broken ? DC_ALL_RAILS : request->cut_rails);
+    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {
+        const struct kvt_cut cut = {.incarnation = request->incarnation,
+                                    .link = request->link,
+                                    .lines = request->broken ? KVT_ALL_LINES : request->cut_lines};
+        dc_cutoffs_quiesced(worker->cutoffs, call, request->request_id, request->epoch, &cut);
         return;
     }
     Baton__V1__QuiescedResponse response = BATON__V1__QUIESCED_RESPONSE__INIT;

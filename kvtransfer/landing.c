@@ -215,6 +215,12 @@ struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t r
     return bt_map_get(&table->by_request, request);
 }
 
+const struct kvt_landing *kvt_landing_of(const struct kvt_landing_table *table, uint64_t request,
+                                         uint64_t epoch)
+{
+    return find_any(table, request, epoch);
+}
+
 static bool same_process(const struct bt_process_id *a, const struct bt_process_id *b)
 {
     return a->pid == b->pid && a->start_ticks == b->start_ticks &&
@@ -446,10 +452,10 @@ int64_t kvt_landing_next_deadline_ns(const struct kvt_landing_table *table)
     return deadline_ns;
 }
 
-/* A peer may be writing: its lease was granted and neither Done nor Quiesced was heard. */
-static bool peer_may_write(const struct kvt_landing *landing)
+bool kvt_landing_is_open(const struct kvt_landing *landing)
 {
-    return landing->state == KVT_LANDING_LANDING || landing->state == KVT_LANDING_QUARANTINED;
+    return landing != NULL &&
+           (landing->state == KVT_LANDING_LANDING || landing->state == KVT_LANDING_QUARANTINED);
 }
 
 static bool peer_listed(const uint64_t *incarnations, uint32_t count, uint64_t incarnation)
@@ -470,7 +476,7 @@ uint32_t kvt_landing_peers(const struct kvt_landing_table *table, uint64_t *ret_
 
     while (count < max && bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
         const struct kvt_landing *landing = value;
-        if (peer_may_write(landing) &&
+        if (kvt_landing_is_open(landing) &&
             !peer_listed(ret_incarnations, count, landing->peer_incarnation))
             ret_incarnations[count++] = landing->peer_incarnation;
     }
@@ -494,7 +500,7 @@ bool kvt_landing_peer_is_dead(const struct kvt_landing_table *table, uint64_t in
 
     while (bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
         const struct kvt_landing *landing = value;
-        if (peer_may_write(landing) && landing->peer_incarnation == incarnation &&
+        if (kvt_landing_is_open(landing) && landing->peer_incarnation == incarnation &&
             !writers_are_dead(landing, is_dead))
             return false;
     }
@@ -509,7 +515,7 @@ void kvt_landing_peer_gone(struct kvt_landing_table *table, uint64_t incarnation
 
     while (bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
         struct kvt_landing *landing = value;
-        if (!peer_may_write(landing) || landing->peer_incarnation != incarnation)
+        if (!kvt_landing_is_open(landing) || landing->peer_incarnation != incarnation)
             continue;
         if (landing->state == KVT_LANDING_LANDING) {
             fail_and_drop(table, landing, BT_ERR_PEER_LOST, "the prefill worker is gone");

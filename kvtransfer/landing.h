@@ -80,6 +80,11 @@ enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t req
 
 /* By request, live ones only. NULL: none. */
 struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t request);
+/* By both, quarantined ones included. */
+const struct kvt_landing *kvt_landing_of(const struct kvt_landing_table *table, uint64_t request,
+                                         uint64_t epoch);
+/* It has a lease that may be in use: neither Done nor Quiesced was heard. NULL: no. */
+bool kvt_landing_is_open(const struct kvt_landing *landing);
 
 /* Grants or renews; each process of the worker that writes takes the lease for itself. False: no
  * such epoch, over, cancelled, or held by another incarnation (or by KVT_WRITERS_MAX processes, or

@@ -368,7 +368,7 @@ static bool step_running(struct kvt_push *push, int64_t now_ns, bool *ret_link_l
     return true;
 }
 
-static uint32_t cuts_of(const struct kvt_push *push)
+static uint64_t cuts_of(const struct kvt_push *push)
 {
     const struct kvt_transport_ops *ops = push->inflight->ops;
 
@@ -383,7 +383,7 @@ static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
 
     push->phase = KVT_PUSH_ENDED;
     if (push->touched && quiesced)
-        event->cuts = cuts_of(push);
+        event->cut_lines = cuts_of(push);
     event->status = status;
     event->quiesced = quiesced;
     event->end_ns = bt_clock_now_ns();

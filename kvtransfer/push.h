@@ -31,6 +31,7 @@ struct kvt_account {
 struct kvt_link {
     struct kvt_source *source;
     uint64_t incarnation;
+    uint64_t serial; /* its name for the target: kvt_origin.link */
     void *address;
     size_t address_size;
     void *key;
@@ -46,7 +47,7 @@ struct kvt_link {
     struct kvt_account *accounts[KVT_RAILS_MAX]; /* [rail_count] of them, while READY */
     struct bt_error error;                       /* written before FAILED */
     struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
-    uint32_t cuts;         /* of the peer, when it was closed */
+    uint64_t cuts;         /* of the peer, when it was closed */
     char *mapped;          /* the target's pool here, when writes are stores; NULL: they are not */
     int64_t deadline_ns;   /* of connecting */
     struct kvt_link *next;

@@ -9,6 +9,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/base/random.h"
 #include "kvtransfer/push.h"
 
 #define LINKS_MAX   1024
@@ -43,6 +44,7 @@ struct kvt_source {
     struct kvt_link *known[LINKS_MAX]; /* control thread: with users */
     uint32_t known_count;
     uint32_t open_pushes;
+    uint64_t last_link;
 
     struct kvt_inflight inflight; /* pushing thread */
     struct kvt_choice_info info;  /* written before `started` */
@@ -135,14 +137,16 @@ static void link_fail(struct kvt_link *link, enum bt_status status, const char *
 static void link_open(struct kvt_link *link)
 {
     struct kvt_source *source = link->source;
+    const struct kvt_origin origin = {.incarnation = source->options.incarnation,
+                                      .link = link->serial};
     enum bt_status status;
 
     link->next = source->links;
     source->links = link;
     link->deadline_ns = bt_clock_now_ns() + CONNECT_NS;
     status = source->transport->ops->connect(source->transport, link->address, link->address_size,
-                                             link->key, link->key_size, source->options.incarnation,
-                                             &link->error, &link->peer);
+                                             link->key, link->key_size, &origin, &link->error,
+                                             &link->peer);
     if (status != BT_OK)
         link_fail(link, status, "can't connect");
 }
@@ -364,6 +368,7 @@ static struct kvt_source *source_alloc(const struct kvt_source_options *options)
     if (source == NULL)
         return NULL;
     source->options = *options;
+    source->last_link = bt_random_entropy() << 32; /* other processes of one worker differ */
     sem_init(&source->started, 0, 0);
     source->inflight.layout = &source->options.layout;
     source->inflight.pool_pages = options->pool_pages;
@@ -493,6 +498,7 @@ static struct kvt_link *link_create(struct kvt_source *source, const struct kvt_
         return NULL;
     link->source = source;
     link->incarnation = remote->incarnation;
+    link->serial = ++source->last_link;
     link->address = copy(remote->address, remote->address_size);
     link->address_size = remote->address_size;
     link->key = copy(remote->key, remote->key_size);
@@ -687,8 +693,11 @@ static struct kvt_push *push_create(struct kvt_source *source, const struct kvt_
     push->layer_count = source->options.layout.layer_count;
     push->layerwise = spec->layerwise;
     push->share = spec->share.count > 0 ? spec->share : (struct kvt_share){.count = 1};
-    push->event = (struct kvt_push_event){
-        .push = push, .request = spec->request, .epoch = spec->epoch, .user = spec->user};
+    push->event = (struct kvt_push_event){.push = push,
+                                          .request = spec->request,
+                                          .epoch = spec->epoch,
+                                          .user = spec->user,
+                                          .link = spec->link->serial};
     push->source_pages = copy(spec->source_pages, page_count * sizeof(uint32_t));
     push->target_pages = copy(spec->target_pages, page_count * sizeof(uint32_t));
     push->ready = calloc(push->layer_count, sizeof(*push->ready));

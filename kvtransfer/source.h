@@ -131,10 +131,11 @@ struct kvt_push_event {
     /* No write is under way or will be. False only with PEER_LOST: the link broke, and the target
      * has to cut this source off before it may reuse the pages. */
     bool quiesced;
-    /* With `quiesced`: rails of the target (bit i: rail i) on which writes may still arrive, since
-     * the rail failed and others repeated them. The target has to cut this source off there
-     * (kvt_target_disconnect_rails) before the pages are READY or FREE. */
-    uint32_t cuts;
+    uint64_t link; /* of this source, that the push used: names it in what the target cuts off */
+    /* With `quiesced`: lines of the link (bit i: line i) on which writes may still arrive, since
+     * the line failed and others repeated them. The target has to cut these off (kvt_target_cut)
+     * before the pages are READY or FREE. */
+    uint64_t cut_lines;
     uint64_t checksum;
     uint64_t bytes;
     uint64_t writes;

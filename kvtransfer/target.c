@@ -20,8 +20,7 @@
 struct job {
     enum kvt_target_event_kind kind;
     uint64_t request, epoch;
-    uint64_t incarnation;
-    uint32_t rails;  /* to cut off; 0: all */
+    struct kvt_cut cut;
     uint32_t *pages; /* owned */
     uint32_t tokens;
 };
@@ -67,9 +66,9 @@ struct kvt_target {
     uint32_t expected_count; /* the oldest first */
 };
 
-struct cut {
+struct disconnect {
     struct kvt_target *target;
-    uint64_t incarnation;
+    struct kvt_cut cut;
 };
 
 static void kick(struct kvt_target *target)
@@ -89,26 +88,23 @@ static void complete(struct kvt_target *target, const struct kvt_target_event *e
 
 static void on_disconnected(void *context, enum bt_status status)
 {
-    struct cut *cut = context;
+    struct disconnect *disconnect = context;
     struct kvt_target_event event = {.kind = KVT_TARGET_DISCONNECTED,
-                                     .incarnation = cut->incarnation};
+                                     .incarnation = disconnect->cut.incarnation,
+                                     .link = disconnect->cut.link};
 
     (void)status;
-    complete(cut->target, &event);
-    free(cut);
+    complete(disconnect->target, &event);
+    free(disconnect);
 }
 
-static void start_disconnect(struct kvt_target *target, uint64_t incarnation, uint32_t rails)
+static void start_disconnect(struct kvt_target *target, const struct kvt_cut *cut)
 {
-    const struct kvt_transport_ops *ops = target->transport->ops;
-    struct cut *cut = malloc(sizeof(*cut));
+    struct disconnect *disconnect = malloc(sizeof(*disconnect));
 
-    BT_ASSERT(cut != NULL); /* a lost disconnect would keep pages in quarantine for ever */
-    *cut = (struct cut){.target = target, .incarnation = incarnation};
-    if (rails != 0 && ops->disconnect_rails != NULL)
-        ops->disconnect_rails(target->transport, incarnation, rails, on_disconnected, cut);
-    else
-        ops->disconnect(target->transport, incarnation, on_disconnected, cut);
+    BT_ASSERT(disconnect != NULL); /* a lost one would keep pages in quarantine for ever */
+    *disconnect = (struct disconnect){.target = target, .cut = *cut};
+    target->transport->ops->disconnect(target->transport, cut, on_disconnected, disconnect);
 }
 
 static void summing_finish(struct summing *summing)
@@ -286,7 +282,7 @@ static bool jobs_step(struct kvt_target *target)
     if (!bt_queue_try_pop(target->jobs, &target->current))
         return false;
     if (target->current.kind == KVT_TARGET_DISCONNECTED) {
-        start_disconnect(target, target->current.incarnation, target->current.rails);
+        start_disconnect(target, &target->current.cut);
         return true;
     }
     start_checksum(target);
@@ -552,10 +548,9 @@ void kvt_target_forget(struct kvt_target *target, uint64_t epoch)
     kick(target);
 }
 
-static enum bt_status submit_disconnect(struct kvt_target *target, uint64_t incarnation,
-                                        uint32_t rails)
+enum bt_status kvt_target_cut(struct kvt_target *target, const struct kvt_cut *cut)
 {
-    struct job job = {.kind = KVT_TARGET_DISCONNECTED, .incarnation = incarnation, .rails = rails};
+    struct job job = {.kind = KVT_TARGET_DISCONNECTED, .cut = *cut};
 
     if (!has_room(target))
         return BT_ERR_EXHAUSTED;
@@ -565,12 +560,8 @@ static enum bt_status submit_disconnect(struct kvt_target *target, uint64_t inca
 
 enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation)
 {
-    return submit_disconnect(target, incarnation, 0);
-}
+    const struct kvt_cut all = {
+        .incarnation = incarnation, .link = KVT_ANY_LINK, .lines = KVT_ALL_LINES};
 
-enum bt_status kvt_target_disconnect_rails(struct kvt_target *target, uint64_t incarnation,
-                                           uint32_t rails)
-{
-    BT_ASSERT(rails != 0);
-    return submit_disconnect(target, incarnation, rails);
+    return kvt_target_cut(target, &all);
 }

@@ -11,6 +11,7 @@
 #include "common/base/queue.h"
 #include "common/base/status.h"
 #include "common/kvcache/layout.h"
+#include "kvtransfer/cut.h"
 
 #define KVT_EXPECTED_MAX 256
 
@@ -50,9 +51,9 @@ struct kvt_target_event {
     enum kvt_target_event_kind kind;
     uint64_t request, epoch; /* CHECKSUM */
     uint64_t checksum;
-    bool early;           /* CHECKSUM: of a landing that was expected. Where it does not fit, ask
-                           * once more: that sums it from the beginning. */
-    uint64_t incarnation; /* DISCONNECTED */
+    bool early; /* CHECKSUM: of a landing that was expected. Where it does not fit, ask
+                 * once more: that sums it from the beginning. */
+    uint64_t incarnation, link; /* DISCONNECTED: as it was asked for */
 };
 
 /* Items are struct kvt_target_event; one consumer, the control thread. */
@@ -72,10 +73,9 @@ void kvt_target_expect(struct kvt_target *target, uint64_t epoch, const uint32_t
                        uint32_t tokens);
 void kvt_target_forget(struct kvt_target *target, uint64_t epoch); /* it ended otherwise */
 
-/* Cuts a source off; the event says when nothing of it can arrive any more. */
+/* Cuts connections of a source off; the event says when nothing of them can arrive any more. */
+enum bt_status kvt_target_cut(struct kvt_target *target, const struct kvt_cut *cut);
+/* All that it has. */
 enum bt_status kvt_target_disconnect(struct kvt_target *target, uint64_t incarnation);
-/* Likewise on these rails only (see struct kvt_push_event); the same event. */
-enum bt_status kvt_target_disconnect_rails(struct kvt_target *target, uint64_t incarnation,
-                                           uint32_t rails);
 
 #endif

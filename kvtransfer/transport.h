@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "kvtransfer/cut.h"
 
 #define KVT_RAILS_MAX        16 /* of one peer */
 #define KVT_DEVICE_NAME_SIZE 64
@@ -78,20 +79,18 @@ struct kvt_transport_ops {
     enum bt_status (*address)(struct kvt_transport *transport, struct bt_error *error,
                               void **ret_address, size_t *ret_size);
     /*
-     * Cuts the source with this incarnation off: after `done` nothing it wrote or writes arrives
-     * any more. Fine when it never connected.
+     * Closes the connections that are covered: after `done` nothing arrives any more that was
+     * written to one of them, or will be. Fine when there is none.
      */
-    void (*disconnect)(struct kvt_transport *transport, uint64_t incarnation,
+    void (*disconnect)(struct kvt_transport *transport, const struct kvt_cut *cut,
                        kvt_completion_fn *done, void *context);
-    /* Likewise on some rails only; bits without a rail mean nothing. NULL: there are no rails. */
-    void (*disconnect_rails)(struct kvt_transport *transport, uint64_t incarnation, uint32_t rails,
-                             kvt_completion_fn *done, void *context);
 
     /* Source side. Starts to connect; address and key come from the peer and are not trusted
-     * beyond what the transport's library checks. `incarnation` is ours, told to the target. */
+     * beyond what the transport's library checks. `origin` is told to the target. No write is
+     * posted before the target has answered, so whoever writes is known there by its origin. */
     enum bt_status (*connect)(struct kvt_transport *transport, const void *address,
                               size_t address_size, const void *key, size_t key_size,
-                              uint64_t incarnation, struct bt_error *error,
+                              const struct kvt_origin *origin, struct bt_error *error,
                               struct kvt_peer **ret_peer);
     enum kvt_peer_state (*peer_state)(const struct kvt_peer *peer);
     const char *(*peer_transport)(const struct kvt_peer *peer); /* "shm", "tcp", "rdma", "sim" */
@@ -100,10 +99,10 @@ struct kvt_transport_ops {
                            uint32_t max);
     /* Why it is FAILED; "" while it is not. Valid as long as the peer. */
     const char *(*peer_error)(const struct kvt_peer *peer);
-    /* Rails of the target (bit i: rail i) that failed with writes of ours under way: these may
-     * still arrive, so the target has to disconnect_rails this source before the pages of any push
-     * that wrote to this peer are READY or FREE. Only grows. NULL: there are no rails. */
-    uint32_t (*peer_cuts)(const struct kvt_peer *peer);
+    /* Lines of the link (bit i: line i) that failed with writes of ours under way: these may still
+     * arrive, so the target has to disconnect them before the pages of any push that wrote to this
+     * peer are READY or FREE. NULL: there is one line only. */
+    uint64_t (*peer_cuts)(const struct kvt_peer *peer);
     /* Where the peer's memory from remote_address on is mapped into this process, so that a write
      * is a store of the caller's own (which is over when it returns, fences apart); NULL: it is
      * not, or the key does not cover it. Valid while the peer is READY and not closed. */

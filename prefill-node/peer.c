@@ -104,7 +104,8 @@ static void quiesced_fire(void *context)
     request.request_id = peer->quiesced_head->request;
     request.epoch = peer->quiesced_head->epoch;
     request.broken = peer->quiesced_head->broken;
-    request.cut_rails = peer->quiesced_head->cut_rails;
+    request.link = peer->quiesced_head->link;
+    request.cut_lines = peer->quiesced_head->cut_lines;
     request.incarnation = peer->peers->options.incarnation;
     const struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/Quiesced",

@@ -80,8 +80,9 @@ void pf_peer_lease_drop(struct pf_peer *peer, const struct pf_lease *lease);
 /* Allocated when the run starts, so that it can not fail when it is needed. */
 struct pf_quiesced {
     uint64_t request, epoch;
-    bool broken; /* the link could not be flushed: the rank has to cut this worker off */
-    uint32_t cut_rails; /* else: on these of its rails; see struct kvt_push_event */
+    uint64_t link;      /* see struct kvt_push_event */
+    bool broken;        /* it could not be flushed: the rank has to cut it off */
+    uint64_t cut_lines; /* else: these of its lines */
     struct pf_quiesced *next;
 };
 

@@ -123,7 +123,8 @@ static void run_end_call(struct run *run)
     pf_peer_lease_drop(run->peer, &run->lease);
     if ((run->status != BT_OK || run->request.probe) && run->lease.asked_ns != 0) {
         run->quiesced->broken = run->pushed.push && !run->pushed.quiesced;
-        run->quiesced->cut_rails = run->pushed.cuts;
+        run->quiesced->link = run->pushed.link;
+        run->quiesced->cut_lines = run->pushed.cut_lines;
         pf_peer_quiesced(run->peer, run->quiesced);
         run->quiesced = NULL;
     }
@@ -259,7 +260,8 @@ static void handoff_send(struct run *run)
     request.has_checksum = run->runs->options.checksum;
     request.checksum = request.has_checksum ? run->pushed.checksum : 0;
     request.first_token = &token.token;
-    request.cut_rails = run->pushed.cuts;
+    request.link = run->pushed.link;
+    request.cut_lines = run->pushed.cut_lines;
     const struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/HandoffDone",
         .request = &request.base,

@@ -40,7 +40,7 @@ struct kvt_peer {
     struct kvt_peer *inner; /* its peer; NULL: none could be opened */
     bool settled;           /* it was READY once */
     struct bt_error error;
-    uint64_t incarnation;
+    struct kvt_origin origin;
     void *address, *key; /* for the next try; parts point into them */
     struct kvt_choice_part addresses[KVT_CHOICES_MAX], keys[KVT_CHOICES_MAX];
     uint32_t address_count, key_count;
@@ -206,52 +206,36 @@ static enum bt_status address(struct kvt_transport *base, struct bt_error *error
                       ret_size);
 }
 
-struct cut {
+struct disconnect {
     uint32_t left;
     kvt_completion_fn *done;
     void *context;
 };
 
-static void on_cut(void *context, enum bt_status status)
+static void on_disconnected(void *context, enum bt_status status)
 {
-    struct cut *cut = context;
+    struct disconnect *disconnect = context;
 
     (void)status;
-    if (--cut->left > 0)
+    if (--disconnect->left > 0)
         return;
-    cut->done(cut->context, BT_OK);
-    free(cut);
+    disconnect->done(disconnect->context, BT_OK);
+    free(disconnect);
 }
 
-static void disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                       void *context)
+static void disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                       kvt_completion_fn *done, void *context)
 {
     struct choice *choice = (struct choice *)base;
-    struct cut *cut = malloc(sizeof(*cut));
+    struct disconnect *disconnect = malloc(sizeof(*disconnect));
     uint32_t count = choice->count;
 
-    BT_ASSERT(cut != NULL); /* a lost cut would keep pages in quarantine for ever */
-    *cut = (struct cut){.left = count, .done = done, .context = context};
+    BT_ASSERT(disconnect != NULL); /* a lost cut would keep pages in quarantine for ever */
+    *disconnect = (struct disconnect){.left = count, .done = done, .context = context};
     for (uint32_t i = 0; i < count; i++) {
         struct kvt_transport *transport = choice->choices[i].transport;
-        transport->ops->disconnect(transport, incarnation, on_cut, cut);
+        transport->ops->disconnect(transport, cut, on_disconnected, disconnect);
     }
-}
-
-/* Only one of them has rails. */
-static void disconnect_rails(struct kvt_transport *base, uint64_t incarnation, uint32_t rails,
-                             kvt_completion_fn *done, void *context)
-{
-    struct choice *choice = (struct choice *)base;
-
-    for (uint32_t i = 0; i < choice->count; i++) {
-        struct kvt_transport *transport = choice->choices[i].transport;
-        if (transport->ops->disconnect_rails != NULL) {
-            transport->ops->disconnect_rails(transport, incarnation, rails, done, context);
-            return;
-        }
-    }
-    done(context, BT_OK);
 }
 
 static uint32_t rail_stats(const struct kvt_transport *base, struct kvt_rail_stats *ret_stats,
@@ -315,7 +299,7 @@ static enum bt_status open_inner(struct kvt_peer *peer, struct bt_error *error)
     const struct kvt_choice_part *key = kvt_choice_find(peer->keys, peer->key_count, chosen->name);
 
     return chosen->transport->ops->connect(chosen->transport, to->bytes, to->size, key->bytes,
-                                           key->size, peer->incarnation, error, &peer->inner);
+                                           key->size, &peer->origin, error, &peer->inner);
 }
 
 static uint32_t next_choice(const struct kvt_peer *peer, uint32_t index)
@@ -390,7 +374,7 @@ static void *copy(const void *bytes, size_t size)
 
 static enum bt_status connect_peer(struct kvt_transport *base, const void *address,
                                    size_t address_size, const void *key, size_t key_size,
-                                   uint64_t incarnation, struct bt_error *error,
+                                   const struct kvt_origin *origin, struct bt_error *error,
                                    struct kvt_peer **ret_peer)
 {
     struct choice *choice = (struct choice *)base;
@@ -400,7 +384,7 @@ static enum bt_status connect_peer(struct kvt_transport *base, const void *addre
     if (peer == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a peer");
     peer->choice = choice;
-    peer->incarnation = incarnation;
+    peer->origin = *origin;
     peer->address = copy(address, address_size);
     peer->key = copy(key, key_size);
     if (peer->address == NULL || peer->key == NULL) {
@@ -477,7 +461,7 @@ static const char *peer_error(const struct kvt_peer *peer)
     return peer->inner == NULL ? peer->error.text : ops_of(peer)->peer_error(peer->inner);
 }
 
-static uint32_t peer_cuts(const struct kvt_peer *peer)
+static uint64_t peer_cuts(const struct kvt_peer *peer)
 {
     if (peer->inner == NULL || ops_of(peer)->peer_cuts == NULL)
         return 0;
@@ -600,7 +584,6 @@ static const struct kvt_transport_ops choice_ops = {
     .memory_pack_key = memory_pack_key,
     .address = address,
     .disconnect = disconnect,
-    .disconnect_rails = disconnect_rails,
     .connect = connect_peer,
     .peer_state = peer_state,
     .peer_transport = peer_transport,

@@ -41,6 +41,7 @@ struct kvt_rails_line {
     bool ready;
     bool lost; /* a call back said so: taken out by the next step */
     uint32_t rail, target_rail;
+    uint32_t number;       /* of its connection: kvt_origin.line */
     const char *transport; /* what it went over when it was up; "" before */
     struct kvt_rails_load load;
     uint64_t burst; /* bytes written at once since the last step: they count as queued until then */
@@ -63,11 +64,11 @@ struct kvt_peer {
     struct kvt_rails *rails;
     enum kvt_peer_state state;
     struct bt_error error;
-    uint64_t incarnation;
+    struct kvt_origin origin;
     int64_t give_up_ns; /* on lines that are not up; 0: none is */
     struct kvt_rails_line lines[KVT_RAILS_MAX];
     uint32_t line_count;
-    uint32_t cuts; /* bit: rail of the target */
+    uint64_t cuts; /* bit: number of a line */
     uint64_t serial;
     struct kvt_rails_op *ops;
     struct kvt_rails_pieces waiting; /* for a line, in order */
@@ -105,14 +106,14 @@ struct kvt_rails {
 /* peer.c: see kvt_transport_ops */
 enum bt_status kvt_rails_connect(struct kvt_transport *base, const void *address,
                                  size_t address_size, const void *key, size_t key_size,
-                                 uint64_t incarnation, struct bt_error *error,
+                                 const struct kvt_origin *origin, struct bt_error *error,
                                  struct kvt_peer **ret_peer);
 enum kvt_peer_state kvt_rails_peer_state(const struct kvt_peer *peer);
 const char *kvt_rails_peer_transport(const struct kvt_peer *peer);
 uint32_t kvt_rails_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info *ret_rails,
                               uint32_t max);
 const char *kvt_rails_peer_error(const struct kvt_peer *peer);
-uint32_t kvt_rails_peer_cuts(const struct kvt_peer *peer);
+uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer);
 enum bt_status kvt_rails_write(struct kvt_peer *peer, const void *source, size_t bytes,
                                uint64_t remote_address, kvt_completion_fn *done, void *context);
 enum bt_status kvt_rails_flush(struct kvt_peer *peer, kvt_completion_fn *done, void *context);

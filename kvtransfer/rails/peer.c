@@ -432,7 +432,7 @@ static void repeat_pieces(struct kvt_rails_line *line)
         peer->flushes[i].armed = false;
 }
 
-/* What it had under way may still arrive after this: its target rail becomes a cut. */
+/* What it had under way may still arrive after this: it becomes a cut. */
 static void line_take_out(struct kvt_rails_line *line, const char *why)
 {
     struct kvt_peer *peer = line->owner, *inner = line->peer;
@@ -442,7 +442,7 @@ static void line_take_out(struct kvt_rails_line *line, const char *why)
     if (line->ready)
         atomic_fetch_sub_explicit(&rail->lines, 1, memory_order_relaxed);
     if (line->posted > line->flushed)
-        peer->cuts |= UINT32_C(1) << line->target_rail;
+        peer->cuts |= UINT64_C(1) << line->number;
     if (!peer->closing) {
         atomic_fetch_add_explicit(&rail->failures, 1, memory_order_relaxed);
         bt_log_warn(
@@ -585,15 +585,17 @@ static enum bt_status lines_connect(struct kvt_peer *peer, const struct kvt_rail
     peer->line_count = rails->count > count ? rails->count : count;
     for (uint32_t i = 0; i < peer->line_count; i++) {
         struct kvt_rails_line *line = &peer->lines[i];
+        struct kvt_origin origin = peer->origin;
         struct bt_error why = {0};
         line->owner = peer;
+        line->number = origin.line = i;
         line->transport = "";
         line->rail = i % rails->count;
         line->target_rail = i % count;
         status = line_ops(line)->connect(
             rails->rails[line->rail].rail.transport, addresses[line->target_rail].bytes,
             addresses[line->target_rail].size, keys[line->target_rail].bytes,
-            keys[line->target_rail].size, peer->incarnation, &why, &line->peer);
+            keys[line->target_rail].size, &origin, &why, &line->peer);
         if (status == BT_OK) {
             result = BT_OK;
             continue;
@@ -613,7 +615,7 @@ static enum bt_status lines_connect(struct kvt_peer *peer, const struct kvt_rail
 
 enum bt_status kvt_rails_connect(struct kvt_transport *base, const void *address,
                                  size_t address_size, const void *key, size_t key_size,
-                                 uint64_t incarnation, struct bt_error *error,
+                                 const struct kvt_origin *origin, struct bt_error *error,
                                  struct kvt_peer **ret_peer)
 {
     struct kvt_rails_part addresses[KVT_RAILS_MAX], keys[KVT_RAILS_MAX];
@@ -635,7 +637,7 @@ enum bt_status kvt_rails_connect(struct kvt_transport *base, const void *address
     if (peer == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the rails of a peer");
     peer->rails = (struct kvt_rails *)base;
-    peer->incarnation = incarnation;
+    peer->origin = *origin;
     peer->state = KVT_PEER_CONNECTING;
     status = lines_connect(peer, addresses, keys, address_count, error);
     if (status != BT_OK) {
@@ -680,7 +682,7 @@ const char *kvt_rails_peer_error(const struct kvt_peer *peer)
     return peer->error.text;
 }
 
-uint32_t kvt_rails_peer_cuts(const struct kvt_peer *peer)
+uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer)
 {
     return peer->cuts;
 }

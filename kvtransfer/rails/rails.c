@@ -123,45 +123,36 @@ static enum bt_status address(struct kvt_transport *base, struct bt_error *error
 
 /* ---- cutting off ---- */
 
-struct cut {
+struct disconnect {
     uint32_t left;
     kvt_completion_fn *done;
     void *context;
 };
 
-static void cut_step(void *context, enum bt_status status)
+static void on_disconnected(void *context, enum bt_status status)
 {
-    struct cut *cut = context;
+    struct disconnect *disconnect = context;
 
     (void)status;
-    if (--cut->left > 0)
+    if (--disconnect->left > 0)
         return;
-    cut->done(cut->context, BT_OK);
-    free(cut);
+    disconnect->done(disconnect->context, BT_OK);
+    free(disconnect);
 }
 
-static void disconnect_rails(struct kvt_transport *base, uint64_t incarnation, uint32_t mask,
-                             kvt_completion_fn *done, void *context)
+/* Which rail a line comes to is the source's business: all look. */
+static void disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                       kvt_completion_fn *done, void *context)
 {
     struct kvt_rails *rails = (struct kvt_rails *)base;
-    struct cut *cut = malloc(sizeof(*cut));
+    struct disconnect *disconnect = malloc(sizeof(*disconnect));
+    uint32_t count = rails->count;
 
-    BT_ASSERT(cut != NULL); /* a lost disconnect would keep pages in quarantine for ever */
-    *cut = (struct cut){.left = 1, .done = done, .context = context};
-    for (uint32_t i = 0; i < rails->count; i++) {
-        if ((mask & UINT32_C(1) << i) == 0)
-            continue;
-        cut->left++;
-        rail_transport(rails, i)->ops->disconnect(rail_transport(rails, i), incarnation, cut_step,
-                                                  cut);
-    }
-    cut_step(cut, BT_OK);
-}
-
-static void disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                       void *context)
-{
-    disconnect_rails(base, incarnation, UINT32_MAX, done, context);
+    BT_ASSERT(disconnect != NULL); /* a lost one would keep pages in quarantine for ever */
+    *disconnect = (struct disconnect){.left = count, .done = done, .context = context};
+    for (uint32_t i = 0; i < count; i++)
+        rail_transport(rails, i)->ops->disconnect(rail_transport(rails, i), cut, on_disconnected,
+                                                  disconnect);
 }
 
 /* ---- running ---- */
@@ -288,7 +279,6 @@ static const struct kvt_transport_ops rails_ops = {
     .memory_pack_key = memory_pack_key,
     .address = address,
     .disconnect = disconnect,
-    .disconnect_rails = disconnect_rails,
     .connect = kvt_rails_connect,
     .peer_state = kvt_rails_peer_state,
     .peer_transport = kvt_rails_peer_transport,

@@ -4,9 +4,9 @@
  *
  * A rail that fails is taken out of its peer, and what it had not flushed is written again by the
  * others: the same bytes to the same addresses. What the failed rail still had under way may arrive
- * at any later time, so the rail becomes one of the peer's cuts (kvt_transport_ops.peer_cuts), and
- * the target has to cut the source off on it before the pages are READY or FREE. Without a rail
- * left the peer has failed. A rail is tried again by the next connect.
+ * at any later time, so the line becomes one of the peer's cuts (kvt_transport_ops.peer_cuts), and
+ * the target has to cut it off before the pages are READY or FREE. Without a rail left the peer has
+ * failed. A rail is tried again by the next connect.
  *
  * More than the interface asks of callers: the source of a write stays as it is until a flush after
  * it is over, since a rail may fail between the two.

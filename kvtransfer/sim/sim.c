@@ -38,7 +38,7 @@ struct sim_blob {
 struct kvt_peer {
     struct sim_transport *source;
     struct sim_blob key;
-    uint64_t incarnation;
+    struct kvt_origin origin;
     enum kvt_peer_state state;
     struct kvt_peer *next;
 };
@@ -47,7 +47,7 @@ struct kvt_peer {
 struct operation {
     struct kvt_peer *peer;
     uint64_t target; /* id of the transport */
-    uint64_t incarnation;
+    struct kvt_origin origin;
     const void *source;
     void *copied;
     size_t bytes; /* 0: a flush */
@@ -158,7 +158,7 @@ static void make_stray(struct kvt_sim *sim, const struct operation *operation)
 
     BT_ASSERT(stray != NULL);
     stray->target = operation->target;
-    stray->incarnation = operation->incarnation;
+    stray->origin = operation->origin;
     stray->bytes = operation->bytes;
     stray->remote = operation->remote;
     stray->copied = malloc(operation->bytes);
@@ -425,8 +425,8 @@ static enum bt_status address(struct kvt_transport *base, struct bt_error *error
     return pack(&blob, error, ret_address, ret_size);
 }
 
-static void disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                       void *context)
+static void disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                       kvt_completion_fn *done, void *context)
 {
     struct sim_transport *transport = (struct sim_transport *)base;
     struct kvt_sim *sim = transport->sim;
@@ -434,11 +434,13 @@ static void disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_com
 
     lock(sim);
     for (struct kvt_peer *peer = sim->peers; peer != NULL; peer = peer->next)
-        if (peer->incarnation == incarnation && peer->key.id == transport->id)
+        if (kvt_cut_covers(cut, &peer->origin) && peer->key.id == transport->id) {
             peer->state = KVT_PEER_FAILED; /* its owner closes it; from now on it posts nothing */
+            peer->source->woken = true;
+        }
     while (*link != NULL) {
         struct operation *operation = *link;
-        if (operation->target != transport->id || operation->incarnation != incarnation)
+        if (operation->target != transport->id || !kvt_cut_covers(cut, &operation->origin))
             link = &operation->next;
         else if (operation->peer == NULL)
             finish(link, BT_OK, &finished);
@@ -461,7 +463,7 @@ static bool unpack(const void *bytes, size_t size, struct sim_blob *ret_blob)
 }
 
 static enum bt_status connect(struct kvt_transport *base, const void *target, size_t target_size,
-                              const void *key, size_t key_size, uint64_t incarnation,
+                              const void *key, size_t key_size, const struct kvt_origin *origin,
                               struct bt_error *error, struct kvt_peer **ret_peer)
 {
     struct sim_transport *transport = (struct sim_transport *)base;
@@ -476,7 +478,7 @@ static enum bt_status connect(struct kvt_transport *base, const void *target, si
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
     peer->source = transport;
     peer->key = key_blob;
-    peer->incarnation = incarnation;
+    peer->origin = *origin;
     lock(transport->sim);
     peer->next = transport->sim->peers;
     transport->sim->peers = peer;
@@ -559,7 +561,7 @@ static enum bt_status write_to(struct kvt_peer *peer, const void *source, size_t
 {
     struct operation operation = {.peer = peer,
                                   .target = peer->key.id,
-                                  .incarnation = peer->incarnation,
+                                  .origin = peer->origin,
                                   .source = source,
                                   .bytes = bytes,
                                   .remote = remote_address,
@@ -748,14 +750,28 @@ void kvt_sim_hold(struct kvt_sim *sim, bool held)
     unlock(sim);
 }
 
-void kvt_sim_break_links(struct kvt_sim *sim)
+/* Of `source`, or of all. */
+static void break_links(struct kvt_sim *sim, const struct sim_transport *source)
 {
     lock(sim);
     for (struct kvt_peer *peer = sim->peers; peer != NULL; peer = peer->next)
-        peer->state = KVT_PEER_FAILED; /* peer_close turns what is in flight into strays */
+        if (source == NULL || peer->source == source)
+            peer->state = KVT_PEER_FAILED; /* peer_close turns what is in flight into strays */
     for (struct sim_transport *t = sim->transports; t != NULL; t = t->next)
         t->woken = true;
     unlock(sim);
+}
+
+void kvt_sim_break_links(struct kvt_sim *sim)
+{
+    break_links(sim, NULL);
+}
+
+void kvt_sim_break_links_of(struct kvt_transport *transport)
+{
+    const struct sim_transport *source = (const struct sim_transport *)transport;
+
+    break_links(source->sim, source);
 }
 
 static size_t count(struct kvt_sim *sim, bool stray)

@@ -25,8 +25,10 @@ enum bt_status kvt_sim_transport_create(struct kvt_sim *sim, struct bt_error *er
 void kvt_sim_hold(struct kvt_sim *sim, bool held);
 /* Every link that is up fails. */
 void kvt_sim_break_links(struct kvt_sim *sim);
-/* As if the transport's process was killed: no completion runs; what it had in flight becomes stray,
- * what is under way to it is lost, its memory is gone. Frees the transport. */
+/* Those of one source. */
+void kvt_sim_break_links_of(struct kvt_transport *transport);
+/* As if the transport's process was killed: no completion runs; what it had in flight becomes
+ * stray, what is under way to it is lost, its memory is gone. Frees the transport. */
 void kvt_sim_crash(struct kvt_transport *transport);
 /* Something is due for it: `wait` would not sleep. */
 bool kvt_sim_busy(struct kvt_transport *transport);

@@ -119,10 +119,11 @@ static bool on_hello(struct kvt_tcp *tcp, struct kvt_tcp_source *source)
     for (size_t i = 0; i < KVT_TCP_TOKEN_BYTES; i++) /* in the same time for every wrong one */
         different |= hello->token[i] ^ tcp->token[i];
     if (hello->magic != KVT_TCP_MAGIC || hello->version != KVT_TCP_VERSION || different != 0 ||
-        tcp->named_count >= KVT_TCP_SOURCES_MAX)
+        hello->line >= KVT_LINES_MAX || tcp->named_count >= KVT_TCP_SOURCES_MAX)
         return false;
     source->named = true;
-    source->incarnation = hello->incarnation;
+    source->origin = (struct kvt_origin){
+        .incarnation = hello->incarnation, .link = hello->link, .line = hello->line};
     tcp->stranger_count--;
     tcp->named_count++;
     source->ready_due = true;
@@ -244,9 +245,9 @@ static bool source_step(struct kvt_tcp *tcp, struct kvt_tcp_source *source)
         return bytes > 0;
     if (source->named && !closed)
         bt_log_warn(0, "kv source %016" PRIx64 " sent what is no write of a pool here: closing it",
-                    source->incarnation);
+                    source->origin.incarnation);
     else if (source->named)
-        bt_log_debug(0, "kv source %016" PRIx64 " left", source->incarnation);
+        bt_log_debug(0, "kv source %016" PRIx64 " left", source->origin.incarnation);
     source_close(source);
     return true;
 }
@@ -301,13 +302,13 @@ int64_t kvt_tcp_sources_deadline_ns(const struct kvt_tcp *tcp)
     return deadline_ns;
 }
 
-void kvt_tcp_disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                        void *context)
+void kvt_tcp_disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                        kvt_completion_fn *done, void *context)
 {
     struct kvt_tcp *tcp = (struct kvt_tcp *)base;
 
     for (struct kvt_tcp_source *source = tcp->sources; source != NULL; source = source->next)
-        if (source->named && source->incarnation == incarnation && source->socket.fd >= 0)
+        if (source->named && kvt_cut_covers(cut, &source->origin) && source->socket.fd >= 0)
             source_close(source);
     done(context, BT_OK);
 }

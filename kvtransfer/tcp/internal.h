@@ -16,7 +16,7 @@
 #include "kvtransfer/tcp/tcp.h"
 
 #define KVT_TCP_MAGIC       UINT32_C(0x42544b56)
-#define KVT_TCP_VERSION     1
+#define KVT_TCP_VERSION     2
 #define KVT_TCP_TOKEN_BYTES 16
 #define KVT_TCP_READ_BYTES  (UINT64_C(1) << 20) /* of one source, before the next has its turn */
 #define KVT_TCP_IOVECS      64
@@ -31,7 +31,8 @@ enum kvt_tcp_kind {
 struct kvt_tcp_hello {
     uint32_t magic, version;
     unsigned char token[KVT_TCP_TOKEN_BYTES];
-    uint64_t incarnation;
+    uint64_t incarnation, link; /* of kvt_origin */
+    uint32_t line, zero;
 };
 
 struct kvt_tcp_frame {
@@ -77,7 +78,7 @@ struct kvt_peer {
     struct bt_error error;
     struct kvt_tcp_address address;
     struct kvt_key_range range;
-    uint64_t incarnation;
+    struct kvt_origin origin;
     struct kvt_tcp_queue unsent;     /* the first may be sent in part */
     struct kvt_tcp_queue unanswered; /* flushes */
     uint64_t flushes;
@@ -90,7 +91,7 @@ struct kvt_peer {
 struct kvt_tcp_source {
     struct kvt_tcp_socket socket;
     bool named;
-    uint64_t incarnation;
+    struct kvt_origin origin;
     int64_t deadline_ns; /* of the hello */
     union {
         struct kvt_tcp_hello hello;
@@ -140,7 +141,7 @@ char *kvt_tcp_memory_at(const struct kvt_tcp *tcp, uint64_t address, uint64_t by
 
 /* peer.c: see kvt_transport_ops */
 enum bt_status kvt_tcp_connect(struct kvt_transport *base, const void *address, size_t address_size,
-                               const void *key, size_t key_size, uint64_t incarnation,
+                               const void *key, size_t key_size, const struct kvt_origin *origin,
                                struct bt_error *error, struct kvt_peer **ret_peer);
 enum kvt_peer_state kvt_tcp_peer_state(const struct kvt_peer *peer);
 const char *kvt_tcp_peer_transport(const struct kvt_peer *peer);
@@ -157,8 +158,8 @@ bool kvt_tcp_peer_step(struct kvt_peer *peer);
 /* acceptor.c */
 enum bt_status kvt_tcp_address(struct kvt_transport *base, struct bt_error *error,
                                void **ret_address, size_t *ret_size);
-void kvt_tcp_disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                        void *context);
+void kvt_tcp_disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                        kvt_completion_fn *done, void *context);
 bool kvt_tcp_sources_step(struct kvt_tcp *tcp);
 void kvt_tcp_sources_close(struct kvt_tcp *tcp);
 /* When sources_step wants to be called though nothing happens. */

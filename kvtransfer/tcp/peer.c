@@ -137,7 +137,7 @@ static enum bt_status unpack_address(const void *blob, size_t size, struct bt_er
 }
 
 enum bt_status kvt_tcp_connect(struct kvt_transport *base, const void *address, size_t address_size,
-                               const void *key, size_t key_size, uint64_t incarnation,
+                               const void *key, size_t key_size, const struct kvt_origin *origin,
                                struct bt_error *error, struct kvt_peer **ret_peer)
 {
     struct kvt_tcp *tcp = (struct kvt_tcp *)base;
@@ -150,7 +150,7 @@ enum bt_status kvt_tcp_connect(struct kvt_transport *base, const void *address, 
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a peer");
     peer->tcp = tcp;
     peer->socket = (struct kvt_tcp_socket){.owner = KVT_TCP_PEER, .fd = -1};
-    peer->incarnation = incarnation;
+    peer->origin = *origin;
     status = unpack_address(address, address_size, error, &peer->address);
     if (status == BT_OK)
         status =
@@ -249,8 +249,11 @@ enum bt_status kvt_tcp_flush(struct kvt_peer *peer, kvt_completion_fn *done, voi
 
 static bool on_connected(struct kvt_peer *peer)
 {
-    struct kvt_tcp_hello hello = {
-        .magic = KVT_TCP_MAGIC, .version = KVT_TCP_VERSION, .incarnation = peer->incarnation};
+    struct kvt_tcp_hello hello = {.magic = KVT_TCP_MAGIC,
+                                  .version = KVT_TCP_VERSION,
+                                  .incarnation = peer->origin.incarnation,
+                                  .link = peer->origin.link,
+                                  .line = peer->origin.line};
     int code = 0;
     socklen_t size = sizeof(code);
 

@@ -22,9 +22,10 @@ enum kvt_rdma_message { KVT_RDMA_HELLO = 1, KVT_RDMA_ACK };
 
 /* Header of both; the hello's payload is a KVT_BLOB_RDMA_HELLO. */
 struct kvt_rdma_hello {
-    uint64_t magic;  /* the message's number */
-    uint64_t cookie; /* of the source's peer, sent back */
-    uint64_t incarnation;
+    uint64_t magic;             /* the message's number */
+    uint64_t cookie;            /* of the source's peer, sent back */
+    uint64_t incarnation, link; /* of kvt_origin */
+    uint32_t line, zero;
     unsigned char token[KVT_RDMA_TOKEN_BYTES];
 };
 
@@ -62,13 +63,13 @@ struct kvt_peer {
 /* Target side: somebody who said hello. */
 struct kvt_rdma_source {
     struct kvt_rdma_endpoint *endpoint; /* NULL once it is closing */
-    uint64_t incarnation;
+    struct kvt_origin origin;
     bool failed, closed;
     struct kvt_rdma_source *next;
 };
 
 struct kvt_rdma_cut {
-    uint64_t incarnation;
+    struct kvt_cut cut;
     kvt_completion_fn *done;
     void *context;
     struct kvt_rdma_cut *next;
@@ -101,7 +102,7 @@ void kvt_rdma_send(ucp_ep_h ep, unsigned id, const struct kvt_rdma_hello *hello,
 /* rdma_peer.c: see kvt_transport_ops */
 enum bt_status kvt_rdma_connect(struct kvt_transport *base, const void *address,
                                 size_t address_size, const void *key, size_t key_size,
-                                uint64_t incarnation, struct bt_error *error,
+                                const struct kvt_origin *origin, struct bt_error *error,
                                 struct kvt_peer **ret_peer);
 enum kvt_peer_state kvt_rdma_peer_state(const struct kvt_peer *peer);
 const char *kvt_rdma_peer_transport(const struct kvt_peer *peer);
@@ -119,8 +120,8 @@ ucs_status_t kvt_rdma_on_ack(void *arg, const void *header, size_t header_size, 
 /* rdma_source.c */
 enum bt_status kvt_rdma_address(struct kvt_transport *base, struct bt_error *error,
                                 void **ret_address, size_t *ret_size);
-void kvt_rdma_disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                         void *context);
+void kvt_rdma_disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                         kvt_completion_fn *done, void *context);
 ucs_status_t kvt_rdma_on_hello(void *arg, const void *header, size_t header_size, void *data,
                                size_t size, const ucp_am_recv_param_t *param);
 bool kvt_rdma_sources_step(struct kvt_rdma *rdma);

@@ -18,11 +18,14 @@ static void on_failed(void *owner, ucs_status_t status)
     peer_fail(owner, status);
 }
 
-static enum bt_status say_hello(struct kvt_peer *peer, uint64_t incarnation,
+static enum bt_status say_hello(struct kvt_peer *peer, const struct kvt_origin *origin,
                                 const unsigned char *token, struct bt_error *error)
 {
-    struct kvt_rdma_hello hello = {
-        .magic = KVT_RDMA_HELLO, .cookie = peer->cookie, .incarnation = incarnation};
+    struct kvt_rdma_hello hello = {.magic = KVT_RDMA_HELLO,
+                                   .cookie = peer->cookie,
+                                   .incarnation = origin->incarnation,
+                                   .link = origin->link,
+                                   .line = origin->line};
     enum bt_status status;
     void *address;
     size_t size;
@@ -37,8 +40,8 @@ static enum bt_status say_hello(struct kvt_peer *peer, uint64_t incarnation,
 }
 
 static enum bt_status open_peer(struct kvt_peer *peer, const unsigned char *worker,
-                                size_t worker_size, const void *rkey, uint64_t incarnation,
-                                struct bt_error *error)
+                                size_t worker_size, const void *rkey,
+                                const struct kvt_origin *origin, struct bt_error *error)
 {
     enum bt_status status;
     ucs_status_t code;
@@ -55,12 +58,12 @@ static enum bt_status open_peer(struct kvt_peer *peer, const unsigned char *work
         return bt_error_set(error, BT_ERR_UNAVAILABLE, "rdma does not reach the peer's pool: %s",
                             ucs_status_string(code));
     }
-    return say_hello(peer, incarnation, worker, error);
+    return say_hello(peer, origin, worker, error);
 }
 
 enum bt_status kvt_rdma_connect(struct kvt_transport *base, const void *address,
                                 size_t address_size, const void *key, size_t key_size,
-                                uint64_t incarnation, struct bt_error *error,
+                                const struct kvt_origin *origin, struct bt_error *error,
                                 struct kvt_peer **ret_peer)
 {
     struct kvt_rdma *rdma = (struct kvt_rdma *)base;
@@ -79,7 +82,7 @@ enum bt_status kvt_rdma_connect(struct kvt_transport *base, const void *address,
         status = kvt_key_unpack(KVT_BLOB_RDMA_KEY, key, key_size, error, &peer->range, &rkey,
                                 &rkey_size);
     if (status == BT_OK)
-        status = open_peer(peer, worker, worker_size, rkey, incarnation, error);
+        status = open_peer(peer, worker, worker_size, rkey, origin, error);
     if (status != BT_OK) {
         if (peer->endpoint != NULL)
             kvt_rdma_endpoint_close(peer->endpoint, NULL);
@@ -92,15 +95,18 @@ enum bt_status kvt_rdma_connect(struct kvt_transport *base, const void *address,
     return BT_OK;
 }
 
-/* The lane of puts, in UCX's words "… rc_verbs/mlx5_0:1 …"; there is no call that tells it. */
-static void find_device(struct kvt_peer *peer)
+/*
+ * The lane of puts, in UCX's words "… 6:rc_verbs/mlx5_0:1 …"; there is no call that tells it.
+ * False: there is none, so that UCX would emulate puts by datagrams that are copied.
+ */
+static bool find_device(struct kvt_peer *peer)
 {
     char *text = NULL, *lane, *end;
     size_t size = 0;
     FILE *out = open_memstream(&text, &size);
 
     if (out == NULL)
-        return;
+        return false;
     ucp_ep_print_info(peer->endpoint->ep, out);
     if (fclose(out) == 0 && text != NULL) {
         lane = strstr(text, ":rc_");
@@ -112,6 +118,7 @@ static void find_device(struct kvt_peer *peer)
             snprintf(peer->device, sizeof(peer->device), "%.*s", (int)(end - lane - 1), lane + 1);
     }
     free(text);
+    return peer->device[0] != '\0';
 }
 
 ucs_status_t kvt_rdma_on_ack(void *arg, const void *header, size_t header_size, void *data,
@@ -128,8 +135,12 @@ ucs_status_t kvt_rdma_on_ack(void *arg, const void *header, size_t header_size, 
         peer = peer->next;
     if (peer == NULL || ack.magic != KVT_RDMA_ACK || peer->state != KVT_PEER_CONNECTING)
         return UCS_OK;
-    find_device(peer);
-    peer->state = KVT_PEER_READY;
+    if (find_device(peer)) {
+        peer->state = KVT_PEER_READY;
+    } else {
+        peer->state = KVT_PEER_FAILED;
+        bt_error_set(&peer->error, BT_ERR_UNAVAILABLE, "rdma: no RC or DC lane to the peer");
+    }
     return UCS_OK;
 }
 

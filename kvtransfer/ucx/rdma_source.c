@@ -1,6 +1,6 @@
 /*
  * Target side: who said hello, and cutting them off. A source may write only after the ack, so
- * whoever wrote anything is known here by its incarnation, and closing its endpoints (which takes
+ * whoever wrote anything is known here by its origin, and closing its endpoints (which takes
  * the queue pairs down) is enough to be sure that nothing more of it arrives.
  */
 #include <inttypes.h>
@@ -14,7 +14,7 @@ static void on_failed(void *owner, ucs_status_t status)
 {
     struct kvt_rdma_source *source = owner;
 
-    bt_log_debug(0, "kv source %016" PRIx64 " left: %s", source->incarnation,
+    bt_log_debug(0, "kv source %016" PRIx64 " left: %s", source->origin.incarnation,
                  ucs_status_string(status));
     source->failed = true; /* closed by the next step: not from inside UCX's handler */
 }
@@ -51,7 +51,7 @@ static bool is_ours(const struct kvt_rdma *rdma, const struct kvt_rdma_hello *he
 
     for (size_t i = 0; i < KVT_RDMA_TOKEN_BYTES; i++)
         different |= hello->token[i] ^ rdma->token[i];
-    return different == 0 && hello->magic == KVT_RDMA_HELLO;
+    return different == 0 && hello->magic == KVT_RDMA_HELLO && hello->line < KVT_LINES_MAX;
 }
 
 static void welcome(struct kvt_rdma *rdma, const struct kvt_rdma_hello *hello,
@@ -66,7 +66,8 @@ static void welcome(struct kvt_rdma *rdma, const struct kvt_rdma_hello *hello,
         bt_log_warn(0, "kv connection refused: %u are open", rdma->source_count);
         return;
     }
-    source->incarnation = hello->incarnation;
+    source->origin = (struct kvt_origin){
+        .incarnation = hello->incarnation, .link = hello->link, .line = hello->line};
     if (kvt_rdma_endpoint_open(rdma, worker_address, on_failed, source, NULL, &source->endpoint) !=
         BT_OK) {
         free(source);
@@ -109,26 +110,27 @@ static void source_close(struct kvt_rdma_source *source)
     kvt_rdma_endpoint_close(endpoint, &source->closed);
 }
 
-void kvt_rdma_disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                         void *context)
+void kvt_rdma_disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                         kvt_completion_fn *done, void *context)
 {
     struct kvt_rdma *rdma = (struct kvt_rdma *)base;
-    struct kvt_rdma_cut *cut = calloc(1, sizeof(*cut));
+    struct kvt_rdma_cut *pending = calloc(1, sizeof(*pending));
 
-    BT_ASSERT(cut != NULL); /* a lost cut would keep pages in quarantine for ever */
-    *cut = (struct kvt_rdma_cut){
-        .incarnation = incarnation, .done = done, .context = context, .next = rdma->cuts};
-    rdma->cuts = cut;
+    BT_ASSERT(pending != NULL); /* a lost cut would keep pages in quarantine for ever */
+    *pending =
+        (struct kvt_rdma_cut){.cut = *cut, .done = done, .context = context, .next = rdma->cuts};
+    rdma->cuts = pending;
     for (struct kvt_rdma_source *source = rdma->sources; source != NULL; source = source->next)
-        if (source->incarnation == incarnation)
+        if (kvt_cut_covers(cut, &source->origin))
             source_close(source);
 }
 
-static bool is_open(const struct kvt_rdma *rdma, uint64_t incarnation)
+/* Of what the cut covers; who connects meanwhile has its endpoint. */
+static bool is_closing(const struct kvt_rdma *rdma, const struct kvt_cut *cut)
 {
     const struct kvt_rdma_source *source = rdma->sources;
 
-    while (source != NULL && source->incarnation != incarnation)
+    while (source != NULL && (source->endpoint != NULL || !kvt_cut_covers(cut, &source->origin)))
         source = source->next;
     return source != NULL;
 }
@@ -140,7 +142,7 @@ static bool finish_cuts(struct kvt_rdma *rdma)
 
     while (*link != NULL) {
         struct kvt_rdma_cut *cut = *link;
-        if (is_open(rdma, cut->incarnation)) {
+        if (is_closing(rdma, &cut->cut)) {
             link = &cut->next;
             continue;
         }

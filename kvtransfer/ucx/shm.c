@@ -114,7 +114,7 @@ static void peer_finish(struct kvt_peer *peer)
 
 static enum bt_status connect_peer(struct kvt_transport *base, const void *address,
                                    size_t address_size, const void *key, size_t key_size,
-                                   uint64_t incarnation, struct bt_error *error,
+                                   const struct kvt_origin *origin, struct bt_error *error,
                                    struct kvt_peer **ret_peer)
 {
     struct shm *shm = (struct shm *)base;
@@ -123,7 +123,7 @@ static enum bt_status connect_peer(struct kvt_transport *base, const void *addre
     const void *worker, *rkey;
     enum bt_status status;
 
-    (void)incarnation;
+    (void)origin;
     if (peer == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a peer");
     peer->shm = shm;
@@ -219,10 +219,10 @@ static void peer_close(struct kvt_peer *peer)
     peer_finish(peer);
 }
 
-static void disconnect(struct kvt_transport *base, uint64_t incarnation, kvt_completion_fn *done,
-                       void *context)
+static void disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
+                       kvt_completion_fn *done, void *context)
 {
-    (void)base, (void)incarnation;
+    (void)base, (void)cut;
     done(context, BT_OK);
 }
 

@@ -668,6 +668,54 @@ void case_early_sums(void)
     rig_finish(&rig);
 }
 
+/* The name of the rig's link, as a push tells it. */
+static uint64_t link_of_push(struct rig *rig)
+{
+    struct kvt_push_event event;
+
+    draw_transfer(rig, 100, &transfers[0]);
+    open_push(rig, &transfers[0], true);
+    kvt_push_cancel(transfers[0].push);
+    event = take_event(rig);
+    CHECK(event.quiesced && event.link != KVT_ANY_LINK);
+    kvt_push_close(transfers[0].push);
+    return event.link;
+}
+
+/* Rules 2 and 12: what says that a link broke comes late and twice, when the source has connected
+ * again: the new link is as it was. So is it when another line of it is cut off. */
+void case_a_cut_is_of_one_link(void)
+{
+    struct rig rig = {0};
+    struct kvt_cut cut = {.incarnation = SOURCE_INCARNATION, .lines = KVT_ALL_LINES};
+    struct kvt_cut other_line = {.incarnation = SOURCE_INCARNATION, .lines = UINT64_C(1) << 5};
+    struct kvt_link *old;
+
+    rig_init(&rig);
+    cut.link = link_of_push(&rig);
+    old = rig.link;
+    kvt_link_release(old);
+    connect_target(&rig);
+    other_line.link = link_of_push(&rig);
+    CHECK(other_line.link != cut.link);
+    for (int i = 0; i < 2; i++) {
+        target_host_cut(rig.host, &cut);
+        draw_transfer(&rig, 700, &transfers[0]);
+        push_once(&rig, &transfers[0], true);
+        target_host_cut(rig.host, &other_line);
+    }
+    draw_transfer(&rig, 700, &transfers[0]);
+    push_once(&rig, &transfers[0], true);
+    CHECK(kvt_link_state(rig.link) == KVT_LINK_READY);
+    if (strcmp(kvt_link_transport(rig.link), "shm") != 0) { /* whose writes are over at once */
+        target_host_cut(rig.host, &(struct kvt_cut){.incarnation = SOURCE_INCARNATION,
+                                                    .link = other_line.link,
+                                                    .lines = 1});
+        wait_link(rig.link, KVT_LINK_FAILED);
+    }
+    rig_finish(&rig);
+}
+
 static void receive_exactly(int fd, void *bytes, size_t size)
 {
     for (size_t at = 0; at < size;) {
@@ -759,7 +807,7 @@ void case_flushed_and_gone(void)
     lease_long(t);
     kvt_push_finish(t->push);
     event = take_event(&rig);
-    CHECK(event.status == BT_OK && event.quiesced && event.cuts == 0);
+    CHECK(event.status == BT_OK && event.quiesced && event.cut_lines == 0);
     kvt_push_close(t->push);
     CHECK(pthread_join(thread, NULL) == 0);
     close(fd);

@@ -150,7 +150,7 @@ static enum kvt_peer_state state_until_flush(const struct kvt_peer *peer)
     return gone ? KVT_PEER_FAILED : fast_ops->peer_state(peer);
 }
 
-static uint32_t two_cuts(const struct kvt_peer *peer)
+static uint64_t two_cuts(const struct kvt_peer *peer)
 {
     (void)peer;
     return 6;
@@ -186,7 +186,7 @@ void case_flushed_and_gone_with_cuts(void)
     lease_long(t);
     kvt_push_finish(t->push);
     event = take_event(&rig);
-    CHECK(event.status == BT_OK && event.quiesced && event.cuts == 6);
+    CHECK(event.status == BT_OK && event.quiesced && event.cut_lines == 6);
     CHECK(kvt_link_state(rig.link) == KVT_LINK_FAILED);
     kvt_push_close(t->push);
     rig_finish(&rig);

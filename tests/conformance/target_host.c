@@ -23,7 +23,7 @@ enum operation {
     OP_OUTSIDE,
     OP_INSIDE,
     OP_FILL,
-    OP_DISCONNECT,
+    OP_CUT,
     OP_CPU,
     OP_EARLY,
 };
@@ -32,7 +32,8 @@ struct request {
     enum operation operation;
     uint32_t tokens;
     uint64_t value; /* an incarnation or epoch */
-};                  /* then uint32_t pages[bt_kv_pages_for(tokens)] */
+    struct kvt_cut cut;
+}; /* then uint32_t pages[bt_kv_pages_for(tokens)] */
 
 struct info {
     uint64_t incarnation, pool_base;
@@ -180,10 +181,11 @@ static uint64_t answer(struct kvt_target *target, const struct kvt_target_option
     case OP_FILL:
         fill(target, options);
         return 0;
-    case OP_DISCONNECT:
-        CHECK(kvt_target_disconnect(target, request->value) == BT_OK);
+    case OP_CUT:
+        CHECK(kvt_target_cut(target, &request->cut) == BT_OK);
         event = take_event(target);
-        CHECK(event.kind == KVT_TARGET_DISCONNECTED && event.incarnation == request->value);
+        CHECK(event.kind == KVT_TARGET_DISCONNECTED &&
+              event.incarnation == request->cut.incarnation && event.link == request->cut.link);
         return 0;
     case OP_INFO:
         break;
@@ -366,7 +368,19 @@ void target_host_fill(struct target_host *host)
     ask_value(host, OP_FILL, NULL, 0, 0);
 }
 
+void target_host_cut(struct target_host *host, const struct kvt_cut *cut)
+{
+    struct request request = {.operation = OP_CUT, .cut = *cut};
+    uint64_t ended;
+
+    write_all(host->fd, &request, sizeof(request));
+    CHECK(read_all(host->fd, &ended, sizeof(ended)));
+}
+
 void target_host_disconnect(struct target_host *host, uint64_t incarnation)
 {
-    ask_value(host, OP_DISCONNECT, NULL, 0, incarnation);
+    const struct kvt_cut all = {
+        .incarnation = incarnation, .link = KVT_ANY_LINK, .lines = KVT_ALL_LINES};
+
+    target_host_cut(host, &all);
 }

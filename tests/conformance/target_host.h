@@ -47,5 +47,6 @@ uint64_t target_host_touched_inside(struct target_host *host, const uint32_t *pa
                                     uint32_t tokens);
 void target_host_fill(struct target_host *host);
 void target_host_disconnect(struct target_host *host, uint64_t incarnation);
+void target_host_cut(struct target_host *host, const struct kvt_cut *cut);
 
 #endif

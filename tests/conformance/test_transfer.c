@@ -112,6 +112,7 @@ static const struct {
     {"garbage on the port", case_garbage_on_the_port, TCP_ONLY},
     {"target checks ranges", case_target_checks_ranges, TCP_ONLY},
     {"cancel waits for flush", case_cancel_waits_for_flush, SIM_ONLY},
+    {"a cut is of one link", case_a_cut_is_of_one_link, EVERYWHERE},
     {"flushed and gone", case_flushed_and_gone, TCP_ONLY},
     {"flushed and gone with cuts", case_flushed_and_gone_with_cuts, SIM_ONLY},
 };

@@ -63,8 +63,8 @@ MUTANTS = {
          """    if (false) {
         request_stop(request, DC_FINISH_CANCELLED);""")]),
     "any-peer-gone-frees-all": ("rule 2: gone is one incarnation", "kvtransfer/landing.c", [
-        ("if (!peer_may_write(landing) || landing->peer_incarnation != incarnation)",
-         "(void)incarnation;\n        if (!peer_may_write(landing))")]),
+        ("if (!kvt_landing_is_open(landing) || landing->peer_incarnation != incarnation)",
+         "(void)incarnation;\n        if (!kvt_landing_is_open(landing))")]),
     "reserved-for-ever": ("rule 7: a reservation that nobody takes ends", "kvtransfer/landing.c", [
         ("    return landing->state == KVT_LANDING_RESERVED || landing->state == KVT_LANDING_LANDING;",
          "    return landing->state == KVT_LANDING_LANDING;")]),
@@ -80,7 +80,8 @@ MUTANTS = {
     "broken-called-quiesced": ("rule 4: a broken link is not quiesced", "kvtransfer/push.c", [
         ("end(push, BT_ERR_PEER_LOST, false);", "end(push, BT_ERR_PEER_LOST, true);")]),
     "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/worker.c", [
-        ("    if (request->broken || request->cut_rails != 0) {", "    if (false) {")]),
+        ("    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {",
+         "    if (false) {")]),
     "dead-not-cut-off": ("rule 2: dead and disconnected", "decode-node/cutoff.c", [
         ("            cut_dead(cutoffs, peers[i]);",
          "            (void)cut_dead;\n"
@@ -101,7 +102,7 @@ MUTANTS = {
         ("    if ((run->status != BT_OK || run->request.probe) && run->lease.asked_ns != 0) {",
          "    if (false) {")]),
     "quiesced-not-repeated": ("Quiesced is told until it is acknowledged", "prefill-node/peer.c", [
-        ("    if (worth_retrying(status)) {", "    (void)worth_retrying;\n    if (false) {")]),
+        ("    if (pf_rank_worth_retrying(status)) {", "    if (false) {")]),
     "source-pages-reused": ("rule 8: source pages stay until the push's event",
                             "prefill-node/run.c", [
         ("    run->page_state = BT_PAGE_READY;\n    if",

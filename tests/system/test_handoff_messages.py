@@ -285,7 +285,7 @@ def hostile_data(f, r, between):
                     if kind == 0:
                         s.sendall(r.randbytes(r.randint(1, 5000)))
                     elif kind == 1:
-                        s.sendall(interposer.HELLO.pack(interposer.TCP_MAGIC, 1, r.randbytes(16), 9))
+                        s.sendall(interposer.HELLO.pack(interposer.TCP_MAGIC, 2, r.randbytes(16), 9, 1, 0, 0))
                     s.shutdown(socket.SHUT_WR)
                     while s.recv(4096):
                         pass

@@ -84,6 +84,20 @@ static int run_calls(bool threads)
     return _cmocka_run_group_tests(transport, tests, count, NULL, NULL);
 }
 
+static const struct CMUnitTest misuse_tests[] = {
+    cmocka_unit_test(test_bad_options),   cmocka_unit_test(test_limits_differ),
+    cmocka_unit_test(test_size_differs),  cmocka_unit_test(test_secret_differs),
+    cmocka_unit_test(test_missing_ranks), cmocka_unit_test(test_strangers),
+    cmocka_unit_test(test_other_call),
+};
+
+static const struct CMUnitTest fault_tests[] = {
+    cmocka_unit_test(test_killed),
+    cmocka_unit_test(test_left),
+    cmocka_unit_test(test_stopped),
+    cmocka_unit_test(test_nothing_left_behind),
+};
+
 int main(int argc, char **argv)
 {
     const char *text = getenv("BATON_TEST_SEED"), *what = argc == 3 ? argv[2] : "";
@@ -94,6 +108,10 @@ int main(int argc, char **argv)
     transport = argv[1];
     seed = text ? strtoull(text, NULL, 10) : bt_random_entropy() % 1000000;
     printf("BATON_TEST_SEED=%llu\n", (unsigned long long)seed);
+    if (strcmp(what, "misuse") == 0)
+        return cmocka_run_group_tests_name("misuse", misuse_tests, NULL, NULL);
+    if (strcmp(what, "faults") == 0)
+        return cmocka_run_group_tests_name("faults", fault_tests, NULL, NULL);
     if (strcmp(what, "calls") == 0 || strcmp(what, "threads") == 0)
         return run_calls(strcmp(what, "threads") == 0);
     return 2;

@@ -301,7 +301,7 @@ static void test_done_again_and_again(void **state)
     cluster_close(&cluster);
 }
 
-/* Rails that failed under the push are cut off first; whatever the mask says, nothing is lost. */
+/* Lines that failed under the push are cut off first; whatever the mask says, nothing is lost. */
 static void test_done_after_a_cut(void **state)
 {
     (void)state;
@@ -315,14 +315,15 @@ static void test_done_after_a_cut(void **state)
     attempt_init(&attempts[0], 9, hand_prompt, 100, 300);
     assert_int_equal(cluster_reserve(&cluster, &attempts[0]), BT_OK);
     done_init(&done, &cluster, &attempts[0]);
-    done.message.cut_rails = 1u << 1;
+    done.message.cut_lines = 1u << 1;
+    done.message.link = 7;
     assert_int_equal(done_send(&cluster, &done), BT_ERR_PROTOCOL); /* nobody to cut off */
     assert_true(cluster_lease(&cluster, &fake, 9, attempts[0].epoch));
     done.message.has_checksum = false; /* what is asked for after the cut is checked as ever */
     assert_int_equal(done_send(&cluster, &done), BT_ERR_INVALID_ARGUMENT);
     done.message.has_checksum = true;
     assert_int_equal(done_send(&cluster, &done), BT_OK);
-    done.message.cut_rails = UINT32_MAX; /* once more, and rails that are not there */
+    done.message.cut_lines = UINT64_MAX; /* once more, and lines that are not there */
     assert_int_equal(done_send(&cluster, &done), BT_OK);
     cluster_until(&cluster, attempts[0].token_count > 3);
     assert_int_equal(attempts[0].tokens[0], 5);
@@ -334,7 +335,8 @@ static void test_done_after_a_cut(void **state)
     quiesced.request_id = 10;
     quiesced.epoch = attempts[1].epoch;
     quiesced.incarnation = fake.incarnation;
-    quiesced.cut_rails = 1u << 31;
+    quiesced.cut_lines = UINT64_C(1) << 63;
+    quiesced.link = 7;
     assert_int_equal(cluster_call(&cluster, cluster.to_decode, "baton.v1.Decode/Quiesced",
                                   &quiesced.base, NULL, NULL),
                      BT_OK);

@@ -1,0 +1,237 @@
+/* Groups that must not come about, and calls that do not belong together. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <unistd.h>
+
+#include <arpa/inet.h>
+#include <cmocka.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include "tests/conformance/parallel/cases.h"
+
+static const struct bt_group_limits small = {.floats = 1000, .broadcast_bytes = 100};
+
+static void run(uint32_t size, rank_fn *fn)
+{
+    run_ranks(&(struct rig_case){.size = size, .limits = small, .fn = fn, .victim = size});
+}
+
+static void refuse(const struct bt_group_options *options, enum bt_status wanted,
+                   const char *const *words)
+{
+    struct bt_error error = {0};
+    struct bt_group *group = NULL;
+    enum bt_status status = bt_group_create(options, &error, &group);
+    if (status != wanted)
+        fprintf(stderr, "rank %u: %s: %s\n", options->rank, bt_status_name(status), error.text);
+    CHECK(status == wanted && error.status == wanted && !group);
+    for (; *words; words++) {
+        if (!strstr(error.text, *words))
+            fprintf(stderr, "rank %u: no '%s' in '%s'\n", options->rank, *words, error.text);
+        CHECK(strstr(error.text, *words));
+    }
+}
+
+/* ---- limits and sizes ---- */
+
+static void other_limits(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group_options mine = *options;
+    (void)context;
+    if (mine.rank == 2)
+        mine.limits.floats++;
+    refuse(&mine, BT_ERR_INVALID_ARGUMENT,
+           (const char *const[]){"rank 2", "limits.floats 1001", "1000", NULL});
+}
+
+void test_limits_differ(void **state)
+{
+    (void)state;
+    run(4, other_limits);
+}
+
+/* Rank 0 may have turned everybody away before a rank came. */
+static void other_size(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group_options mine = *options;
+    (void)context;
+    mine.size = mine.rank == 1 ? 3 : 2;
+    refuse(&mine, BT_ERR_INVALID_ARGUMENT,
+           (const char *const[]){"rank 1", "size 3", "size 2", NULL});
+}
+
+void test_size_differs(void **state)
+{
+    (void)state;
+    run(2, other_size);
+}
+
+/* ---- secrets ---- */
+
+static void other_secret(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group_options mine = *options;
+    (void)context;
+    if (mine.rank == 0) {
+        mine.connect_timeout_ns = 3 * BT_NS_PER_S;
+        refuse(&mine, BT_ERR_UNAVAILABLE, (const char *const[]){"no rank 1", "refused", NULL});
+        return;
+    }
+    mine.secret = "a secret of tesTs";
+    refuse(&mine, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"secret", "rank 1", NULL});
+}
+
+void test_secret_differs(void **state)
+{
+    (void)state;
+    run(2, other_secret);
+}
+
+/* ---- who does not come ---- */
+
+static void some_missing(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group_options mine = *options;
+    (void)context;
+    mine.size = 5; /* ranks 3 and 4 are not there */
+    mine.connect_timeout_ns = 2 * BT_NS_PER_S;
+    refuse(&mine, BT_ERR_UNAVAILABLE, (const char *const[]){"3, 4", NULL});
+}
+
+static void no_host(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group_options mine = *options;
+    (void)context;
+    mine.rank = 1;
+    mine.size = 2;
+    mine.connect_timeout_ns = BT_NS_PER_S / 2;
+    refuse(&mine, BT_ERR_UNAVAILABLE, (const char *const[]){"no rank 0", NULL});
+}
+
+void test_missing_ranks(void **state)
+{
+    (void)state;
+    run(3, some_missing);
+    run(1, no_host);
+}
+
+/* ---- strangers ---- */
+
+static int call_endpoint(const char *endpoint)
+{
+    const char *port = strrchr(endpoint, ':') + 1;
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+                                  .sin_port = htons((uint16_t)atoi(port))};
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
+    for (;;) {
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK(fd >= 0 && bt_clock_now_ns() < deadline_ns);
+        if (connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0)
+            return fd;
+        close(fd);
+        usleep(1000); /* rank 0 does not listen yet */
+    }
+}
+
+/* Rank 2 is preceded by more connections than rank 0 has room for: silent ones, ones that say
+ * rubbish, ones that hang up in the middle, and one that repeats a greeting. */
+static void besieged(const struct bt_group_options *options, const void *context)
+{
+    char noise[4096];
+    int silent[80];
+    (void)context;
+    for (size_t i = 0; i < sizeof(noise); i++)
+        noise[i] = (char)random_below(9, i, 256);
+    for (size_t i = 0; i < 80 && options->rank == 2; i++) {
+        silent[i] = call_endpoint(options->endpoint);
+        if (i % 4 == 1)
+            CHECK(send(silent[i], noise, sizeof(noise), MSG_NOSIGNAL) != 0);
+        if (i % 4 == 2)
+            CHECK(send(silent[i], noise, 20, MSG_NOSIGNAL) != 0);
+        if (i % 4 == 3) {
+            ssize_t got = recv(silent[i], noise, sizeof(noise), 0);
+            if (got > 0)
+                CHECK(send(silent[i], noise, (size_t)got, MSG_NOSIGNAL) != 0);
+            shutdown(silent[i], SHUT_RDWR);
+        }
+    }
+    struct bt_group *group = join(options);
+    CHECK(bt_group_barrier(group) == BT_OK);
+    bt_group_destroy(group);
+    for (size_t i = 0; i < 80 && options->rank == 2; i++)
+        close(silent[i]);
+}
+
+void test_strangers(void **state)
+{
+    (void)state;
+    run(3, besieged);
+}
+
+/* ---- options ---- */
+
+static void bad_options(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group_options bad = *options;
+    (void)context;
+    bad.size = 2;
+    bad.rank = 2;
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"rank 2 of 2", NULL});
+    bad.rank = 0;
+    bad.size = BT_GROUP_RANKS_MAX + 1;
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"65", NULL});
+    bad.size = 2;
+    bad.secret = "short";
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"secret", NULL});
+    bad.secret = options->secret;
+    bad.transport = "carrier pigeon";
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"carrier pigeon", NULL});
+    bad.transport = "self";
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"self", NULL});
+    bad.transport = options->transport;
+    bad.endpoint = "udp://127.0.0.1:1";
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"udp://127.0.0.1:1", NULL});
+    bad.endpoint = options->endpoint;
+    bad.limits.rows = 4;
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"limits", NULL});
+}
+
+void test_bad_options(void **state)
+{
+    (void)state;
+    run(1, bad_options);
+}
+
+/* ---- calls that differ ---- */
+
+static void another_call(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group *group = join(options);
+    float x[200] = {0};
+    (void)context;
+    CHECK(bt_group_barrier(group) == BT_OK);
+    enum bt_status status =
+        options->rank == 1 ? bt_group_barrier(group) : bt_group_all_reduce(group, x, 200);
+    CHECK(status == BT_ERR_PROTOCOL && strstr(bt_group_error(group), "another call"));
+    CHECK(bt_group_barrier(group) == BT_ERR_PROTOCOL);
+    bt_group_destroy(group);
+}
+
+static void another_count(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group *group = join(options);
+    float x[200] = {0};
+    (void)context;
+    CHECK(bt_group_all_reduce(group, x, options->rank == 2 ? 100 : 200) == BT_ERR_PROTOCOL);
+    bt_group_destroy(group);
+}
+
+void test_other_call(void **state)
+{
+    (void)state;
+    run(2, another_call);
+    run(3, another_count);
+}
