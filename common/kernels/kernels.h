@@ -36,6 +36,9 @@
 
 #define BT_PAGE_TOKENS 64
 
+/* Inputs of an I8 or I4 matrix at most: 128 * 127 times as many still are an int32. */
+#define BT_INT8_MAX_COLS 131072
+
 enum bt_layout {
     BT_LAYOUT_ROWS,  /* [rows][cols] as in the checkpoint */
     BT_LAYOUT_TILES, /* packed by `pack`: common/kernels/tiles.h */

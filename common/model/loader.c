@@ -198,6 +198,10 @@ static void take_quantised(struct loader *loader, const char *name, const struct
                            struct bt_matrix *ret_matrix)
 {
     uint32_t stored_cols = dtype == BT_I4 ? cols / 2 : cols;
+    if (dtype != BT_F8_E4M3 && cols > BT_INT8_MAX_COLS) {
+        set_fault(loader, tensor, "too many inputs for sums of int8");
+        return;
+    }
     if (dtype == BT_I4 && cols % 128) {
         set_fault(loader, tensor, "int4 needs inputs that are a multiple of 128");
         return;
@@ -296,6 +300,24 @@ static void load_attention(struct loader *loader, struct bt_layer_weights *layer
                 c->num_attention_heads * c->v_head_dim, BT_USE_LINEAR, BT_SPLIT_INPUTS, &layer->o);
 }
 
+/* Weights that one operation multiplies with are packed alike. `a` and `b`: of a MLP of `where_a`
+ * and `where_b`. */
+static void check_alike(struct loader *loader, const char *where_a, const char *part_a,
+                        const struct bt_matrix *a, const char *where_b, const char *part_b,
+                        const struct bt_matrix *b)
+{
+    char name[128], what[320];
+    bool plain = !bt_dtype_is_quantised(a->dtype) && !bt_dtype_is_quantised(b->dtype);
+    if (loader->status != BT_OK || plain || a->dtype == b->dtype)
+        return;
+    snprintf(name, sizeof(name), "%s.%s_proj.weight", where_b, part_b);
+    snprintf(what, sizeof(what), "%s, but %s%s.%s_proj.weight, which it is multiplied with, is %s",
+             bt_dtype_name(b->dtype), loader->prefix, where_a, part_a, bt_dtype_name(a->dtype));
+    const struct bt_tensor *tensor = require(loader, name);
+    if (tensor)
+        set_fault(loader, tensor, what);
+}
+
 /* `where`: "mlp", "mlp.shared_experts" or "mlp.experts.N". */
 static void load_mlp(struct loader *loader, const char *where, uint32_t width,
                      struct bt_matrix *gate, struct bt_matrix *up, struct bt_matrix *down)
@@ -308,12 +330,14 @@ static void load_mlp(struct loader *loader, const char *where, uint32_t width,
     take_weight(loader, name, width, hidden, BT_USE_LINEAR, BT_SPLIT_NONE, up);
     snprintf(name, sizeof(name), "%s.down_proj.weight", where);
     take_weight(loader, name, hidden, width, BT_USE_LINEAR, BT_SPLIT_NONE, down);
+    check_alike(loader, where, "gate", gate, where, "up", up);
 }
 
 /* Of the layer of the loader's prefix, into [3][n_routed_experts] matrices. */
 static void load_experts(struct loader *loader, struct bt_matrix *matrices)
 {
     const struct bt_model_config *c = &loader->model->config;
+    static const char first[] = "mlp.experts.0";
     uint32_t count = c->n_routed_experts;
     for (uint32_t i = 0; i < count && loader->status == BT_OK; i++) {
         char where[64];
@@ -321,6 +345,9 @@ static void load_experts(struct loader *loader, struct bt_matrix *matrices)
         loader->is_elsewhere = !loader->is_mtp && !loader->here[i];
         load_mlp(loader, where, c->moe_intermediate_size, &matrices[i], &matrices[count + i],
                  &matrices[2 * (size_t)count + i]);
+        check_alike(loader, first, "gate", &matrices[0], where, "gate", &matrices[i]);
+        check_alike(loader, first, "down", &matrices[2 * (size_t)count], where, "down",
+                    &matrices[2 * (size_t)count + i]);
     }
     loader->is_elsewhere = false;
 }

@@ -14,13 +14,16 @@
 #include "common/base/random.h"
 #include "common/kernels/tiles.h"
 #include "common/model/model.h"
+#include "common/model/safetensors_writer.h"
 #include "tests/unit/model/scratch.h"
 
 #define FILE_NAME "model.safetensors"
 #define SEED      99
-#define MAX_ADDED 16
+#define MAX_ADDED 64
+#define EXPERTS   16 /* of tiny */
 
 #define GATE "model.layers.0.mlp.gate_proj.weight"
+#define UP   "model.layers.0.mlp.up_proj.weight"
 #define DOWN "model.layers.1.mlp.experts.3.down_proj.weight"
 #define KV_B "model.layers.0.self_attn.kv_b_proj.weight"
 
@@ -94,6 +97,18 @@ static void add_int4(struct changes *changes, const char *name, uint64_t rows, u
     struct added *groups = add(changes, name, "_group_scale", "U8", rows, cols / 128, 1);
     for (size_t i = 0; i < groups->bytes; i++)
         groups->data[i] = (uint8_t)(1 + random_at(i) % 18);
+}
+
+/* `part` of every expert of layer 1. */
+static void add_experts(struct changes *changes,
+                        void (*fn)(struct changes *, const char *, uint64_t, uint64_t),
+                        const char *part, uint64_t rows, uint64_t cols)
+{
+    char name[128];
+    for (int i = 0; i < EXPERTS; i++) {
+        snprintf(name, sizeof(name), "model.layers.1.mlp.experts.%d.%s_proj.weight", i, part);
+        fn(changes, name, rows, cols);
+    }
 }
 
 static struct added *find(struct changes *changes, const char *name)
@@ -282,7 +297,8 @@ static void test_fp8(void **state)
     struct changes changes;
     begin(&changes, "{\"quant_method\":\"fp8\",\"weight_block_size\":[128,128]}");
     add_fp8(&changes, GATE, 768, 256);
-    add_fp8(&changes, DOWN, 256, 64);
+    add_fp8(&changes, UP, 768, 256);
+    add_experts(&changes, add_fp8, "down", 256, 64);
     add_fp8(&changes, KV_B, 512, 64);
     write_changes(&changes);
 
@@ -309,7 +325,8 @@ static void begin_baton(struct changes *changes)
 {
     begin(changes, BATON);
     add_int4(changes, GATE, 768, 256);
-    add_int8(changes, DOWN, 256, 64);
+    add_int4(changes, UP, 768, 256);
+    add_experts(changes, add_int8, "down", 256, 64);
 }
 
 static void test_int4_and_int8(void **state)
@@ -452,6 +469,98 @@ static void test_only_where_config_says(void **state)
     expect_refused(&changes, DOWN "_scale_inv", "not a tensor of this model");
 }
 
+/* What one operation multiplies with is of one kind; the others may differ. */
+static void test_weights_of_one_operation(void **state)
+{
+    (void)state;
+    static const char expert[] = "model.layers.1.mlp.experts.5.";
+    char gate[96], up[96], down[96];
+    struct changes changes;
+    snprintf(gate, sizeof(gate), "%sgate_proj.weight", expert);
+    snprintf(up, sizeof(up), "%sup_proj.weight", expert);
+    snprintf(down, sizeof(down), "%sdown_proj.weight", expert);
+
+    begin(&changes, BATON);
+    add_int8(&changes, GATE, 768, 256);
+    expect_refused(&changes, "tensor " UP, "bf16, but " GATE);
+    begin(&changes, BATON);
+    add_int4(&changes, GATE, 768, 256);
+    add_int8(&changes, UP, 768, 256);
+    expect_refused(&changes, "tensor " UP, "i8, but " GATE);
+    begin(&changes, BATON);
+    add_int8(&changes, up, 64, 256);
+    expect_refused(&changes, up, "i8, but model.layers.1.mlp.experts.5.gate_proj.weight");
+    begin(&changes, BATON);
+    add_int8(&changes, gate, 64, 256);
+    add_int8(&changes, up, 64, 256);
+    expect_refused(&changes, gate, "i8, but model.layers.1.mlp.experts.0.gate_proj.weight");
+    begin(&changes, BATON);
+    add_int8(&changes, down, 256, 64);
+    expect_refused(&changes, down, "i8, but model.layers.1.mlp.experts.0.down_proj.weight");
+
+    begin(&changes, BATON);
+    add_int8(&changes, "model.layers.0.mlp.down_proj.weight", 256, 768);
+    add_int8(&changes, "model.layers.1.mlp.shared_experts.gate_proj.weight", 64, 256);
+    add_int8(&changes, "model.layers.1.mlp.shared_experts.up_proj.weight", 64, 256);
+    add_int8(&changes, "model.layers.1.self_attn.o_proj.weight", 256, 256);
+    add_experts(&changes, add_int8, "down", 256, 64);
+    write_changes(&changes);
+    bt_model_destroy(load_sound(&changes, BT_MODEL_BFLOAT16));
+    finish(&changes);
+}
+
+/* A down projection of one input too many, in a file of holes. */
+static void test_inputs_beyond_int32(void **state)
+{
+    (void)state;
+    static const uint64_t inner = BT_INT8_MAX_COLS + 1, hidden = 256;
+    static const char *const parts[] = {"gate", "up", "down"};
+    struct scratch scratch;
+    struct bt_safetensors *file;
+    struct bt_safetensors_writer *writer;
+    struct bt_error error = {0};
+    struct bt_model *model = NULL;
+    char source[512], path[512], name[128];
+    scratch_open("tiny", &scratch);
+    snprintf(source, sizeof(source), "%s/tiny/%s", TESTS_MODELS, FILE_NAME);
+    snprintf(path, sizeof(path), "%s/%s", scratch.dir, FILE_NAME);
+    assert_int_equal(bt_safetensors_open_file(source, NULL, &file), BT_OK);
+    scratch_remove(&scratch, FILE_NAME);
+    assert_int_equal(bt_safetensors_writer_create(path, NULL, &writer), BT_OK);
+    uint32_t number;
+    for (size_t i = 0; i < bt_safetensors_count(file); i++) {
+        const struct bt_tensor *t = bt_safetensors_at(file, i);
+        if (strncmp(t->name, "model.layers.0.mlp.", 19) != 0)
+            assert_int_equal(bt_safetensors_writer_add(writer, t->name, t->dtype_name, t->dims,
+                                                       t->dim_count, NULL, &number),
+                             BT_OK);
+    }
+    for (int i = 0; i < 3; i++) {
+        const uint64_t dims[] = {i == 2 ? hidden : inner, i == 2 ? inner : hidden};
+        snprintf(name, sizeof(name), "model.layers.0.mlp.%s_proj.weight", parts[i]);
+        assert_int_equal(bt_safetensors_writer_add(writer, name, "I8", dims, 2, NULL, &number),
+                         BT_OK);
+        strcat(name, "_scale");
+        assert_int_equal(bt_safetensors_writer_add(writer, name, "F32", dims, 1, NULL, &number),
+                         BT_OK);
+    }
+    assert_int_equal(bt_safetensors_writer_begin(writer, NULL), BT_OK);
+    assert_int_equal(bt_safetensors_writer_finish(writer, NULL), BT_OK);
+    bt_safetensors_writer_destroy(writer);
+    bt_safetensors_close(file);
+    json_t *config = scratch_read_json(&scratch, "config.json");
+    json_object_set_new(config, "quantization_config", json_loads(BATON, 0, NULL));
+    json_object_set_new(config, "intermediate_size", json_integer((json_int_t)inner));
+    scratch_write_json(&scratch, "config.json", config);
+    json_decref(config);
+
+    const struct bt_model_options options = {.dir = scratch.dir, .kernels = "ref"};
+    assert_int_equal(bt_model_load(&options, &error, &model), BT_ERR_INVALID_ARGUMENT);
+    if (!strstr(error.text, "layers.0.mlp.down_proj.weight: too many inputs"))
+        fail_msg("%s", error.text);
+    scratch_close(&scratch);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -462,6 +571,8 @@ int main(void)
         cmocka_unit_test(test_missing_scales),
         cmocka_unit_test(test_groups_beyond_a_byte),
         cmocka_unit_test(test_only_where_config_says),
+        cmocka_unit_test(test_weights_of_one_operation),
+        cmocka_unit_test(test_inputs_beyond_int32),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
