@@ -209,7 +209,8 @@ struct bt_kernels {
     /*
      * kv_a [row][kv_lora_rank + rope] -> pages: RMS-normed latent, then rotated k_pe (halves),
      * rounded to the pool's dtype (F8_E4M3: scale max |x| / 448 for every 128, 1 when all are 0),
-     * at position start + i of each sequence.
+     * at position start + i of each sequence. What it writes is finite: a NaN becomes 0, a value
+     * beyond the largest finite bf16 becomes that, with its sign, in each dtype.
      */
     void (*kv_write)(struct bt_stream *stream, const float *kv_a, const struct bt_matrix *norm,
                      float eps, const struct bt_rope_table *rope,
@@ -219,8 +220,9 @@ struct bt_kernels {
     /*
      * Multi-head form of MLA (prefill): keys and values are expanded from the pages by kv_b
      * [heads * (nope + v)][kv_lora_rank] (head h: nope rows, then v rows). q [row][head][nope+rope]
-     * rotated, out [row][head][v]. Causal. KV of these rows is in the pages already. With kv_b in
-     * TILES, queries, expanded keys and values and probabilities are rounded to bf16.
+     * rotated, out [row][head][v]. Causal. KV of these rows is in the pages already, and whatever
+     * the sequences have in pages is finite, as kv_write leaves it. With kv_b in TILES, queries,
+     * expanded keys and values and probabilities are rounded to bf16.
      */
     void (*mla_prefill)(struct bt_stream *stream, const float *q, const struct bt_mla_shape *shape,
                         const struct bt_matrix *kv_b, const struct bt_sequence_rows *sequences,

@@ -38,6 +38,18 @@ static inline size_t bt_kv_width(const struct bt_kv_layer *kv)
     return (size_t)kv->kv_lora_rank + kv->qk_rope_head_dim;
 }
 
+/* The largest value of a page, of any dtype: the largest finite bf16, to which attention in tile
+ * arithmetic rounds pages of F32. */
+#define BT_KV_LARGEST 0x1.fep127f
+
+/* What kv_write stores for a value: NaN becomes 0, what is beyond BT_KV_LARGEST that. */
+static inline float bt_kv_finite(float value)
+{
+    value = value != value ? 0.0f : value;
+    value = value > BT_KV_LARGEST ? BT_KV_LARGEST : value;
+    return value < -BT_KV_LARGEST ? -BT_KV_LARGEST : value;
+}
+
 /* Latent elements that share a scale in a page of F8_E4M3. */
 #define BT_KV_SCALE_DIMS 128
 

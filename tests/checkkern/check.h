@@ -117,6 +117,8 @@ void check_rope_q(struct check *check);
 void check_kv_write(struct check *check);
 void check_mla_prefill(struct check *check);
 void check_mla_decode(struct check *check);
+void check_mla_needle(struct check *check);
+void check_mla_finite(struct check *check);
 void check_mlp(struct check *check);
 void check_moe_route(struct check *check);
 void check_moe_experts(struct check *check);

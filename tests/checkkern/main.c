@@ -38,6 +38,8 @@ static const struct {
     {"kv_write", check_kv_write},
     {"mla_prefill", check_mla_prefill},
     {"mla_decode", check_mla_decode},
+    {"mla_needle", check_mla_needle},
+    {"mla_finite", check_mla_finite},
     {"mlp", check_mlp},
     {"moe_route", check_moe_route},
     {"moe_experts", check_moe_experts},

@@ -73,9 +73,9 @@ static void write_token(const float *in, const struct bt_matrix *norm, float eps
     uint32_t lora = kv->kv_lora_rank, dim = kv->qk_rope_head_dim;
     double scale = bt_ref_rms_scale(in, lora, eps);
     for (uint32_t i = 0; i < lora; i++)
-        values[i] = (float)(bt_weight_at(norm, i) * (in[i] * scale));
+        values[i] = bt_kv_finite((float)(bt_weight_at(norm, i) * (in[i] * scale)));
     for (uint32_t i = 0; i < dim; i++)
-        values[lora + i] = rotated(in + lora, i, dim / 2, cos, sin);
+        values[lora + i] = bt_kv_finite(rotated(in + lora, i, dim / 2, cos, sin));
     if (kv->dtype == BT_F8_E4M3) {
         write_f8(values, kv, token);
         return;

@@ -134,6 +134,12 @@ void BT_X86_NAME(rope_q)(struct bt_stream *stream, float *q, const struct bt_mla
     run(stream, &call, turn_queries, sequence_count);
 }
 
+static void make_finite(float *x, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = bt_kv_finite(x[i]);
+}
+
 static void store_bf16(const float *x, size_t count, char *out)
 {
     size_t i = 0;
@@ -176,6 +182,8 @@ static void write_tokens(void *context, uint32_t part, uint32_t thread)
         uint32_t position = sequence->start + (uint32_t)row.index;
         BT_X86_NAME(rms_norm_row)(in, lora, call->norm, call->eps, latent);
         rotate(in + lora, call->rope, position, key);
+        make_finite(latent, lora);
+        make_finite(key, kv->qk_rope_head_dim);
         store_token(kv, latent, key, bt_kv_token(kv, sequence->pages, position));
         if (i + 1 < end)
             next_row(&row);

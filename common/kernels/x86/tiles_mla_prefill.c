@@ -6,8 +6,8 @@
  * whatever the rows; what a row is does not depend on rows, groups, reach or span, since rows are
  * worked on in blocks at absolute positions and the softmax goes in blocks of absolute positions.
  *
- * A token that a row does not see has the weight 0. It adds nothing as long as its latent is
- * finite; behind the sequence's last row nothing is read at all.
+ * A token that a row does not see has the weight 0. It adds nothing, as values are made finite when
+ * they are expanded; behind the sequence's last row nothing is read at all.
  */
 #include <math.h>
 
@@ -126,6 +126,13 @@ static void expand_keys(const struct part *part, size_t at, size_t to)
     }
 }
 
+/* Values of large latents may be none of f32. A NaN becomes -BT_KV_LARGEST. */
+static struct bt_v16 load_finite(const float *x)
+{
+    struct bt_v16 least = bt_v16_set(-BT_KV_LARGEST), largest = bt_v16_set(BT_KV_LARGEST);
+    return bt_v16_min(bt_v16_max(bt_v16_load(x), least), largest);
+}
+
 static void expand_values(const struct part *part, size_t at, size_t to, size_t tokens)
 {
     const struct call *call = part->call;
@@ -144,7 +151,7 @@ static void expand_values(const struct part *part, size_t at, size_t to, size_t 
         char *out = part->values + to / 32 * BT_TILE_BYTES + j * BT_TILE_LINE;
         for (size_t p = 0; p < t->v / 16; p++, out += SPAN_TILES * BT_TILE_BYTES) {
             const float *two = product + 2 * j * t->v + p * 16;
-            bt_bf16_pairs(bt_v16_load(two), bt_v16_load(two + t->v), out);
+            bt_bf16_pairs(load_finite(two), load_finite(two + t->v), out);
         }
     }
 }
