@@ -17,6 +17,10 @@
 #define BLOCK_ROWS   8 /* with BLOCK_PANELS: 24 sums, 3 lines of B and the broadcast of A */
 #define BLOCK_PANELS 3
 #define MAX_SUMS     (BLOCK_ROWS * BLOCK_PANELS)
+/* A row or two read B from memory: short panels in the order in which they lie there, since streams
+ * side by side would end before they are seen. */
+#define FEW_ROWS    2
+#define SHORT_TILES 24
 
 void BT_X86_NAME(gemm_begin)(void)
 {
@@ -160,6 +164,8 @@ static void gemm(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b, si
                       .accumulate = accumulate};
     for (size_t p = 0, panels; p < b.panels; p += panels) {
         panels = b.panels - p < BLOCK_PANELS ? b.panels - p : BLOCK_PANELS;
+        if (rows <= FEW_ROWS && tiles <= SHORT_TILES)
+            panels = 1;
         s.b = (const char *)b.data + p * b.panel_stride;
         for (size_t r = 0, count; r < rows; r += count) {
             count = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;

@@ -11,9 +11,11 @@
 
 #define MAX_ROWS 4 /* of one block */
 #define STORED   (BT_TILE_BYTES / 2)
-/* One panel after the other, so that memory is read in order; so many bytes of it asked for ahead:
- * a stream of one panel is too short to be seen. */
-#define AHEAD 2048
+/* One panel after the other, so that memory is read in order. The hardware reads ahead for a row or
+ * two, which go as fast as memory and whose sums are two chains, since one would be slower; more
+ * rows, which compute for longer, ask for so many bytes ahead themselves. */
+#define FEW_ROWS 2
+#define AHEAD    2048
 
 #ifdef __AVX512F__
 
@@ -52,10 +54,9 @@ BT_INLINE struct ints ints_bytes(int byte)
 /* Nibbles as unsigned bytes, 8 more than they mean. */
 BT_INLINE void ints_nibbles(const void *p, struct ints *low, struct ints *high)
 {
-    __m512i all = _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)0x88));
-    __m512i mask = _mm512_set1_epi8(15);
-    low->v = _mm512_and_si512(all, mask);
-    high->v = _mm512_and_si512(_mm512_srli_epi16(all, 4), mask);
+    __m512i all = _mm512_loadu_si512(p), flip = _mm512_set1_epi8(8), mask = _mm512_set1_epi8(15);
+    low->v = _mm512_ternarylogic_epi32(all, flip, mask, 0x28); /* (all ^ flip) & mask */
+    high->v = _mm512_ternarylogic_epi32(_mm512_srli_epi16(all, 4), flip, mask, 0x28);
 }
 
 /* sum + the products of four unsigned bytes of a, 15 at most, with four signed ones of b. */
@@ -76,6 +77,11 @@ BT_INLINE struct ints ints_scale(struct ints sum, struct ints a, struct ints b, 
     __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)scales));
     __m512i all = _mm512_sub_epi32(_mm512_add_epi32(a.v, b.v), _mm512_set1_epi32(c));
     return (struct ints){_mm512_add_epi32(sum.v, _mm512_mullo_epi32(all, wide))};
+}
+
+BT_INLINE struct ints ints_add(struct ints a, struct ints b)
+{
+    return (struct ints){_mm512_add_epi32(a.v, b.v)};
 }
 
 BT_INLINE int32_t ints_sum(struct ints a)
@@ -156,6 +162,11 @@ BT_INLINE struct ints ints_scale(struct ints sum, struct ints a, struct ints b, 
                          scale8(sum.hi, a.hi, b.hi, c, scales + 8)};
 }
 
+BT_INLINE struct ints ints_add(struct ints a, struct ints b)
+{
+    return (struct ints){_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+
 BT_INLINE int32_t ints_sum(struct ints a)
 {
     int32_t lanes[16], sum = 0;
@@ -175,7 +186,7 @@ BT_INLINE size_t least(size_t a, size_t b)
 /* A group of inputs is two tiles; the last one of a matrix may be one. */
 #define GROUP_TILES (BT_SCALE_BLOCK / BT_TILE_INT8)
 /* So many groups at a time have the sums of their inputs at hand. */
-#define STEP_GROUPS 64
+#define STEP_GROUPS 160
 
 /* Some rows, a constant where this is inlined, by one panel. */
 struct block {
@@ -214,7 +225,8 @@ BT_INLINE void add_tile(const struct block *s, size_t t, size_t rows, struct int
     for (size_t line = 0; line < STORED / BT_TILE_LINE; line++) {
         const char *b = s->b + t * STORED + line * BT_TILE_LINE;
         struct ints b_low, b_high;
-        _mm_prefetch(b + AHEAD, _MM_HINT_T0);
+        if (rows > FEW_ROWS)
+            _mm_prefetch(b + AHEAD, _MM_HINT_T0);
         ints_nibbles(b, &b_low, &b_high);
 #pragma GCC unroll 4
         for (size_t r = 0; r < rows; r++) {
@@ -232,16 +244,19 @@ BT_INLINE void block_of(const struct block *s, size_t rows)
     for (size_t r = 0; r < rows; r++)
         totals[r] = s->first_group ? ints_load(s->c + r * s->c_stride) : ints_zero();
     for (size_t g = s->first_group; g < s->end_group; g++) {
-        struct ints low[MAX_ROWS], high[MAX_ROWS];
+        struct ints low[2][MAX_ROWS], high[2][MAX_ROWS];
+        size_t chains = rows <= FEW_ROWS ? 2 : 1, t = g * GROUP_TILES;
 #pragma GCC unroll 4
         for (size_t r = 0; r < rows; r++)
-            low[r] = high[r] = ints_zero();
-        for (size_t t = g * GROUP_TILES; t < end_tile(s, g); t++)
-            add_tile(s, t, rows, low, high);
+            low[0][r] = high[0][r] = low[1][r] = high[1][r] = ints_zero();
+        add_tile(s, t, rows, low[0], high[0]);
+        if (t + 1 < s->tiles)
+            add_tile(s, t + 1, rows, low[chains - 1], high[chains - 1]);
 #pragma GCC unroll 4
         for (size_t r = 0; r < rows; r++)
-            totals[r] = ints_scale(totals[r], low[r], high[r], s->flips[r][g - s->first_group],
-                                   s->scales + g * BT_TILE_OUTS);
+            totals[r] = ints_scale(totals[r], ints_add(low[0][r], low[1][r]),
+                                   ints_add(high[0][r], high[1][r]),
+                                   s->flips[r][g - s->first_group], s->scales + g * BT_TILE_OUTS);
     }
 #pragma GCC unroll 4
     for (size_t r = 0; r < rows; r++)

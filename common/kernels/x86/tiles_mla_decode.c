@@ -100,42 +100,6 @@ static struct sums sums_of_slot(const struct call *call, size_t slot)
                          (float *)(at + m->slot + m->slot_state)};
 }
 
-static void prefetch(const void *data, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += BT_TILE_LINE)
-        _mm_prefetch((const char *)data + i, _MM_HINT_T1);
-}
-
-/*
- * A product whose B is read from memory once: what comes next is on its way meanwhile. `next` is
- * the operand that this thread will likely read then, or NULL.
- */
-#define STREAM_BYTES 32768
-static void stream_product(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b,
-                           const void *next, size_t tiles, float *c, size_t c_stride)
-{
-    size_t step = STREAM_BYTES / b.panel_stride ? STREAM_BYTES / b.panel_stride : 1;
-    for (size_t p = 0; p < b.panels; p += step) {
-        const char *data = (const char *)b.data + p * b.panel_stride;
-        struct bt_tile_panels some = {data, b.panel_stride, least(b.panels - p, step)};
-        if (p + step < b.panels)
-            prefetch(data + step * b.panel_stride,
-                     least(b.panels - p - step, step) * b.panel_stride);
-        else if (next)
-            prefetch(next, least(b.panels, step) * b.panel_stride);
-        BT_X86_NAME(gemm_bf16)(a, rows, some, tiles, false, c + p * 16, c_stride);
-    }
-}
-
-/* The operands of the head after `head` that the same thread will likely get. */
-static struct bt_kv_b_head next_head(const struct call *call, size_t head)
-{
-    size_t next = head + bt_team_threads(call->team);
-    if (next >= call->shape->heads)
-        return (struct bt_kv_b_head){0};
-    return bt_tiles_kv_b_head(call->kv_b, call->shape, next);
-}
-
 /* ---- queries ---- */
 
 static const float *query_of(const struct call *call, size_t row, size_t head)
@@ -164,8 +128,7 @@ static void absorb(void *context, uint32_t head, uint32_t thread)
         bt_bf16_row(query_of(call, r, head), nope,
                     w.inputs + r / 16 * a.block_stride + r % 16 * BT_TILE_LINE, BT_TILE_BYTES);
     BT_X86_NAME(gemm_begin)();
-    stream_product(a, call->rows, b, next_head(call, head).absorb, t->nope, w.product,
-                   call->latent);
+    BT_X86_NAME(gemm_bf16)(a, call->rows, b, t->nope, false, w.product, call->latent);
     BT_X86_NAME(gemm_end)();
     for (size_t r = 0; r < call->rows; r++) {
         char *out = latent_query_of(call, r, head);
@@ -404,7 +367,7 @@ static void give_back(void *context, uint32_t head, uint32_t thread)
                     BT_TILE_BYTES);
     }
     BT_X86_NAME(gemm_begin)();
-    stream_product(a, call->rows, b, next_head(call, head).values, t->latent, w.product, t->v);
+    BT_X86_NAME(gemm_bf16)(a, call->rows, b, t->latent, false, w.product, t->v);
     BT_X86_NAME(gemm_end)();
     for (size_t r = 0; r < call->rows; r++)
         memcpy(call->out + (call->row_of[r] * (size_t)call->shape->heads + head) * v,
