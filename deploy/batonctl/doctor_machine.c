@@ -36,9 +36,9 @@ static void look_at_port(struct ctl_report *report, const struct kvt_rdma_port *
 static bool select_rails(uint32_t count, struct bt_error *error, uint32_t *indices,
                          uint32_t *ret_count)
 {
-    const struct kvt_near anywhere = {.numa_node = -1};
+    const struct kvt_near near = kvt_near_here();
 
-    return kvt_ports_select(ports, count, NULL, &anywhere, error, indices, ret_count) == BT_OK;
+    return kvt_ports_select(ports, count, NULL, &near, error, indices, ret_count) == BT_OK;
 }
 
 static void look_at_devices(struct ctl_report *report)

@@ -69,7 +69,8 @@ void kvt_gid_format(const struct kvt_gid *gid, char ret_text[48])
 /* The higher the better; 0: not usable. */
 static int gid_merit(const struct kvt_rdma_port *port, const struct kvt_gid *gid)
 {
-    int reach = kvt_gid_is_ipv4(gid) ? 3 : is_link_local(gid) ? 1 : 2;
+    int ipv4 = port->mellanox ? 3 : 0;
+    int reach = kvt_gid_is_ipv4(gid) ? ipv4 : is_link_local(gid) ? 1 : 2;
 
     if (is_zero(gid))
         return 0;
@@ -77,7 +78,7 @@ static int gid_merit(const struct kvt_rdma_port *port, const struct kvt_gid *gid
         return gid->type == KVT_GID_IB;
     if (gid->type == KVT_GID_IB)
         return 0;
-    return reach + (gid->type == KVT_GID_ROCE_V2 ? 10 : 0);
+    return 1 + reach + (gid->type == KVT_GID_ROCE_V2 ? 10 : 0);
 }
 
 const struct kvt_gid *kvt_gid_choose(const struct kvt_rdma_port *port)

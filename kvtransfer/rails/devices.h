@@ -5,6 +5,7 @@
 #ifndef BATON_KVTRANSFER_RAILS_DEVICES_H
 #define BATON_KVTRANSFER_RAILS_DEVICES_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -36,6 +37,7 @@ struct kvt_rdma_port {
     bool active;
     const char *state; /* "ACTIVE", "DOWN", … */
     bool infiniband;   /* link layer; else Ethernet */
+    bool mellanox;     /* completions tell whether a datagram came by IPv4 or IPv6 */
     uint32_t rate_mbps;
     uint32_t mtu;                     /* active, bytes */
     int numa_node;                    /* -1: not known */
@@ -56,8 +58,10 @@ void kvt_gid_format(const struct kvt_gid *gid, char ret_text[48]);
 
 /*
  * The GID to use, or NULL: none. On Ethernet RoCE v2 is preferred to v1; then addresses that can be
- * routed (IPv4-mapped, then global) to link-local ones; then the lowest index. On InfiniBand the
- * lowest index.
+ * routed (IPv4-mapped, then global) to link-local ones; then the lowest index. But IPv4 comes after
+ * all of IPv6 on devices other than Mellanox's: UCX looks for the address of a datagram where the
+ * completion's service level says, which theirs leave zero, and drops all that come by IPv4. On
+ * InfiniBand the lowest index.
  */
 const struct kvt_gid *kvt_gid_choose(const struct kvt_rdma_port *port);
 
@@ -88,6 +92,9 @@ const char *kvt_port_problem(const struct kvt_rdma_port *port);
 
 /* ---- reading ---- */
 
+/* Near to the CPUs that this thread may run on, whose memory the pools are in. */
+struct kvt_near kvt_near_here(void);
+
 /* All ports of this machine, by name; none where there is no device, driver or libibverbs.
  * `ret_ports` holds KVT_PORTS_MAX. */
 uint32_t kvt_ports_read(struct kvt_rdma_port *ret_ports);
@@ -95,6 +102,8 @@ uint32_t kvt_ports_read(struct kvt_rdma_port *ret_ports);
 /* Below a directory that looks like /sys: */
 /* NUMA node, PCI path and, where `rate_mbps` is 0, the rate of a port. */
 void kvt_sysfs_locate(const char *sysfs, struct kvt_rdma_port *port);
+/* The node of all these CPUs; -1: they are on several, or it is not known. */
+int kvt_sysfs_node_of_cpus(const char *sysfs, const cpu_set_t *cpus);
 /* "0000:17:00.0" to its path and NUMA node. False: no such device. */
 bool kvt_sysfs_pci(const char *sysfs, const char *bus_id, char ret_path[KVT_PCI_PATH_SIZE],
                    int *ret_numa_node);

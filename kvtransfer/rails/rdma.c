@@ -15,16 +15,23 @@ static enum bt_status open_rail(const struct kvt_transport_options *options,
                                 struct kvt_rail *ret_rail)
 {
     struct kvt_transport_options one = *options;
+    const struct kvt_gid *gid = kvt_gid_choose(port);
+    const char *overruled = getenv("UCX_IB_GID_INDEX");
+    char text[48] = "none";
     enum bt_status status;
 
     one.device = port->name;
-    status = kvt_rdma_transport_create(&one, error, &ret_rail->transport);
+    status = kvt_rdma_transport_create(&one, gid != NULL ? (int)gid->index : -1, error,
+                                       &ret_rail->transport);
     if (status != BT_OK)
         return status;
     ret_rail->rate_mbps = port->rate_mbps;
     memcpy(ret_rail->device, port->name, sizeof(ret_rail->device));
-    bt_log_info(0, "rdma rail %s: %" PRIu32 " Mb/s, NUMA node %d", port->name, port->rate_mbps,
-                port->numa_node);
+    if (gid != NULL)
+        kvt_gid_format(gid, text);
+    bt_log_info(0, "rdma rail %s: %" PRIu32 " Mb/s, NUMA node %d, GID %s%s", port->name,
+                port->rate_mbps, port->numa_node, overruled != NULL ? "index " : text,
+                overruled != NULL ? overruled : "");
     return BT_OK;
 }
 
@@ -57,7 +64,7 @@ static enum bt_status open_rails(const struct kvt_transport_options *options,
 enum bt_status kvt_rails_rdma_create(const struct kvt_transport_options *options,
                                      struct bt_error *error, struct kvt_transport **ret_transport)
 {
-    const struct kvt_near anywhere = {.numa_node = -1}; /* the pool may be on any node */
+    const struct kvt_near near = kvt_near_here();
     struct kvt_rdma_port *ports = calloc(KVT_PORTS_MAX, sizeof(*ports));
     struct kvt_rail rails[KVT_RAILS_MAX] = {0};
     uint32_t indices[KVT_RAILS_MAX], count = 0, opened = 0;
@@ -65,8 +72,8 @@ enum bt_status kvt_rails_rdma_create(const struct kvt_transport_options *options
 
     if (ports == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory to look for rdma ports");
-    status = kvt_ports_select(ports, kvt_ports_read(ports), options->device, &anywhere, error,
-                              indices, &count);
+    status = kvt_ports_select(ports, kvt_ports_read(ports), options->device, &near, error, indices,
+                              &count);
     if (status == BT_OK)
         status = open_rails(options, ports, indices, count, error, rails, &opened);
     free(ports);

@@ -52,6 +52,52 @@ bool kvt_sysfs_pci(const char *sysfs, const char *bus_id, char ret_path[KVT_PCI_
     return resolve_pci(link, ret_path, ret_numa_node);
 }
 
+/* "0-3,8": whether one of these CPUs is in the list. */
+static bool list_has_any(const char *list, const cpu_set_t *cpus)
+{
+    long first, last;
+    char *end;
+
+    for (const char *at = list; *at != '\0'; at = *end == ',' ? end + 1 : "") {
+        first = last = strtol(at, &end, 10);
+        if (end == at)
+            return false;
+        if (*end == '-')
+            last = strtol(end + 1, &end, 10);
+        for (long cpu = first; cpu >= 0 && cpu <= last && cpu < CPU_SETSIZE; cpu++)
+            if (CPU_ISSET((size_t)cpu, cpus))
+                return true;
+    }
+    return false;
+}
+
+int kvt_sysfs_node_of_cpus(const char *sysfs, const cpu_set_t *cpus)
+{
+    enum { NODES_MAX = 1024 };
+    char path[PATH_MAX], list[4096];
+    int node = -1;
+
+    for (int i = 0; i < NODES_MAX; i++) {
+        snprintf(path, sizeof(path), "%s/devices/system/node/node%d/cpulist", sysfs, i);
+        if (!read_line(path, list, sizeof(list)) || !list_has_any(list, cpus))
+            continue;
+        if (node >= 0)
+            return -1;
+        node = i;
+    }
+    return node;
+}
+
+struct kvt_near kvt_near_here(void)
+{
+    struct kvt_near near = {.numa_node = -1};
+    cpu_set_t cpus;
+
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0)
+        near.numa_node = kvt_sysfs_node_of_cpus("/sys", &cpus);
+    return near;
+}
+
 void kvt_sysfs_locate(const char *sysfs, struct kvt_rdma_port *port)
 {
     int device = (int)strcspn(port->name, ":");

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define MELLANOX 0x02c9 /* its IEEE number, as the vendor of a device */
+
 static const char *state_name(enum ibv_port_state state)
 {
     static const char *const names[] = {"NOP",   "DOWN",   "INITIALIZING",
@@ -57,6 +59,7 @@ static void read_device(struct ibv_device *device, struct kvt_rdma_port *ports, 
             .active = attr.state == IBV_PORT_ACTIVE,
             .state = state_name(attr.state),
             .infiniband = attr.link_layer != IBV_LINK_LAYER_ETHERNET,
+            .mellanox = attributes.vendor_id == MELLANOX,
             .rate_mbps = kvt_link_rate_mbps(attr.active_width, attr.active_speed),
             .mtu = attr.active_mtu >= IBV_MTU_256 && attr.active_mtu <= IBV_MTU_4096
                        ? 128u << attr.active_mtu

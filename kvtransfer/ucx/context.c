@@ -80,6 +80,18 @@ static ucs_status_t look_after_peers(ucp_config_t *config)
     return ucp_config_modify(config, "KEEPALIVE_INTERVAL", "1s");
 }
 
+/* What the user says in UCX's own variable counts. A name of a device's table is taken for good and
+ * looked up later: 1.13 knows it without the table's prefix, later ones with it. */
+static ucs_status_t choose_gid(ucp_config_t *config, const char *index)
+{
+    ucs_status_t status;
+
+    if (index == NULL || getenv("UCX_IB_GID_INDEX") != NULL)
+        return UCS_OK;
+    status = ucp_config_modify(config, "GID_INDEX", index);
+    return status == UCS_OK ? ucp_config_modify(config, "IB_GID_INDEX", index) : status;
+}
+
 static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_config *wanted,
                                      struct bt_error *error)
 {
@@ -96,6 +108,8 @@ static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_c
         status = ucp_config_modify(config, "NET_DEVICES", wanted->devices);
     if (status == UCS_OK)
         status = look_after_peers(config);
+    if (status == UCS_OK)
+        status = choose_gid(config, wanted->gid_index);
     if (status == UCS_OK)
         status = ucp_init(&params, config, &ucx->context);
     ucp_config_release(config);

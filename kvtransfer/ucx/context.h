@@ -27,7 +27,8 @@ struct kvt_ucx {
 
 struct kvt_ucx_config {
     const char *tls;
-    const char *devices; /* NULL: all */
+    const char *devices;   /* NULL: all */
+    const char *gid_index; /* of the device; NULL: UCX chooses */
     uint64_t features;
 };
 

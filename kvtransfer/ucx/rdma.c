@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -253,16 +254,19 @@ static enum bt_status set_handler(struct kvt_rdma *rdma, unsigned id,
     return BT_OK;
 }
 
-static enum bt_status create_parts(struct kvt_rdma *rdma, const char *device,
+static enum bt_status create_parts(struct kvt_rdma *rdma, const char *device, int gid_index,
                                    struct bt_error *error)
 {
+    char index[16];
     const struct kvt_ucx_config config = {
         .tls = "ib", /* ud carries the wiring up of the others */
         .devices = device,
+        .gid_index = gid_index >= 0 ? index : NULL,
         .features = UCP_FEATURE_RMA | UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
     };
     enum bt_status status;
 
+    snprintf(index, sizeof(index), "%d", gid_index);
     rdma->ops = calloc(KVT_RDMA_OPS, sizeof(*rdma->ops));
     if (rdma->ops == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for rdma");
@@ -283,7 +287,7 @@ static enum bt_status create_parts(struct kvt_rdma *rdma, const char *device,
     return status;
 }
 
-enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *options,
+enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *options, int gid_index,
                                          struct bt_error *error,
                                          struct kvt_transport **ret_transport)
 {
@@ -299,7 +303,7 @@ enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *opt
     rdma->ucx.base.ops = &rdma_ops;
     rdma->ucx.wake_fd = rdma->worker_fd = -1;
     rdma->next_cookie = 1;
-    status = create_parts(rdma, options->device, error);
+    status = create_parts(rdma, options->device, gid_index, error);
     if (status != BT_OK) {
         destroy(&rdma->ucx.base);
         return status;

@@ -12,8 +12,9 @@ enum bt_status kvt_shm_transport_create(const struct kvt_transport_options *opti
                                         struct bt_error *error,
                                         struct kvt_transport **ret_transport);
 
-/* Puts by the device. UNAVAILABLE: this machine has none. */
-enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *options,
+/* Puts by the device. `gid_index` is of options->device; -1: UCX chooses, as it does wherever
+ * UCX_IB_GID_INDEX is set. UNAVAILABLE: this machine has none. */
+enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *options, int gid_index,
                                          struct bt_error *error,
                                          struct kvt_transport **ret_transport);
 

@@ -178,7 +178,8 @@ static void names_that_are_not_there(void **state)
 
 static void gid_preference(void **state)
 {
-    struct kvt_rdma_port port = {.gids = {{0, KVT_GID_ROCE_V1, {LINK_LOCAL}},
+    struct kvt_rdma_port port = {.mellanox = true,
+                                 .gids = {{0, KVT_GID_ROCE_V1, {LINK_LOCAL}},
                                           {1, KVT_GID_ROCE_V2, {LINK_LOCAL}},
                                           {2, KVT_GID_ROCE_V1, {IPV4}},
                                           {3, KVT_GID_ROCE_V2, {IPV4}},
@@ -193,6 +194,15 @@ static void gid_preference(void **state)
     assert_string_equal(text, "::ffff:10.0.0.9");
     assert_true(kvt_gid_is_ipv4(&port.gids[2]));
     assert_false(kvt_gid_is_ipv4(&port.gids[4]));
+    port.mellanox = false;
+    assert_int_equal(kvt_gid_choose(&port)->index, 4); /* IPv4 last, of any version's */
+    port.gid_count = 4;
+    assert_int_equal(kvt_gid_choose(&port)->index, 1);
+    memset(port.gids[1].bytes, 0, 16);
+    assert_int_equal(kvt_gid_choose(&port)->index, 3); /* v2 before v1, all the same */
+    port.gids[1] = (struct kvt_gid){1, KVT_GID_ROCE_V2, {LINK_LOCAL}};
+    port.gid_count = 6;
+    port.mellanox = true;
     memset(port.gids[3].bytes, 0, 16);
     memset(port.gids[5].bytes, 0, 16);
     assert_int_equal(kvt_gid_choose(&port)->index, 4);
@@ -330,6 +340,36 @@ static void sysfs_places_a_port(void **state)
     assert_false(kvt_sysfs_pci(root, "../devices/0000:17:00.0", path, &numa));
 }
 
+static int node_of(int first, int second)
+{
+    cpu_set_t cpus;
+
+    CPU_ZERO(&cpus);
+    CPU_SET((size_t)first, &cpus);
+    CPU_SET((size_t)second, &cpus);
+    return kvt_sysfs_node_of_cpus(root, &cpus);
+}
+
+static void cpus_are_on_nodes(void **state)
+{
+    (void)state;
+
+    assert_int_equal(node_of(0, 0), -1); /* no such directory */
+    make_directories("devices/system/node/node0");
+    make_directories("devices/system/node/node1");
+    make_directories("devices/system/node/node7");
+    make_file("devices/system/node/node0/cpulist", "0-3,8-11\n");
+    make_file("devices/system/node/node1/cpulist", "4-7,12-15\n");
+    make_file("devices/system/node/node7/cpulist", "\n"); /* memory alone */
+    assert_int_equal(node_of(0, 0), 0);
+    assert_int_equal(node_of(0, 11), 0);
+    assert_int_equal(node_of(4, 12), 1);
+    assert_int_equal(node_of(7, 8), -1); /* both */
+    assert_int_equal(node_of(16, 16), -1);
+    make_file("devices/system/node/node7/cpulist", "99-\n");
+    assert_int_equal(node_of(15, 15), 1);
+}
+
 static void expect_gpu(const char *kernel, bool verbs, bool peer, bool dmabuf, const char *words)
 {
     struct kvt_gpu_memory memory;
@@ -384,6 +424,7 @@ int main(void)
         cmocka_unit_test(rates),
         cmocka_unit_test(distances),
         cmocka_unit_test_setup_teardown(sysfs_places_a_port, make_root, remove_root),
+        cmocka_unit_test_setup_teardown(cpus_are_on_nodes, make_root, remove_root),
         cmocka_unit_test_setup_teardown(gpu_memory, make_root, remove_root),
         cmocka_unit_test(this_machine_can_be_read),
     };
