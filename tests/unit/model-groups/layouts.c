@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -49,7 +50,10 @@ struct rank {
     uint32_t pages[POOL_PAGES];
     uint32_t done;         /* tokens of the prompt */
     uint32_t runs, layers; /* so far; of the run */
-    uint32_t moved;
+    uint32_t moved;        /* layers */
+    uint32_t moving;
+    const struct bt_placement *moving_to;
+    struct bt_expert_change *change;
 };
 
 static struct bt_placement *make_placement(const struct bt_model_config *c,
@@ -206,18 +210,40 @@ static bool run(struct rank *rank, enum bt_forward_form form, const uint32_t *to
 }
 
 /* The next layer goes from the placement that it has to the other one. */
-static void move(struct rank *rank)
+static void *load_experts(void *context)
 {
+    struct rank *rank = context;
     struct bt_error error = {0};
-    struct bt_expert_change *change;
-    uint32_t layers = rank->placement->layers, layer = rank->moved % layers;
-    const struct bt_placement *to = rank->moved / layers % 2 ? rank->placement : rank->other;
-    if (bt_model_load_experts(rank->model, layer, to, &error, &change) != BT_OK)
+    uint32_t layers = rank->placement->layers;
+    rank->moving = rank->moved % layers;
+    rank->moving_to = rank->moved / layers % 2 ? rank->placement : rank->other;
+    if (bt_model_load_experts(rank->model, rank->moving, rank->moving_to, &error, &rank->change) !=
+        BT_OK)
         give_up("experts", error.text);
-    bt_model_switch_experts(rank->model, change);
-    bt_forward_set_placement(rank->prefill, layer, to);
-    bt_forward_set_placement(rank->decode, layer, to);
+    return NULL;
+}
+
+static void switch_experts(struct rank *rank)
+{
+    bt_model_switch_experts(rank->model, rank->change);
+    bt_forward_set_placement(rank->prefill, rank->moving, rank->moving_to);
+    bt_forward_set_placement(rank->decode, rank->moving, rank->moving_to);
     rank->moved++;
+}
+
+/* A run, and meanwhile, where the layout moves experts, the loading of those of the next one. */
+static bool step(struct rank *rank, enum bt_forward_form form, const uint32_t *tokens,
+                 uint32_t start, uint32_t count, const uint32_t *wanted, uint32_t wanted_count)
+{
+    pthread_t thread;
+    if (!rank->layout->moves)
+        return run(rank, form, tokens, start, count, wanted, wanted_count);
+    if (pthread_create(&thread, NULL, load_experts, rank) != 0)
+        give_up("experts", "no thread");
+    bool done = run(rank, form, tokens, start, count, wanted, wanted_count);
+    pthread_join(thread, NULL);
+    switch_experts(rank);
+    return done;
 }
 
 static bool prefill(struct rank *rank)
@@ -234,12 +260,10 @@ static bool prefill(struct rank *rank)
         bool over = !rank->ep && left == 0;
         if (over || (rank->ep && i * rank->layout->chunk >= MAX_CHUNK && left == 0))
             return true;
-        if (!run(rank, BT_FORWARD_MULTI_HEAD, prompt->tokens + rank->done, rank->done, count,
-                 wanted, wanted_count))
+        if (!step(rank, BT_FORWARD_MULTI_HEAD, prompt->tokens + rank->done, rank->done, count,
+                  wanted, wanted_count))
             return false;
         rank->done += count;
-        if (rank->layout->moves)
-            move(rank);
     }
     return true;
 }
@@ -249,16 +273,14 @@ static bool decode(struct rank *rank)
 {
     const struct prompt *prompt = rank->prompt;
     const uint32_t zero = 0;
-    for (uint32_t step = 0, fed = 0; step < 2 * STEPS; step++) {
-        bool pauses = fed == STEPS || (step + rank->tp_group) % 3 == 0;
+    for (uint32_t i = 0, fed = 0; i < 2 * STEPS; i++) {
+        bool pauses = fed == STEPS || (i + rank->tp_group) % 3 == 0;
         if (pauses && !rank->ep)
             continue;
-        if (!run(rank, BT_FORWARD_ABSORBED, prompt->next + fed, prompt->count + fed, !pauses, &zero,
-                 !pauses))
+        if (!step(rank, BT_FORWARD_ABSORBED, prompt->next + fed, prompt->count + fed, !pauses,
+                  &zero, !pauses))
             return false;
         fed += !pauses;
-        if (rank->layout->moves)
-            move(rank);
     }
     return true;
 }
