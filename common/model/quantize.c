@@ -1,6 +1,10 @@
 #include "common/model/quantize.h"
 
 #include <math.h>
+#include <string.h>
+
+/* A step of less might be no normal number. */
+#define LEAST 1e-30f
 
 static float largest(const float *x, size_t count)
 {
@@ -15,9 +19,21 @@ static float clamp(float x, float limit)
     return x > limit ? limit : x < -limit ? -limit : x;
 }
 
+static bool is_finite(const float *x, size_t count)
+{
+    uint32_t bits, bad = 0;
+    for (size_t i = 0; i < count; i++) {
+        memcpy(&bits, &x[i], sizeof(bits));
+        bad |= (bits & 0x7f800000) == 0x7f800000;
+    }
+    return bad == 0;
+}
+
 float bt_quantize_row_i8(const float *weights, size_t cols, int8_t *ret_values)
 {
-    float most = largest(weights, cols), scale = most > 0 ? most / 127 : 1;
+    if (!is_finite(weights, cols))
+        return NAN;
+    float most = largest(weights, cols), scale = most > LEAST ? most / 127 : 1;
     for (size_t i = 0; i < cols; i++)
         ret_values[i] = (int8_t)clamp(rintf(weights[i] / scale), 127);
     return scale;
@@ -41,7 +57,7 @@ static float group_error(const float *weights, const float *importance, size_t c
 static float best_step(const float *weights, const float *importance, size_t count, bool search)
 {
     float most = largest(weights, count), best = most / 7, least = INFINITY;
-    if (most == 0 || !search)
+    if (most <= LEAST || !search)
         return best;
     for (int clip = 20; clip >= 14; clip--) {
         float step = most / 7 * (float)clip / 20;
@@ -84,13 +100,15 @@ float bt_quantize_row_i4(const float *weights, size_t cols, const float *importa
 {
     size_t groups = (cols + BT_QUANTIZE_GROUP - 1) / BT_QUANTIZE_GROUP;
     float widest = 0;
+    if (!is_finite(weights, cols))
+        return NAN;
     for (size_t g = 0; g < groups; g++) {
         size_t at = g * BT_QUANTIZE_GROUP;
         float step = best_step(weights + at, importance ? importance + at : NULL,
                                group_size(cols, g), search);
         widest = step > widest ? step : widest;
     }
-    float scale = widest > 0 ? widest / BT_QUANTIZE_MAX_GROUP_SCALE : 1;
+    float scale = widest > LEAST ? widest / BT_QUANTIZE_MAX_GROUP_SCALE : 1;
     for (size_t g = 0; g < groups; g++) {
         size_t at = g * BT_QUANTIZE_GROUP, count = group_size(cols, g);
         const float *in = weights + at, *matter = importance ? importance + at : NULL;

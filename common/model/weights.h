@@ -1,5 +1,6 @@
 /*
- * From the matrices of a checkpoint to those that the kernels multiply. Inside common/model only.
+ * From the matrices of a checkpoint to those that the kernels multiply. Inside common/model, and
+ * for tools that convert checkpoints.
  */
 #ifndef BATON_COMMON_MODEL_WEIGHTS_H
 #define BATON_COMMON_MODEL_WEIGHTS_H
@@ -34,6 +35,18 @@ enum bt_status bt_weight_check_scales(const char *dir, const struct bt_tensor *t
 enum bt_status bt_weight_check_groups(const char *dir, const struct bt_tensor *tensor,
                                       const struct bt_matrix *matrix, struct bt_team *team,
                                       struct bt_error *error);
+
+/*
+ * The weight `tensor` of `file` in ROWS, without a model that knows its shape: F32, BF16 and F16 of
+ * one or two dimensions, F8_E4M3 of two with the checked scales of its blocks. INVALID_ARGUMENT, by
+ * name: any other.
+ */
+enum bt_status bt_weight_find(const struct bt_safetensors *file, const char *dir,
+                              const struct bt_tensor *tensor, struct bt_error *error,
+                              struct bt_matrix *ret_matrix);
+
+/* One row of a matrix in ROWS as f32, [cols]; any dtype. */
+void bt_weight_read_row(const struct bt_matrix *matrix, uint32_t row, float *ret_row);
 
 /* f32 rows of a quantised matrix in ROWS, to `out` [rows][cols]. */
 void bt_weight_dequantise(const struct bt_matrix *matrix, struct bt_team *team, float *out);
