@@ -55,18 +55,14 @@ static struct samples rows_of(const struct ctl_awq_layer *layer, uint32_t expert
     return samples;
 }
 
-/* Mean |x| and mean x² of each input; ones where no row was seen. */
-static void statistics(const float *const *rows, uint32_t count, uint32_t cols, float *ret_size,
-                       float *ret_square)
+/* Mean |x| of each input; ones where no row was seen. */
+static void mean_sizes(const float *const *rows, uint32_t count, uint32_t cols, float *ret_size)
 {
     for (uint32_t i = 0; i < cols; i++) {
-        double size = 0, square = 0;
-        for (uint32_t r = 0; r < count; r++) {
+        double size = 0;
+        for (uint32_t r = 0; r < count; r++)
             size += fabs((double)rows[r][i]);
-            square += (double)rows[r][i] * (double)rows[r][i];
-        }
         ret_size[i] = count ? (float)(size / count) : 1;
-        ret_square[i] = count ? (float)(square / count) : 1;
     }
 }
 
@@ -90,8 +86,8 @@ struct loss {
     double error, output;
 };
 
-/* Rows `first` … of a matrix rounded to int4 under `scales`, against what they were. work: 3 * cols
- * floats, bytes: cols + groups. */
+/* Rows `first` … of a matrix rounded to int4 under `scales`, against what they were. work: 2 * cols
+ * floats, values: cols + groups bytes. */
 static struct loss rows_loss(const struct ctl_weights *w, uint32_t first, uint32_t count,
                              const struct samples *samples, const float *scales, float *work,
                              int8_t *values)
@@ -104,6 +100,8 @@ static struct loss rows_loss(const struct ctl_weights *w, uint32_t first, uint32
         for (uint32_t i = 0; i < w->cols; i++)
             scaled[i] = weights[i] * scales[i];
         float scale = bt_quantize_row_i4(scaled, w->cols, NULL, false, values, groups);
+        if (!isfinite(scale)) /* its rounding will say so */
+            continue;
         for (uint32_t i = 0; i < w->cols; i++)
             scaled[i] =
                 (float)values[i] * (float)groups[i / BT_QUANTIZE_GROUP] * scale / scales[i] -
@@ -209,12 +207,12 @@ static bool search_input(const struct ctl_awq_layer *layer, struct bt_team *team
 {
     uint32_t picks[SAMPLE_EXPERTS], pick_count = pick_experts(layer, picks);
     const float **rows = calloc(layer->rows + 1, sizeof(*rows));
-    float *size = calloc(2 * (size_t)layer->hidden, sizeof(*size)), *scales = NULL;
+    float *size = calloc(layer->hidden, sizeof(*size)), *scales = NULL;
     bool ok = rows && size;
     if (ok) {
         for (uint32_t r = 0; r < layer->rows; r++)
             rows[r] = layer->x + (size_t)r * layer->hidden;
-        statistics(rows, layer->rows, layer->hidden, size, size + layer->hidden);
+        mean_sizes(rows, layer->rows, layer->hidden, size);
         scales = all_scales(size, layer->hidden);
         ok = scales != NULL;
     }
@@ -274,14 +272,14 @@ static bool search_inner(const struct ctl_awq_layer *layer, uint32_t e, struct b
     struct samples samples = rows_of(layer, e), inner_samples = {.count = samples.count};
     struct inner_job job = {expert, &samples, calloc((size_t)SAMPLE_ROWS * inner, sizeof(float)),
                             calloc((size_t)threads * 2 * layer->hidden, sizeof(float))};
-    float *size = calloc(2 * (size_t)inner, sizeof(*size)), *scales = NULL;
+    float *size = calloc(inner, sizeof(*size)), *scales = NULL;
     struct loss here[ALPHAS] = {{0, 0}};
     bool ok = job.inner && job.work && size;
     if (ok) {
         bt_team_run(team, run_inner, &job, (inner + BLOCK_ROWS - 1) / BLOCK_ROWS);
         for (uint32_t s = 0; s < samples.count; s++)
             inner_samples.rows[s] = job.inner + (size_t)s * inner;
-        statistics(inner_samples.rows, samples.count, inner, size, size + inner);
+        mean_sizes(inner_samples.rows, samples.count, inner, size);
         scales = all_scales(size, inner);
         ok = scales && add_losses(&expert->down, &inner_samples, scales, team, here);
     }

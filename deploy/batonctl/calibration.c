@@ -5,12 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "common/base/file.h"
-#include "common/model/forward.h"
-#include "common/model/model.h"
-#include "common/text/tokenizer.h"
-
-#define MIN_TOKENS 64
+#include "deploy/batonctl/text_run.h"
 
 /*
  * The model runs with a table whose moe_experts looks at its input first. Operations of a table
@@ -52,16 +47,6 @@ static void tapped_moe_experts(struct bt_stream *stream, const float *x, uint32_
     tap.original->moe_experts(stream, x, rows, shape, routing, experts, out);
 }
 
-static void see_nothing(void *context, int32_t layer, const float *x, const uint32_t *experts,
-                        const float *weights)
-{
-    (void)context;
-    (void)layer;
-    (void)x;
-    (void)experts;
-    (void)weights;
-}
-
 static enum bt_status make_layers(const struct bt_model *model, struct ctl_calibration *c,
                                   struct bt_error *error)
 {
@@ -84,67 +69,25 @@ static enum bt_status make_layers(const struct bt_model *model, struct ctl_calib
     return BT_OK;
 }
 
-/* The text in independent pieces through the tapped model; KV of each piece in the same pages. */
-static enum bt_status run_pieces(struct bt_model *model, const struct bt_token_buffer *tokens,
-                                 struct ctl_calibration *c, struct bt_error *error)
+static enum bt_status run_pieces(const struct bt_model *model, const struct bt_token_buffer *tokens,
+                                 const struct ctl_calibration *c, struct bt_error *error)
 {
-    uint32_t pages[CTL_CALIBRATION_WINDOW / BT_PAGE_TOKENS];
-    struct bt_kv_layout layout = bt_model_kv_layout(model, BT_F32);
-    uint32_t page_count = sizeof(pages) / sizeof(pages[0]);
-    struct bt_forward *forward = NULL;
-    const struct bt_forward_options options = {.max_rows = CTL_CALIBRATION_WINDOW, .max_logits = 1};
-    enum bt_status status = bt_forward_create(model, &options, error, &forward);
-    void *pool = calloc(1, bt_kv_pool_bytes(&layout, page_count));
-    if (status == BT_OK && !pool)
-        status = bt_error_set(error, BT_ERR_NO_MEMORY, "calibration: no memory");
-    for (uint32_t i = 0; i < page_count; i++)
-        pages[i] = i;
+    struct ctl_text_run *run;
+    enum bt_status status = ctl_text_run_create(model, false, error, &run);
+    if (status != BT_OK)
+        return status;
     tap.stride = c->tokens > CTL_CALIBRATION_ROWS ? c->tokens / CTL_CALIBRATION_ROWS : 1;
-    for (uint32_t at = 0; status == BT_OK && at < c->tokens; at += CTL_CALIBRATION_WINDOW) {
-        uint32_t rows =
-            c->tokens - at < CTL_CALIBRATION_WINDOW ? c->tokens - at : CTL_CALIBRATION_WINDOW;
-        struct bt_sequence_rows sequence = {pages, 0, 0, rows};
-        struct bt_forward_batch batch = {
-            .form = BT_FORWARD_MULTI_HEAD,
-            .tokens = tokens->ids + at,
-            .rows = rows,
-            .sequences = &sequence,
-            .sequence_count = 1,
-            .kv_pool = pool,
-            .layout = layout,
-            .pool_pages = page_count,
-            .probe = see_nothing, /* so that the last layer sees all rows too */
-        };
-        const float *logits;
+    for (uint32_t at = 0; at < c->tokens; at += CTL_TEXT_WINDOW) {
+        uint32_t rows = c->tokens - at < CTL_TEXT_WINDOW ? c->tokens - at : CTL_TEXT_WINDOW;
         tap.phase = at;
-        status = bt_forward_run(forward, &batch, &logits);
+        ctl_text_run_piece(run, tokens->ids + at, rows);
         if (isatty(STDERR_FILENO))
             fprintf(stderr, "\rcalibrating: %u of %u tokens", at + rows, c->tokens);
     }
     if (isatty(STDERR_FILENO))
         fprintf(stderr, "\n");
-    free(pool);
-    bt_forward_destroy(forward);
-    return status;
-}
-
-static enum bt_status read_tokens(const char *model_dir, const char *text_path,
-                                  struct bt_error *error, struct bt_token_buffer *ret_tokens)
-{
-    struct bt_tokenizer *tokenizer = NULL;
-    char *text = NULL;
-    size_t size = 0;
-    enum bt_status status = bt_tokenizer_load(model_dir, error, &tokenizer);
-    if (status == BT_OK)
-        status = bt_file_read(text_path, BT_TOKENIZER_MAX_TEXT_BYTES, error, &text, &size);
-    if (status == BT_OK)
-        status = bt_tokenizer_encode(tokenizer, text, size, true, error, ret_tokens);
-    if (status == BT_OK && ret_tokens->count < MIN_TOKENS)
-        status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: %zu tokens, at least %d",
-                              text_path, ret_tokens->count, MIN_TOKENS);
-    free(text);
-    bt_tokenizer_destroy(tokenizer);
-    return status;
+    ctl_text_run_destroy(run);
+    return BT_OK;
 }
 
 enum bt_status ctl_calibrate(const char *model_dir, const char *text_path, uint32_t max_tokens,
@@ -156,13 +99,13 @@ enum bt_status ctl_calibrate(const char *model_dir, const char *text_path, uint3
     struct bt_model *model = NULL;
     const struct bt_model_options load = {
         .dir = model_dir, .kernels = "auto", .dtype = BT_MODEL_AUTO, .team = team};
-    enum bt_status status = read_tokens(model_dir, text_path, error, &tokens);
+    enum bt_status status = ctl_text_read(model_dir, text_path, max_tokens, error, &tokens);
     if (status == BT_OK)
         status = bt_model_load(&load, error, &model);
     if (status == BT_OK)
         status = make_layers(model, &c, error);
     if (status == BT_OK) {
-        c.tokens = tokens.count < max_tokens ? (uint32_t)tokens.count : max_tokens;
+        c.tokens = (uint32_t)tokens.count;
         tap.original = model->kernels;
         tap.table = *model->kernels;
         tap.table.moe_experts = tapped_moe_experts;

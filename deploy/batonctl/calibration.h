@@ -9,8 +9,7 @@
 #include "common/base/status.h"
 #include "common/kernels/team.h"
 
-#define CTL_CALIBRATION_ROWS   512 /* samples kept of a layer */
-#define CTL_CALIBRATION_WINDOW 512 /* tokens of one independent piece of the text */
+#define CTL_CALIBRATION_ROWS 512 /* samples kept of a layer */
 
 struct ctl_calibration_layer {
     uint32_t rows;     /* 0: a dense layer */
@@ -23,8 +22,7 @@ struct ctl_calibration {
     struct ctl_calibration_layer *layers;
 };
 
-/* Runs at most `max_tokens` of the text through the model. INVALID_ARGUMENT: a text with fewer than
- * 64 tokens. */
+/* Runs at most `max_tokens` of the text through the model, in the pieces of text_run.h. */
 enum bt_status ctl_calibrate(const char *model_dir, const char *text_path, uint32_t max_tokens,
                              struct bt_team *team, struct bt_error *error,
                              struct ctl_calibration *ret_calibration);

@@ -15,13 +15,22 @@
 #include "common/model/quantize.h"
 #include "common/model/safetensors.h"
 #include "common/model/safetensors_writer.h"
+#include "common/model/weights.h"
 #include "deploy/batonctl/awq.h"
 #include "deploy/batonctl/calibration.h"
+#include "deploy/batonctl/sensitivity.h"
 
 #define MAX_JSON_BYTES ((size_t)64 << 20)
 
 /* What becomes of a tensor of the source. */
-enum fate { FATE_COPY, FATE_INT8, FATE_INT4, FATE_SCALED_F32, FATE_DROP };
+enum fate {
+    FATE_COPY,
+    FATE_BF16, /* an F8 one that is kept: there is no fp8 beside int8 */
+    FATE_INT8,
+    FATE_INT4,
+    FATE_SCALED_F32,
+    FATE_DROP,
+};
 
 enum part { PART_OTHER, PART_ATTENTION, PART_FFN };
 
@@ -34,7 +43,8 @@ struct place {
 };
 
 struct plan {
-    const struct bt_tensor *tensor, *block_scales;
+    const struct bt_tensor *tensor;
+    struct bt_matrix matrix; /* no data: a tensor that is no weight */
     struct place place;
     enum fate fate;
     uint32_t out, out_scale, out_group_scale; /* of the writer */
@@ -49,7 +59,7 @@ struct quantizer {
     size_t plan_count;
     struct ctl_calibration calibration;
     float **inputs;     /* [layer] scales of the experts' common input; NULL: none */
-    float **inners;     /* [layer] [experts + 1][inner_stride] */
+    float **inners;     /* [layer] [expert, the shared ones last][inner_stride] */
     float **importance; /* [layer] mean squares of the scaled common input */
     uint32_t inner_stride;
     struct ctl_quantize_report report;
@@ -77,7 +87,8 @@ static struct place place_of(const struct quantizer *q, const char *name)
     const char *rest = name + at;
     p.layer = layer;
     at = 0;
-    if (sscanf(rest, "mlp.experts.%u.%n", &expert, &at) == 1 && at)
+    if (sscanf(rest, "mlp.experts.%u.%n", &expert, &at) == 1 && at &&
+        expert < q->config.n_routed_experts)
         p.expert = expert;
     else if (!strncmp(rest, "mlp.shared_experts.", 19))
         p.expert = q->config.n_routed_experts;
@@ -98,76 +109,78 @@ static struct place place_of(const struct quantizer *q, const char *name)
     return p;
 }
 
-static enum fate fate_of(const struct quantizer *q, const struct plan *plan)
-{
-    const struct ctl_quantize_options *o = q->options;
-    const struct place *p = &plan->place;
-    const char *name = plan->tensor->name;
-    bool is_matrix = plan->tensor->dim_count == 2;
-    if (p->role == ROLE_HEAD)
-        return o->keep_head ? FATE_COPY : FATE_INT8;
-    if (p->layer < 0)
-        return FATE_COPY;
-    if (p->role == ROLE_NORM || p->role == ROLE_ROUTER)
-        return q->inputs[p->layer] ? FATE_SCALED_F32 : FATE_COPY;
-    if (!is_matrix || ends_with(name, "kv_b_proj.weight") || !ends_with(name, "_proj.weight"))
-        return is_matrix && ends_with(name, "kv_a_proj_with_mqa.weight") ? FATE_INT8 : FATE_COPY;
-    if (p->expert >= 0)
-        return o->format == CTL_QUANTIZE_W4A8 && plan->tensor->dims[1] % BT_QUANTIZE_GROUP == 0
-                   ? FATE_INT4
-                   : FATE_INT8;
-    if (p->part == PART_FFN && o->keep_dense)
-        return FATE_COPY;
-    return FATE_INT8;
-}
-
-/* ---- reading the source ---- */
-
-static void read_row(const struct plan *plan, uint64_t row, float *ret_row)
-{
-    const struct bt_tensor *t = plan->tensor;
-    uint64_t cols = t->dim_count == 2 ? t->dims[1] : t->dims[0];
-    const float *scales = plan->block_scales ? plan->block_scales->data : NULL;
-    uint64_t blocks = (cols + 127) / 128;
-    for (uint64_t i = 0; i < cols; i++) {
-        uint64_t index = row * cols + i;
-        if (t->dtype == BT_F32)
-            ret_row[i] = ((const float *)t->data)[index];
-        else if (t->dtype == BT_BF16)
-            ret_row[i] = bt_bf16_to_f32(((const uint16_t *)t->data)[index]);
-        else if (t->dtype == BT_F16)
-            ret_row[i] = bt_f16_to_f32(((const uint16_t *)t->data)[index]);
-        else
-            ret_row[i] = bt_f8_e4m3_to_f32(((const uint8_t *)t->data)[index]) *
-                         scales[row / 128 * blocks + i / 128];
-    }
-}
-
 static bool is_f8(const struct bt_tensor *t)
 {
     return !strcmp(t->dtype_name, "F8_E4M3");
 }
 
+static bool is_matrix(const struct plan *plan)
+{
+    return plan->tensor->dim_count == 2;
+}
+
+/* A product of a layer that is rounded; `name` ends with "_proj.weight" in all of them but one. */
+static bool is_rounded(const struct quantizer *q, const struct plan *plan)
+{
+    const struct place *p = &plan->place;
+    const char *name = plan->tensor->name;
+    if (p->layer < 0 || !is_matrix(plan) || ends_with(name, "kv_b_proj.weight") ||
+        (p->part == PART_FFN && p->expert < 0 && q->options->keep_dense))
+        return false;
+    return ends_with(name, "_proj.weight") || ends_with(name, "kv_a_proj_with_mqa.weight");
+}
+
+static enum fate fate_of(const struct quantizer *q, const struct plan *plan)
+{
+    const struct ctl_quantize_options *o = q->options;
+    const struct place *p = &plan->place;
+    enum fate kept = is_f8(plan->tensor) ? FATE_BF16 : FATE_COPY;
+    if (p->role == ROLE_HEAD)
+        return o->keep_head || q->config.tie_word_embeddings ? kept : FATE_INT8;
+    if ((p->role == ROLE_NORM || p->role == ROLE_ROUTER) && q->inputs[p->layer])
+        return FATE_SCALED_F32;
+    if (!is_rounded(q, plan))
+        return kept;
+    return p->expert >= 0 && o->format == CTL_QUANTIZE_W4A8 &&
+                   plan->matrix.cols % BT_QUANTIZE_GROUP == 0
+               ? FATE_INT4
+               : FATE_INT8;
+}
+
+/* ---- reading the source ---- */
+
+static enum bt_status tensor_fault(const struct quantizer *q, const struct plan *plan,
+                                   const char *what)
+{
+    return bt_error_set(q->error, BT_ERR_INVALID_ARGUMENT, "%s/%s: tensor %s: %s",
+                        q->options->model, plan->tensor->file, plan->tensor->name, what);
+}
+
+static enum bt_status read_matrix(struct quantizer *q, struct plan *plan)
+{
+    const struct bt_tensor *t = plan->tensor;
+    if (is_f8(t) && q->config.quantization != BT_QUANTIZATION_FP8)
+        return tensor_fault(q, plan, "F8_E4M3 without a quantization_config of fp8");
+    if (!is_f8(t) && (!t->is_float || t->dim_count < 1 || t->dim_count > 2))
+        return BT_OK;
+    return bt_weight_find(q->source, q->options->model, t, q->error, &plan->matrix);
+}
+
 static enum bt_status make_plans(struct quantizer *q)
 {
+    enum bt_status status = BT_OK;
     q->plan_count = bt_safetensors_count(q->source);
     q->plans = calloc(q->plan_count, sizeof(*q->plans));
     if (!q->plans)
         return bt_error_set(q->error, BT_ERR_NO_MEMORY, "quantize: no memory");
-    for (size_t i = 0; i < q->plan_count; i++) {
+    for (size_t i = 0; status == BT_OK && i < q->plan_count; i++) {
         struct plan *plan = &q->plans[i];
-        char scale_name[512];
         plan->tensor = bt_safetensors_at(q->source, i);
         plan->place = place_of(q, plan->tensor->name);
-        snprintf(scale_name, sizeof(scale_name), "%s_scale_inv", plan->tensor->name);
-        if (is_f8(plan->tensor))
-            plan->block_scales = bt_safetensors_find(q->source, scale_name);
-        if (is_f8(plan->tensor) && !plan->block_scales)
-            return bt_error_set(q->error, BT_ERR_INVALID_ARGUMENT, "%s: tensor %s has no %s",
-                                q->options->model, plan->tensor->name, scale_name);
+        status = read_matrix(q, plan);
         q->report.source_bytes += plan->tensor->bytes;
     }
-    return BT_OK;
+    return status;
 }
 
 static const struct plan *find_plan(const struct quantizer *q, const char *name)
@@ -180,7 +193,8 @@ static const struct plan *find_plan(const struct quantizer *q, const char *name)
 
 static void plan_row(const void *context, uint32_t row, float *ret_row)
 {
-    read_row(context, row, ret_row);
+    const struct plan *plan = context;
+    bt_weight_read_row(&plan->matrix, row, ret_row);
 }
 
 static bool find_weights(const struct quantizer *q, uint32_t layer, const char *where,
@@ -189,10 +203,9 @@ static bool find_weights(const struct quantizer *q, uint32_t layer, const char *
     char name[160];
     snprintf(name, sizeof(name), "model.layers.%u.mlp.%s.%s_proj.weight", layer, where, part);
     const struct plan *plan = find_plan(q, name);
-    if (!plan || plan->tensor->dim_count != 2)
+    if (!plan || !plan->matrix.data || !is_matrix(plan))
         return false;
-    *ret_weights = (struct ctl_weights){plan_row, plan, (uint32_t)plan->tensor->dims[0],
-                                        (uint32_t)plan->tensor->dims[1]};
+    *ret_weights = (struct ctl_weights){plan_row, plan, plan->matrix.rows, plan->matrix.cols};
     return true;
 }
 
@@ -292,44 +305,69 @@ static enum bt_status search_scales(struct quantizer *q)
 
 /* ---- writing ---- */
 
+/* cols 0: a vector. */
 static enum bt_status add(struct quantizer *q, const char *name, const char *suffix,
                           const char *dtype, uint64_t rows, uint64_t cols, uint32_t *ret_out)
 {
     char full[600];
     uint64_t dims[2] = {rows, cols};
     snprintf(full, sizeof(full), "%s%s", name, suffix);
-    return bt_safetensors_writer_add(q->writer, full, dtype, cols ? dims : dims, cols ? 2 : 1,
-                                     q->error, ret_out);
+    return bt_safetensors_writer_add(q->writer, full, dtype, dims, cols ? 2 : 1, q->error, ret_out);
+}
+
+static enum bt_status add_rounded(struct quantizer *q, struct plan *plan)
+{
+    const char *name = plan->tensor->name;
+    uint64_t rows = plan->matrix.rows, cols = plan->matrix.cols;
+    bool int4 = plan->fate == FATE_INT4;
+    if (!plan->matrix.data)
+        return tensor_fault(q, plan, "only F32, BF16, F16 and F8_E4M3 can be rounded");
+    if (cols > BT_INT8_MAX_COLS)
+        return tensor_fault(q, plan, "too many inputs for sums of int8");
+    enum bt_status status =
+        add(q, name, "", int4 ? "U8" : "I8", rows, int4 ? cols / 2 : cols, &plan->out);
+    if (status == BT_OK)
+        status = add(q, name, "_scale", "F32", rows, 0, &plan->out_scale);
+    if (status == BT_OK && int4)
+        status = add(q, name, "_group_scale", "U8", rows, cols / BT_QUANTIZE_GROUP,
+                     &plan->out_group_scale);
+    return status;
+}
+
+/* The scales of an F8 tensor, which stays F8 nowhere. */
+static bool is_block_scales(const struct quantizer *q, const struct bt_tensor *t)
+{
+    static const char ending[] = "_scale_inv";
+    char weight[512];
+    if (!ends_with(t->name, ending))
+        return false;
+    snprintf(weight, sizeof(weight), "%.*s", (int)(strlen(t->name) - strlen(ending)), t->name);
+    const struct plan *owner = find_plan(q, weight);
+    return owner && is_f8(owner->tensor);
 }
 
 static enum bt_status plan_output(struct quantizer *q, struct plan *plan)
 {
     const struct bt_tensor *t = plan->tensor;
-    uint64_t rows = t->dim_count ? t->dims[0] : 1, cols = t->dim_count == 2 ? t->dims[1] : 0;
-    uint64_t groups = (cols + BT_QUANTIZE_GROUP - 1) / BT_QUANTIZE_GROUP;
-    enum bt_status status = BT_OK;
-    plan->fate = fate_of(q, plan);
-    if (plan->fate == FATE_COPY && ends_with(t->name, "_scale_inv")) {
-        char weight[512];
-        snprintf(weight, sizeof(weight), "%.*s", (int)(strlen(t->name) - 10), t->name);
-        const struct plan *owner = find_plan(q, weight);
-        if (owner && fate_of(q, owner) != FATE_COPY)
-            plan->fate = FATE_DROP;
-    }
-    if (plan->fate == FATE_DROP)
+    uint64_t cols = is_matrix(plan) ? t->dims[1] : 0;
+    plan->fate = is_block_scales(q, t) ? FATE_DROP : fate_of(q, plan);
+    switch (plan->fate) {
+    case FATE_DROP:
         return BT_OK;
-    if (plan->fate == FATE_COPY)
+    case FATE_COPY:
         return bt_safetensors_writer_add(q->writer, t->name, t->dtype_name, t->dims, t->dim_count,
                                          q->error, &plan->out);
-    if (plan->fate == FATE_SCALED_F32)
-        return add(q, t->name, "", "F32", rows, cols, &plan->out);
-    bool int4 = plan->fate == FATE_INT4;
-    status = add(q, t->name, "", int4 ? "U8" : "I8", rows, int4 ? cols / 2 : cols, &plan->out);
-    if (status == BT_OK)
-        status = add(q, t->name, "_scale", "F32", rows, 0, &plan->out_scale);
-    if (status == BT_OK && int4)
-        status = add(q, t->name, "_group_scale", "U8", rows, groups, &plan->out_group_scale);
-    return status;
+    case FATE_BF16:
+        return add(q, t->name, "", "BF16", t->dims[0], cols, &plan->out);
+    case FATE_SCALED_F32:
+        if (!t->is_float || is_matrix(plan) != (plan->place.role == ROLE_ROUTER))
+            return tensor_fault(q, plan, "not a norm or a router");
+        return add(q, t->name, "", "F32", t->dims[0], cols, &plan->out);
+    case FATE_INT8:
+    case FATE_INT4:
+        break;
+    }
+    return add_rounded(q, plan);
 }
 
 struct matrix_job {
@@ -365,7 +403,7 @@ static void round_row(void *context, uint32_t row, uint32_t thread)
     float *in = job->work + thread * job->cols, scale;
     int8_t *values = job->values + thread * job->cols;
     uint8_t *groups = job->groups ? job->group_scales + row * job->groups : NULL;
-    read_row(job->plan, row, in);
+    bt_weight_read_row(&job->plan->matrix, row, in);
     for (uint64_t i = 0; job->input_scales && i < job->cols; i++)
         in[i] *= job->input_scales[i];
     if (groups) {
@@ -375,8 +413,22 @@ static void round_row(void *context, uint32_t row, uint32_t thread)
         scale = bt_quantize_row_i8(in, job->cols, values);
         memcpy(job->out + row * job->value_bytes, values, job->cols);
     }
-    row_error(job, in, values, groups, scale, job->errors + 2 * (size_t)row);
+    if (isfinite(scale))
+        row_error(job, in, values, groups, scale, job->errors + 2 * (size_t)row);
     job->scales[row] = job->output_scales ? scale / job->output_scales[row] : scale;
+}
+
+/* What round_row left where it met a NaN or an infinity. */
+static enum bt_status check_rows(struct quantizer *q, const struct matrix_job *job)
+{
+    char what[96];
+    for (uint64_t row = 0; row < job->rows; row++) {
+        if (isfinite(job->scales[row]))
+            continue;
+        snprintf(what, sizeof(what), "row %" PRIu64 " has an element that is not finite", row);
+        return tensor_fault(q, job->plan, what);
+    }
+    return BT_OK;
 }
 
 static void report_error(struct quantizer *q, const struct plan *plan, const double *errors,
@@ -418,9 +470,9 @@ static enum bt_status write_rounded(struct quantizer *q, const struct plan *plan
     uint32_t threads = bt_team_threads(q->options->team);
     bool int4 = plan->fate == FATE_INT4;
     struct matrix_job job = {
-        .q = q, .plan = plan, .rows = plan->tensor->dims[0], .cols = plan->tensor->dims[1]};
+        .q = q, .plan = plan, .rows = plan->matrix.rows, .cols = plan->matrix.cols};
     job.value_bytes = int4 ? job.cols / 2 : job.cols;
-    job.groups = int4 ? (job.cols + BT_QUANTIZE_GROUP - 1) / BT_QUANTIZE_GROUP : 0;
+    job.groups = int4 ? job.cols / BT_QUANTIZE_GROUP : 0;
     find_scales(q, &plan->place, &job.input_scales, &job.output_scales);
     if (job.input_scales && plan->place.role != ROLE_DOWN)
         job.importance = q->importance[plan->place.layer];
@@ -435,6 +487,9 @@ static enum bt_status write_rounded(struct quantizer *q, const struct plan *plan
         status = bt_error_set(q->error, BT_ERR_NO_MEMORY, "quantize: no memory");
     if (status == BT_OK) {
         bt_team_run(q->options->team, round_row, &job, (uint32_t)job.rows);
+        status = check_rows(q, &job);
+    }
+    if (status == BT_OK) {
         report_error(q, plan, job.errors, job.rows, sums);
         status = bt_safetensors_writer_put(q->writer, plan->out, 0, job.out,
                                            job.rows * job.value_bytes, q->error);
@@ -466,7 +521,7 @@ static enum bt_status write_scaled(struct quantizer *q, const struct plan *plan)
     enum bt_status status =
         row ? BT_OK : bt_error_set(q->error, BT_ERR_NO_MEMORY, "quantize: no memory");
     for (uint64_t r = 0; status == BT_OK && r < rows; r++) {
-        read_row(plan, r, row);
+        bt_weight_read_row(&plan->matrix, (uint32_t)r, row);
         for (uint64_t i = 0; i < cols; i++)
             row[i] = is_norm ? row[i] / scales[i] : row[i] * scales[i];
         status = bt_safetensors_writer_put(q->writer, plan->out, r * cols * sizeof(*row), row,
@@ -477,12 +532,35 @@ static enum bt_status write_scaled(struct quantizer *q, const struct plan *plan)
     return status;
 }
 
+/* F8 to BF16, as its values are computed with. */
+static enum bt_status write_bf16(struct quantizer *q, const struct plan *plan)
+{
+    uint32_t cols = plan->matrix.cols;
+    float *row = calloc((size_t)cols + 1, sizeof(*row));
+    uint16_t *out = calloc((size_t)cols + 1, sizeof(*out));
+    enum bt_status status =
+        row && out ? BT_OK : bt_error_set(q->error, BT_ERR_NO_MEMORY, "quantize: no memory");
+    for (uint32_t r = 0; status == BT_OK && r < plan->matrix.rows; r++) {
+        bt_weight_read_row(&plan->matrix, r, row);
+        for (uint32_t i = 0; i < cols; i++)
+            out[i] = bt_f32_to_bf16(row[i]);
+        status = bt_safetensors_writer_put(q->writer, plan->out, (size_t)r * cols * sizeof(*out),
+                                           out, cols * sizeof(*out), q->error);
+    }
+    q->report.bytes += (uint64_t)plan->matrix.rows * cols * sizeof(*out);
+    free(row);
+    free(out);
+    return status;
+}
+
 static enum bt_status write_plan(struct quantizer *q, const struct plan *plan, double *sums)
 {
     if (plan->fate == FATE_DROP)
         return BT_OK;
     if (plan->fate == FATE_SCALED_F32)
         return write_scaled(q, plan);
+    if (plan->fate == FATE_BF16)
+        return write_bf16(q, plan);
     if (plan->fate != FATE_COPY)
         return write_rounded(q, plan, sums);
     q->report.bytes += plan->tensor->bytes;
@@ -536,7 +614,7 @@ static enum bt_status write_config(struct quantizer *q)
                         json_pack("{s:s, s:s, s:i, s:b}", "quant_method", "baton", "format",
                                   q->options->format == CTL_QUANTIZE_W4A8 ? "w4a8" : "int8",
                                   "group_size", BT_QUANTIZE_GROUP, "activation_scaling",
-                                  q->options->text != NULL));
+                                  q->options->text && q->options->format == CTL_QUANTIZE_W4A8));
     text = json_dumps(config, JSON_INDENT(2));
     json_decref(config);
     snprintf(path, sizeof(path), "%s/config.json", q->options->out);
@@ -624,11 +702,35 @@ static void quantizer_finish(struct quantizer *q)
     bt_safetensors_close(q->source);
 }
 
+/* The result is there already: that it can't be measured here does not make it bad. */
+static enum bt_status measure(struct quantizer *q)
+{
+    const struct ctl_quantize_options *o = q->options;
+    struct ctl_quantize_report *report = &q->report;
+    struct bt_divergence *layers = calloc(report->layer_count, sizeof(*layers));
+    enum bt_status status = layers
+                                ? ctl_sensitivity_measure(o->model, o->out, o->text, o->team,
+                                                          q->error, layers, &report->divergence)
+                                : bt_error_set(q->error, BT_ERR_NO_MEMORY, "quantize: no memory");
+    for (uint32_t i = 0; status == BT_OK && i < report->layer_count; i++)
+        report->layers[i].divergence = layers[i];
+    free(layers);
+    if (status != BT_ERR_NO_MEMORY)
+        return status;
+    report->unmeasured = *q->error;
+    return BT_OK;
+}
+
 enum bt_status ctl_quantize(const struct ctl_quantize_options *options, struct bt_error *error,
                             struct ctl_quantize_report *ret_report)
 {
     struct quantizer q = {.options = options, .error = error};
     enum bt_status status = bt_model_config_load(options->model, error, &q.config);
+    if (status == BT_OK && q.config.quantization == BT_QUANTIZATION_BATON)
+        status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                              "%s: is rounded to integers already: give the checkpoint that it was "
+                              "made from",
+                              options->model);
     if (status == BT_OK)
         status = bt_safetensors_open(options->model, error, &q.source);
     if (status == BT_OK)
@@ -645,6 +747,8 @@ enum bt_status ctl_quantize(const struct ctl_quantize_options *options, struct b
         status = copy_others(&q);
     if (status == BT_OK)
         status = write_config(&q); /* last: without it the directory is no checkpoint */
+    if (status == BT_OK && options->text)
+        status = measure(&q);
     quantizer_finish(&q);
     if (status != BT_OK)
         ctl_quantize_report_finish(&q.report);

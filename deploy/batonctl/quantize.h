@@ -8,6 +8,7 @@
 
 #include "common/base/status.h"
 #include "common/kernels/team.h"
+#include "common/model/divergence.h"
 
 enum ctl_quantize_format {
     CTL_QUANTIZE_INT8, /* every product of the layers */
@@ -16,7 +17,7 @@ enum ctl_quantize_format {
 
 struct ctl_quantize_options {
     const char *model, *out; /* directories; `out` is made, and must not exist or be empty */
-    const char *text;        /* calibration; NULL: no scaling */
+    const char *text;        /* for scaling (w4a8) and for divergences; NULL: neither */
     enum ctl_quantize_format format;
     bool keep_dense, keep_head; /* leave dense layers and lm_head as they are */
     uint32_t calibration_tokens;
@@ -32,12 +33,15 @@ struct ctl_quantize_layer {
     double attention_error, ffn_error;
     /* of what the sampled experts give, without and with scaling; 0: no calibration */
     double plain_error, scaled_error, alpha;
+    struct bt_divergence divergence; /* with this layer alone rounded; no rows: no text */
 };
 
 struct ctl_quantize_report {
     uint32_t layer_count;
     struct ctl_quantize_layer *layers;
     uint64_t source_bytes, bytes;
+    struct bt_divergence divergence; /* of the whole result */
+    struct bt_error unmeasured;      /* why divergences are missing although there is a text */
 };
 
 enum bt_status ctl_quantize(const struct ctl_quantize_options *options, struct bt_error *error,
