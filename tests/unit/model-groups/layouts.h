@@ -9,7 +9,7 @@
 #include "common/model/forward.h"
 
 #define MAX_RANKS  8
-#define MAX_LOGITS 32 /* of one prompt: its positions, then its steps */
+#define MAX_LOGITS 96 /* of one prompt: its positions, then its steps */
 #define STEPS      6  /* decode steps of a prompt */
 #define POOL_PAGES 8
 #define MAX_CHUNK  160

@@ -76,7 +76,8 @@ static void assert_kv_b(const struct bt_model *part, const struct bt_matrix *our
                         const struct bt_matrix *whole, uint32_t first_head)
 {
     if (ours->layout == BT_LAYOUT_ROWS) {
-        assert_part("kv_b", ours, whole, first_head * (whole->rows / HEADS), 0);
+        assert_part("kv_b", ours, whole,
+                    first_head * (whole->rows / part->config.num_attention_heads), 0);
         return;
     }
     size_t bytes = part->kernels->packed_bytes(ours, BT_USE_KV_B, &part->mla);
@@ -86,16 +87,20 @@ static void assert_kv_b(const struct bt_model *part, const struct bt_matrix *our
 
 static void compare_heads(const struct bt_model *whole, const struct bt_model *part)
 {
-    uint32_t heads = HEADS / part->shard.tp_size, first = heads * part->shard.tp_rank;
+    uint32_t all_heads = part->config.num_attention_heads;
+    uint32_t heads = all_heads / part->shard.tp_size, first = heads * part->shard.tp_rank;
     assert_int_equal(part->mla.heads, heads);
-    for (uint32_t i = 0; i < LAYERS; i++) {
+    for (uint32_t i = 0; i < part->config.num_hidden_layers; i++) {
         const struct bt_layer_weights *ours = &part->layers[i], *all = &whole->layers[i];
-        assert_int_equal(ours->q_b.rows, all->q_b.rows / part->shard.tp_size);
-        assert_part("q_b", &ours->q_b, &all->q_b, first * (all->q_b.rows / HEADS), 0);
+        bool lora = part->config.q_lora_rank > 0;
+        const struct bt_matrix *q = lora ? &ours->q_b : &ours->q;
+        const struct bt_matrix *all_q = lora ? &all->q_b : &all->q;
+        assert_int_equal(q->rows, all_q->rows / part->shard.tp_size);
+        assert_part("q", q, all_q, first * (all_q->rows / all_heads), 0);
         assert_int_equal(ours->kv_b.rows, all->kv_b.rows / part->shard.tp_size);
         assert_kv_b(part, &ours->kv_b, &all->kv_b, first);
         assert_int_equal(ours->o.cols, all->o.cols / part->shard.tp_size);
-        assert_part("o", &ours->o, &all->o, 0, first * (all->o.cols / HEADS));
+        assert_part("o", &ours->o, &all->o, 0, first * (all->o.cols / all_heads));
         assert_part("kv_a", &ours->kv_a, &all->kv_a, 0, 0);
         assert_part("gate", &ours->mlp.gate, &all->mlp.gate, 0, 0);
     }
@@ -125,6 +130,9 @@ static void test_heads(void **state)
         compare_parts(TINY, BT_MODEL_FLOAT32, size);
         compare_parts(TINY, BT_MODEL_BFLOAT16, size);
     }
+    compare_parts(TESTS_MODELS "/v2-lite", BT_MODEL_FLOAT32, 4); /* without q_lora_rank */
+    compare_parts(TESTS_MODELS "/v2-lite", BT_MODEL_BFLOAT16, 2);
+    compare_parts(TESTS_MODELS "/v3-tied", BT_MODEL_BFLOAT16, 2);
 }
 
 static void test_heads_of_quantised_weights(void **state)
