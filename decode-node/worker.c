@@ -10,6 +10,7 @@
 #include "common/messaging/registration.h"
 #include "decode-node/cutoff.h"
 #include "decode-node/request.h"
+#include "kvtransfer/preflight.h"
 
 #define MAX_DRAIN_CALLS 16
 #define MAX_LEASE_KEYS  4096
@@ -381,6 +382,25 @@ static void handle_drain(void *context, struct bt_rpc_call *call, const Protobuf
     drain_check(worker);
 }
 
+static void handle_preflight(void *context, struct bt_rpc_call *call,
+                             const ProtobufCMessage *request)
+{
+    const struct dc_worker *worker = context;
+    const struct kvt_preflight_options options = {
+        .identity = &worker->identity,
+        .bind_host = worker->options.transport_host,
+        .device = worker->options.transport_devices,
+        .brief = ((const Baton__V1__PreflightRequest *)request)->brief,
+    };
+    Baton__V1__PreflightResponse *response = kvt_preflight_create(&options);
+    if (response) {
+        bt_rpc_call_end(call, BT_OK, NULL, &response->base);
+    } else {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "preflight: no memory", NULL);
+    }
+    kvt_preflight_destroy(response);
+}
+
 static const struct bt_rpc_method methods[] = {
     {"baton.v1.Decode/Reserve", &baton__v1__reserve_request__descriptor, handle_reserve},
     {"baton.v1.Decode/Lease", &baton__v1__lease_request__descriptor, handle_lease},
@@ -391,6 +411,7 @@ static const struct bt_rpc_method methods[] = {
     {"baton.v1.Decode/Steps", &baton__v1__steps_request__descriptor, handle_steps},
     {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},
     {"baton.v1.Worker/Drain", &baton__v1__drain_request__descriptor, handle_drain},
+    {"baton.v1.Worker/Preflight", &baton__v1__preflight_request__descriptor, handle_preflight},
     {NULL, NULL, NULL},
 };
 

@@ -1,6 +1,7 @@
 /*
  * A decode rank: KV pool that prefill workers write into, step thread, RPC server, registration,
- * put together on one event loop. Serves baton.v1.Decode, Worker/Metrics and Worker/Drain.
+ * put together on one event loop. Serves baton.v1.Decode, Worker/Metrics, Worker/Drain and
+ * Worker/Preflight.
  */
 #ifndef BATON_DECODE_NODE_WORKER_H
 #define BATON_DECODE_NODE_WORKER_H

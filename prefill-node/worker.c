@@ -7,6 +7,7 @@
 #include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/messaging/registration.h"
+#include "kvtransfer/preflight.h"
 #include "prefill-node/run.h"
 
 #define READY_CHECK_NS  (20 * BT_NS_PER_MS)
@@ -207,10 +208,30 @@ static void handle_drain(void *context, struct bt_rpc_call *call, const Protobuf
     drain_check(worker);
 }
 
+static void handle_preflight(void *context, struct bt_rpc_call *call,
+                             const ProtobufCMessage *request)
+{
+    const struct pf_worker *worker = context;
+    const struct kvt_preflight_options options = {
+        .identity = &worker->identity,
+        .bind_host = worker->options.transport_host,
+        .device = worker->options.transport_devices,
+        .brief = ((const Baton__V1__PreflightRequest *)request)->brief,
+    };
+    Baton__V1__PreflightResponse *response = kvt_preflight_create(&options);
+    if (response) {
+        bt_rpc_call_end(call, BT_OK, NULL, &response->base);
+    } else {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "preflight: no memory", NULL);
+    }
+    kvt_preflight_destroy(response);
+}
+
 static const struct bt_rpc_method methods[] = {
     {"baton.v1.Prefill/Run", &baton__v1__prefill_request__descriptor, handle_run},
     {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},
     {"baton.v1.Worker/Drain", &baton__v1__drain_request__descriptor, handle_drain},
+    {"baton.v1.Worker/Preflight", &baton__v1__preflight_request__descriptor, handle_preflight},
     {NULL, NULL, NULL},
 };
 

@@ -1,6 +1,7 @@
 /*
  * A prefill worker: KV pool, compute thread, pushing thread, RPC server, registration, put together
- * on one event loop. Serves baton.v1.Prefill/Run, Worker/Metrics and Worker/Drain.
+ * on one event loop. Serves baton.v1.Prefill/Run, Worker/Metrics, Worker/Drain and
+ * Worker/Preflight.
  */
 #ifndef BATON_PREFILL_NODE_WORKER_H
 #define BATON_PREFILL_NODE_WORKER_H

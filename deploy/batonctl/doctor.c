@@ -39,7 +39,8 @@ void ctl_report_transfer(struct ctl_report *report, const struct ctl_transfer *t
     if (transfer->limit_gbps > 0)
         snprintf(limit, sizeof(limit), ", %.0f %% of the %.2f GB/s that %s",
                  100 * transfer->gbps / transfer->limit_gbps, transfer->limit_gbps,
-                 strcmp(transfer->transport, "rdma") == 0 ? "the link has" : "memcpy does here");
+                 strcmp(transfer->transport, "shm") != 0 ? "the slower end's link has"
+                                                         : "memcpy does here");
     snprintf(what, sizeof(what), "%.40s to %.40s", transfer->from, transfer->to);
     ctl_report_add(report, slow ? CTL_DEGRADED : CTL_FINE, what,
                    "%s%s%s: one token in %.0f us, %.2f GB/s%s", transfer->transport,
@@ -67,7 +68,7 @@ static void print_text(const struct ctl_report *report)
 
 static int print_json(const struct ctl_report *report)
 {
-    json_t *findings = json_array(), *transfers = json_array(), *all;
+    json_t *findings = json_array(), *transfers = json_array(), *trips = json_array(), *all;
     int failed;
 
     for (uint32_t i = 0; i < report->finding_count; i++) {
@@ -85,8 +86,11 @@ static int print_json(const struct ctl_report *report)
                       "latency_us", transfer->latency_us, "gbps", transfer->gbps, "limit_gbps",
                       transfer->limit_gbps, "bytes", (json_int_t)transfer->bytes));
     }
-    all = json_pack("{s:s,s:o,s:o}", "verdict", level_names[ctl_report_level(report)], "findings",
-                    findings, "transfers", transfers);
+    for (uint32_t i = 0; i < report->round_trip_count; i++)
+        json_array_append_new(trips, json_pack("{s:s,s:f}", "worker", report->round_trips[i].worker,
+                                               "us", report->round_trips[i].us));
+    all = json_pack("{s:s,s:o,s:o,s:o}", "verdict", level_names[ctl_report_level(report)],
+                    "findings", findings, "transfers", transfers, "round_trips", trips);
     failed = all == NULL || json_dumpf(all, stdout, JSON_INDENT(2)) != 0;
     json_decref(all);
     printf("\n");
@@ -97,9 +101,13 @@ static const char usage[] =
     "batonctl doctor [OPTIONS] [WORKER_A WORKER_B]\n\n"
     "  batonctl doctor                     this machine: devices, limits, a push over each "
     "transport\n"
-    "  batonctl doctor prefill-0 decode-0  two running workers: real pushes from one to the "
-    "other\n\n"
-    "Writes go from a prefill worker to a decode worker; the order of the two names is all one.\n"
+    "  batonctl doctor prefill-0 decode-0  any two running workers: what each has, and real pushes "
+    "from\n"
+    "                                      a prefill to a decode worker\n\n"
+    "KV goes from a prefill worker to a decode worker and no other way, so the order of the two "
+    "names\n"
+    "is all one, and of two workers of one role it is compared what they offer. Each worker tells\n"
+    "itself what it has; the round trip of control messages is that from here.\n"
     "exit codes: 0 fine, 1 degraded (it works, slower than it could), 2 broken,\n"
     "            3 the question could not be asked (usage, unknown worker, no cluster)";
 
@@ -116,7 +124,9 @@ int ctl_verb_doctor(int argc, char **argv)
         CTL_TARGET_OPTIONS(target),
         CTL_ENDPOINT_OPTIONS(target),
         {"expect", BT_OPTION_CHOICE, &transport, "any", 0, 0, transports, NULL,
-         "the transport that has to be in use; without workers, the only one that is tried", false},
+         "the transport that has to be in use; of two workers of one role, to be offered by both; "
+         "without workers, the only one that is tried",
+         false},
         {"tokens", BT_OPTION_INT, &tokens, "1024", 1, 1 << 20, NULL, NULL,
          "length of the pushes between two workers", false},
         {"output", BT_OPTION_CHOICE, &output, "table", 0, 0, outputs, NULL, "how to print", false},

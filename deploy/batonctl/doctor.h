@@ -8,7 +8,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/messaging/rpc.h"
 #include "deploy/batonctl/verbs.h"
+#include "proto/router.pb-c.h"
+#include "proto/worker.pb-c.h"
 
 #define CTL_FINDINGS_MAX 128
 
@@ -31,11 +34,19 @@ struct ctl_transfer {
     uint64_t bytes;
 };
 
+/* Of a control message from here to a worker and back. */
+struct ctl_round_trip {
+    char worker[64];
+    double us;
+};
+
 struct ctl_report {
     struct ctl_finding findings[CTL_FINDINGS_MAX];
     uint32_t finding_count;
     struct ctl_transfer transfers[CTL_FINDINGS_MAX];
     uint32_t transfer_count;
+    struct ctl_round_trip round_trips[2];
+    uint32_t round_trip_count;
 };
 
 /* Those past CTL_FINDINGS_MAX are dropped, but for their level. */
@@ -47,16 +58,38 @@ enum ctl_level ctl_report_level(const struct ctl_report *report);
 
 /* doctor_machine.c: devices, ports, GIDs, memlock, shared memory, huge pages, GPU memory. */
 void ctl_doctor_machine(struct ctl_report *report);
-/* The rates of the ports that would be rails, in Mb/s; 0: there are none. */
-uint64_t ctl_doctor_rails_mbps(void);
+/* The same of a worker that told; `who` is its name. */
+void ctl_doctor_judge(struct ctl_report *report, const char *who,
+                      const Baton__V1__PreflightResponse *preflight);
+
+/* doctor_compare.c: one of two workers. */
+struct ctl_end {
+    const Baton__V1__WorkerStatus *status;   /* as the router sees it */
+    struct bt_rpc_client *client;            /* NULL: could not be made */
+    Baton__V1__PreflightResponse *preflight; /* NULL: it does not answer */
+};
+
+/* Asks, judges, measures the round trip; what fails is in the report. Finish it in any case. */
+void ctl_end_init(struct ctl_end *end, struct bt_loop *loop, const Baton__V1__WorkerStatus *status,
+                  int64_t timeout_ns, struct ctl_report *report);
+void ctl_end_finish(struct ctl_end *end);
+/* What the two offer each other. `expected`: the transport that both have to offer, or NULL. False:
+ * they can't be connected. Both have answered. */
+bool ctl_doctor_compare(struct ctl_report *report, const struct ctl_end *a, const struct ctl_end *b,
+                        const char *expected);
+/* The slower end's rate for this transport, gigabytes a second; 0: not known. */
+double ctl_doctor_limit_gbps(const struct ctl_end *a, const struct ctl_end *b,
+                             const char *transport);
+bool ctl_doctor_same_host(const struct ctl_end *a, const struct ctl_end *b);
 
 /* doctor_loop.c: pushes between two processes over each transport of this machine, or over `only`.
  * Must run before this process uses UCX. */
 void ctl_doctor_loops(struct ctl_report *report, const char *only, int64_t timeout_ns);
 double ctl_doctor_memcpy_gbps(void);
 
-/* doctor_pair.c: pushes from one running worker to another by the ordinary protocol. The status is
- * that of asking the router: NOT_FOUND names the workers there are. */
+/* doctor_pair.c: two running workers: what each has, what they offer each other, and, from a
+ * prefill to a decode worker, pushes by the ordinary protocol. The status is that of asking the
+ * router: NOT_FOUND names the workers there are. */
 enum bt_status ctl_doctor_pair(struct ctl_report *report, const struct ctl_target *target,
                                const char *worker_a, const char *worker_b, const char *expected,
                                uint32_t tokens, struct bt_error *error);

@@ -12,6 +12,7 @@
 #include "common/base/random.h"
 #include "deploy/batonctl/connection.h"
 #include "deploy/batonctl/doctor.h"
+#include "kvtransfer/preflight.h"
 #include "proto/worker.pb-c.h"
 
 #define LATENCIES 9
@@ -19,9 +20,10 @@
 
 struct pair {
     struct ctl_report *report;
-    const Baton__V1__WorkerStatus *prefill, *decode;
+    const Baton__V1__WorkerStatus *prefill, *decode; /* or two of one role */
+    struct ctl_end ends[2];                          /* the same */
     struct bt_loop *loop;
-    struct bt_rpc_client *to_prefill, *to_decode;
+    struct bt_rpc_client *to_prefill, *to_decode; /* of the ends */
     int64_t timeout_ns;
     uint64_t next_request;
     uint64_t incarnation;
@@ -190,40 +192,22 @@ static bool probe_often(struct pair *pair, uint32_t tokens, uint32_t rounds,
     return true;
 }
 
-/* "tcp://10.0.0.1:5555" and "tcp://10.0.0.1:6666": one machine. */
-static bool on_one_host(const struct pair *pair)
-{
-    const char *a = pair->prefill->control_endpoint, *b = pair->decode->control_endpoint;
-    const char *a_end = strrchr(a, ':'), *b_end = strrchr(b, ':');
-
-    return a_end != NULL && b_end != NULL && a_end - a == b_end - b &&
-           memcmp(a, b, (size_t)(a_end - a)) == 0;
-}
-
-static bool is_loopback(const struct pair *pair)
-{
-    return on_one_host(pair) && (strncmp(pair->prefill->control_endpoint, "tcp://127.", 10) == 0 ||
-                                 strncmp(pair->prefill->control_endpoint, "ipc:", 4) == 0);
-}
-
-static double limit_of(const struct pair *pair, const char *transport)
-{
-    if (strcmp(transport, "shm") == 0 && is_loopback(pair))
-        return ctl_doctor_memcpy_gbps();
-    return strcmp(transport, "rdma") == 0 ? (double)ctl_doctor_rails_mbps() / 8000 : 0;
-}
-
 static void judge_transport(const struct pair *pair, const char *transport, const char *expected)
 {
+    const struct ctl_end *ends = pair->ends;
+    bool rdma = kvt_preflight_rails_mbps(ends[0].preflight) > 0 &&
+                kvt_preflight_rails_mbps(ends[1].preflight) > 0;
+
     if (expected != NULL && strcmp(expected, transport) != 0)
         ctl_report_add(pair->report, CTL_BROKEN, "transport", "%s is in use, and not %s", transport,
                        expected);
-    else if (expected == NULL && strcmp(transport, "tcp") == 0 && on_one_host(pair))
+    else if (expected == NULL && strcmp(transport, "tcp") == 0 &&
+             ctl_doctor_same_host(&ends[0], &ends[1]))
         ctl_report_add(pair->report, CTL_DEGRADED, "transport",
                        "both are on one host, and tcp is in use instead of shm");
-    else if (expected == NULL && strcmp(transport, "tcp") == 0 && ctl_doctor_rails_mbps() > 0)
+    else if (expected == NULL && strcmp(transport, "tcp") == 0 && rdma)
         ctl_report_add(pair->report, CTL_DEGRADED, "transport",
-                       "there are RDMA ports here, and tcp is in use");
+                       "both have RDMA ports, and tcp is in use");
     else
         ctl_report_add(pair->report, CTL_FINE, "transport", "%s", transport);
 }
@@ -241,18 +225,12 @@ static void measure_pair(struct pair *pair, const char *expected, uint32_t token
     transfer.latency_us = (double)small.transfer_ns / 1000;
     transfer.gbps = (double)large.bytes / (double)large.transfer_ns;
     transfer.bytes = large.bytes;
-    transfer.limit_gbps = large.bytes >= (4u << 20) ? limit_of(pair, large.transport) : 0;
+    transfer.limit_gbps =
+        large.bytes >= (4u << 20)
+            ? ctl_doctor_limit_gbps(&pair->ends[0], &pair->ends[1], large.transport)
+            : 0;
     judge_transport(pair, large.transport, expected);
     ctl_report_transfer(pair->report, &transfer);
-}
-
-static void look_at_worker(struct ctl_report *report, const Baton__V1__WorkerStatus *worker)
-{
-    bool serves = strcmp(worker->state, "ready") == 0;
-
-    ctl_report_add(report, serves ? CTL_FINE : CTL_BROKEN, worker->worker_id,
-                   "%s; last heartbeat %.1f s ago, pid %" PRId64 ", %s", worker->state,
-                   worker->last_heartbeat_s, worker->pid, worker->control_endpoint);
 }
 
 static const Baton__V1__WorkerStatus *find_worker(const Baton__V1__StatusResponse *status,
@@ -272,22 +250,51 @@ static const Baton__V1__WorkerStatus *find_worker(const Baton__V1__StatusRespons
     return NULL;
 }
 
+/* The ends in the order of writes, where there is one. */
 static enum bt_status find_pair(struct pair *pair, const Baton__V1__StatusResponse *status,
                                 const char *worker_a, const char *worker_b, struct bt_error *error)
 {
     const Baton__V1__WorkerStatus *a = find_worker(status, worker_a, error);
     const Baton__V1__WorkerStatus *b = a != NULL ? find_worker(status, worker_b, error) : NULL;
+    bool turned;
 
     if (b == NULL)
         return BT_ERR_NOT_FOUND;
-    pair->prefill = a->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? a : b;
-    pair->decode = pair->prefill == a ? b : a;
-    if (pair->prefill->role != BATON__V1__WORKER_ROLE__ROLE_PREFILL ||
-        pair->decode->role != BATON__V1__WORKER_ROLE__ROLE_DECODE)
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                            "'%s' and '%s' have one role: name a prefill and a decode worker",
-                            worker_a, worker_b);
+    if (a == b)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "'%s' twice: name two workers",
+                            worker_a);
+    turned = a->role == BATON__V1__WORKER_ROLE__ROLE_DECODE &&
+             b->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL;
+    pair->prefill = turned ? b : a;
+    pair->decode = turned ? a : b;
     return BT_OK;
+}
+
+static bool is_handoff(const struct pair *pair)
+{
+    return pair->prefill->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL &&
+           pair->decode->role == BATON__V1__WORKER_ROLE__ROLE_DECODE;
+}
+
+/* So that nobody takes what is not measured for what is broken. */
+static void say_what_never_flows(const struct pair *pair)
+{
+    const char *a = pair->prefill->worker_id, *b = pair->decode->worker_id;
+    char what[96];
+
+    if (is_handoff(pair)) {
+        snprintf(what, sizeof(what), "%.40s to %.40s", b, a);
+        ctl_report_add(pair->report, CTL_FINE, what,
+                       "no KV ever flows from a decode to a prefill worker: nothing to measure but "
+                       "control messages");
+        return;
+    }
+    snprintf(what, sizeof(what), "%.40s, %.40s", a, b);
+    ctl_report_add(pair->report, CTL_FINE, what,
+                   "both are %s workers, between which no KV ever flows: what they offer is "
+                   "compared, and control messages are measured",
+                   pair->prefill->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? "prefill"
+                                                                               : "decode");
 }
 
 static void ask_workers(struct pair *pair, const char *expected, uint32_t tokens)
@@ -295,19 +302,27 @@ static void ask_workers(struct pair *pair, const char *expected, uint32_t tokens
     struct bt_error error;
 
     pair->prompt = calloc(tokens, sizeof(*pair->prompt));
-    if (pair->prompt == NULL ||
-        bt_rpc_client_create(pair->loop, pair->prefill->control_endpoint, &error,
-                             &pair->to_prefill) != BT_OK ||
-        bt_rpc_client_create(pair->loop, pair->decode->control_endpoint, &error,
-                             &pair->to_decode) != BT_OK ||
-        open_steps(pair, &error) != BT_OK)
+    pair->to_prefill = pair->ends[0].client;
+    pair->to_decode = pair->ends[1].client;
+    if (pair->prompt == NULL || open_steps(pair, &error) != BT_OK)
         ctl_report_add(pair->report, CTL_BROKEN, "asking", "%s",
                        pair->prompt == NULL ? "no memory" : error.text);
     else
         measure_pair(pair, expected, tokens);
-    bt_rpc_client_destroy(pair->to_prefill);
-    bt_rpc_client_destroy(pair->to_decode);
     free(pair->prompt);
+}
+
+static void look_at_pair(struct pair *pair, const char *expected, uint32_t tokens)
+{
+    ctl_end_init(&pair->ends[0], pair->loop, pair->prefill, pair->timeout_ns, pair->report);
+    ctl_end_init(&pair->ends[1], pair->loop, pair->decode, pair->timeout_ns, pair->report);
+    say_what_never_flows(pair);
+    if (pair->ends[0].preflight != NULL && pair->ends[1].preflight != NULL &&
+        ctl_doctor_compare(pair->report, &pair->ends[0], &pair->ends[1], expected) &&
+        is_handoff(pair))
+        ask_workers(pair, expected, tokens);
+    ctl_end_finish(&pair->ends[0]);
+    ctl_end_finish(&pair->ends[1]);
 }
 
 enum bt_status ctl_doctor_pair(struct ctl_report *report, const struct ctl_target *target,
@@ -332,11 +347,8 @@ enum bt_status ctl_doctor_pair(struct ctl_report *report, const struct ctl_targe
     result = ctl_connection_status(&connection, error, &status);
     if (result == BT_OK)
         result = find_pair(&pair, status, worker_a, worker_b, error);
-    if (result == BT_OK) {
-        look_at_worker(report, pair.prefill);
-        look_at_worker(report, pair.decode);
-        ask_workers(&pair, expected, tokens);
-    }
+    if (result == BT_OK)
+        look_at_pair(&pair, expected, tokens);
     if (status != NULL)
         baton__v1__status_response__free_unpacked(status, NULL);
     ctl_connection_finish(&connection);

@@ -38,6 +38,7 @@ static const struct {
     {PREFILL, "baton.v1.Prefill/Run"},       {ROUTER, "baton.v1.Registry/Register"},
     {ROUTER, "baton.v1.Registry/Heartbeat"}, {ROUTER, "baton.v1.Registry/Deregister"},
     {PREFILL, "baton.v1.Worker/Drain"},      {DECODE, "baton.v1.Worker/Drain"},
+    {PREFILL, "baton.v1.Worker/Preflight"},  {DECODE, "baton.v1.Worker/Preflight"},
 };
 #define METHODS (sizeof(methods) / sizeof(methods[0]))
 
