@@ -3,11 +3,18 @@
  * from.
  *
  * TEXTS holds evaluation.json (documents: perplexity) and recall.json (prompts that ask for a code
- * of four digits given before: exact answers, greedy). Prints for each directory, the first being
- * what the others are measured against:
+ * of four digits given before: exact answers, greedy). Prints for each directory in bfloat16
+ * arithmetic, measured against the first one in float32:
  *
  *     figure NAME_perplexity VALUE - LIMIT RATIO     LIMIT: of the first directory
  *     figure NAME_recall VALUE share LIMIT RATIO
+ *     figure NAME_digits VALUE share LIMIT RATIO
+ *     figure NAME_divergence VALUE nats 0 -          mean KL(first || NAME) of the next token, over
+ *                                                    all places of the documents
+ *     figure NAME_same_token VALUE share 1 RATIO     how often the best token is the same there
+ *
+ * Perplexity and recall hardly move while a model still does what it should; the divergence tells
+ * formats apart that both pass.
  */
 #include <jansson.h>
 #include <math.h>
@@ -17,6 +24,7 @@
 #include <unistd.h>
 
 #include "common/base/log.h"
+#include "common/model/divergence.h"
 #include "common/model/forward.h"
 #include "common/model/model.h"
 #include "common/text/tokenizer.h"
@@ -35,6 +43,7 @@ struct evaluation {
 
 struct scores {
     double perplexity, recall, digits;
+    struct bt_divergence divergence;
 };
 
 static bool open_evaluation(struct evaluation *e, const char *dir, enum bt_model_dtype dtype,
@@ -122,23 +131,33 @@ static uint32_t best(const float *logits, uint32_t vocab)
     return at;
 }
 
-static bool perplexity(struct evaluation *e, const json_t *documents, double *ret_perplexity)
+/* The documents, also through `exact`, which may be `e`. */
+static bool read_documents(struct evaluation *e, struct evaluation *exact, const json_t *documents,
+                           struct scores *scores)
 {
     uint32_t vocab = e->model->config.vocab_size;
     double sum = 0, count = 0;
     size_t i;
     const json_t *document;
+    if (exact->model->config.vocab_size != vocab) {
+        fprintf(stderr, "accuracy: %s: another vocabulary than the first\n", e->model->dir);
+        return false;
+    }
     json_array_foreach(documents, i, document)
     {
         if (!encode(e, json_string_value(document)))
             return false;
         uint32_t tokens = (uint32_t)e->tokens.count;
         const float *logits = run(e, BT_FORWARD_MULTI_HEAD, e->tokens.ids, 0, tokens, 0);
-        for (uint32_t t = 0; t + 1 < tokens; t++)
-            sum += surprise(logits + (size_t)t * vocab, vocab, e->tokens.ids[t + 1]);
+        const float *expected =
+            exact == e ? logits : run(exact, BT_FORWARD_MULTI_HEAD, e->tokens.ids, 0, tokens, 0);
+        for (size_t t = 0; t + 1 < tokens; t++) {
+            sum += surprise(logits + t * vocab, vocab, e->tokens.ids[t + 1]);
+            bt_divergence_add(&scores->divergence, expected + t * vocab, logits + t * vocab, vocab);
+        }
         count += tokens - 1;
     }
-    *ret_perplexity = exp(sum / count);
+    scores->perplexity = exp(sum / count);
     return true;
 }
 
@@ -198,14 +217,11 @@ static json_t *load(const char *dir, const char *name)
     return json;
 }
 
-static bool evaluate(const char *dir, enum bt_model_dtype dtype, struct bt_team *team,
-                     const json_t *documents, const json_t *questions, struct scores *scores)
+static bool evaluate(struct evaluation *e, struct evaluation *exact, const json_t *documents,
+                     const json_t *questions, struct scores *scores)
 {
-    struct evaluation e = {0};
-    bool ok = open_evaluation(&e, dir, dtype, team) &&
-              perplexity(&e, documents, &scores->perplexity) && recall(&e, questions, scores);
-    close_evaluation(&e);
-    return ok;
+    *scores = (struct scores){0};
+    return read_documents(e, exact, documents, scores) && recall(e, questions, scores);
 }
 
 static const char *base_name(const char *path)
@@ -222,12 +238,36 @@ static void print_scores(const char *name, const struct scores *s, const struct 
            s->recall / first->recall);
     printf("figure %s_digits %.3f share %.3f %.3f\n", name, s->digits, first->digits,
            s->digits / first->digits);
+    printf("figure %s_divergence %.3e nats 0 -\n", name, bt_divergence_mean(&s->divergence));
+    printf("figure %s_same_token %.4f share 1 %.4f\n", name,
+           bt_divergence_agreement(&s->divergence), bt_divergence_agreement(&s->divergence));
     fflush(stdout);
+}
+
+/* All directories; the first also in float32, which stays open for the others. */
+static bool evaluate_all(char *const *dirs, int count, struct bt_team *team,
+                         const json_t *documents, const json_t *questions)
+{
+    struct evaluation exact = {0};
+    struct scores first, scores;
+    bool ok = open_evaluation(&exact, dirs[0], BT_MODEL_FLOAT32, team) &&
+              evaluate(&exact, &exact, documents, questions, &first);
+    if (ok)
+        print_scores("float32", &first, &first);
+    for (int i = 0; ok && i < count; i++) {
+        struct evaluation e = {0};
+        ok = open_evaluation(&e, dirs[i], BT_MODEL_BFLOAT16, team) &&
+             evaluate(&e, &exact, documents, questions, &scores);
+        if (ok)
+            print_scores(base_name(dirs[i]), &scores, &first);
+        close_evaluation(&e);
+    }
+    close_evaluation(&exact);
+    return ok;
 }
 
 int main(int argc, char **argv)
 {
-    struct scores first = {0}, scores;
     struct bt_team *team = NULL;
     struct bt_error error;
     bt_log_init("accuracy", BT_LOG_WARN);
@@ -238,17 +278,8 @@ int main(int argc, char **argv)
     json_t *documents = load(argv[1], "evaluation.json"), *questions = load(argv[1], "recall.json");
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     struct bt_team_options team_options = {.threads = cpus > 0 ? (uint32_t)cpus : 1};
-    bool ok = documents && questions && bt_team_create(&team_options, &error, &team) == BT_OK;
-    for (int i = 2; ok && i < argc; i++) {
-        if (i == 2) {
-            ok = evaluate(argv[i], BT_MODEL_FLOAT32, team, documents, questions, &first);
-            if (ok)
-                print_scores("float32", &first, &first);
-        }
-        ok = ok && evaluate(argv[i], BT_MODEL_BFLOAT16, team, documents, questions, &scores);
-        if (ok)
-            print_scores(base_name(argv[i]), &scores, &first);
-    }
+    bool ok = documents && questions && bt_team_create(&team_options, &error, &team) == BT_OK &&
+              evaluate_all(argv + 2, argc - 2, team, documents, questions);
     bt_team_destroy(team);
     json_decref(documents);
     json_decref(questions);

@@ -104,7 +104,7 @@ static void add_experts(struct changes *changes,
                         void (*fn)(struct changes *, const char *, uint64_t, uint64_t),
                         const char *part, uint64_t rows, uint64_t cols)
 {
-    char name[128];
+    char name[96];
     for (int i = 0; i < EXPERTS; i++) {
         snprintf(name, sizeof(name), "model.layers.1.mlp.experts.%d.%s_proj.weight", i, part);
         fn(changes, name, rows, cols);
