@@ -7,6 +7,7 @@
 
 #define PROBE_NS        BT_NS_PER_S
 #define PEERS_PER_PROBE 256
+#define SILENT_NS       (3 * BT_NS_PER_S) /* since the last lease of a worker elsewhere was over */
 
 /* A Quiesced or HandoffDone call that waits for the cut. */
 struct waiter {
@@ -21,7 +22,7 @@ struct waiter {
 struct cut {
     uint64_t incarnation; /* 0: free slot */
     uint64_t link;
-    bool dead; /* proven: whatever it held ends */
+    bool lost; /* what kvt_landing_peer_lost found ends */
     struct waiter *waiters;
 };
 
@@ -29,6 +30,7 @@ struct dc_cutoffs {
     struct dc_cutoffs_options options;
     struct bt_loop_source *timer;
     struct cut cuts[DC_MAX_CUTOFFS];
+    size_t probe_cursor;
 };
 
 static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation, uint64_t link)
@@ -45,7 +47,7 @@ static struct cut *cut_find(struct dc_cutoffs *cutoffs, uint64_t incarnation, ui
 static enum bt_status cut_start(struct dc_cutoffs *cutoffs, struct cut *cut)
 {
     struct kvt_cut wanted = {
-        .incarnation = cut->incarnation, .link = cut->link, .lines = cut->dead ? KVT_ALL_LINES : 0};
+        .incarnation = cut->incarnation, .link = cut->link, .lines = cut->lost ? KVT_ALL_LINES : 0};
     for (const struct waiter *waiter = cut->waiters; waiter; waiter = waiter->next) {
         wanted.lines |= waiter->lines;
     }
@@ -101,8 +103,9 @@ void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation, u
     if (!cut) {
         return;
     }
-    if (cut->dead) {
-        bt_log_info(0, "prefill worker %016jx is gone", (uintmax_t)incarnation);
+    if (cut->lost) {
+        bt_log_info(0, "prefill worker %016jx is gone: its connections are closed",
+                    (uintmax_t)incarnation);
         kvt_landing_peer_gone(cutoffs->options.landings, incarnation);
     }
     end_waiters(cutoffs, cut, true, BT_OK);
@@ -185,7 +188,7 @@ void dc_cutoffs_handoff_done(struct dc_cutoffs *cutoffs, struct bt_rpc_call *cal
     wait_for_cut(cutoffs, call, waiter, incarnation, message->link);
 }
 
-static void cut_dead(struct dc_cutoffs *cutoffs, uint64_t incarnation)
+static void cut_lost(struct dc_cutoffs *cutoffs, uint64_t incarnation)
 {
     struct cut *cut = cut_find(cutoffs, incarnation, KVT_ANY_LINK);
     if (cut) {
@@ -193,30 +196,35 @@ static void cut_dead(struct dc_cutoffs *cutoffs, uint64_t incarnation)
     }
     cut = cut_find(cutoffs, 0, 0);
     if (cut) {
-        *cut = (struct cut){.incarnation = incarnation, .dead = true};
+        *cut = (struct cut){.incarnation = incarnation, .lost = true};
         if (cut_start(cutoffs, cut) != BT_OK) {
             *cut = (struct cut){0};
         }
     }
 }
 
-static bool is_dead(const struct bt_process_id *process)
+static enum kvt_writer_state writer_state(void *context, const struct bt_process_id *process)
 {
-    return bt_process_probe(process) == BT_PROCESS_DEAD;
+    const struct dc_cutoffs *cutoffs = context;
+    if (!bt_process_same_host(&cutoffs->options.process, process)) {
+        return KVT_WRITER_ELSEWHERE;
+    }
+    return bt_process_probe(process) == BT_PROCESS_DEAD ? KVT_WRITER_DEAD : KVT_WRITER_ALIVE;
 }
 
 static void on_probe(void *context)
 {
     struct dc_cutoffs *cutoffs = context;
-    const struct kvt_landing_table *landings = cutoffs->options.landings;
+    struct kvt_landing_table *landings = cutoffs->options.landings;
+    int64_t now_ns = bt_clock_now_ns();
     uint64_t peers[PEERS_PER_PROBE];
-    uint32_t count = kvt_landing_peers(landings, peers, PEERS_PER_PROBE);
+    uint32_t count = kvt_landing_peers(landings, &cutoffs->probe_cursor, peers, PEERS_PER_PROBE);
     for (uint32_t i = 0; i < count; i++) {
-        if (kvt_landing_peer_is_dead(landings, peers[i], is_dead)) {
-            cut_dead(cutoffs, peers[i]);
+        if (kvt_landing_peer_lost(landings, peers[i], writer_state, cutoffs, now_ns - SILENT_NS)) {
+            cut_lost(cutoffs, peers[i]);
         }
     }
-    bt_loop_timer_set(cutoffs->timer, bt_clock_now_ns() + PROBE_NS);
+    bt_loop_timer_set(cutoffs->timer, now_ns + PROBE_NS);
 }
 
 struct dc_cutoffs *dc_cutoffs_create(const struct dc_cutoffs_options *options)

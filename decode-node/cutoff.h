@@ -1,8 +1,10 @@
 /*
  * Connections of prefill workers that must be cut off before the pages they wrote may go to others:
- * all of those that are proven dead, found by probing; links that broke before they were flushed,
- * as Quiesced{broken} says; lines of links that go on, before Quiesced or HandoffDone counts. What
- * is not named stays as it is. Silence proves nothing: no page is freed on a timer. Control thread.
+ * all of those that are proven dead, found by probing, and of those on other hosts that are silent
+ * after their lease; links that broke before they were flushed, as Quiesced{broken} says; lines of
+ * links that go on, before Quiesced or HandoffDone counts. What is not named stays as it is.
+ * Silence alone proves nothing, nor does time: no page is freed before the connections are closed.
+ * Control thread.
  */
 #ifndef BATON_DECODE_NODE_CUTOFF_H
 #define BATON_DECODE_NODE_CUTOFF_H
@@ -20,6 +22,7 @@ struct dc_cutoffs_options {
     struct bt_loop *loop;
     struct kvt_target *target;
     struct kvt_landing_table *landings;
+    struct bt_process_id process; /* of this rank */
     void (*freed)(void *context); /* pages may have become free */
     /* The cut that this call waited for is over. */
     void (*handoff_done)(void *context, struct bt_rpc_call *call,

@@ -556,6 +556,7 @@ static enum bt_status create_requests(struct dc_worker *worker, struct bt_error 
         .loop = worker->loop,
         .target = worker->target,
         .landings = landings(worker),
+        .process = worker->process,
         .freed = settle,
         .handoff_done = on_handoff_cut,
         .context = worker,

@@ -240,6 +240,7 @@ static bool writer_add(struct kvt_landing *landing, const struct bt_process_id *
     if (writers == NULL)
         return false;
     landing->writers = writers;
+    landing->lost = false;
     writers[landing->writer_count++] = *process;
     return true;
 }
@@ -466,15 +467,18 @@ static bool peer_listed(const uint64_t *incarnations, uint32_t count, uint64_t i
     return false;
 }
 
-uint32_t kvt_landing_peers(const struct kvt_landing_table *table, uint64_t *ret_incarnations,
-                           uint32_t max)
+uint32_t kvt_landing_peers(const struct kvt_landing_table *table, size_t *cursor,
+                           uint64_t *ret_incarnations, uint32_t max)
 {
     uint32_t count = 0;
-    size_t cursor = 0;
     uint64_t epoch;
     void *value;
 
-    while (count < max && bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
+    while (count < max) {
+        if (!bt_map_next(&table->by_epoch, cursor, &epoch, &value)) {
+            *cursor = 0;
+            break;
+        }
         const struct kvt_landing *landing = value;
         if (kvt_landing_is_open(landing) &&
             !peer_listed(ret_incarnations, count, landing->peer_incarnation))
@@ -483,28 +487,54 @@ uint32_t kvt_landing_peers(const struct kvt_landing_table *table, uint64_t *ret_
     return count;
 }
 
-static bool writers_are_dead(const struct kvt_landing *landing, kvt_process_is_dead_fn *is_dead)
+/* The least that holds for all of them. */
+static enum kvt_writer_state writers_state(const struct kvt_landing *landing,
+                                           kvt_writer_state_fn *state_of, void *context)
 {
-    for (uint32_t i = 0; i < landing->writer_count; i++)
-        if (!is_dead(&landing->writers[i]))
-            return false;
-    return true;
+    enum kvt_writer_state result = KVT_WRITER_DEAD;
+
+    for (uint32_t i = 0; i < landing->writer_count; i++) {
+        enum kvt_writer_state state = state_of(context, &landing->writers[i]);
+        if (state == KVT_WRITER_ALIVE)
+            return state;
+        result = state == KVT_WRITER_ELSEWHERE ? state : result;
+    }
+    return result;
 }
 
-bool kvt_landing_peer_is_dead(const struct kvt_landing_table *table, uint64_t incarnation,
-                              kvt_process_is_dead_fn *is_dead)
+static struct kvt_landing *next_open_of(const struct kvt_landing_table *table, uint64_t incarnation,
+                                        size_t *cursor)
 {
-    size_t cursor = 0;
     uint64_t epoch;
     void *value;
 
-    while (bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
-        const struct kvt_landing *landing = value;
-        if (kvt_landing_is_open(landing) && landing->peer_incarnation == incarnation &&
-            !writers_are_dead(landing, is_dead))
-            return false;
+    while (bt_map_next(&table->by_epoch, cursor, &epoch, &value)) {
+        struct kvt_landing *landing = value;
+        if (kvt_landing_is_open(landing) && landing->peer_incarnation == incarnation)
+            return landing;
     }
-    return true;
+    return NULL;
+}
+
+bool kvt_landing_peer_lost(struct kvt_landing_table *table, uint64_t incarnation,
+                           kvt_writer_state_fn *state_of, void *context, int64_t silent_ns)
+{
+    struct kvt_landing *landing;
+    bool elsewhere = false, silent = true, any = false;
+
+    for (size_t cursor = 0; (landing = next_open_of(table, incarnation, &cursor)) != NULL;) {
+        enum kvt_writer_state state = writers_state(landing, state_of, context);
+        if (state == KVT_WRITER_ALIVE)
+            return false;
+        elsewhere = elsewhere || state == KVT_WRITER_ELSEWHERE;
+        silent = silent && landing->state == KVT_LANDING_QUARANTINED &&
+                 landing->lease_until_ns < silent_ns;
+    }
+    if (elsewhere && !silent)
+        return false;
+    for (size_t cursor = 0; (landing = next_open_of(table, incarnation, &cursor)) != NULL;)
+        any = landing->lost = true;
+    return any;
 }
 
 void kvt_landing_peer_gone(struct kvt_landing_table *table, uint64_t incarnation)
@@ -515,7 +545,8 @@ void kvt_landing_peer_gone(struct kvt_landing_table *table, uint64_t incarnation
 
     while (bt_map_next(&table->by_epoch, &cursor, &epoch, &value)) {
         struct kvt_landing *landing = value;
-        if (!kvt_landing_is_open(landing) || landing->peer_incarnation != incarnation)
+        if (!kvt_landing_is_open(landing) || !landing->lost ||
+            landing->peer_incarnation != incarnation)
             continue;
         if (landing->state == KVT_LANDING_LANDING) {
             fail_and_drop(table, landing, BT_ERR_PEER_LOST, "the prefill worker is gone");

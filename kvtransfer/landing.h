@@ -51,6 +51,7 @@ struct kvt_landing {
     uint64_t peer_incarnation;     /* of the prefill worker, after the first lease */
     struct bt_process_id *writers; /* its processes that took the lease; owned by the table */
     uint32_t writer_count;
+    bool lost;  /* open: free when its peer's connections are closed */
     void *user; /* of the control thread: its request object */
 };
 
@@ -132,18 +133,29 @@ void kvt_landing_tick(struct kvt_landing_table *table, int64_t now_ns);
 /* BT_NEVER_NS: none. */
 int64_t kvt_landing_next_deadline_ns(const struct kvt_landing_table *table);
 
-/* Incarnations that hold LANDING or QUARANTINED landings, for the control thread to probe. Returns
- * how many were written (at most `max`). */
-uint32_t kvt_landing_peers(const struct kvt_landing_table *table, uint64_t *ret_incarnations,
-                           uint32_t max);
+/* Incarnations that hold open landings, for the control thread to probe. Returns how many were
+ * written (at most `max`) and goes on from *cursor the next time; 0: from the beginning. */
+uint32_t kvt_landing_peers(const struct kvt_landing_table *table, size_t *cursor,
+                           uint64_t *ret_incarnations, uint32_t max);
 
-/* Whether `is_dead` says true of every process of this incarnation that may be writing here. */
-typedef bool kvt_process_is_dead_fn(const struct bt_process_id *process);
-bool kvt_landing_peer_is_dead(const struct kvt_landing_table *table, uint64_t incarnation,
-                              kvt_process_is_dead_fn *is_dead);
+/* What is known of a process that took a lease. Who is elsewhere, on another host or in another pid
+ * namespace, shares no memory with this one: each write of it comes over a connection that this
+ * side can close. */
+enum kvt_writer_state { KVT_WRITER_ALIVE, KVT_WRITER_DEAD, KVT_WRITER_ELSEWHERE };
+typedef enum kvt_writer_state kvt_writer_state_fn(void *context,
+                                                  const struct bt_process_id *process);
 
-/* The peer is PROVEN gone: its processes are dead and this side's endpoints to them are closed.
- * LANDING ones fail, QUARANTINED ones are freed. */
+/*
+ * Decides which landings of this incarnation are lost: the peer can't write them any more once its
+ * connections are closed. All open ones, if every process that took a lease of one is dead. The
+ * QUARANTINED ones, if each is dead or elsewhere, none is LANDING, and the last lease of all was
+ * over before `silent_ns`. False: none is. After the connections are closed, kvt_landing_peer_gone.
+ */
+bool kvt_landing_peer_lost(struct kvt_landing_table *table, uint64_t incarnation,
+                           kvt_writer_state_fn *state_of, void *context, int64_t silent_ns);
+
+/* This side's ends of all connections were closed after kvt_landing_peer_lost: what was lost then
+ * is over. LANDING ones fail, QUARANTINED ones are freed. */
 void kvt_landing_peer_gone(struct kvt_landing_table *table, uint64_t incarnation);
 
 uint32_t kvt_landing_count(const struct kvt_landing_table *table, enum kvt_landing_state state);

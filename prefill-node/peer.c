@@ -14,6 +14,10 @@
 #define QUIESCED_CALL_NS (5 * BT_NS_PER_S)
 #define LEASES_IN_CALL   1024
 #define HEAL_TRIES       6 /* of a link that broke, before its rank is forgotten */
+/* A rank elsewhere that answers nothing and has no link is given up: after the first when no router
+ * names it any more, after the second in any case. */
+#define UNNAMED_NS     (10 * BT_NS_PER_S)
+#define UNREACHABLE_NS (60 * BT_NS_PER_S)
 
 struct pf_peer {
     struct pf_peers *peers;
@@ -24,6 +28,8 @@ struct pf_peer {
     bool was_up;          /* the link, once */
     uint32_t heal_tries;  /* since it was */
     int64_t heal_next_ns; /* not before */
+    int64_t heard_ns;     /* it answered, or its link was up */
+    int64_t named_ns;     /* by a router or a landing */
 
     struct bt_loop_source *lease_timer;
     struct pf_lease **leases;
@@ -44,6 +50,13 @@ struct pf_peers {
     uint32_t count;
     bool closing;
 };
+
+static void peer_answered(struct pf_peer *peer, enum bt_status status)
+{
+    if (!pf_rank_worth_retrying(status)) {
+        peer->heard_ns = bt_clock_now_ns();
+    }
+}
 
 /* ------------------------------------------------------------------ quiesced */
 
@@ -71,6 +84,7 @@ static void on_quiesced(void *context, enum bt_status status, const char *text,
     struct pf_peer *peer = context;
     (void)response;
     peer->quiesced_calling = false;
+    peer_answered(peer, status);
     if (peer->peers->closing) {
         return;
     }
@@ -187,6 +201,7 @@ static void on_lease(void *context, enum bt_status status, const char *text,
     struct lease_call *call = context;
     const Baton__V1__LeaseResponse *response = (const Baton__V1__LeaseResponse *)message;
     (void)text;
+    peer_answered(call->peer, status);
     if (status == BT_OK && response && response->n_live == call->count &&
         !call->peer->peers->closing) {
         for (uint32_t i = 0; i < call->count; i++) {
@@ -347,6 +362,7 @@ static enum bt_status peer_create(struct pf_peers *peers, const Baton__V1__KvEnd
         return bt_error_set(error, BT_ERR_NO_MEMORY, "decode rank: no memory");
     }
     peer->peers = peers;
+    peer->heard_ns = peer->named_ns = bt_clock_now_ns();
     enum bt_status status = pf_rank_endpoint_init(&peer->endpoint, endpoint, error);
     if (status != BT_OK) {
         goto err_peer;
@@ -378,6 +394,16 @@ err_peer:
 static bool peer_idle(const struct pf_peer *peer)
 {
     return peer->uses == 0 && peer->quiesced_count == 0 && !peer->quiesced_calling;
+}
+
+/* Another host or pid namespace tells no death. Without a link nothing of this worker is under way
+ * to it, and a rank there that lives after all closes its own end when it hears nothing. */
+static bool peer_out_of_reach(const struct pf_peer *peer, int64_t now_ns)
+{
+    int64_t silent_ns = now_ns - peer->heard_ns, unnamed_ns = now_ns - peer->named_ns;
+    return bt_process_probe(&peer->endpoint.process) == BT_PROCESS_UNKNOWN && peer->uses == 0 &&
+           kvt_link_state(peer->link) != KVT_LINK_READY &&
+           (silent_ns >= UNREACHABLE_NS || (silent_ns >= UNNAMED_NS && unnamed_ns >= UNNAMED_NS));
 }
 
 /* A rank that is gone needs no Quiesced: its pages went with it. */
@@ -425,6 +451,7 @@ static bool peer_heal(struct pf_peer *peer, int64_t now_ns)
     peer->was_up = peer->was_up || kvt_link_transport(peer->link)[0] != '\0';
     if (state == KVT_LINK_READY) {
         peer->heal_tries = 0;
+        peer->heard_ns = now_ns;
     }
     if (state != KVT_LINK_FAILED) {
         return true;
@@ -446,8 +473,8 @@ static void peers_sweep(void *context)
     int64_t now_ns = bt_clock_now_ns();
     for (uint32_t i = 0; i < peers->count; i++) {
         struct pf_peer *peer = peers->list[i];
-        bool gone =
-            bt_process_probe(&peer->endpoint.process) == BT_PROCESS_DEAD || peer_replaced(peer);
+        bool gone = bt_process_probe(&peer->endpoint.process) == BT_PROCESS_DEAD ||
+                    peer_replaced(peer) || peer_out_of_reach(peer, now_ns);
         if (gone) {
             quiesced_give_up(peer);
         }
@@ -529,6 +556,7 @@ enum bt_status pf_peers_get(struct pf_peers *peers, const Baton__V1__KvEndpoint 
         return bt_error_set(error, BT_ERR_PROTOCOL,
                             "endpoint.pool_pages or pool_base changed within one incarnation");
     }
+    peer->named_ns = bt_clock_now_ns();
     *ret_peer = peer;
     return BT_OK;
 }

@@ -86,7 +86,8 @@ struct pf_quiesced {
     struct pf_quiesced *next;
 };
 
-/* Tells the rank until it acknowledges, or is proven dead or replaced. Takes `message` (malloc'd).
+/* Tells the rank until it acknowledges, or is proven dead, replaced, or (on another host) out of
+ * reach for a minute. Takes `message` (malloc'd).
  * Call before the run's pf_peer_release. */
 void pf_peer_quiesced(struct pf_peer *peer, struct pf_quiesced *message);
 /* The rank was told that this epoch is over and has not acknowledged it: nothing of it may begin.

@@ -300,19 +300,28 @@ static struct kvt_target_event wait_target(struct kvt_target *target)
     return event;
 }
 
+static enum kvt_writer_state by_probe(void *context, const struct bt_process_id *process)
+{
+    (void)context;
+    return bt_process_probe(process) == BT_PROCESS_DEAD ? KVT_WRITER_DEAD : KVT_WRITER_ALIVE;
+}
+
 /* As the decode worker does: proof, cut, and only then the pages. */
 static void mourn(struct handoff *handoff, struct kvt_target *target,
                   const struct bt_process_id *process, const struct actor *actor)
 {
+    size_t cursor = 0;
     uint64_t peer;
     int status;
 
     CHECK(bt_process_probe(process) == BT_PROCESS_ALIVE);
-    CHECK(kvt_landing_peers(handoff->table, &peer, 1) <= 1);
+    CHECK(!kvt_landing_peer_lost(handoff->table, SOURCE_INCARNATION, by_probe, NULL, INT64_MAX));
+    CHECK(kvt_landing_peers(handoff->table, &cursor, &peer, 1) <= 1);
     kill(actor->pid, SIGKILL);
     CHECK(waitpid(actor->pid, &status, 0) == actor->pid && WIFSIGNALED(status));
     CHECK(bt_process_probe(process) == BT_PROCESS_DEAD);
     pages_are_kept(handoff);
+    kvt_landing_peer_lost(handoff->table, SOURCE_INCARNATION, by_probe, NULL, 0);
     CHECK(kvt_target_disconnect(target, SOURCE_INCARNATION) == BT_OK);
     CHECK(wait_target(target).kind == KVT_TARGET_DISCONNECTED);
     kvt_landing_peer_gone(handoff->table, SOURCE_INCARNATION);

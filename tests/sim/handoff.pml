@@ -70,6 +70,9 @@ bool quiesced_sent[EPOCHS], broken_sent[EPOCHS], acknowledged[EPOCHS];
 #ifndef REPEATS
 #define REPEATS 0 /* of a Run call that is over */
 #endif
+#ifndef ELSEWHERE
+#define ELSEWHERE 1 /* the source is on another host */
+#endif
 byte crashes = CRASHES, restarts = CRASHES, target_crashes = TARGET_CRASHES, breaks = BREAKS;
 byte damages = DAMAGES, cancels = CANCELS;
 
@@ -97,6 +100,22 @@ inline cut_off()
             :: in_flight[i] > 0 -> in_flight[i] = 0; broken[i] = true
             :: else
             fi;
+            i++
+        :: else -> break
+        od
+    }
+}
+
+/* Every connection of it is closed here: who finds out posts nothing more over it. */
+inline cut_all()
+{
+    d_step {
+        i = 1;
+        do
+        :: i < EPOCHS ->
+            stray[i] = 0;
+            in_flight[i] = 0;
+            broken[i] = broken[i] || runs[i] > 0;
             i++
         :: else -> break
         od
@@ -184,9 +203,12 @@ end:
 #else
         page = QUARANTINED }
 #endif
-#ifdef BREAK_SILENT_IS_GONE
-    :: atomic { owner == e && page == QUARANTINED -> set_free() }
+    /* its peer is silent and elsewhere: whether it lives is not known, so its connections go first */
+    :: atomic { ELSEWHERE && owner == e && page == QUARANTINED ->
+#ifndef BREAK_SILENT_IS_GONE
+        cut_all();
 #endif
+        set_free() }
     /* HandoffDone: the checksum says whether all has landed */
     :: atomic { done_sent[e] && !accepted[e] && !refused[e] && OWNS(e) && page == LANDING ->
         if

@@ -22,6 +22,7 @@ CONFIGURATIONS = {
     "all misfortunes": {},
     "two writes": {"W": 2, "TARGET_CRASHES": 0, "DAMAGES": 0, "BREAKS": 0},
     "a Run comes twice": REPEATED,
+    "on one host": {"ELSEWHERE": 0, "TARGET_CRASHES": 0, "DAMAGES": 0},
 }
 # Where the violation lies in a small space, or needs what the first configuration lacks.
 BROKEN = {
@@ -38,7 +39,7 @@ BROKEN = {
     "BROKEN_AS_QUIESCED": {},
     "CHECKSUM": {},
     "END_TWICE": {"CANCELS": 2},
-    "NO_QUIESCED": {},
+    "NO_QUIESCED": {"ELSEWHERE": 0},
     "RESERVED_FOR_EVER": {},
     "LEASE_AFTER_DONE": REPEATED,
     "RUN_WHILE_QUIESCING": REPEATED,

@@ -63,7 +63,7 @@ MUTANTS = {
          """    if (false) {
         request_stop(request, DC_FINISH_CANCELLED);""")]),
     "any-peer-gone-frees-all": ("rule 2: gone is one incarnation", "kvtransfer/landing.c", [
-        ("if (!kvt_landing_is_open(landing) || landing->peer_incarnation != incarnation)",
+        ("if (!kvt_landing_is_open(landing) || !landing->lost ||\n            landing->peer_incarnation != incarnation)",
          "(void)incarnation;\n        if (!kvt_landing_is_open(landing))")]),
     "reserved-for-ever": ("rule 7: a reservation that nobody takes ends", "kvtransfer/landing.c", [
         ("    return landing->state == KVT_LANDING_RESERVED || landing->state == KVT_LANDING_LANDING;",
@@ -82,15 +82,21 @@ MUTANTS = {
     "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/worker.c", [
         ("    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {",
          "    if (false) {")]),
-    "dead-not-cut-off": ("rule 2: dead and disconnected", "decode-node/cutoff.c", [
-        ("            cut_dead(cutoffs, peers[i]);",
-         "            (void)cut_dead;\n"
+    "lost-not-cut-off": ("rule 2: lost and disconnected", "decode-node/cutoff.c", [
+        ("            cut_lost(cutoffs, peers[i]);",
+         "            (void)cut_lost;\n"
          "            kvt_landing_peer_gone(cutoffs->options.landings, peers[i]);")]),
-    "silence-is-death": ("rule 2: a silent peer is not gone", "decode-node/cutoff.c", [
-        ("kvt_landing_peer_is_dead(landings, peers[i], is_dead)", "true || is_dead(NULL)"),
-        ("            cut_dead(cutoffs, peers[i]);",
-         "            (void)cut_dead;\n"
+    "silence-is-death": ("rule 2: who is silent here is not gone", "decode-node/cutoff.c", [
+        ("return bt_process_probe(process) == BT_PROCESS_DEAD ? KVT_WRITER_DEAD : KVT_WRITER_ALIVE;",
+         "return KVT_WRITER_DEAD;"),
+        ("            cut_lost(cutoffs, peers[i]);",
+         "            (void)cut_lost;\n"
          "            kvt_landing_peer_gone(cutoffs->options.landings, peers[i]);")]),
+    "elsewhere-for-ever": ("rule 2: pages of a worker elsewhere come back", "decode-node/cutoff.c", [
+        ("        return KVT_WRITER_ELSEWHERE;", "        return KVT_WRITER_ALIVE;")]),
+    "new-landing-lost-too": ("rule 2: what came after the cut was asked for is not lost",
+                             "kvtransfer/landing.c", [
+        (" || !landing->lost ||", " ||")]),
     "checksum-ignored": ("rule 6: a wrong checksum is not decoded", "decode-node/request.c", [
         ("request_verdict(request, checksum == request->checksum);",
          "(void)checksum;\n    request_verdict(request, true);")]),

@@ -8,8 +8,8 @@
  *
  * Held in every schedule: no write lands in a page that is not its request's, or that is not open
  * for writing; no KV of a running sequence is anybody else's; no token is lost, repeated or wrong;
- * every request ends once; when all faults are over, every request ends, every page is free again,
- * or in quarantine for a peer that can not be proven dead.
+ * every request ends once; when all faults are over, every request ends, and every page is free
+ * again.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -19,7 +19,6 @@
 
 #include "common/kvcache/page_pool.h"
 #include "decode-node/worker.h"
-#include "kvtransfer/landing.h"
 #include "prefill-node/worker.h"
 #include "tests/sim/cluster.h"
 #include "tests/sim/fabric.h"
@@ -151,27 +150,6 @@ static void client_event(void *object, uint64_t kind)
 
 /* ---- the end */
 
-/* In quarantine for ever, and rightly so: its peer is dead on another host. */
-static bool rightly_quarantined(const struct kvt_landing *landing)
-{
-    if (landing->state != KVT_LANDING_QUARANTINED || !world.faults.remote) {
-        return false;
-    }
-    const struct node *peer = &world.nodes[landing->writers[0].pid - 1];
-    return !peer->alive || peer->instance != landing->writers[0].start_ticks;
-}
-
-static uint32_t pages_excused(const struct node *node)
-{
-    uint32_t excused = 0;
-    size_t cursor = 0;
-    const struct kvt_landing *landing;
-    while (node->landings && (landing = kvt_landing_next(node->landings, &cursor))) {
-        excused += rightly_quarantined(landing) ? landing->page_count : 0;
-    }
-    return excused;
-}
-
 static void check_conserved(const struct node *node)
 {
     uint32_t sum = 0;
@@ -196,8 +174,7 @@ static bool node_quiet(const struct node *node)
     if (node->role == ROLE_PREFILL) {
         return free_count == node->kv_pages && pf_worker_idle(node->program);
     }
-    return free_count + pages_excused(node) == node->kv_pages &&
-           dc_worker_requests(node->program) == 0;
+    return free_count == node->kv_pages && dc_worker_requests(node->program) == 0;
 }
 
 static void look_event(void *object, uint64_t unused)

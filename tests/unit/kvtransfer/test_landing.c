@@ -60,6 +60,36 @@ static uint32_t pages_in(const struct rig *rig, enum bt_page_state state)
     return bt_page_pool_count(rig->pool, state);
 }
 
+static int64_t dead_pids[2];
+
+/* Hosts are told apart by their first letter: 'e' is elsewhere. */
+static enum kvt_writer_state state_by_pid(void *context, const struct bt_process_id *writer)
+{
+    (void)context;
+    if (writer->host[0] == 'e')
+        return KVT_WRITER_ELSEWHERE;
+    return writer->pid == dead_pids[0] || writer->pid == dead_pids[1] ? KVT_WRITER_DEAD
+                                                                      : KVT_WRITER_ALIVE;
+}
+
+static enum kvt_writer_state all_dead(void *context, const struct bt_process_id *writer)
+{
+    (void)context, (void)writer;
+    return KVT_WRITER_DEAD;
+}
+
+/* Proven dead, and cut off. */
+static void peer_dies(struct kvt_landing_table *table, uint64_t incarnation)
+{
+    kvt_landing_peer_lost(table, incarnation, all_dead, NULL, 0);
+    kvt_landing_peer_gone(table, incarnation);
+}
+
+static bool is_lost(struct kvt_landing_table *table, int64_t silent_ns)
+{
+    return kvt_landing_peer_lost(table, PEER, state_by_pid, NULL, silent_ns);
+}
+
 static struct kvt_landing *reserve(struct rig *rig, uint64_t request, uint32_t tokens)
 {
     struct kvt_landing *landing = NULL;
@@ -126,7 +156,7 @@ static void test_the_whole_way(void **state)
     assert_false(kvt_landing_lease(rig.table, 5, epoch, PEER, &process, 20)); /* no more writes */
     kvt_landing_quiesced(rig.table, 5, epoch);                                /* harmless */
     kvt_landing_tick(rig.table, 1 << 20);
-    kvt_landing_peer_gone(rig.table, PEER);
+    peer_dies(rig.table, PEER);
     assert_int_equal(kvt_landing_grow(rig.table, landing, 2), BT_OK);
     assert_int_equal(landing->page_count, 6);
     assert_int_equal(pages_in(&rig, BT_PAGE_READY), 6);
@@ -287,7 +317,7 @@ static void test_verdicts(void **state)
     (void)state;
     set_up(&rig);
     epoch = verifying(&rig, 1, 64);
-    kvt_landing_peer_gone(rig.table, PEER); /* its writes are over: nothing to do with it */
+    peer_dies(rig.table, PEER); /* its writes are over: nothing to do with it */
     kvt_landing_tick(rig.table, 1 << 20);
     assert_int_equal(kvt_landing_verified(rig.table, 1, epoch, false, &landing), BT_ERR_CORRUPT);
     assert_int_equal(pages_in(&rig, BT_PAGE_FREE), PAGES);
@@ -359,6 +389,7 @@ static void test_peers(void **state)
 {
     struct rig rig;
     uint64_t peers[4];
+    size_t cursor = 0;
     uint64_t epoch;
 
     (void)state;
@@ -366,31 +397,95 @@ static void test_peers(void **state)
     reserve(&rig, 1, 64);
     ready(&rig, 2, 64);
     verifying(&rig, 3, 64);
-    assert_int_equal(kvt_landing_peers(rig.table, peers, 4), 0);
+    assert_int_equal(kvt_landing_peers(rig.table, &cursor, peers, 4), 0);
     lease(&rig, 4, 64);
     lease(&rig, 5, 64);
     epoch = reserve(&rig, 6, 64)->epoch;
     assert_true(kvt_landing_lease(rig.table, 6, epoch, PEER + 1, &process, 0));
     assert_int_equal(kvt_landing_cancel(rig.table, 6, 0), BT_OK);
-    assert_int_equal(kvt_landing_peers(rig.table, peers, 4), 2);
+    assert_int_equal(kvt_landing_peers(rig.table, &cursor, peers, 4), 2);
     assert_int_equal(peers[0] + peers[1], 2 * PEER + 1);
-    assert_int_equal(kvt_landing_peers(rig.table, peers, 1), 1);
-    kvt_landing_peer_gone(rig.table, PEER);
+    assert_int_equal(cursor, 0);
+    assert_int_equal(kvt_landing_peers(rig.table, &cursor, peers, 1), 1);
+    uint64_t first = peers[0], other = 0;
+    while (other == 0) { /* the rest comes with the next calls */
+        assert_true(cursor != 0);
+        if (kvt_landing_peers(rig.table, &cursor, peers, 1) == 1 && peers[0] != first)
+            other = peers[0];
+    }
+    assert_int_equal(first + other, 2 * PEER + 1);
+    peer_dies(rig.table, PEER);
     assert_int_equal(rig.failures, 2);
     assert_int_equal(rig.failed_status, BT_ERR_PEER_LOST);
     assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 1);
-    kvt_landing_peer_gone(rig.table, PEER + 1);
+    peer_dies(rig.table, PEER + 1);
     assert_int_equal(rig.failures, 2); /* cancelled before: told already */
     assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 0);
     assert_int_equal(pages_in(&rig, BT_PAGE_FREE), PAGES - 3);
     tear_down(&rig);
 }
 
-static int64_t dead_pids[2];
-
-static bool in_dead_pids(const struct bt_process_id *dead)
+/* Rule 2 for a worker on another host, of which there is no proof of death: what is QUARANTINED
+ * when it has been silent goes when its connections are closed, and nothing that came since. */
+static void test_a_worker_elsewhere(void **state)
 {
-    return dead->pid == dead_pids[0] || dead->pid == dead_pids[1];
+    struct bt_process_id far = process;
+    struct rig rig;
+    uint64_t epochs[4];
+
+    (void)state;
+    set_up(&rig);
+    far.host[0] = 'e';
+    dead_pids[0] = dead_pids[1] = 0;
+    for (uint64_t i = 0; i < 3; i++) {
+        epochs[i] = reserve(&rig, i, 64)->epoch;
+        assert_true(kvt_landing_lease(rig.table, i, epochs[i], PEER, &far, 0));
+    }
+    assert_int_equal(kvt_landing_cancel(rig.table, 0, 0), BT_OK);
+    assert_false(is_lost(rig.table, INT64_MAX)); /* it may hold the leases of the others */
+    kvt_landing_tick(rig.table, LEASE_NS);
+    assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 3);
+    assert_false(is_lost(rig.table, LEASE_NS)); /* not silent for long */
+    kvt_landing_peer_gone(rig.table, PEER);
+    assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 3);
+    kvt_landing_quiesced(rig.table, 2, epochs[2]);
+    assert_true(is_lost(rig.table, LEASE_NS + 1));
+    assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 2); /* until the cut is over */
+    epochs[3] = reserve(&rig, 3, 64)->epoch;                  /* it is back before that */
+    assert_true(kvt_landing_lease(rig.table, 3, epochs[3], PEER, &far, LEASE_NS));
+    assert_int_equal(kvt_landing_cancel(rig.table, 3, 0), BT_OK);
+    kvt_landing_peer_gone(rig.table, PEER);
+    assert_int_equal(pages_in(&rig, BT_PAGE_QUARANTINED), 1); /* over its new connection */
+    kvt_landing_quiesced(rig.table, 3, epochs[3]);
+    assert_int_equal(pages_in(&rig, BT_PAGE_FREE), PAGES);
+
+    epochs[0] = reserve(&rig, 0, 64)->epoch; /* with one here that lives */
+    assert_true(kvt_landing_lease(rig.table, 0, epochs[0], PEER, &far, 0));
+    assert_true(kvt_landing_lease(rig.table, 0, epochs[0], PEER, &process, 0));
+    kvt_landing_tick(rig.table, LEASE_NS);
+    assert_false(is_lost(rig.table, INT64_MAX));
+    dead_pids[0] = process.pid;
+    assert_true(is_lost(rig.table, INT64_MAX));
+    tear_down(&rig);
+}
+
+/* Who joins after the verdict may write: the landing is not lost any more. */
+static void test_a_writer_joins_a_lost_landing(void **state)
+{
+    struct bt_process_id second = process;
+    struct rig rig;
+    uint64_t epoch;
+
+    (void)state;
+    set_up(&rig);
+    second.pid = 43;
+    epoch = lease(&rig, 1, 64);
+    dead_pids[0] = process.pid;
+    assert_true(is_lost(rig.table, 0));
+    assert_true(kvt_landing_lease(rig.table, 1, epoch, PEER, &second, 0));
+    kvt_landing_peer_gone(rig.table, PEER);
+    assert_int_equal(pages_in(&rig, BT_PAGE_LANDING), 1);
+    tear_down(&rig);
 }
 
 /* Rule 2 for a worker of several processes: gone when the last of those that may write is. */
@@ -413,13 +508,13 @@ static void test_a_worker_of_several_processes(void **state)
     assert_false(kvt_landing_lease(rig.table, 2, epoch, PEER + 1, &second, 0));
     assert_true(kvt_landing_lease(rig.table, 2, epoch, PEER, &other, 0));
     assert_int_equal(kvt_landing_find(rig.table, 2)->writer_count, 3);
-    assert_false(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    assert_false(is_lost(rig.table, 0));
     dead_pids[0] = 42;
-    assert_false(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    assert_false(is_lost(rig.table, 0));
     assert_int_equal(kvt_landing_cancel(rig.table, 2, 0), BT_OK); /* may be written in quarantine */
-    assert_false(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    assert_false(is_lost(rig.table, 0));
     dead_pids[1] = 43;
-    assert_true(kvt_landing_peer_is_dead(rig.table, PEER, in_dead_pids));
+    assert_true(is_lost(rig.table, 0));
     assert_true(kvt_landing_lease(rig.table, 1, first_epoch, PEER, &second, 0));
     for (int64_t pid = 100; kvt_landing_lease(rig.table, 1, first_epoch, PEER, &second, 0); pid++)
         second.pid = pid;
@@ -640,7 +735,7 @@ static void walk_peer_gone(struct walk *walk, uint64_t writer)
     for (uint64_t epoch = FIRST_EPOCH; epoch <= walk->last_epoch; epoch++)
         if (shadow_of(epoch)->writer == writer)
             shadow_of(epoch)->may_write = false;
-    kvt_landing_peer_gone(walk->table, writer);
+    peer_dies(walk->table, writer);
 }
 
 static void walk_time(struct walk *walk)
@@ -769,6 +864,8 @@ int main(void)
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_quiesced_without_done),
         cmocka_unit_test(test_peers),
+        cmocka_unit_test(test_a_worker_elsewhere),
+        cmocka_unit_test(test_a_writer_joins_a_lost_landing),
         cmocka_unit_test(test_a_worker_of_several_processes),
         cmocka_unit_test(test_random_walk),
     };
