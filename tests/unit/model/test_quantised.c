@@ -28,7 +28,7 @@
 #define KV_B "model.layers.0.self_attn.kv_b_proj.weight"
 
 struct added {
-    char name[128];
+    char name[192];
     const char *dtype;
     uint64_t dims[2];
     uint32_t dim_count;
