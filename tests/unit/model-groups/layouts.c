@@ -167,6 +167,16 @@ static void count_layer(void *context, uint32_t layer)
         raise(SIGKILL);
 }
 
+/* Of each layer of experts, all of this rank's rows have some. */
+static void see_states(void *context, int32_t layer, const float *x, const uint32_t *experts,
+                       const float *weights)
+{
+    struct rank *rank = context;
+    bool is_moe = layer >= 0 && bt_model_layer_is_moe(&rank->model->config, (uint32_t)layer);
+    if (!x || !experts != !is_moe || !weights != !is_moe)
+        give_up("probe", "not what the layer is");
+}
+
 /* `count` rows of the sequence from position `start` on, with the logits that are asked for. */
 static bool run(struct rank *rank, enum bt_forward_form form, const uint32_t *tokens,
                 uint32_t start, uint32_t count, const uint32_t *wanted, uint32_t wanted_count)
@@ -184,6 +194,7 @@ static bool run(struct rank *rank, enum bt_forward_form form, const uint32_t *to
         .logit_rows = wanted,
         .logit_count = wanted_count,
         .layer_done = count_layer,
+        .probe = rank->layout->probes ? see_states : NULL,
         .context = rank,
     };
     struct rank_result *result = rank->result;

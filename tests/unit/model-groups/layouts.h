@@ -33,7 +33,8 @@ struct layout {
     uint32_t ep; /* 0: no group; else a multiple of tp */
     enum bt_placement_kind placement;
     enum replicas replicas; /* of the hottest experts; placement is not used then */
-    bool moves; /* during each step one layer's experts are loaded, after it they are used */
+    bool moves;  /* during each step one layer's experts are loaded, after it they are used */
+    bool probes; /* which sees all rows of the last layer */
     enum bt_forward_payload payload;
     uint32_t chunk;         /* of tp group 0; others have other ones */
     uint32_t ranks;         /* without groups: how many prompts */

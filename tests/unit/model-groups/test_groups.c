@@ -271,6 +271,9 @@ static void same_for_tp(const struct goldens *g, struct layout layout, uint32_t 
         compare_golden(&layout, g, &first);
     layout.chunk = 37;
     run_and_compare(&layout, g, &first, tp);
+    layout.probes = true;
+    run_and_compare(&layout, g, &first, tp);
+    layout.probes = false;
     layout.ep = tp;
     layout.placement = BT_PLACEMENT_ROUND_ROBIN;
     run_and_compare(&layout, g, &first, tp);
