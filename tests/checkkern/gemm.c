@@ -190,7 +190,8 @@ static void check_product(struct check *check, const struct gemm *gemm, size_t r
 
 void check_gemm(struct check *check)
 {
-    static const size_t rows[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 49, 63, 64, 65, 100};
+    static const size_t rows[] = {1,  2,  7,  8,  9,  15, 16, 17,  31,
+                                  32, 33, 48, 49, 63, 64, 65, 100, 260};
     const struct gemm *gemm = gemm_of(check->kernels);
     if (!gemm) /* ref has none */
         return;

@@ -20,6 +20,7 @@
 /* A row or two read B from memory: short panels in the order in which they lie there, since streams
  * side by side would end before they are seen. */
 #define FEW_ROWS    2
+#define MAX_ROWS    256 /* that pass the panels together: a multiple of 16 */
 #define SHORT_TILES 24
 
 void BT_X86_NAME(gemm_begin)(void)
@@ -35,6 +36,7 @@ struct block {
     const char *a, *b;
     size_t tile_stride, row_stride, panel_stride, tiles, c_stride;
     bool accumulate;
+    const int32_t *flips; /* int8: of each row */
     void *c;
 };
 
@@ -67,17 +69,20 @@ BT_INLINE void store_sums(const struct block *s, size_t rows, size_t panels, con
     }
 }
 
-/* Takes 128 times the sums of the rows of A off: what the flipped bits of B added. */
-BT_INLINE void undo_flip(const struct block *s, size_t rows, size_t panels, __m512i *sums)
+/* 128 times the sum of a row of A: what the flipped bits of B add. */
+static int32_t flip_of(const char *row, size_t tile_stride, size_t tiles)
 {
-    __m512i ones = _mm512_set1_epi8(1);
+    __m512i sum = _mm512_setzero_si512(), ones = _mm512_set1_epi8(1);
+    for (size_t t = 0; t < tiles; t++)
+        sum = _mm512_dpbusd_epi32(sum, ones, _mm512_loadu_si512(row + t * tile_stride));
+    return (int32_t)((uint32_t)_mm512_reduce_add_epi32(sum) << 7);
+}
+
+BT_INLINE void undo_flips(const struct block *s, size_t rows, size_t panels, __m512i *sums)
+{
 #pragma GCC unroll 8
     for (size_t r = 0; r < rows; r++) {
-        __m512i row = _mm512_setzero_si512();
-        for (size_t t = 0; t < s->tiles; t++)
-            row = _mm512_dpbusd_epi32(
-                row, ones, _mm512_loadu_si512(s->a + r * s->row_stride + t * s->tile_stride));
-        __m512i flip = _mm512_set1_epi32((int32_t)((uint32_t)_mm512_reduce_add_epi32(row) << 7));
+        __m512i flip = _mm512_set1_epi32(s->flips[r]);
 #pragma GCC unroll 3
         for (size_t p = 0; p < panels; p++)
             sums[r * panels + p] = _mm512_sub_epi32(sums[r * panels + p], flip);
@@ -93,7 +98,7 @@ BT_INLINE void block_of(const struct block *s, size_t rows, size_t panels, bool 
 
     load_sums(s, rows, panels, sums);
     if (int8)
-        undo_flip(s, rows, panels, sums);
+        undo_flips(s, rows, panels, sums);
     for (size_t t = 0; t < s->tiles; t++, a += s->tile_stride, b += BT_TILE_BYTES) {
 #pragma GCC unroll 2
         for (size_t line = 0; line < LINES; line++) {
@@ -152,38 +157,66 @@ typedef void block_fn(const struct block *s);
     }
 static block_fn *const blocks[2][BLOCK_ROWS][BLOCK_PANELS] = {BLOCK_TABLE(0), BLOCK_TABLE(1)};
 
-/* Panels of B outside, so that they stay near while the rows pass. */
-static void gemm(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b, size_t tiles,
-                 bool accumulate, void *c, size_t c_stride, bool int8)
+/* A product as it was called; c is f32 or int32. */
+struct product {
+    struct bt_tile_rows a;
+    struct bt_tile_panels b;
+    size_t tiles;
+    bool accumulate, int8;
+    float *c;
+    size_t c_stride;
+};
+
+static const char *row_at(const struct product *p, size_t row)
 {
-    struct block s = {.tile_stride = a.tile_stride,
-                      .row_stride = a.row_stride,
-                      .panel_stride = b.panel_stride,
-                      .tiles = tiles,
-                      .c_stride = c_stride,
-                      .accumulate = accumulate};
-    for (size_t p = 0, panels; p < b.panels; p += panels) {
-        panels = b.panels - p < BLOCK_PANELS ? b.panels - p : BLOCK_PANELS;
-        if (rows <= FEW_ROWS && tiles <= SHORT_TILES)
-            panels = 1;
-        s.b = (const char *)b.data + p * b.panel_stride;
-        for (size_t r = 0, count; r < rows; r += count) {
-            count = rows - r < BLOCK_ROWS ? rows - r : BLOCK_ROWS;
-            s.a = (const char *)a.data + r / 16 * a.block_stride + r % 16 * a.row_stride;
-            s.c = (float *)c + r * c_stride + p * BT_TILE_OUTS;
-            blocks[int8][count - 1][panels - 1](&s);
+    return (const char *)p->a.data + row / 16 * p->a.block_stride + row % 16 * p->a.row_stride;
+}
+
+/* Rows first … end - 1. Panels of B outside, so that they stay near while the rows pass. */
+static void gemm_rows(const struct product *p, size_t first, size_t end, const int32_t *flips)
+{
+    struct block s = {.tile_stride = p->a.tile_stride,
+                      .row_stride = p->a.row_stride,
+                      .panel_stride = p->b.panel_stride,
+                      .tiles = p->tiles,
+                      .c_stride = p->c_stride,
+                      .accumulate = p->accumulate};
+    bool one = end - first <= FEW_ROWS && p->tiles <= SHORT_TILES;
+    for (size_t panel = 0, panels; panel < p->b.panels; panel += panels) {
+        panels = p->b.panels - panel < BLOCK_PANELS ? p->b.panels - panel : BLOCK_PANELS;
+        panels = one ? 1 : panels;
+        s.b = (const char *)p->b.data + panel * p->b.panel_stride;
+        for (size_t row = first, count; row < end; row += count) {
+            count = end - row < BLOCK_ROWS ? end - row : BLOCK_ROWS;
+            s.a = row_at(p, row);
+            s.c = p->c + row * p->c_stride + panel * BT_TILE_OUTS;
+            s.flips = flips + (row - first);
+            blocks[p->int8][count - 1][panels - 1](&s);
         }
+    }
+}
+
+static void gemm(const struct product *p, size_t rows)
+{
+    int32_t flips[MAX_ROWS];
+    for (size_t first = 0, end; first < rows; first = end) {
+        end = rows - first < MAX_ROWS ? rows : first + MAX_ROWS;
+        for (size_t row = first; p->int8 && row < end; row++)
+            flips[row - first] = flip_of(row_at(p, row), p->a.tile_stride, p->tiles);
+        gemm_rows(p, first, end, flips);
     }
 }
 
 void BT_X86_NAME(gemm_bf16)(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b,
                             size_t tiles, bool accumulate, float *c, size_t c_stride)
 {
-    gemm(a, rows, b, tiles, accumulate, c, c_stride, false);
+    struct product p = {a, b, tiles, accumulate, false, c, c_stride};
+    gemm(&p, rows);
 }
 
 void BT_X86_NAME(gemm_int8)(struct bt_tile_rows a, size_t rows, struct bt_tile_panels b,
                             size_t tiles, bool accumulate, int32_t *c, size_t c_stride)
 {
-    gemm(a, rows, b, tiles, accumulate, c, c_stride, true);
+    struct product p = {a, b, tiles, accumulate, true, (float *)c, c_stride};
+    gemm(&p, rows);
 }
