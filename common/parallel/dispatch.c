@@ -7,55 +7,6 @@ static size_t up(size_t bytes)
     return (bytes + BT_PARCEL_ALIGNMENT - 1) / BT_PARCEL_ALIGNMENT * BT_PARCEL_ALIGNMENT;
 }
 
-/* ---- where picks go ---- */
-
-/* Of an expert's ranks: this one; else one of this machine; else any, by row and rank. */
-static uint32_t choose_rank(const struct bt_ranks *ranks, const uint32_t *holders, uint32_t count,
-                            uint32_t row)
-{
-    uint32_t near = 0, machine = bt_ranks_machine(ranks);
-    if (count == 1)
-        return holders[0];
-    for (uint32_t i = 0; i < count; i++) {
-        if (holders[i] == ranks->rank)
-            return holders[i];
-        near += ranks->machine_of[holders[i]] == machine;
-    }
-    uint32_t wanted = (row + ranks->rank) % (near ? near : count);
-    for (uint32_t i = 0; i < count; i++) {
-        if (near && ranks->machine_of[holders[i]] != machine)
-            continue;
-        if (wanted-- == 0)
-            return holders[i];
-    }
-    return holders[0];
-}
-
-static void choose_all(struct bt_memory_group *group, const struct bt_routing *routing,
-                       const struct bt_placement_layer *placement, uint32_t rows)
-{
-    struct bt_experts *e = group->experts;
-    uint32_t last_row[BT_GROUP_RANKS_MAX];
-
-    memset(last_row, 0xff, sizeof(last_row));
-    memset(e->rows_to, 0, sizeof(e->rows_to));
-    memset(e->picks_to, 0, sizeof(e->picks_to));
-    for (uint32_t row = 0; row < rows; row++) {
-        for (size_t pick = (size_t)row * e->k; pick < (size_t)(row + 1) * e->k; pick++) {
-            uint32_t expert = routing->experts[pick];
-            BT_ASSERT(expert < e->experts);
-            const uint32_t *begin = placement->begin + expert;
-            uint32_t rank =
-                choose_rank(group->ranks, placement->ranks + begin[0], begin[1] - begin[0], row);
-            BT_ASSERT(begin[1] > begin[0] && rank < e->size);
-            e->dest[pick] = (uint8_t)rank;
-            e->index[pick] = e->picks_to[rank]++;
-            e->rows_to[rank] += last_row[rank] != row;
-            last_row[rank] = row;
-        }
-    }
-}
-
 /* ---- sending ---- */
 
 /* A parcel being filled. */
@@ -315,24 +266,6 @@ static enum bt_status exchange_chunk(struct bt_memory_group *group, uint32_t chu
     return status == BT_OK ? bt_exchange_end(group->exchange, BT_CHANNEL_ROWS) : status;
 }
 
-/* By expert, then source, then row: sources ascending, each one's list as it is. */
-static void sort_picks(struct bt_experts *e)
-{
-    uint32_t *next = e->begin + 1; /* ends up as begin */
-    memset(e->begin, 0, ((size_t)e->experts + 2) * sizeof(*e->begin));
-    for (uint32_t i = 0; i < e->arrived_picks; i++)
-        next[e->pick_expert[i] + 1]++;
-    for (uint32_t expert = 0; expert < e->experts; expert++)
-        next[expert + 1] += next[expert];
-    for (uint32_t source = 0; source < e->size; source++) {
-        size_t first = e->base_pick[source];
-        for (size_t i = first; i < first + e->picks_of[source]; i++) {
-            e->position[i] = next[e->pick_expert[i]]++;
-            e->order[e->position[i]] = e->pick_at[i];
-        }
-    }
-}
-
 static enum bt_status check_complete(struct bt_memory_group *group)
 {
     const struct bt_experts *e = group->experts;
@@ -356,16 +289,15 @@ enum bt_status bt_memory_dispatch(struct bt_group *base, enum bt_dispatch_mode m
     e->payload = payload;
     e->chunk_rows = wanted < e->rows_most ? wanted : e->rows_most;
     e->chunks = 1;
-    e->rows = rows;
     e->arrived_rows = e->arrived_picks = 0;
-    choose_all(group, routing, placement, rows);
+    bt_experts_choose(e, group->ranks, routing->experts, placement, rows);
     for (uint32_t chunk = 0; chunk < e->chunks && status == BT_OK; chunk++)
         status = exchange_chunk(group, chunk, x, routing);
     if (status == BT_OK)
         status = check_complete(group);
     if (status != BT_OK)
         return status;
-    sort_picks(e);
+    bt_experts_sort(e);
     *ret_arrivals = (struct bt_arrivals){.rows = e->arrived_rows,
                                          .x = e->x,
                                          .routing = {.order = e->order, .begin = e->begin},

@@ -177,7 +177,8 @@ void bt_exchange_post(struct bt_exchange *x, enum bt_channel channel, enum bt_pa
         struct bt_parcel *parcel = same ? own : bt_exchange_parcel(x, channel, machine);
         if (machine == here)
             continue;
-        seal(c, parcel);
+        if (!same)
+            seal(c, parcel);
         send_parcel(x, channel, machine, parcel);
     }
     if (x->net)

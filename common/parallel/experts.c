@@ -1,6 +1,7 @@
 #include "common/parallel/experts.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 static size_t up(size_t bytes)
@@ -90,4 +91,73 @@ void bt_experts_destroy(struct bt_experts *e)
         return;
     munmap(e->memory, e->memory_bytes);
     free(e);
+}
+
+/* ---- where picks go ---- */
+
+/* Of an expert's ranks: this one; else one of this machine; else any, by row and rank. */
+static uint32_t choose_rank(const struct bt_ranks *ranks, const uint32_t *holders, uint32_t count,
+                            uint32_t row)
+{
+    uint32_t near = 0, machine = bt_ranks_machine(ranks);
+    if (count == 1)
+        return holders[0];
+    for (uint32_t i = 0; i < count; i++) {
+        if (holders[i] == ranks->rank)
+            return holders[i];
+        near += ranks->machine_of[holders[i]] == machine;
+    }
+    uint32_t wanted = (row + ranks->rank) % (near ? near : count);
+    for (uint32_t i = 0; i < count; i++) {
+        if (near && ranks->machine_of[holders[i]] != machine)
+            continue;
+        if (wanted-- == 0)
+            return holders[i];
+    }
+    return holders[0];
+}
+
+void bt_experts_choose(struct bt_experts *e, const struct bt_ranks *ranks, const uint32_t *experts,
+                       const struct bt_placement_layer *placement, uint32_t rows)
+{
+    uint32_t last_row[BT_GROUP_RANKS_MAX];
+
+    e->rows = rows;
+    memset(last_row, 0xff, sizeof(last_row));
+    memset(e->rows_to, 0, sizeof(e->rows_to));
+    memset(e->picks_to, 0, sizeof(e->picks_to));
+    for (uint32_t row = 0; row < rows; row++) {
+        for (size_t pick = (size_t)row * e->k; pick < (size_t)(row + 1) * e->k; pick++) {
+            uint32_t expert = experts[pick];
+            BT_ASSERT(expert < e->experts);
+            const uint32_t *begin = placement->begin + expert;
+            uint32_t rank =
+                choose_rank(ranks, placement->ranks + begin[0], begin[1] - begin[0], row);
+            BT_ASSERT(begin[1] > begin[0] && rank < e->size);
+            e->dest[pick] = (uint8_t)rank;
+            e->index[pick] = e->picks_to[rank]++;
+            e->rows_to[rank] += last_row[rank] != row;
+            last_row[rank] = row;
+        }
+    }
+}
+
+/* ---- the order of arrivals ---- */
+
+/* Sources ascending, each one's list as it is. */
+void bt_experts_sort(struct bt_experts *e)
+{
+    uint32_t *next = e->begin + 1; /* ends up as begin */
+    memset(e->begin, 0, ((size_t)e->experts + 2) * sizeof(*e->begin));
+    for (uint32_t i = 0; i < e->arrived_picks; i++)
+        next[e->pick_expert[i] + 1]++;
+    for (uint32_t expert = 0; expert < e->experts; expert++)
+        next[expert + 1] += next[expert];
+    for (uint32_t source = 0; source < e->size; source++) {
+        size_t first = e->base_pick[source];
+        for (size_t i = first; i < first + e->picks_of[source]; i++) {
+            e->position[i] = next[e->pick_expert[i]]++;
+            e->order[e->position[i]] = e->pick_at[i];
+        }
+    }
 }

@@ -54,6 +54,12 @@ struct bt_experts {
     size_t memory_bytes;
 };
 
+/* Which rank each pick of own rows goes to: dest, index, rows_to, picks_to. experts [rows][k]. */
+void bt_experts_choose(struct bt_experts *e, const struct bt_ranks *ranks, const uint32_t *experts,
+                       const struct bt_placement_layer *placement, uint32_t rows);
+/* From the lists of all sources: order, by expert, then source, then row; position and begin. */
+void bt_experts_sort(struct bt_experts *e);
+
 /* The first row of exchange `chunk` of a rank that has `rows`, or `rows`. */
 static inline uint32_t bt_chunk_first(const struct bt_experts *e, uint32_t chunk, uint32_t rows)
 {

@@ -51,6 +51,8 @@ enum bt_status bt_group_create(const struct bt_group_options *options, struct bt
     enum bt_status status = check(options, error);
     if (status != BT_OK)
         return status;
+    if (strcmp(transport, "nccl") == 0 && !bt_nccl_group_create)
+        return bt_error_set(error, BT_ERR_UNSUPPORTED, "group: this program is built without nccl");
     if (strcmp(transport, "nccl") == 0)
         return bt_nccl_group_create(options, error, ret_group);
     if (strcmp(transport, "self") == 0 && options->size != 1)

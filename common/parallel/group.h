@@ -8,11 +8,16 @@
  *     nccl   ranks on GPUs, one each
  *
  * Results are fixed by rank order and placement alone: sums are taken in ascending rank order, the
- * rows of experts in ascending expert order, so no timing shows in any bit.
+ * rows of experts in ascending expert order, so no timing shows in any bit. nccl alone adds up in
+ * NCCL's order, which is fixed by size, count and machines, and not ascending.
  *
  * Every wait has an end. When a rank dies, leaves or is silent for `wait_timeout_ns`, the calls of
  * all others return BT_ERR_PEER_LOST (or BT_ERR_DEADLINE) within that time, and from then on every
- * call returns the same: the group is over, its buffers may be anything.
+ * call returns the same: the group is over, its buffers may be anything. What a rank had done for
+ * a call counts, whatever became of it since: after the last call ranks may leave in any order.
+ * Ranks that make different calls, or one call with different sizes, get BT_ERR_PROTOCOL.
+ *
+ * A group takes address space for the largest call, and memory for what was used of it.
  */
 #ifndef BATON_COMMON_PARALLEL_GROUP_H
 #define BATON_COMMON_PARALLEL_GROUP_H
@@ -75,7 +80,8 @@ const char *bt_group_error(const struct bt_group *group);
 enum bt_status bt_group_barrier(struct bt_group *group);
 
 /* data of `root` to everybody's data. Only root's `bytes` need be known: the others give their
- * room, and learn how much came in *ret_bytes (may be NULL). */
+ * room, and learn how much came in *ret_bytes (may be NULL). EXHAUSTED: the room was too small and
+ * holds the beginning; *ret_bytes tells what is wanted, and the group goes on. */
 enum bt_status bt_group_broadcast(struct bt_group *group, uint32_t root, void *data, size_t bytes,
                                   size_t *ret_bytes);
 
@@ -106,8 +112,8 @@ enum bt_status bt_group_all_gather(struct bt_group *group, const float *mine, ui
 /* ---- experts ---- */
 
 enum bt_dispatch_mode {
-    BT_DISPATCH_THROUGHPUT, /* prefill: many rows, few large messages */
-    BT_DISPATCH_LATENCY,    /* decode: few rows, buffers posted before, no rendezvous */
+    BT_DISPATCH_THROUGHPUT, /* prefill: many rows, in runs that stay in a cache */
+    BT_DISPATCH_LATENCY,    /* decode: few rows, at once */
 };
 
 /*
@@ -142,11 +148,13 @@ enum bt_status bt_group_dispatch(struct bt_group *group, enum bt_dispatch_mode m
 enum bt_status bt_group_combine(struct bt_group *group, const void *y, enum bt_dtype payload,
                                 const struct bt_routing *routing, float *out);
 
-/* Bytes this rank has sent to other ranks since it was created, payload alone (no headers), and
- * those of them that went to other machines. */
+/*
+ * Bytes of payload (f8 with its scales) that this rank has sent to other ranks since it was
+ * created, without headers. A row counts once for every rank that it is dispatched to.
+ */
 struct bt_group_traffic {
     uint64_t reduce, dispatch, combine, other; /* to any other rank */
-    uint64_t between_machines;
+    uint64_t between_machines; /* of all that, what crossed: a dispatched row once a machine */
 };
 void bt_group_traffic(const struct bt_group *group, struct bt_group_traffic *ret_traffic);
 

@@ -43,8 +43,9 @@ struct bt_group {
 /* self and ucx */
 enum bt_status bt_memory_group_create(const struct bt_group_options *options,
                                       struct bt_error *error, struct bt_group **ret_group);
-/* UNSUPPORTED: the build or the machine lacks it. */
-enum bt_status bt_nccl_group_create(const struct bt_group_options *options, struct bt_error *error,
-                                    struct bt_group **ret_group);
+/* UNSUPPORTED: the machine has no GPU. NULL: this program is not linked with it. */
+__attribute__((weak)) enum bt_status bt_nccl_group_create(const struct bt_group_options *options,
+                                                          struct bt_error *error,
+                                                          struct bt_group **ret_group);
 
 #endif

@@ -260,7 +260,7 @@ static void check_traffic(const struct world *w, const struct bt_group_traffic *
 static void *run_experts(const struct world *w, const struct bt_arrivals *arrivals)
 {
     bool half = w->scene->back == BT_BF16;
-    char *y = malloc(((size_t)arrivals->picks * w->hidden + 1) * (half ? 2 : 4));
+    char *y = buffer_alloc(((size_t)arrivals->picks * w->hidden + 1) * (half ? 2 : 4));
     CHECK(y);
     for (uint32_t expert = 0; expert < w->experts; expert++) {
         for (uint32_t i = arrivals->routing.begin[expert]; i < arrivals->routing.begin[expert + 1];
@@ -331,11 +331,12 @@ static void play(struct bt_group *group, const struct scene *scene,
     make_world(&w, group, scene, limits, ranks_per_machine);
     uint32_t rows = w.rows[w.rank];
     size_t floats = (size_t)rows * w.hidden, picks = (size_t)rows * w.k;
-    float *x = malloc((floats + 1) * sizeof(*x)), *out = malloc((floats + 1) * sizeof(*out));
+    float *x = buffer_alloc((floats + 1) * sizeof(*x));
+    float *out = buffer_alloc((floats + 1) * sizeof(*out));
     struct bt_routing routing = {.experts = w.routed[w.rank],
                                  .weights = malloc((picks + 1) * sizeof(float))};
     const struct bt_placement_layer placement = {.begin = w.begin, .ranks = w.ranks};
-    CHECK(x && out && routing.weights);
+    CHECK(routing.weights);
     for (size_t i = 0; i < floats; i++) {
         x[i] = input(&w, w.rank, (uint32_t)(i / w.hidden), (uint32_t)(i % w.hidden));
         out[i] = initial((uint32_t)(i / w.hidden), (uint32_t)(i % w.hidden));
@@ -356,9 +357,9 @@ static void play(struct bt_group *group, const struct scene *scene,
     if (scene->stream % 2)
         before.between_machines += sizeof(uint64_t) * (w.machines - 1);
     check_traffic(&w, &before, &after);
-    free(x);
-    free(out);
-    free(y);
+    buffer_free(x);
+    buffer_free(out);
+    buffer_free(y);
     free(routing.weights);
     free_world(&w);
 }

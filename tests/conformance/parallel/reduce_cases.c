@@ -1,3 +1,5 @@
+#include <math.h>
+
 #include "tests/conformance/parallel/cases.h"
 
 /* x0 + x1 + … in this order, each sum rounded to f32. */
@@ -11,17 +13,17 @@ static float sum_of_all(uint32_t size, uint64_t stream, size_t index)
 
 static float *fill(uint32_t rank, uint64_t stream, size_t count)
 {
-    float *x = malloc((count + 1) * sizeof(*x));
-    CHECK(x);
+    float *x = buffer_alloc((count + 1) * sizeof(*x));
     for (size_t i = 0; i < count; i++)
         x[i] = random_float(stream + rank, i);
     x[count] = 12345;
     return x;
 }
 
-static void check_same(const float *x, const float *wanted, size_t count)
+/* NCCL adds up in an order of its own. */
+static bool is_sum(float x, float wanted)
 {
-    CHECK(memcmp(x, wanted, count * sizeof(*x)) == 0);
+    return strcmp(transport, "nccl") == 0 ? fabsf(x - wanted) <= 1e-4f : x == wanted;
 }
 
 static struct bt_group_traffic traffic_of(const struct bt_group *group)
@@ -42,7 +44,8 @@ static void all_reduce_once(struct bt_group *group, uint64_t stream, size_t coun
     for (size_t i = 0; i < count; i++)
         wanted[i] = sum_of_all(size, stream, i);
     CHECK(bt_group_all_reduce(group, x, count) == BT_OK);
-    check_same(x, wanted, count);
+    for (size_t i = 0; i < count; i++)
+        CHECK(is_sum(x[i], wanted[i]));
     CHECK(x[count] == 12345);
     /* Formula 28: 2 (TP - 1) / TP of the bytes; parts are whole lines, so up to one line off in
      * each part. */
@@ -50,7 +53,7 @@ static void all_reduce_once(struct bt_group *group, uint64_t stream, size_t coun
     double formula = 2.0 * (size - 1) / size * (double)count * sizeof(float);
     double slack = 2.0 * size * 64;
     CHECK(sent <= formula + slack && sent >= formula - slack);
-    free(x);
+    buffer_free(x);
     free(wanted);
 }
 
@@ -67,16 +70,16 @@ static void scatter_once(struct bt_group *group, uint64_t stream, uint32_t rows,
     uint32_t size = bt_group_size(group), rank = bt_group_rank(group);
     struct bt_share share = bt_group_share(group, rank, rows);
     size_t own = (size_t)share.count * width;
-    float *x = fill(rank, stream, (size_t)rows * width), *out = malloc((own + 1) * sizeof(*out));
+    float *x = fill(rank, stream, (size_t)rows * width),
+          *out = buffer_alloc((own + 1) * sizeof(*out));
 
-    CHECK(out);
     out[own] = 777;
     CHECK(bt_group_reduce_scatter(group, x, rows, width, out) == BT_OK);
     for (size_t i = 0; i < own; i++)
-        CHECK(out[i] == sum_of_all(size, stream, (size_t)share.first * width + i));
+        CHECK(is_sum(out[i], sum_of_all(size, stream, (size_t)share.first * width + i)));
     CHECK(out[own] == 777);
-    free(x);
-    free(out);
+    buffer_free(x);
+    buffer_free(out);
 }
 
 static void gather_once(struct bt_group *group, uint64_t stream, uint32_t rows, uint32_t width,
@@ -84,19 +87,18 @@ static void gather_once(struct bt_group *group, uint64_t stream, uint32_t rows, 
 {
     struct bt_share share = bt_group_share(group, bt_group_rank(group), rows);
     size_t all = (size_t)rows * width, first = (size_t)share.first * width;
-    float *wanted = fill(0, stream, all), *out = malloc((all + 1) * sizeof(*out));
-    float *mine = malloc(((size_t)share.count * width + 1) * sizeof(*mine));
+    float *wanted = fill(0, stream, all), *out = buffer_alloc((all + 1) * sizeof(*out));
+    float *mine = buffer_alloc(((size_t)share.count * width + 1) * sizeof(*mine));
 
-    CHECK(out && mine);
     memset(out, 0xee, all * sizeof(*out));
     memcpy(mine, wanted + first, (size_t)share.count * width * sizeof(*mine));
     if (in_place)
         memcpy(out + first, mine, (size_t)share.count * width * sizeof(*mine));
     CHECK(bt_group_all_gather(group, in_place ? out + first : mine, rows, width, out) == BT_OK);
-    check_same(out, wanted, all);
-    free(wanted);
-    free(out);
-    free(mine);
+    CHECK(memcmp(out, wanted, all * sizeof(*out)) == 0);
+    buffer_free(wanted);
+    buffer_free(out);
+    buffer_free(mine);
 }
 
 static void check_shares(struct bt_group *group, uint32_t rows)

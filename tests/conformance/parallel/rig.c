@@ -65,6 +65,44 @@ struct bt_group *join(const struct bt_group_options *options)
     return group;
 }
 
+#ifdef BT_TEST_CUDA
+#include <cuda_runtime_api.h>
+
+void *buffer_alloc(size_t bytes)
+{
+    void *buffer = NULL;
+    CHECK(cudaMallocManaged(&buffer, bytes, cudaMemAttachGlobal) == cudaSuccess);
+    return buffer;
+}
+
+void buffer_free(void *buffer)
+{
+    CHECK(cudaFree(buffer) == cudaSuccess);
+}
+
+static void use_device(uint32_t rank)
+{
+    CHECK(strcmp(transport, "nccl") != 0 || cudaSetDevice((int)rank) == cudaSuccess);
+}
+#else
+void *buffer_alloc(size_t bytes)
+{
+    void *buffer = malloc(bytes);
+    CHECK(buffer);
+    return buffer;
+}
+
+void buffer_free(void *buffer)
+{
+    free(buffer);
+}
+
+static void use_device(uint32_t rank)
+{
+    (void)rank;
+}
+#endif
+
 /* ---- ranks ---- */
 
 struct rank {
@@ -118,6 +156,7 @@ static void start_process(struct rank *rank)
     alarm(CASE_SECONDS);
     if (bt_process_die_with_parent() != BT_OK)
         _exit(1);
+    use_device(rank->options.rank);
     rank->rig->fn(&rank->options, rank->rig->context);
     exit(0);
 }

@@ -45,6 +45,10 @@ void run_ranks(const struct rig_case *rig);
 /* A port that nobody else is given while this process lives. "tcp://127.0.0.1:PORT". */
 void reserve_endpoint(char *ret_endpoint, size_t size);
 
+/* Buffers that the transport can work on: of the device, and of the host as well. */
+void *buffer_alloc(size_t bytes);
+void buffer_free(void *buffer);
+
 struct bt_group *join(const struct bt_group_options *options);
 
 /* ---- the same numbers on every rank ---- */

@@ -1,0 +1,643 @@
+/*
+ * Ranks on GPUs, one each: the device that is current when the group is made. Metadata of dispatch
+ * and combine are worked out on the host, as on CPUs; rows stay on the device.
+ *
+ * A call returns when its work on the group's own stream is over; the caller's work on the buffers
+ * must be over before. Routing and words may be in either memory. The loss of a rank is what NCCL
+ * makes of it: an error, or silence until the wait timeout. Then the communicator is aborted.
+ */
+#include <cuda_runtime_api.h>
+#include <nccl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/base/clock.h"
+#include "common/parallel/experts.h"
+#include "common/parallel/meeting.h"
+#include "common/parallel/rows_cuda.h"
+
+#define LOOK_NS 20000 /* between looks whether the stream is done, after the first few */
+#define LOOKS   200
+
+/* Device memory, and what of it a call uses. */
+struct nccl_buffers {
+    float *x;                  /* [arrivals][hidden] */
+    char *outgoing, *incoming; /* rows or y */
+    uint32_t *list;            /* [picks] rows to pack, or slots */
+    float *weights;            /* [own picks] */
+    uint32_t *order, *begin;   /* managed: of the arrivals' routing */
+    uint64_t *words, *all_words;
+    char *meta_out, *meta_in; /* lists of picks */
+    float *scratch;           /* [share] of an all_reduce that is not used: barrier */
+};
+
+struct nccl_group {
+    struct bt_group base;
+    ncclComm_t comm;
+    cudaStream_t stream;
+    int64_t timeout_ns;
+    struct bt_error error;
+    struct bt_ranks ranks;
+    struct bt_experts *experts;
+    uint32_t *routed; /* [own pick] on the host; then slots of a combine */
+    float *weights;   /* likewise */
+    struct nccl_buffers device;
+};
+
+static struct nccl_group *nccl_group(struct bt_group *base)
+{
+    return (struct nccl_group *)base;
+}
+
+/* ---- errors ---- */
+
+static enum bt_status fail(struct nccl_group *g, enum bt_status status, const char *what)
+{
+    if (g->error.status == BT_OK) {
+        bt_error_set(&g->error, status, "nccl: %s", what);
+        if (g->comm)
+            ncclCommAbort(g->comm);
+        g->comm = NULL;
+    }
+    return g->error.status;
+}
+
+static bool nccl_ok(struct nccl_group *g, ncclResult_t result)
+{
+    if (result != ncclSuccess && result != ncclInProgress)
+        fail(g,
+             result == ncclRemoteError || result == ncclSystemError ? BT_ERR_PEER_LOST
+                                                                    : BT_ERR_INTERNAL,
+             ncclGetErrorString(result));
+    return g->error.status == BT_OK;
+}
+
+static bool cuda_ok(struct nccl_group *g, cudaError_t result)
+{
+    if (result != cudaSuccess)
+        fail(g, result == cudaErrorMemoryAllocation ? BT_ERR_NO_MEMORY : BT_ERR_INTERNAL,
+             cudaGetErrorString(result));
+    return g->error.status == BT_OK;
+}
+
+static bool out_of_time(struct nccl_group *g, int look, int64_t deadline_ns)
+{
+    const struct timespec pause = {.tv_nsec = LOOK_NS};
+    if (bt_clock_now_ns() >= deadline_ns) {
+        fail(g, BT_ERR_DEADLINE, "a rank said nothing in time");
+        return true;
+    }
+    if (look > LOOKS)
+        nanosleep(&pause, NULL);
+    return false;
+}
+
+/* Until the communicator has taken the last call: it does not block. */
+static enum bt_status settle(struct nccl_group *g, int64_t timeout_ns)
+{
+    int64_t deadline_ns = bt_clock_now_ns() + timeout_ns;
+    for (int look = 0; g->error.status == BT_OK; look++) {
+        ncclResult_t state = ncclSuccess;
+        if (!nccl_ok(g, ncclCommGetAsyncError(g->comm, &state)) || !nccl_ok(g, state) ||
+            state != ncclInProgress || out_of_time(g, look, deadline_ns))
+            break;
+    }
+    return g->error.status;
+}
+
+/* Until the stream is empty. */
+static enum bt_status finish(struct nccl_group *g)
+{
+    int64_t deadline_ns = bt_clock_now_ns() + g->timeout_ns;
+    settle(g, g->timeout_ns);
+    for (int look = 0; g->error.status == BT_OK; look++) {
+        ncclResult_t state = ncclSuccess;
+        cudaError_t done = cudaStreamQuery(g->stream);
+        if (done == cudaSuccess)
+            break;
+        if ((done != cudaErrorNotReady && !cuda_ok(g, done)) ||
+            !nccl_ok(g, ncclCommGetAsyncError(g->comm, &state)) || !nccl_ok(g, state) ||
+            out_of_time(g, look, deadline_ns))
+            break;
+    }
+    return g->error.status;
+}
+
+static void copy(struct nccl_group *g, void *to, const void *from, size_t bytes)
+{
+    if (g->error.status == BT_OK && bytes > 0)
+        cuda_ok(g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, g->stream));
+}
+
+/* ---- reductions, words ---- */
+
+static enum bt_status run(struct nccl_group *g, ncclResult_t result)
+{
+    return nccl_ok(g, result) ? finish(g) : g->error.status;
+}
+
+static enum bt_status all_reduce(struct bt_group *base, float *x, size_t count)
+{
+    struct nccl_group *g = nccl_group(base);
+    base->traffic.reduce += 2 * (base->size - 1) * count * sizeof(float) / base->size;
+    return run(g, ncclAllReduce(x, x, count, ncclFloat, ncclSum, g->comm, g->stream));
+}
+
+/* Shares differ in size, so each rank's is a reduction of its own, in one group of calls. */
+static enum bt_status reduce_scatter(struct bt_group *base, const float *x, uint32_t rows,
+                                     uint32_t width, float *out)
+{
+    struct nccl_group *g = nccl_group(base);
+    ncclGroupStart();
+    for (uint32_t r = 0; r < base->size; r++) {
+        struct bt_share share = bt_group_share(base, r, rows);
+        nccl_ok(g, ncclReduce(x + (size_t)share.first * width, out, (size_t)share.count * width,
+                              ncclFloat, ncclSum, (int)r, g->comm, g->stream));
+        if (r != base->rank)
+            base->traffic.reduce += (size_t)share.count * width * sizeof(*x);
+    }
+    return run(g, ncclGroupEnd());
+}
+
+static enum bt_status all_gather(struct bt_group *base, const float *mine, uint32_t rows,
+                                 uint32_t width, float *out)
+{
+    struct nccl_group *g = nccl_group(base);
+    struct bt_share own = bt_group_share(base, base->rank, rows);
+    ncclGroupStart();
+    for (uint32_t r = 0; r < base->size; r++) {
+        struct bt_share share = bt_group_share(base, r, rows);
+        float *to = out + (size_t)share.first * width;
+        nccl_ok(g, ncclBroadcast(r == base->rank ? mine : to, to, (size_t)share.count * width,
+                                 ncclFloat, (int)r, g->comm, g->stream));
+    }
+    base->traffic.reduce += (size_t)own.count * width * sizeof(*mine) * (base->size - 1);
+    return run(g, ncclGroupEnd());
+}
+
+static enum bt_status gather_words(struct nccl_group *g, const uint64_t *words, uint32_t count)
+{
+    copy(g, g->device.words, words, count * sizeof(*words));
+    if (g->error.status == BT_OK)
+        nccl_ok(g, ncclAllGather(g->device.words, g->device.all_words, count, ncclUint64, g->comm,
+                                 g->stream));
+    return g->error.status;
+}
+
+static enum bt_status agree_begin(struct bt_group *base, const uint64_t *words, uint32_t count)
+{
+    base->traffic.other += count * sizeof(*words) * (base->size - 1);
+    return gather_words(nccl_group(base), words, count);
+}
+
+/* The words stay where they are until the next agreement. */
+static enum bt_status agree_finish(struct bt_group *base, uint64_t *ret_words)
+{
+    struct nccl_group *g = nccl_group(base);
+    copy(g, ret_words, g->device.all_words,
+         (size_t)base->size * base->agreeing * sizeof(*ret_words));
+    return finish(g);
+}
+
+static enum bt_status barrier(struct bt_group *base)
+{
+    return all_reduce(base, nccl_group(base)->device.scratch, 1);
+}
+
+/* Through memory of the device, as `data` may be the host's. */
+static enum bt_status broadcast_piece(struct nccl_group *g, uint32_t root, char *data, size_t bytes,
+                                      size_t room, size_t piece)
+{
+    for (size_t at = 0; at < bytes && g->error.status == BT_OK; at += piece) {
+        size_t now = bytes - at < piece ? bytes - at : piece;
+        size_t kept = at >= room ? 0 : now < room - at ? now : room - at;
+        if (g->base.rank == root)
+            copy(g, g->device.meta_out, data + at, now);
+        if (g->error.status == BT_OK)
+            nccl_ok(g, ncclBroadcast(g->device.meta_out, g->device.meta_in, now, ncclUint8,
+                                     (int)root, g->comm, g->stream));
+        if (g->base.rank != root)
+            copy(g, data + at, g->device.meta_in, kept);
+        finish(g);
+    }
+    return g->error.status;
+}
+
+#define PIECE_BYTES ((size_t)1 << 20)
+
+static enum bt_status broadcast(struct bt_group *base, uint32_t root, void *data, size_t bytes,
+                                size_t *ret_bytes)
+{
+    struct nccl_group *g = nccl_group(base);
+    uint64_t total = bytes;
+    copy(g, g->device.scratch, &total, sizeof(total));
+    if (g->error.status == BT_OK)
+        nccl_ok(g, ncclBroadcast(g->device.scratch, g->device.scratch, sizeof(total), ncclUint8,
+                                 (int)root, g->comm, g->stream));
+    copy(g, &total, g->device.scratch, sizeof(total));
+    if (finish(g) != BT_OK)
+        return g->error.status;
+    if (base->rank == root)
+        base->traffic.other += total * (base->size - 1);
+    enum bt_status status = broadcast_piece(g, root, data, total, bytes, PIECE_BYTES);
+    if (status == BT_OK && ret_bytes)
+        *ret_bytes = total;
+    return status == BT_OK && total > bytes ? BT_ERR_EXHAUSTED : status;
+}
+
+/* ---- experts ---- */
+
+static int payload_code(enum bt_dtype payload)
+{
+    return payload == BT_F32 ? 0 : payload == BT_BF16 ? 1 : 2;
+}
+
+/* counts [rank] elements to and from each rank, contiguous by rank; the own ones, too. */
+static void exchange(struct nccl_group *g, const void *out, const uint32_t *to, void *in,
+                     const uint32_t *from, size_t element)
+{
+    const char *out_at = out;
+    char *in_at = in;
+    if (g->error.status != BT_OK)
+        return;
+    ncclGroupStart();
+    for (uint32_t r = 0; r < g->base.size; r++) {
+        if (to[r] > 0)
+            nccl_ok(g, ncclSend(out_at, to[r] * element, ncclUint8, (int)r, g->comm, g->stream));
+        if (from[r] > 0)
+            nccl_ok(g, ncclRecv(in_at, from[r] * element, ncclUint8, (int)r, g->comm, g->stream));
+        out_at += to[r] * element;
+        in_at += from[r] * element;
+    }
+    nccl_ok(g, ncclGroupEnd());
+}
+
+/* How many rows and picks come from each rank. */
+static enum bt_status learn_counts(struct nccl_group *g)
+{
+    struct bt_experts *e = g->experts;
+    uint64_t mine[BT_GROUP_RANKS_MAX], all[BT_GROUP_RANKS_MAX * BT_GROUP_RANKS_MAX];
+    uint64_t *held = g->device.words, *held_all = g->device.all_words;
+    uint32_t size = e->size;
+
+    for (uint32_t r = 0; r < size; r++)
+        mine[r] = (uint64_t)e->rows_to[r] << 32 | e->picks_to[r];
+    /* not the memory of an agreement, which may be open */
+    g->device.words = (uint64_t *)g->device.meta_out;
+    g->device.all_words = (uint64_t *)g->device.meta_in;
+    gather_words(g, mine, size);
+    copy(g, all, g->device.all_words, (size_t)size * size * sizeof(*all));
+    g->device.words = held;
+    g->device.all_words = held_all;
+    if (finish(g) != BT_OK)
+        return g->error.status;
+    e->arrived_rows = e->arrived_picks = 0;
+    for (uint32_t r = 0; r < size; r++) {
+        uint64_t count = all[(size_t)r * size + e->rank];
+        e->rows_of[r] = (uint32_t)(count >> 32);
+        e->picks_of[r] = (uint32_t)count;
+        if (e->rows_of[r] > g->base.limits.rows || e->picks_of[r] > (uint64_t)e->rows_of[r] * e->k)
+            return fail(g, BT_ERR_PROTOCOL, "a rank sent rows that are none");
+        e->base_row[r] = e->arrived_rows;
+        e->base_pick[r] = e->arrived_picks;
+        e->arrived_rows += e->rows_of[r];
+        e->arrived_picks += e->picks_of[r];
+    }
+    return BT_OK;
+}
+
+/* Rows and picks for each rank, one rank's behind the other's. On the host. */
+static void make_lists(struct nccl_group *g, uint32_t *rows, struct bt_dispatch_pick *picks)
+{
+    const struct bt_experts *e = g->experts;
+    uint32_t row_at[BT_GROUP_RANKS_MAX], pick_at[BT_GROUP_RANKS_MAX], first = 0, first_pick = 0;
+    uint32_t count[BT_GROUP_RANKS_MAX] = {0}, last[BT_GROUP_RANKS_MAX];
+
+    memset(last, 0xff, sizeof(last));
+    for (uint32_t r = 0; r < e->size; r++) {
+        row_at[r] = first;
+        pick_at[r] = first_pick;
+        first += e->rows_to[r];
+        first_pick += e->picks_to[r];
+    }
+    for (uint32_t pick = 0; pick < e->rows * e->k; pick++) {
+        uint32_t rank = e->dest[pick], row = pick / e->k;
+        if (last[rank] != row)
+            rows[row_at[rank] + count[rank]++] = row;
+        last[rank] = row;
+        picks[pick_at[rank] + e->index[pick]] = (struct bt_dispatch_pick){
+            .at = (count[rank] - 1) * e->k + pick % e->k, .expert = g->routed[pick]};
+    }
+}
+
+static enum bt_status take_picks(struct nccl_group *g, const struct bt_dispatch_pick *picks)
+{
+    struct bt_experts *e = g->experts;
+    for (uint32_t r = 0; r < e->size; r++) {
+        for (uint32_t i = e->base_pick[r]; i < e->base_pick[r] + e->picks_of[r]; i++) {
+            if (picks[i].expert >= e->experts || picks[i].at / e->k >= e->rows_of[r])
+                return fail(g, BT_ERR_PROTOCOL, "a rank sent picks that are none");
+            e->pick_expert[i] = picks[i].expert;
+            e->pick_at[i] = e->base_row[r] * e->k + picks[i].at;
+        }
+    }
+    return BT_OK;
+}
+
+static uint32_t total(const uint32_t *counts, uint32_t size)
+{
+    uint32_t sum = 0;
+    for (uint32_t r = 0; r < size; r++)
+        sum += counts[r];
+    return sum;
+}
+
+/* The lists travel, then the rows. */
+static enum bt_status send_rows(struct nccl_group *g, const float *x)
+{
+    struct bt_experts *e = g->experts;
+    uint32_t own_rows = total(e->rows_to, e->size), own_picks = e->rows * e->k;
+    uint32_t picks = own_picks > e->arrived_picks ? own_picks : e->arrived_picks;
+    size_t row_bytes = bt_row_bytes(e->payload, e->hidden);
+    uint32_t *rows = malloc((own_rows + 1) * sizeof(*rows));
+    struct bt_dispatch_pick *lists = malloc((picks + 1) * sizeof(*lists));
+
+    if (!rows || !lists) {
+        fail(g, BT_ERR_NO_MEMORY, "no memory for lists");
+        goto out;
+    }
+    make_lists(g, rows, lists);
+    copy(g, g->device.meta_out, lists, own_picks * sizeof(*lists));
+    copy(g, g->device.list, rows, own_rows * sizeof(*rows));
+    exchange(g, g->device.meta_out, e->picks_to, g->device.meta_in, e->picks_of, sizeof(*lists));
+    bt_rows_cuda_round(g->stream, payload_code(e->payload), x, g->device.list, own_rows, e->hidden,
+                       (uint32_t)row_bytes, g->device.outgoing);
+    exchange(g, g->device.outgoing, e->rows_to, g->device.incoming, e->rows_of, row_bytes);
+    bt_rows_cuda_expand(g->stream, payload_code(e->payload), g->device.incoming, e->arrived_rows,
+                        e->hidden, (uint32_t)row_bytes, g->device.x);
+    if (finish(g) != BT_OK)
+        goto out;
+    copy(g, lists, g->device.meta_in, e->arrived_picks * sizeof(*lists));
+    if (finish(g) == BT_OK)
+        take_picks(g, lists);
+    g->base.traffic.dispatch += (own_rows - e->rows_to[e->rank]) * row_bytes;
+out:
+    free(rows);
+    free(lists);
+    return g->error.status;
+}
+
+static enum bt_status dispatch(struct bt_group *base, enum bt_dispatch_mode mode, const float *x,
+                               uint32_t rows, const struct bt_routing *routing,
+                               const struct bt_placement_layer *placement, enum bt_dtype payload,
+                               struct bt_arrivals *ret_arrivals)
+{
+    struct nccl_group *g = nccl_group(base);
+    struct bt_experts *e = g->experts;
+    (void)mode;
+    e->payload = payload;
+    copy(g, g->routed, routing->experts, (size_t)rows * e->k * sizeof(*g->routed));
+    if (finish(g) != BT_OK)
+        return g->error.status;
+    bt_experts_choose(e, &g->ranks, g->routed, placement, rows);
+    if (learn_counts(g) != BT_OK || send_rows(g, x) != BT_OK)
+        return g->error.status;
+    bt_experts_sort(e);
+    copy(g, g->device.order, e->order, e->arrived_picks * sizeof(*e->order));
+    copy(g, g->device.begin, e->begin, (e->experts + 1) * sizeof(*e->begin));
+    if (finish(g) != BT_OK)
+        return g->error.status;
+    *ret_arrivals =
+        (struct bt_arrivals){.rows = e->arrived_rows,
+                             .x = g->device.x,
+                             .routing = {.order = g->device.order, .begin = g->device.begin},
+                             .picks = e->arrived_picks};
+    return BT_OK;
+}
+
+/* Slots of the incoming rows and their weights, each row's by ascending expert. In place of
+ * `routed` and `weights`. */
+static void sort_slots(struct nccl_group *g)
+{
+    const struct bt_experts *e = g->experts;
+    uint32_t base[BT_GROUP_RANKS_MAX], next = 0;
+    for (uint32_t r = 0; r < e->size; r++) {
+        base[r] = next;
+        next += e->picks_to[r];
+    }
+    for (uint32_t row = 0; row < e->rows; row++) {
+        uint32_t *experts = g->routed + (size_t)row * e->k, *slots = e->index + (size_t)row * e->k;
+        float *weights = g->weights + (size_t)row * e->k;
+        for (uint32_t place = 0; place < e->k; place++) {
+            uint32_t expert = experts[place], i = place;
+            uint32_t slot = base[e->dest[(size_t)row * e->k + place]] + slots[place];
+            float weight = weights[place];
+            for (; i > 0 && experts[i - 1] > expert; i--) {
+                experts[i] = experts[i - 1];
+                slots[i] = slots[i - 1];
+                weights[i] = weights[i - 1];
+            }
+            experts[i] = expert;
+            slots[i] = slot;
+            weights[i] = weight;
+        }
+    }
+}
+
+static enum bt_status combine(struct bt_group *base, const void *y, enum bt_dtype payload,
+                              const struct bt_routing *routing, float *out)
+{
+    struct nccl_group *g = nccl_group(base);
+    struct bt_experts *e = g->experts;
+    size_t row_bytes = e->hidden * bt_dtype_bytes(payload), picks = (size_t)e->rows * e->k;
+
+    copy(g, g->weights, routing->weights, picks * sizeof(*g->weights));
+    copy(g, g->device.list, e->position, e->arrived_picks * sizeof(*e->position));
+    bt_rows_cuda_gather(g->stream, y, g->device.list, e->arrived_picks, (uint32_t)(row_bytes / 2),
+                        (uint16_t *)g->device.outgoing);
+    exchange(g, g->device.outgoing, e->picks_of, g->device.incoming, e->picks_to, row_bytes);
+    if (finish(g) != BT_OK)
+        return g->error.status;
+    sort_slots(g);
+    copy(g, g->device.list, e->index, picks * sizeof(*e->index));
+    copy(g, g->device.weights, g->weights, picks * sizeof(*g->weights));
+    bt_rows_cuda_add(g->stream, payload_code(payload), g->device.incoming, g->device.list,
+                     g->device.weights, e->rows, e->k, e->hidden, out);
+    base->traffic.combine += (e->arrived_picks - e->picks_of[e->rank]) * row_bytes;
+    return finish(g);
+}
+
+/* ---- creation ---- */
+
+static void destroy(struct bt_group *base)
+{
+    struct nccl_group *g = nccl_group(base);
+    void *const memories[] = {g->device.x,        g->device.outgoing, g->device.incoming,
+                              g->device.list,     g->device.weights,  g->device.order,
+                              g->device.begin,    g->device.words,    g->device.all_words,
+                              g->device.meta_out, g->device.meta_in,  g->device.scratch};
+    if (g->comm)
+        ncclCommAbort(g->comm); /* does not wait for the others, as a destroy would */
+    for (size_t i = 0; i < sizeof(memories) / sizeof(memories[0]); i++)
+        cudaFree(memories[i]);
+    if (g->stream)
+        cudaStreamDestroy(g->stream);
+    bt_experts_destroy(g->experts);
+    free(g->routed);
+    free(g->weights);
+    free(g);
+}
+
+static const struct bt_error *error_of(const struct bt_group *base)
+{
+    return &((const struct nccl_group *)base)->error;
+}
+
+static const struct bt_group_ops nccl_ops = {
+    .destroy = destroy,
+    .error = error_of,
+    .barrier = barrier,
+    .broadcast = broadcast,
+    .agree_begin = agree_begin,
+    .agree_finish = agree_finish,
+    .all_reduce = all_reduce,
+    .reduce_scatter = reduce_scatter,
+    .all_gather = all_gather,
+    .dispatch = dispatch,
+    .combine = combine,
+};
+
+static void *device_memory(struct nccl_group *g, size_t bytes)
+{
+    void *memory = NULL;
+    if (g->error.status == BT_OK)
+        cuda_ok(g, cudaMalloc(&memory, bytes + 64));
+    return memory;
+}
+
+static void make_expert_buffers(struct nccl_group *g)
+{
+    const struct bt_group_limits *limits = &g->base.limits;
+    struct nccl_buffers *d = &g->device;
+    size_t own = (size_t)limits->rows * limits->experts_per_token, picks = own * g->base.size;
+    size_t row = bt_row_bytes(BT_F32, limits->hidden);
+
+    d->x = device_memory(g, (size_t)limits->rows * g->base.size * row);
+    d->outgoing = device_memory(g, picks * row);
+    d->incoming = device_memory(g, picks * row);
+    d->list = device_memory(g, picks * sizeof(*d->list));
+    d->weights = device_memory(g, own * sizeof(*d->weights));
+    g->routed = malloc((own + 1) * sizeof(*g->routed));
+    g->weights = malloc((own + 1) * sizeof(*g->weights));
+    if (!g->routed || !g->weights)
+        fail(g, BT_ERR_NO_MEMORY, "no memory for routing");
+    if (g->error.status == BT_OK)
+        cuda_ok(g, cudaMallocManaged((void **)&d->order, picks * sizeof(*d->order) + 64,
+                                     cudaMemAttachGlobal));
+    if (g->error.status == BT_OK)
+        cuda_ok(g, cudaMallocManaged((void **)&d->begin, (limits->experts + 1) * sizeof(*d->begin),
+                                     cudaMemAttachGlobal));
+}
+
+static void make_buffers(struct nccl_group *g)
+{
+    const struct bt_group_limits *limits = &g->base.limits;
+    struct nccl_buffers *d = &g->device;
+    size_t picks = (size_t)limits->rows * limits->experts_per_token * g->base.size;
+    size_t meta = picks * sizeof(struct bt_dispatch_pick), words = BT_GROUP_WORDS_MAX;
+
+    meta = meta > PIECE_BYTES ? meta : PIECE_BYTES;
+    d->words = device_memory(g, words * sizeof(*d->words));
+    d->all_words = device_memory(g, words * g->base.size * sizeof(*d->words));
+    d->meta_out = device_memory(g, meta);
+    d->meta_in = device_memory(g, meta);
+    d->scratch = device_memory(g, sizeof(uint64_t));
+    if (limits->rows > 0)
+        make_expert_buffers(g);
+    if (g->error.status == BT_OK)
+        cuda_ok(g, cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+}
+
+/* Rank 0 draws the id that NCCL's ranks find each other by. */
+static enum bt_status meet(const struct bt_group_options *options, struct bt_error *error,
+                           ncclUniqueId *ret_id)
+{
+    struct card {
+        struct bt_group_limits limits;
+        ncclUniqueId id;
+    } mine, all[BT_GROUP_RANKS_MAX];
+    struct bt_meeting *meeting = NULL;
+    enum bt_status status = BT_OK;
+
+    memset(&mine, 0, sizeof(mine));
+    mine.limits = options->limits;
+    if (options->rank == 0 && ncclGetUniqueId(&mine.id) != ncclSuccess)
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "nccl has no network here");
+    all[0] = mine;
+    if (options->size > 1)
+        status = bt_meeting_open(options, error, &meeting);
+    if (status == BT_OK && meeting)
+        status = bt_meeting_exchange(meeting, &mine, sizeof(mine), error, all);
+    for (uint32_t r = 1; r < options->size && status == BT_OK; r++)
+        if (memcmp(&all[r].limits, &all[0].limits, sizeof(mine.limits)) != 0)
+            status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                  "rank %u has other limits than rank 0", r);
+    bt_meeting_close(meeting);
+    if (status == BT_OK)
+        *ret_id = all[0].id;
+    return status;
+}
+
+static enum bt_status open_group(struct nccl_group *g, const struct bt_group_options *options,
+                                 struct bt_error *error)
+{
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    ncclUniqueId id;
+    enum bt_status status = BT_OK;
+
+    if (options->limits.rows > 0)
+        status =
+            bt_experts_create(&options->limits, options->rank, options->size, error, &g->experts);
+    if (status == BT_OK)
+        status = meet(options, error, &id);
+    if (status != BT_OK)
+        return status;
+    make_buffers(g);
+    config.blocking = 0;
+    if (g->error.status == BT_OK)
+        nccl_ok(g, ncclCommInitRankConfig(&g->comm, (int)options->size, id, (int)options->rank,
+                                          &config));
+    settle(g, options->connect_timeout_ns > 0 ? options->connect_timeout_ns : g->timeout_ns);
+    if (g->error.status != BT_OK)
+        return bt_error_set(error, g->error.status, "%s", g->error.text);
+    return BT_OK;
+}
+
+enum bt_status bt_nccl_group_create(const struct bt_group_options *options, struct bt_error *error,
+                                    struct bt_group **ret_group)
+{
+    bool together[BT_GROUP_RANKS_MAX] = {false};
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+        return bt_error_set(error, BT_ERR_UNSUPPORTED, "nccl: this machine has no GPU");
+    struct nccl_group *g = calloc(1, sizeof(*g));
+    if (!g)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a group");
+    for (uint32_t r = 0; r < options->size; r++)
+        together[r] = options->ranks_per_machine == 0 || r % options->ranks_per_machine != 0;
+    bt_ranks_init(&g->ranks, options->rank, options->size, together);
+    g->base = (struct bt_group){.ops = &nccl_ops,
+                                .rank = options->rank,
+                                .size = options->size,
+                                .machines = g->ranks.machines,
+                                .limits = options->limits};
+    g->timeout_ns = options->wait_timeout_ns > 0 ? options->wait_timeout_ns : BT_NS_PER_S;
+    enum bt_status status = open_group(g, options, error);
+    if (status != BT_OK) {
+        destroy(&g->base);
+        return status;
+    }
+    *ret_group = &g->base;
+    return BT_OK;
+}
