@@ -46,10 +46,11 @@ struct kvt_link {
     bool ordered;                                /* what is written later arrives later */
     struct kvt_account *accounts[KVT_RAILS_MAX]; /* [rail_count] of them, while READY */
     struct bt_error error;                       /* written before FAILED */
-    struct kvt_peer *peer; /* from here on pushing thread; NULL: not yet, or closed */
-    uint64_t cuts;         /* of the peer, when it was closed */
-    char *mapped;          /* the target's pool here, when writes are stores; NULL: they are not */
-    int64_t deadline_ns;   /* of connecting */
+    struct kvt_peer *peer;      /* from here on pushing thread; NULL: not yet, or closed */
+    uint64_t cuts;              /* of the peer, when it was closed */
+    _Atomic uint64_t cuts_over; /* from the control thread */
+    char *mapped;        /* the target's pool here, when writes are stores; NULL: they are not */
+    int64_t deadline_ns; /* of connecting */
     struct kvt_link *next;
 };
 

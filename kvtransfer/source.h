@@ -58,6 +58,9 @@ struct kvt_remote {
 enum bt_status kvt_source_connect(struct kvt_source *source, const struct kvt_remote *remote,
                                   struct bt_error *error, struct kvt_link **ret_link);
 void kvt_link_release(struct kvt_link *link);
+/* The target has acknowledged that it cut these lines of that link (see struct kvt_push_event):
+ * later pushes need not name them. Control thread. */
+void kvt_source_cuts_over(struct kvt_source *source, uint64_t link, uint64_t lines);
 
 enum kvt_link_state { KVT_LINK_CONNECTING, KVT_LINK_READY, KVT_LINK_FAILED };
 enum kvt_link_state kvt_link_state(const struct kvt_link *link); /* any thread */

@@ -57,7 +57,8 @@ struct kvt_target {
     uint64_t accepted;          /* control thread */
     _Atomic uint64_t completed; /* counted after its event was queued */
 
-    struct bt_queue *hints; /* struct summing, from the control thread */
+    struct bt_queue *hints;  /* struct summing, from the control thread */
+    _Atomic bool forget_all; /* one that ended did not fit in there */
 
     bool verifying; /* from here on target thread */
     struct job current;
@@ -227,7 +228,10 @@ static bool expected_take(struct kvt_target *target, uint64_t epoch, struct summ
 static void take_hints(struct kvt_target *target)
 {
     struct summing hint, old;
+    bool forget_all = atomic_exchange(&target->forget_all, false);
 
+    while (forget_all && target->expected_count > 0)
+        summing_finish(&target->expected[--target->expected_count]);
     while (bt_queue_try_pop(target->hints, &hint)) {
         if (expected_take(target, hint.epoch, &old))
             summing_finish(&old);
@@ -544,7 +548,8 @@ void kvt_target_forget(struct kvt_target *target, uint64_t epoch)
 {
     struct summing hint = {.epoch = epoch};
 
-    bt_queue_try_push(target->hints, &hint); /* dropped: it goes when others come */
+    if (!bt_queue_try_push(target->hints, &hint))
+        atomic_store(&target->forget_all, true); /* hints all: the others are summed at the end */
     kick(target);
 }
 

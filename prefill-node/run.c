@@ -234,6 +234,7 @@ static void on_handoff(void *context, enum bt_status status, const char *text,
     if (run->ending) {
         run_advance(run);
     } else if (status == BT_OK) {
+        kvt_source_cuts_over(run->runs->options.source, run->pushed.link, run->pushed.cut_lines);
         run->ending = true;
         run->status = BT_OK;
         run_advance(run);

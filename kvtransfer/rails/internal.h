@@ -41,7 +41,12 @@ struct kvt_rails_line {
     bool ready;
     bool lost; /* a call back said so: taken out by the next step */
     uint32_t rail, target_rail;
-    uint32_t number;       /* of its connection: kvt_origin.line */
+    uint32_t number;  /* of its connection: kvt_origin.line */
+    int64_t up_by_ns; /* of a connection after the first; 0: it is up, or out */
+    int64_t up_since_ns;
+    uint64_t up_serial;    /* writes posted later may go over it */
+    int64_t again_ns;      /* out: when it is tried again; BT_NEVER_NS: not at all */
+    uint32_t tries;        /* since it was up for long */
     const char *transport; /* what it went over when it was up; "" before */
     struct kvt_rails_load load;
     uint64_t burst; /* bytes written at once since the last step: they count as queued until then */
@@ -69,6 +74,9 @@ struct kvt_peer {
     struct kvt_rails_line lines[KVT_RAILS_MAX];
     uint32_t line_count;
     uint64_t cuts; /* bit: number of a line */
+    uint32_t next_number;
+    void *address, *key; /* for lines that are tried again; the parts point into them */
+    struct kvt_rails_part addresses[KVT_RAILS_MAX], keys[KVT_RAILS_MAX];
     uint64_t serial;
     struct kvt_rails_op *ops;
     struct kvt_rails_pieces waiting; /* for a line, in order */
@@ -114,11 +122,14 @@ uint32_t kvt_rails_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info 
                               uint32_t max);
 const char *kvt_rails_peer_error(const struct kvt_peer *peer);
 uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer);
+void kvt_rails_peer_cuts_over(struct kvt_peer *peer, uint64_t lines);
 enum bt_status kvt_rails_write(struct kvt_peer *peer, const void *source, size_t bytes,
                                uint64_t remote_address, kvt_completion_fn *done, void *context);
 enum bt_status kvt_rails_flush(struct kvt_peer *peer, kvt_completion_fn *done, void *context);
 void kvt_rails_peer_close(struct kvt_peer *peer);
 /* After the transports made progress. Whether anything happened. */
 bool kvt_rails_peer_step(struct kvt_peer *peer);
+/* When it wants a step though nothing happens; BT_NEVER_NS: not at all. */
+int64_t kvt_rails_peer_deadline_ns(const struct kvt_peer *peer);
 
 #endif

@@ -165,8 +165,9 @@ static void line_take_piece(struct kvt_rails_line *line, struct kvt_rails_piece 
     count_written(line, piece);
 }
 
-/* BT_OK, IN_PROGRESS: a line has it. EXHAUSTED: later. PEER_LOST: no line is left. Others: refused
- * by the line's transport. */
+/* Only lines that were up when the write was first posted will do: a target that has closed those
+ * since must not be written to over a new one. BT_OK, IN_PROGRESS: a line has it. EXHAUSTED: later.
+ * PEER_LOST: no line is left. Others: refused by the line's transport. */
 static enum bt_status post(struct kvt_peer *peer, struct kvt_rails_piece *piece)
 {
     struct kvt_rails_load loads[KVT_RAILS_MAX];
@@ -175,7 +176,8 @@ static enum bt_status post(struct kvt_peer *peer, struct kvt_rails_piece *piece)
     for (uint32_t i = 0; i < peer->line_count; i++) {
         loads[i] = peer->lines[i].load;
         loads[i].queued += peer->lines[i].burst;
-        loads[i].usable = peer->lines[i].ready && !peer->lines[i].lost;
+        loads[i].usable = peer->lines[i].ready && !peer->lines[i].lost &&
+                          peer->lines[i].up_serial < piece->serial;
     }
     for (;;) {
         uint32_t chosen = kvt_rails_choose(loads, peer->line_count, piece->bytes);
@@ -432,11 +434,21 @@ static void repeat_pieces(struct kvt_rails_line *line)
         peer->flushes[i].armed = false;
 }
 
+static int64_t again_after_ns(uint32_t tries)
+{
+    int64_t after_ns = KVT_RAILS_AGAIN_MIN_NS;
+
+    while (tries-- > 0 && after_ns < KVT_RAILS_AGAIN_MAX_NS)
+        after_ns *= 2;
+    return after_ns;
+}
+
 /* What it had under way may still arrive after this: it becomes a cut. */
 static void line_take_out(struct kvt_rails_line *line, const char *why)
 {
     struct kvt_peer *peer = line->owner, *inner = line->peer;
     struct kvt_rails_rail *rail = &peer->rails->rails[line->rail];
+    int64_t now_ns = bt_clock_now_ns();
 
     line->peer = NULL;
     if (line->ready)
@@ -450,8 +462,21 @@ static void line_take_out(struct kvt_rails_line *line, const char *why)
             line_device(line), line->target_rail, why, line->unflushed);
     }
     line_ops(line)->peer_close(inner);
+    if (line->ready && now_ns - line->up_since_ns > KVT_RAILS_AGAIN_MAX_NS)
+        line->tries = 0;
+    line->again_ns = now_ns + again_after_ns(line->tries++);
     line->ready = line->lost = line->flush_out = line->flush_wanted = false;
+    line->up_by_ns = 0;
     repeat_pieces(line);
+}
+
+/* A connection that was up keeps its number for ever: it may be a cut, and be told again. */
+static void peer_use_number(const struct kvt_rails_line *line)
+{
+    struct kvt_peer *peer = line->owner;
+
+    if (line->number >= peer->next_number)
+        peer->next_number = line->number + 1;
 }
 
 static void line_came_up(struct kvt_rails_line *line)
@@ -459,6 +484,11 @@ static void line_came_up(struct kvt_rails_line *line)
     struct kvt_rails_rail *rail = &line->owner->rails->rails[line->rail];
 
     line->ready = true;
+    line->up_by_ns = 0;
+    line->up_since_ns = bt_clock_now_ns();
+    line->up_serial = line->owner->serial;
+    line->flushed = line->posted; /* of an earlier connection nothing is left here */
+    peer_use_number(line);
     line->transport = line_ops(line)->peer_transport(line->peer);
     atomic_store(&rail->transport, line->transport);
     atomic_fetch_add_explicit(&rail->lines, 1, memory_order_relaxed);
@@ -466,12 +496,60 @@ static void line_came_up(struct kvt_rails_line *line)
                 line_device(line), line->target_rail, line->transport, line->load.rate);
 }
 
+static enum bt_status line_connect(struct kvt_rails_line *line, uint32_t number,
+                                   struct bt_error *error)
+{
+    const struct kvt_peer *peer = line->owner;
+    const struct kvt_rails_part *address = &peer->addresses[line->target_rail];
+    const struct kvt_rails_part *key = &peer->keys[line->target_rail];
+    struct kvt_origin origin = peer->origin;
+    enum bt_status status;
+
+    line->number = origin.line = number;
+    status =
+        line_ops(line)->connect(peer->rails->rails[line->rail].rail.transport, address->bytes,
+                                address->size, key->bytes, key->size, &origin, error, &line->peer);
+    if (status != BT_OK)
+        line->peer = NULL;
+    return status;
+}
+
+/* The lowest that no connection had that was up, and that no other one is trying. */
+static uint32_t free_number(const struct kvt_peer *peer)
+{
+    uint32_t number = peer->next_number;
+
+    for (uint32_t i = 0; i < peer->line_count; i++)
+        if (peer->lines[i].peer != NULL && peer->lines[i].number >= number)
+            number = peer->lines[i].number + 1;
+    return number;
+}
+
+static bool line_try_again(struct kvt_rails_line *line, int64_t now_ns)
+{
+    uint32_t number = free_number(line->owner);
+    struct bt_error why = {0};
+
+    if (line->owner->state != KVT_PEER_READY || now_ns < line->again_ns)
+        return false;
+    if (number >= KVT_LINES_MAX) {
+        line->again_ns = BT_NEVER_NS; /* until the link is made anew */
+        return false;
+    }
+    line->up_by_ns = now_ns + KVT_RAILS_UP_NS;
+    if (line_connect(line, number, &why) == BT_OK)
+        return true;
+    line->again_ns = now_ns + again_after_ns(line->tries++);
+    line->up_by_ns = 0;
+    return false;
+}
+
 static bool line_step(struct kvt_rails_line *line)
 {
     enum kvt_peer_state state;
 
     if (line->peer == NULL)
-        return false;
+        return line_try_again(line, bt_clock_now_ns());
     line->burst = 0;
     state = line_ops(line)->peer_state(line->peer);
     if (state == KVT_PEER_FAILED || line->lost) {
@@ -482,6 +560,10 @@ static bool line_step(struct kvt_rails_line *line)
     }
     if (state == KVT_PEER_READY && !line->ready) {
         line_came_up(line);
+        return true;
+    }
+    if (line->up_by_ns != 0 && bt_clock_now_ns() >= line->up_by_ns) {
+        line_take_out(line, "not up in time");
         return true;
     }
     return false;
@@ -496,7 +578,7 @@ static bool settle_state(struct kvt_peer *peer)
         up += peer->lines[i].ready;
         undecided += peer->lines[i].peer != NULL && !peer->lines[i].ready;
     }
-    if (up == 0 && undecided == 0) {
+    if (up == 0 && (undecided == 0 || peer->state == KVT_PEER_READY)) {
         peer_fail(peer, BT_ERR_PEER_LOST, "no rail is left");
         return true;
     }
@@ -529,7 +611,9 @@ static bool post_waiting(struct kvt_peer *peer)
             piece->next = peer->waiting.first;
             *(piece->next != NULL ? &piece->next->previous : &peer->waiting.last) = piece;
             peer->waiting.first = piece;
-            if (status != BT_ERR_EXHAUSTED && status != BT_ERR_PEER_LOST)
+            if (status == BT_ERR_PEER_LOST && lines_up(peer) > 0)
+                peer_fail(peer, status, "no rail is left that was up when a write was posted");
+            else if (status != BT_ERR_EXHAUSTED && status != BT_ERR_PEER_LOST)
                 peer_fail(peer, status, "a write could not be repeated");
             return any;
         }
@@ -557,7 +641,7 @@ bool kvt_rails_peer_step(struct kvt_peer *peer)
 
 /* ---- the peer ---- */
 
-static void set_rates(struct kvt_peer *peer, const struct kvt_rails_part *parts)
+static void set_rates(struct kvt_peer *peer)
 {
     uint32_t here[KVT_RAILS_MAX] = {0}, there[KVT_RAILS_MAX] = {0};
 
@@ -568,16 +652,14 @@ static void set_rates(struct kvt_peer *peer, const struct kvt_rails_part *parts)
     for (uint32_t i = 0; i < peer->line_count; i++) {
         struct kvt_rails_line *line = &peer->lines[i];
         uint64_t mine = peer->rails->rails[line->rail].rail.rate_mbps / here[line->rail];
-        uint64_t theirs = parts[line->target_rail].rate_mbps / there[line->target_rail];
+        uint64_t theirs = peer->addresses[line->target_rail].rate_mbps / there[line->target_rail];
         line->load.rate = mine < theirs ? mine : theirs;
         if (line->load.rate == 0)
             line->load.rate = 1;
     }
 }
 
-static enum bt_status lines_connect(struct kvt_peer *peer, const struct kvt_rails_part *addresses,
-                                    const struct kvt_rails_part *keys, uint32_t count,
-                                    struct bt_error *error)
+static enum bt_status lines_connect(struct kvt_peer *peer, uint32_t count, struct bt_error *error)
 {
     struct kvt_rails *rails = peer->rails;
     enum bt_status status, result = BT_ERR_UNAVAILABLE;
@@ -585,22 +667,16 @@ static enum bt_status lines_connect(struct kvt_peer *peer, const struct kvt_rail
     peer->line_count = rails->count > count ? rails->count : count;
     for (uint32_t i = 0; i < peer->line_count; i++) {
         struct kvt_rails_line *line = &peer->lines[i];
-        struct kvt_origin origin = peer->origin;
         struct bt_error why = {0};
         line->owner = peer;
-        line->number = origin.line = i;
         line->transport = "";
         line->rail = i % rails->count;
         line->target_rail = i % count;
-        status = line_ops(line)->connect(
-            rails->rails[line->rail].rail.transport, addresses[line->target_rail].bytes,
-            addresses[line->target_rail].size, keys[line->target_rail].bytes,
-            keys[line->target_rail].size, &origin, &why, &line->peer);
+        status = line_connect(line, i, &why);
         if (status == BT_OK) {
             result = BT_OK;
             continue;
         }
-        line->peer = NULL;
         bt_log_warn(0, "rail %s to rail %" PRIu32 " of its peer: %s", line_device(line),
                     line->target_rail, why.text);
         if (result != BT_OK) {
@@ -609,8 +685,48 @@ static enum bt_status lines_connect(struct kvt_peer *peer, const struct kvt_rail
                 *error = why;
         }
     }
-    set_rates(peer, addresses);
+    set_rates(peer);
     return result;
+}
+
+static void *copy(const void *bytes, size_t size)
+{
+    void *result = malloc(size + 1);
+
+    if (result != NULL && size > 0)
+        memcpy(result, bytes, size);
+    return result;
+}
+
+static void peer_free(struct kvt_peer *peer)
+{
+    free(peer->address);
+    free(peer->key);
+    free(peer);
+}
+
+/* The blobs are kept: a line that is out is connected again. */
+static enum bt_status unpack_remote(struct kvt_peer *peer, const void *address, size_t address_size,
+                                    const void *key, size_t key_size, struct bt_error *error,
+                                    uint32_t *ret_count)
+{
+    uint32_t key_count = 0;
+    enum bt_status status;
+
+    peer->address = copy(address, address_size);
+    peer->key = copy(key, key_size);
+    if (peer->address == NULL || peer->key == NULL)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the rails of a peer");
+    status = kvt_rails_unpack(KVT_BLOB_RAILS_ADDRESS, peer->address, address_size, error,
+                              peer->addresses, ret_count);
+    if (status == BT_OK)
+        status = kvt_rails_unpack(KVT_BLOB_RAILS_KEY, peer->key, key_size, error, peer->keys,
+                                  &key_count);
+    if (status == BT_OK && *ret_count != key_count)
+        return bt_error_set(error, BT_ERR_PROTOCOL,
+                            "rails: addresses of %" PRIu32 ", keys of %" PRIu32, *ret_count,
+                            key_count);
+    return status;
 }
 
 enum bt_status kvt_rails_connect(struct kvt_transport *base, const void *address,
@@ -618,30 +734,20 @@ enum bt_status kvt_rails_connect(struct kvt_transport *base, const void *address
                                  const struct kvt_origin *origin, struct bt_error *error,
                                  struct kvt_peer **ret_peer)
 {
-    struct kvt_rails_part addresses[KVT_RAILS_MAX], keys[KVT_RAILS_MAX];
-    uint32_t address_count, key_count;
-    struct kvt_peer *peer;
+    struct kvt_peer *peer = calloc(1, sizeof(*peer));
+    uint32_t count = 0;
     enum bt_status status;
 
-    status = kvt_rails_unpack(KVT_BLOB_RAILS_ADDRESS, address, address_size, error, addresses,
-                              &address_count);
-    if (status == BT_OK)
-        status = kvt_rails_unpack(KVT_BLOB_RAILS_KEY, key, key_size, error, keys, &key_count);
-    if (status != BT_OK)
-        return status;
-    if (address_count != key_count)
-        return bt_error_set(error, BT_ERR_PROTOCOL,
-                            "rails: addresses of %" PRIu32 ", keys of %" PRIu32, address_count,
-                            key_count);
-    peer = calloc(1, sizeof(*peer));
     if (peer == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the rails of a peer");
     peer->rails = (struct kvt_rails *)base;
     peer->origin = *origin;
     peer->state = KVT_PEER_CONNECTING;
-    status = lines_connect(peer, addresses, keys, address_count, error);
+    status = unpack_remote(peer, address, address_size, key, key_size, error, &count);
+    if (status == BT_OK)
+        status = lines_connect(peer, count, error);
     if (status != BT_OK) {
-        free(peer);
+        peer_free(peer);
         return status;
     }
     peer->next = peer->rails->peers;
@@ -670,8 +776,7 @@ uint32_t kvt_rails_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info 
         return 0;
     for (uint32_t i = 0; i < peer->line_count && i < max; i++) {
         const struct kvt_rails_line *line = &peer->lines[i];
-        ret_rails[i] =
-            (struct kvt_rail_info){.transport = line->transport, .failed = line->peer == NULL};
+        ret_rails[i] = (struct kvt_rail_info){.transport = line->transport, .failed = !line->ready};
         snprintf(ret_rails[i].device, sizeof(ret_rails[i].device), "%s", line_device(line));
     }
     return peer->line_count;
@@ -685,6 +790,30 @@ const char *kvt_rails_peer_error(const struct kvt_peer *peer)
 uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer)
 {
     return peer->cuts;
+}
+
+/* No connection has one of these numbers again, so whatever message named them is right. */
+void kvt_rails_peer_cuts_over(struct kvt_peer *peer, uint64_t lines)
+{
+    peer->cuts &= ~lines;
+}
+
+static int64_t earlier(int64_t a_ns, int64_t b_ns)
+{
+    return b_ns != 0 && b_ns < a_ns ? b_ns : a_ns;
+}
+
+int64_t kvt_rails_peer_deadline_ns(const struct kvt_peer *peer)
+{
+    int64_t deadline_ns = BT_NEVER_NS;
+
+    if (peer->state == KVT_PEER_CONNECTING)
+        return earlier(deadline_ns, peer->give_up_ns);
+    for (uint32_t i = 0; i < peer->line_count && peer->state == KVT_PEER_READY; i++) {
+        const struct kvt_rails_line *line = &peer->lines[i];
+        deadline_ns = earlier(deadline_ns, line->peer == NULL ? line->again_ns : line->up_by_ns);
+    }
+    return deadline_ns;
 }
 
 void kvt_rails_peer_close(struct kvt_peer *peer)
@@ -709,5 +838,5 @@ void kvt_rails_peer_close(struct kvt_peer *peer)
     while (*at != peer)
         at = &(*at)->next;
     *at = peer->next;
-    free(peer);
+    peer_free(peer);
 }

@@ -169,13 +169,14 @@ static bool progress(struct kvt_transport *base)
     return any;
 }
 
-/* Stragglers are given up by the clock. */
+/* Stragglers are given up, and lines tried again, by the clock. */
 static void bound_timeout(const struct kvt_rails *rails, int *timeout_ms)
 {
     for (const struct kvt_peer *peer = rails->peers; peer != NULL; peer = peer->next) {
-        int64_t left_ns = peer->give_up_ns - bt_clock_now_ns();
+        int64_t deadline_ns = kvt_rails_peer_deadline_ns(peer);
+        int64_t left_ns = deadline_ns - bt_clock_now_ns();
         int left_ms = left_ns <= 0 ? 0 : (int)(left_ns / BT_NS_PER_MS) + 1;
-        if (peer->give_up_ns != 0 && (*timeout_ms < 0 || left_ms < *timeout_ms))
+        if (deadline_ns != BT_NEVER_NS && (*timeout_ms < 0 || left_ms < *timeout_ms))
             *timeout_ms = left_ms;
     }
 }
@@ -286,6 +287,7 @@ static const struct kvt_transport_ops rails_ops = {
     .peer_error = kvt_rails_peer_error,
     .map = map,
     .peer_cuts = kvt_rails_peer_cuts,
+    .peer_cuts_over = kvt_rails_peer_cuts_over,
     .write = kvt_rails_write,
     .flush = kvt_rails_flush,
     .peer_close = kvt_rails_peer_close,

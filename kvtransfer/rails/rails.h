@@ -6,7 +6,8 @@
  * others: the same bytes to the same addresses. What the failed rail still had under way may arrive
  * at any later time, so the line becomes one of the peer's cuts (kvt_transport_ops.peer_cuts), and
  * the target has to cut it off before the pages are READY or FREE. Without a rail left the peer has
- * failed. A rail is tried again by the next connect.
+ * failed. A line that is out is tried again after 1 to 32 s, under a new number; a
+ * write that is repeated goes only over lines that were up when it was posted.
  *
  * More than the interface asks of callers: the source of a write stays as it is until a flush after
  * it is over, since a rail may fail between the two.
@@ -27,6 +28,10 @@
 #define KVT_RAILS_STRAGGLE_NS                                                                      \
     (INT64_C(3) * BT_NS_PER_S) /* a line that is not up this long after the                        \
                                   first one that is: goes without it */
+
+#define KVT_RAILS_AGAIN_MIN_NS BT_NS_PER_S
+#define KVT_RAILS_AGAIN_MAX_NS (32 * BT_NS_PER_S)
+#define KVT_RAILS_UP_NS        (10 * BT_NS_PER_S) /* for a line that is tried again to come up */
 
 struct kvt_rail {
     struct kvt_transport *transport;
