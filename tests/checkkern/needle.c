@@ -344,7 +344,7 @@ static void check_fast(struct check *check, enum form form, enum bt_layout weigh
 {
     bool most = weights == BT_LAYOUT_TILES && pool == BT_BF16;
     check_needles(check, form, &edges, many, weights, pool, 0);
-    check_needles(check, form, &eight, many, weights, pool, most ? 1 : BT_PAGE_TOKENS);
+    check_needles(check, form, &eight, many, weights, pool, 1);
     check_needles(check, form, &far, many, weights, pool, 0);
     check_shares(check, form, &eight, 16, weights, pool);
     check_shares(check, form, form == ABSORBED ? &chunk : &whole, 1, weights, pool);
@@ -369,17 +369,20 @@ void check_mla_needle(struct check *check)
         enum bt_layout weights = i / FORMS % 2 ? BT_LAYOUT_TILES : BT_LAYOUT_ROWS;
         enum bt_dtype pool = pools[i / FORMS / 2];
         if (check->is_emulated && weights == BT_LAYOUT_ROWS)
-            continue; /* another table's */
-        check_needles(check, form, &last, few, weights, pool, BT_PAGE_TOKENS);
+            continue;           /* another table's */
+        if (check->is_emulated) /* most columns for an instruction */
+            check_needles(check, form, &eight, many, weights, pool, BT_PAGE_TOKENS);
+        else
+            check_needles(check, form, &last, few, weights, pool, BT_PAGE_TOKENS);
         check_needles(check, form, &edges, few, weights, pool, 0);
         check_shares(check, form, &last, 3, weights, pool);
         check_shares(check, form, &edges, 1, weights, pool);
         if (!slow)
             check_fast(check, form, weights, pool);
     }
-    for (unsigned i = 0; i < FORMS * 3 && !slow; i++) {
-        check_needles(check, i % FORMS, &edges, lite, BT_LAYOUT_TILES, pools[i / FORMS], 0);
-        check_needles(check, i % FORMS, &last, full, BT_LAYOUT_TILES, pools[i / FORMS],
-                      BT_PAGE_TOKENS);
+    for (unsigned i = 0; i < 3 && !slow; i++) {
+        check_needles(check, MULTI_HEAD, &edges, lite, BT_LAYOUT_TILES, pools[i], 0);
+        check_needles(check, ABSORBED, &edges, lite, BT_LAYOUT_TILES, pools[i], 0);
+        check_needles(check, ABSORBED, &last, full, BT_LAYOUT_TILES, pools[i], BT_PAGE_TOKENS);
     }
 }
