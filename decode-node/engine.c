@@ -213,10 +213,10 @@ static void accept_token(struct dc_engine *engine, struct dc_sequence *sequence,
     entry->has_token = true;
     entry->index = sequence->generated++;
     entry->sample = sequence->last;
-    if (sequence->history &&
-        !bt_sampler_history_add_output(sequence->history, sequence->last.token)) {
-        sequence->finish = DC_FINISH_ERROR;
-    } else if (!sequence->sampling->ignore_eos && is_eos(engine, sequence->last.token)) {
+    if (sequence->history) { /* room was reserved */
+        BT_ASSERT(bt_sampler_history_add_output(sequence->history, sequence->last.token));
+    }
+    if (!sequence->sampling->ignore_eos && is_eos(engine, sequence->last.token)) {
         sequence->finish = DC_FINISH_STOP;
     } else if (steps_left(engine, sequence) == 0) {
         sequence->finish = DC_FINISH_LENGTH;

@@ -23,7 +23,6 @@ enum dc_finish {
     DC_FINISH_LENGTH, /* max_tokens or the context is full */
     DC_FINISH_CANCELLED,
     DC_FINISH_PREEMPTED, /* its pages are needed by others */
-    DC_FINISH_ERROR,     /* no memory for the history that its penalties need */
 };
 
 /*
@@ -38,7 +37,8 @@ struct dc_sequence {
     uint32_t page_count;
     uint32_t page_capacity; /* of prompt_tokens + sampling->max_tokens at least */
     const struct bt_sampling *sampling;
-    struct bt_sampler_history *history; /* NULL: no penalty needs it; holds the prompt already */
+    struct bt_sampler_history *history; /* NULL: no penalty needs it; holds the prompt already,
+                                           and has room for max_tokens more */
     struct bt_sample last;              /* the newest token; at first token 0 */
     void *user;
 

@@ -465,8 +465,6 @@ static Baton__V1__FinishReason finish_reason(enum dc_finish finish)
         return BATON__V1__FINISH_REASON__FINISH_CANCELLED;
     case DC_FINISH_PREEMPTED:
         return BATON__V1__FINISH_REASON__FINISH_PREEMPTED;
-    case DC_FINISH_ERROR:
-        break;
     }
     return BATON__V1__FINISH_REASON__FINISH_ERROR;
 }
@@ -488,7 +486,6 @@ static void count_finish(const struct request *request, enum dc_finish finish, i
     struct bt_counter *const counters[] = {
         [DC_FINISH_STOP] = metrics->stopped,        [DC_FINISH_LENGTH] = metrics->lengthy,
         [DC_FINISH_CANCELLED] = metrics->cancelled, [DC_FINISH_PREEMPTED] = metrics->preempted,
-        [DC_FINISH_ERROR] = metrics->failed,
     };
     bt_counter_add(counters[finish], 1);
     if (finish == DC_FINISH_STOP || finish == DC_FINISH_LENGTH) {
@@ -534,7 +531,6 @@ static void handle_entry(struct dc_requests *requests, const struct dc_entry *en
         .index = entry->index,
         .with_logprobs = request->reservation.sampling.logprobs >= 0,
         .finish = finish_reason(entry->finish),
-        .text = entry->finish == DC_FINISH_ERROR ? "no memory for the penalties' history" : NULL,
     };
     dc_subscribers_add(requests->options.subscribers, request->reservation.router_incarnation,
                        &news);

@@ -46,15 +46,19 @@ static enum bt_status check_prompt(const Baton__V1__ReserveRequest *message,
 }
 
 static enum bt_status read_history(struct dc_reservation *reservation,
-                                   const Baton__V1__ReserveRequest *message, struct bt_error *error)
+                                   const Baton__V1__ReserveRequest *message, uint32_t vocab_size,
+                                   struct bt_error *error)
 {
     if (!bt_sampling_needs_history(&reservation->sampling)) {
         return BT_OK;
     }
     reservation->history = bt_sampler_history_create();
+    uint32_t outputs = reservation->sampling.max_tokens;
     if (!reservation->history ||
         !bt_sampler_history_add_prompt(reservation->history, message->prompt,
-                                       (uint32_t)message->n_prompt)) {
+                                       (uint32_t)message->n_prompt) ||
+        !bt_sampler_history_reserve(reservation->history,
+                                    outputs < vocab_size ? outputs : vocab_size)) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "prompt: no memory");
     }
     return BT_OK;
@@ -93,14 +97,13 @@ enum bt_status dc_reservation_init(struct dc_reservation *reservation,
     }
     status = check_prompt(message, limits, &reservation->sampling, error);
     if (status == BT_OK) {
-        status = read_history(reservation, message, error);
+        size_pages(reservation, message, limits);
+        status = read_history(reservation, message, limits->vocab_size, error);
     }
     if (status != BT_OK) {
         dc_reservation_finish(reservation);
-        return status;
     }
-    size_pages(reservation, message, limits);
-    return BT_OK;
+    return status;
 }
 
 void dc_reservation_finish(struct dc_reservation *reservation)

@@ -18,7 +18,8 @@ struct dc_reservation {
     uint32_t max_pages;                 /* of prompt and max_tokens */
     bool full;                          /* extra_tokens is all it can need */
     struct bt_sampling sampling;        /* max_tokens cut to the context */
-    struct bt_sampler_history *history; /* with the prompt; NULL: no penalty needs it */
+    struct bt_sampler_history *history; /* with the prompt, and room for all tokens; NULL: no
+                                           penalty needs it */
 };
 
 /* INVALID_ARGUMENT names the field. */

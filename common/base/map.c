@@ -68,10 +68,10 @@ static void insert(struct bt_map *map, uint64_t key, void *value)
     map->size++;
 }
 
-static bool rehash(struct bt_map *map)
+static bool rehash(struct bt_map *map, size_t more)
 {
     size_t capacity = MIN_CAPACITY;
-    while (capacity < (map->size + 1) * 2) {
+    while (capacity < (map->size + more) * 2) {
         capacity *= 2;
     }
     struct bt_map fresh = {.capacity = capacity};
@@ -98,11 +98,16 @@ bool bt_map_put(struct bt_map *map, uint64_t key, void *value)
         slot->value = value;
         return true;
     }
-    if ((map->used + 1) * 4 > map->capacity * 3 && !rehash(map)) {
+    if ((map->used + 1) * 4 > map->capacity * 3 && !rehash(map, 1)) {
         return false;
     }
     insert(map, key, value);
     return true;
+}
+
+bool bt_map_reserve(struct bt_map *map, size_t more)
+{
+    return (map->used + more) * 4 <= map->capacity * 3 || rehash(map, more);
 }
 
 void *bt_map_remove(struct bt_map *map, uint64_t key)

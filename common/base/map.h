@@ -24,6 +24,8 @@ void bt_map_finish(struct bt_map *map);
 void *bt_map_get(const struct bt_map *map, uint64_t key); /* NULL: not there */
 /* Replaces. False: no memory, nothing changed. `value` must not be NULL. */
 bool bt_map_put(struct bt_map *map, uint64_t key, void *value);
+/* Room for `more` new keys: putting them allocates nothing, unless keys are removed meanwhile. */
+bool bt_map_reserve(struct bt_map *map, size_t more);
 void *bt_map_remove(struct bt_map *map, uint64_t key); /* what was there, or NULL */
 
 /* Start with *cursor = 0; false at the end. */

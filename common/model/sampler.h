@@ -53,6 +53,8 @@ struct bt_sampler_history *bt_sampler_history_create(void);
 void bt_sampler_history_destroy(struct bt_sampler_history *history);
 bool bt_sampler_history_add_prompt(struct bt_sampler_history *history, const uint32_t *tokens,
                                    uint32_t count);
+/* Room for `outputs` more tokens: adding them allocates nothing. False: no memory. */
+bool bt_sampler_history_reserve(struct bt_sampler_history *history, uint32_t outputs);
 bool bt_sampler_history_add_output(struct bt_sampler_history *history, uint32_t token);
 bool bt_sampling_needs_history(const struct bt_sampling *sampling);
 

@@ -144,16 +144,20 @@ bool bt_sampling_needs_history(const struct bt_sampling *sampling)
            sampling->frequency_penalty != 0;
 }
 
-/* The map's value is the count of outputs times two, plus one: never NULL. */
+/* The map says where in the list a token is, plus one; a step walks the list alone. */
 struct bt_sampler_history {
-    struct bt_map counts;
+    struct bt_map places;
+    struct counted {
+        uint32_t token, outputs;
+    } * list;
+    size_t count, capacity;
 };
 
 struct bt_sampler_history *bt_sampler_history_create(void)
 {
     struct bt_sampler_history *history = calloc(1, sizeof(*history));
     if (history)
-        bt_map_init(&history->counts);
+        bt_map_init(&history->places);
     return history;
 }
 
@@ -161,14 +165,42 @@ void bt_sampler_history_destroy(struct bt_sampler_history *history)
 {
     if (!history)
         return;
-    bt_map_finish(&history->counts);
+    bt_map_finish(&history->places);
+    free(history->list);
     free(history);
 }
 
-static bool add(struct bt_sampler_history *history, uint32_t token, uintptr_t outputs)
+static bool grow(struct bt_sampler_history *history, size_t more)
 {
-    uintptr_t value = (uintptr_t)bt_map_get(&history->counts, token) | 1;
-    return bt_map_put(&history->counts, token, (void *)(value + 2 * outputs));
+    size_t need = history->count + more, capacity = history->capacity;
+    if (need <= capacity)
+        return true;
+    capacity = need > 2 * capacity ? need : 2 * capacity;
+    struct counted *list = realloc(history->list, capacity * sizeof(*list));
+    if (!list)
+        return false;
+    history->list = list;
+    history->capacity = capacity;
+    return true;
+}
+
+bool bt_sampler_history_reserve(struct bt_sampler_history *history, uint32_t outputs)
+{
+    return grow(history, outputs) && bt_map_reserve(&history->places, outputs);
+}
+
+static bool add(struct bt_sampler_history *history, uint32_t token, uint32_t outputs)
+{
+    uintptr_t place = (uintptr_t)bt_map_get(&history->places, token);
+    if (!place) {
+        if (!grow(history, 1) ||
+            !bt_map_put(&history->places, token, (void *)(uintptr_t)(history->count + 1)))
+            return false;
+        history->list[history->count] = (struct counted){.token = token};
+        place = ++history->count;
+    }
+    history->list[place - 1].outputs += outputs;
+    return true;
 }
 
 bool bt_sampler_history_add_prompt(struct bt_sampler_history *history, const uint32_t *tokens,
@@ -189,17 +221,15 @@ void bt_sampler_history_apply(const struct bt_sampler_history *history,
                               const struct bt_sampling *sampling, float *logits,
                               uint32_t vocab_size)
 {
-    size_t cursor = 0;
-    uint64_t token;
-    void *value;
-    while (bt_map_next(&history->counts, &cursor, &token, &value)) {
-        if (token >= vocab_size)
+    for (size_t i = 0; i < history->count; i++) {
+        const struct counted *seen = &history->list[i];
+        if (seen->token >= vocab_size)
             continue;
-        uintptr_t outputs = (uintptr_t)value >> 1;
-        float *logit = &logits[token];
+        float *logit = &logits[seen->token];
         *logit = *logit > 0 ? *logit / sampling->repetition_penalty
                             : *logit * sampling->repetition_penalty;
-        if (outputs > 0)
-            *logit -= (float)outputs * sampling->frequency_penalty + sampling->presence_penalty;
+        if (seen->outputs > 0)
+            *logit -=
+                (float)seen->outputs * sampling->frequency_penalty + sampling->presence_penalty;
     }
 }

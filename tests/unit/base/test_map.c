@@ -88,12 +88,33 @@ static void test_many(void **state)
     bt_map_finish(&map);
 }
 
+/* The table stays where it is. */
+static void test_reserved(void **state)
+{
+    (void)state;
+    for (uintptr_t count = 0; count < 200; count++) {
+        struct bt_map map;
+        bt_map_init(&map);
+        for (uintptr_t i = 1; i <= count % 7; i++)
+            assert_true(bt_map_put(&map, i, &map));
+        assert_true(bt_map_reserve(&map, count));
+        const struct bt_map_slot *slots = map.slots;
+        for (uintptr_t i = 1; i <= count; i++)
+            assert_true(bt_map_put(&map, i << 20, (void *)i));
+        assert_ptr_equal(map.slots, slots);
+        for (uintptr_t i = 1; i <= count; i++)
+            assert_true(bt_map_get(&map, i << 20) == (void *)i);
+        bt_map_finish(&map);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_against_model),
         cmocka_unit_test(test_empty),
         cmocka_unit_test(test_many),
+        cmocka_unit_test(test_reserved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

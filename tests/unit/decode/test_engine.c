@@ -102,6 +102,7 @@ static void subject_init(struct subject *subject, uint32_t index, const uint32_t
         subject->history = bt_sampler_history_create();
         assert_true(bt_sampler_history_add_prompt(subject->history, subject->prompt,
                                                   subject->prompt_tokens));
+        assert_true(bt_sampler_history_reserve(subject->history, MAX_TOKENS));
     }
     for (uint32_t i = 0; i < 6; i++) {
         subject->pages[i] = page_order[index * 6 + i];
