@@ -99,6 +99,7 @@ def stop(f, r, victim):
 
 
 def rounds(f, r, load):
+    """Rules 2, 3 and 5. One worker is killed or stopped in each."""
     met = answered = 0
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         for number in range(ROUNDS):
@@ -122,7 +123,8 @@ def rounds(f, r, load):
 
 
 def router_restarts(f, r, load):
-    """Clients of the old one get an error; workers find the new one, and no page stays behind."""
+    """Rules 2 and 5. Clients of the old one get an error; workers find the new one, and no page
+    stays behind."""
     router = f.processes["router"]
     port, endpoint = int(f.http.rsplit(":", 1)[1]), f.rpc
     for sig in (signal.SIGKILL, signal.SIGTERM):

@@ -24,7 +24,7 @@ def connections(p):
 
 
 def said(transport, prefill, decode, device):
-    """What is offered, what is used, in the registry, in batonctl, in metrics."""
+    """Rule 10. What is offered, what is used, in the registry, in batonctl, in metrics."""
     with fleet.Fleet() as f:
         f.router(*ROUTER)
         d = f.add("decode", "decode-0", "--kv-pages", 64, *decode).start()
@@ -78,6 +78,7 @@ def offered(args):
 
 
 def nothing_in_common():
+    """Rule 10. Two ends that can not be connected say so."""
     with fleet.Fleet() as f:
         f.router(*ROUTER)
         f.add("decode", "decode-0", "--kv-pages", 64, "--transport", "shm").start()
@@ -91,7 +92,8 @@ def nothing_in_common():
 
 
 def fallback():
-    """The best does not reach the peer, since it is in a namespace of its own for shared memory."""
+    """Rule 10. The best does not reach the peer, since it is in a namespace of its own for shared
+    memory."""
     if os.geteuid() != 0 or subprocess.run(["unshare", "--ipc", "true"], check=False).returncode != 0:
         print("skipped: no IPC namespaces here, so shared memory can't be made to fail", flush=True)
         return

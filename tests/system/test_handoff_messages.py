@@ -44,6 +44,7 @@ def run_all(f, bodies, want):
 
 
 def control_messages(f, between, r, bodies, want):
+    """Rule 5. Messages are lost, doubled, late and out of order."""
     def everything_twice_and_late(method, kind, to_server):
         return [0] + [r.uniform(0.01, 1.0) for _ in range(r.choice([0, 1, 1, 2]))]
 
@@ -73,7 +74,7 @@ def control_messages(f, between, r, bodies, want):
 
 
 def checksums(f, between, bodies, want):
-    """One byte is wrong on the wire: that handoff is refused, named, and done again."""
+    """Rules 6 and 11. One byte is wrong on the wire: that handoff is refused, named, and done again."""
     def corrupt():
         return sum(p.metric("baton_handoffs_total", 'verdict="corrupt"') for p in f.workers("decode"))
 
@@ -118,7 +119,8 @@ def checksums(f, between, bodies, want):
 
 
 def cut_connections(f, between, r, bodies, want):
-    """The data connection breaks in the middle of writes: rule 2's cut, then the pages come back."""
+    """Rules 2 and 4. The data connection breaks in the middle of writes: rule 2's cut, then the
+    pages come back."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         for _ in range(4):
             job = pool.submit(run_all, f, bodies, want)
@@ -210,7 +212,8 @@ class Raw:
 
 
 def hostile(f, r, count):
-    """Well-formed messages of nonsense to every method of every worker and of the registry."""
+    """Rules 5 and 9. Well-formed messages of nonsense to every method of every worker and of the
+    registry."""
     w, reg = pb["worker"], pb["registry"]
     types = pb["types"]
     sampling = types.SamplingParams(max_tokens=5, top_p=1, repetition_penalty=1, logprobs=-1, seed=1)
@@ -275,7 +278,8 @@ def hostile(f, r, count):
 
 
 def hostile_data(f, r, between):
-    """Garbage, and a writer that knows the token and writes where no pool is, on the data ports."""
+    """Rule 9. Garbage, and a writer that knows the token and writes where no pool is, on the data
+    ports."""
     for ip, port in list(between.wires):
         for number in range(30):
             with socket.create_connection((ip, port), 60) as s:

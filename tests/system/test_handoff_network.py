@@ -122,7 +122,8 @@ def landing(f):
 
 
 def parts(f, network, r, bodies, want, seconds):
-    """Nobody on one side hears the other for so long, from the middle of a transfer on."""
+    """Rules 2 and 3. Nobody on one side hears the other for so long, from the middle of a transfer
+    on."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         job = pool.submit(run_all, f, bodies, want)
         cluster.until(lambda: landing(f) or job.done(), 3 * DEADLINE_S, "a transfer")

@@ -24,6 +24,7 @@ static enum bt_status unpack_address(const void *blob, size_t size, struct bt_er
                                      &parsed_worker, &worker_size);
 }
 
+/* Rule 9. */
 static void test_address(void **state)
 {
     struct bt_process_id parsed, bad = process;
@@ -69,6 +70,7 @@ static void test_address(void **state)
     free(blob);
 }
 
+/* Rule 9. */
 static void test_key(void **state)
 {
     const struct kvt_key_range range = {.base = 0x7000, .bytes = 0x1000};
@@ -94,6 +96,7 @@ static void test_key(void **state)
     free(blob);
 }
 
+/* Rules 1 and 9. */
 static void test_range(void **state)
 {
     const struct kvt_key_range range = {.base = 100, .bytes = 50};

@@ -54,6 +54,7 @@ static uint64_t defined(const unsigned char *bytes, size_t count, uint64_t seed)
     return mix(hash);
 }
 
+/* Rule 6. */
 static void test_variants_agree(void **state)
 {
     kvt_checksum_hash_fn *variant;
@@ -74,6 +75,7 @@ static void test_variants_agree(void **state)
     }
 }
 
+/* Rule 6. */
 static void test_changes_are_seen(void **state)
 {
     const char *name;
@@ -104,6 +106,7 @@ static void test_changes_are_seen(void **state)
     assert_int_not_equal(hash(NULL, from, 64, 3), hash(NULL, from, 64, 4));
 }
 
+/* Rule 6. */
 static void test_copy_any_alignment(void **state)
 {
     (void)state;

@@ -126,6 +126,7 @@ static uint64_t ready(struct rig *rig, uint64_t request, uint32_t tokens)
     return epoch;
 }
 
+/* Rules 1 and 5. */
 static void test_the_whole_way(void **state)
 {
     struct rig rig;
@@ -169,6 +170,7 @@ static void test_the_whole_way(void **state)
     tear_down(&rig);
 }
 
+/* Rule 1. */
 static void test_reserve_refusals(void **state)
 {
     struct rig rig;
@@ -190,6 +192,7 @@ static void test_reserve_refusals(void **state)
     tear_down(&rig);
 }
 
+/* Rule 1. */
 static void test_epochs_are_never_used_twice(void **state)
 {
     struct rig rig;
@@ -207,6 +210,7 @@ static void test_epochs_are_never_used_twice(void **state)
     tear_down(&rig);
 }
 
+/* Rule 1. */
 static void test_lease_belongs_to_one_incarnation(void **state)
 {
     struct rig rig;
@@ -226,6 +230,7 @@ static void test_lease_belongs_to_one_incarnation(void **state)
     tear_down(&rig);
 }
 
+/* Rule 2. */
 static void test_lease_expiry_quarantines(void **state)
 {
     struct rig rig;
@@ -260,6 +265,7 @@ static void test_lease_expiry_quarantines(void **state)
     tear_down(&rig);
 }
 
+/* Rule 7. */
 static void test_reservation_without_lease_ends(void **state)
 {
     struct rig rig;
@@ -277,6 +283,7 @@ static void test_reservation_without_lease_ends(void **state)
     tear_down(&rig);
 }
 
+/* Rules 5 and 6. */
 static void test_done_refusals(void **state)
 {
     struct rig rig;
@@ -308,6 +315,7 @@ static void test_done_refusals(void **state)
     tear_down(&rig);
 }
 
+/* Rule 6. */
 static void test_verdicts(void **state)
 {
     struct rig rig;
@@ -335,6 +343,7 @@ static void test_verdicts(void **state)
     tear_down(&rig);
 }
 
+/* Rules 2 and 5. */
 static void test_cancel(void **state)
 {
     struct rig rig;
@@ -362,6 +371,7 @@ static void test_cancel(void **state)
     tear_down(&rig);
 }
 
+/* Rule 5. */
 static void test_quiesced_without_done(void **state)
 {
     struct rig rig;
@@ -385,6 +395,7 @@ static void test_quiesced_without_done(void **state)
     tear_down(&rig);
 }
 
+/* Rule 2. */
 static void test_peers(void **state)
 {
     struct rig rig;
@@ -469,7 +480,7 @@ static void test_a_worker_elsewhere(void **state)
     tear_down(&rig);
 }
 
-/* Who joins after the verdict may write: the landing is not lost any more. */
+/* Rule 2. Who joins after the verdict may write: the landing is not lost any more. */
 static void test_a_writer_joins_a_lost_landing(void **state)
 {
     struct bt_process_id second = process;
@@ -811,6 +822,7 @@ static void walk_step(struct walk *walk)
     }
 }
 
+/* Rules 1, 2, 5, 6 and 7. */
 static void test_random_walk(void **state)
 {
     struct walk walk = {.last_epoch = FIRST_EPOCH};

@@ -136,6 +136,7 @@ static bool move_survives(enum bt_page_state real, enum bt_page_state from, enum
     return WIFEXITED(status);
 }
 
+/* Rules 1 and 2. */
 static void test_every_transition_is_asserted(void **state)
 {
     (void)state;
@@ -179,6 +180,7 @@ static void check_shadow(const struct bt_page_pool *pool, const struct shadow_se
         assert_int_equal(bt_page_pool_count(pool, s), counts[s]);
 }
 
+/* Rule 1. */
 static void test_random_against_shadow(void **state)
 {
     static struct shadow_set sets[SHADOW_SETS];

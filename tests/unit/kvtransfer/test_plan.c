@@ -78,6 +78,7 @@ static void apply(const struct kvt_write *writes, uint32_t count, const unsigned
     }
 }
 
+/* Rules 1 and 13. */
 static void test_plan_moves_the_same_bytes_as_naive_copying(void **state)
 {
     const size_t source_bytes = 3 * SOURCE_POOL * 64 * 14, target_bytes = 3 * TARGET_POOL * 64 * 14;
@@ -156,6 +157,7 @@ static void fill_tokens(unsigned char *pool, uint32_t pool_pages, const uint32_t
                     (unsigned char)(bt_random_u64(SEED, t, layer * 14 + b));
 }
 
+/* Rules 6 and 13. */
 static void test_checksum_is_the_sum_over_pages(void **state)
 {
     const uint32_t tokens = 2 * 64 + 17, pages[] = {9, 4, 30};
@@ -173,6 +175,7 @@ static void test_checksum_is_the_sum_over_pages(void **state)
     free(pool);
 }
 
+/* Rule 6. */
 static void test_checksum_sees_content_and_place_only(void **state)
 {
     const uint32_t tokens = 3 * 64 + 1, here[] = {3, 9, 4, 30}, there[] = {50, 2, 3, 1};

@@ -326,6 +326,7 @@ static void unequal_sides_use_every_rail(void **state)
     }
 }
 
+/* Rule 1. */
 static void a_write_outside_the_pool_is_refused(void **state)
 {
     static const uint32_t rates[] = {100000, 100000};
@@ -415,6 +416,7 @@ static void post_and_break_rail_1(struct rig *rig, uint32_t target_rails)
     }
 }
 
+/* Rule 12. */
 static void a_failed_rail_is_repeated_by_the_others(void **state)
 {
     struct kvt_rail_info infos[3];
@@ -464,6 +466,7 @@ static void check_late_writes(bool cut, uint32_t target_rails)
     rig_finish(&rig);
 }
 
+/* Rule 12. */
 static void late_writes_stop_with_the_cut_only(void **state)
 {
     (void)state;
@@ -484,6 +487,7 @@ static enum bt_status losing_write(struct kvt_peer *peer, const void *source, si
     return losing ? BT_OK : honest_ops->write(peer, source, bytes, remote_address, done, context);
 }
 
+/* Rules 8 and 12. */
 static void done_is_not_delivered(void **state)
 {
     struct kvt_rail rails[2] = {{.device = "a:1", .rate_mbps = 1000},
@@ -524,6 +528,7 @@ static void done_is_not_delivered(void **state)
     rig_finish(&rig);
 }
 
+/* Rule 12. */
 static void a_rail_that_was_idle_needs_no_cut(void **state)
 {
     static const uint32_t rates[] = {100000, 100000};
@@ -543,6 +548,7 @@ static void a_rail_that_was_idle_needs_no_cut(void **state)
     rig_finish(&rig);
 }
 
+/* Rules 2 and 12. */
 static void the_last_rail_takes_the_peer_with_it(void **state)
 {
     static const uint32_t rates[] = {100000, 100000};
@@ -585,7 +591,8 @@ static void wait_lines(struct rig *rig, uint32_t rail, uint32_t lines)
     }
 }
 
-/* Under a new number, so that a cut of the old connection, late or twice, is none of it. */
+/* Rule 12. Under a new number, so that a cut of the old connection, late or twice, is none of it.
+ */
 static void a_rail_that_failed_comes_back(void **state)
 {
     int64_t begin_ns = bt_clock_now_ns();
@@ -621,8 +628,8 @@ static void a_rail_that_failed_comes_back(void **state)
     rig_finish(&rig);
 }
 
-/* A target may have closed all lines that it knew when a write was posted, and given the pages to
- * somebody else: no repeat goes over a line that came up since. */
+/* Rule 12. A target may have closed all lines that it knew when a write was posted, and given the
+ * pages to somebody else: no repeat goes over a line that came up since. */
 static void repeats_go_over_lines_that_were_up(void **state)
 {
     static const uint32_t rates[] = {100000, 100000};
@@ -649,7 +656,7 @@ static void repeats_go_over_lines_that_were_up(void **state)
     rig_finish(&rig);
 }
 
-/* Whatever fails when: what is flushed is there, every write ends once. */
+/* Rule 12. Whatever fails when: what is flushed is there, every write ends once. */
 static void random_failures(void **state)
 {
     static const uint32_t rates[] = {400000, 100000, 200000, 100000};
@@ -723,6 +730,7 @@ static void expect_refused(struct rig *rig, const void *address, size_t address_
     assert_true(error.text[0] != '\0');
 }
 
+/* Rule 9. */
 static void garbage_is_refused(void **state)
 {
     static const uint32_t rates[] = {100000, 100000, 100000};
@@ -751,7 +759,7 @@ static void garbage_is_refused(void **state)
     rig_finish(&rig);
 }
 
-/* Well sealed, as a hostile peer would: the counts and lengths inside are checked, too. */
+/* Rule 9. Well sealed, as a hostile peer would: the counts and lengths inside are checked, too. */
 static void hostile_blobs_are_refused(void **state)
 {
     static const struct {
@@ -801,6 +809,7 @@ static void hostile_blobs_are_refused(void **state)
     free(blob);
 }
 
+/* Rule 2. */
 static void disconnect_cuts_every_rail(void **state)
 {
     static const uint32_t rates[] = {100000, 100000, 100000};
