@@ -1,34 +1,25 @@
 #include "kvtransfer/pool_memory.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 #include <sys/mman.h>
 
-/* UINT64_MAX where the kernel does not say. */
-static uint64_t available_bytes(void)
-{
-    FILE *info = fopen("/proc/meminfo", "re");
-    char line[128];
-    uint64_t kib, bytes = UINT64_MAX;
-
-    while (info != NULL && fgets(line, sizeof(line), info) != NULL) {
-        if (sscanf(line, "MemAvailable: %" SCNu64 " kB", &kib) == 1)
-            bytes = kib * 1024;
-    }
-    if (info != NULL)
-        fclose(info);
-    return bytes;
-}
+#include "common/base/memory.h"
+#include "common/kernels/cpus.h"
 
 enum bt_status kvt_pool_memory_check(size_t bytes, struct bt_error *error)
 {
-    uint64_t available = available_bytes();
+    uint64_t available = bt_memory_available_bytes();
 
     if (bytes > available)
         return bt_error_set(error, BT_ERR_NO_MEMORY,
                             "a pool of %zu bytes: only %" PRIu64 " bytes of memory are available",
                             bytes, available);
     return BT_OK;
+}
+
+void kvt_pool_memory_place(void *base, size_t bytes)
+{
+    (void)bt_cpus_place_memory_near_thread(base, bytes);
 }
 
 enum bt_status kvt_pool_memory_map(size_t bytes, struct bt_error *error, void **ret_base)
@@ -43,6 +34,7 @@ enum bt_status kvt_pool_memory_map(size_t bytes, struct bt_error *error, void **
         return bt_error_set(error, BT_ERR_NO_MEMORY, "can't allocate a pool of %zu bytes: %m",
                             bytes);
     madvise(base, bytes, MADV_HUGEPAGE); /* small pages do as well */
+    kvt_pool_memory_place(base, bytes);
     *ret_base = base;
     return BT_OK;
 }

@@ -146,18 +146,39 @@ void bt_cpus_pin_to_all(const struct bt_cpus *cpus)
     pin(cpus, cpus->all);
 }
 
-uint32_t bt_cpus_place_memory(const struct bt_cpus *cpus, void *start, size_t bytes)
+static uint32_t place_memory(hwloc_topology_t topology, hwloc_const_cpuset_t near, void *start,
+                             size_t bytes, int flags)
 {
     hwloc_nodeset_t nodes = hwloc_bitmap_alloc();
     if (!nodes)
         return 1;
     int known = 0;
-    if (!hwloc_cpuset_to_nodeset(cpus->topology, cpus->all, nodes))
+    if (!hwloc_cpuset_to_nodeset(topology, near, nodes))
         known = hwloc_bitmap_weight(nodes);
-    if (hwloc_get_nbobjs_by_type(cpus->topology, HWLOC_OBJ_NUMANODE) > 1 && known > 0)
-        (void)hwloc_set_area_membind(cpus->topology, start, bytes, nodes,
+    if (hwloc_get_nbobjs_by_type(topology, HWLOC_OBJ_NUMANODE) > 1 && known > 0)
+        (void)hwloc_set_area_membind(topology, start, bytes, nodes,
                                      known > 1 ? HWLOC_MEMBIND_INTERLEAVE : HWLOC_MEMBIND_BIND,
-                                     HWLOC_MEMBIND_BYNODESET);
+                                     HWLOC_MEMBIND_BYNODESET | flags);
     hwloc_bitmap_free(nodes);
     return known > 1 ? (uint32_t)known : 1;
+}
+
+uint32_t bt_cpus_place_memory(const struct bt_cpus *cpus, void *start, size_t bytes)
+{
+    return place_memory(cpus->topology, cpus->all, start, bytes, 0);
+}
+
+uint32_t bt_cpus_place_memory_near_thread(void *start, size_t bytes)
+{
+    hwloc_topology_t topology;
+    uint32_t nodes = 1;
+    if (hwloc_topology_init(&topology))
+        return 1;
+    hwloc_cpuset_t near = hwloc_bitmap_alloc();
+    if (near && !hwloc_topology_load(topology) &&
+        !hwloc_get_cpubind(topology, near, HWLOC_CPUBIND_THREAD))
+        nodes = place_memory(topology, near, start, bytes, HWLOC_MEMBIND_MIGRATE);
+    hwloc_bitmap_free(near);
+    hwloc_topology_destroy(topology);
+    return nodes;
 }

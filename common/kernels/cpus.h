@@ -35,4 +35,8 @@ void bt_cpus_pin_to_all(const struct bt_cpus *cpus);
  */
 uint32_t bt_cpus_place_memory(const struct bt_cpus *cpus, void *start, size_t bytes);
 
+/* The same for the cpus that the calling thread may run on (those of a team after bt_team_leave).
+ * Pages that are there already move, if they can. */
+uint32_t bt_cpus_place_memory_near_thread(void *start, size_t bytes);
+
 #endif

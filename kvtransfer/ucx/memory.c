@@ -53,6 +53,7 @@ static enum bt_status alloc_by_ucx(struct kvt_ucx *ucx, struct kvt_memory *memor
                             "no shared memory for a pool of %zu bytes: see kernel.shmmax, "
                             "kernel.shmall and the size of /dev/shm",
                             memory->bytes);
+    kvt_pool_memory_place(memory->base, memory->bytes);
     return BT_OK; /* fresh from the kernel: zeros */
 }
 
