@@ -26,14 +26,14 @@ enum limit_unit {
 
 /*
  * Operations a second (a multiply-add is two) of all threads of the team together (NULL: of this
- * one), with the unit of the table named so; the CPU must have it. The best of a few short runs. 0:
- * not known here, or a table without such a unit (ref).
+ * one), with the unit of the table named so; the CPU must have it. The second best of a few short
+ * runs. 0: not known here, or a table without such a unit (ref).
  */
 double limit_ops(const char *kernels, enum limit_unit unit, struct bt_team *team);
 
 /*
- * Bytes a second that they read from memory: 256 MiB of huge pages, in the best of many ways (how
- * many streams, how far ahead they are asked for). The first call finds the ways that are good
+ * Bytes a second that they read from memory: 256 MiB of huge pages, in one of the best of many ways
+ * (how many streams, how far ahead they are asked for). The first call finds the ways that are good
  * here; later ones run those. The memory stays. 0: no memory.
  */
 double limit_read(struct bt_team *team);
