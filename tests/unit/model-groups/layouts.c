@@ -20,9 +20,10 @@
 #include "common/base/clock.h"
 #include "common/model/experts.h"
 
-#define LIMIT_S    120 /* of one rank, whatever happens */
-#define CONNECT_NS (60 * BT_NS_PER_S)
-#define WAIT_NS    (30 * BT_NS_PER_S)
+/* Long enough for any machine: they end a test only where a rank is stuck. */
+#define LIMIT_S    500
+#define CONNECT_NS (200 * BT_NS_PER_S)
+#define WAIT_NS    (200 * BT_NS_PER_S)
 #define KILL_LAYER 3
 #define KILL_RUN   2
 #define PATTERN    0xff /* NaN: what is read without having been written shows */
@@ -199,11 +200,9 @@ static bool run(struct rank *rank, enum bt_forward_form form, const uint32_t *to
     };
     struct rank_result *result = rank->result;
     const float *logits = NULL;
-    int64_t start_ns = bt_clock_now_ns();
     rank->layers = 0;
     struct bt_forward *forward = form == BT_FORWARD_ABSORBED ? rank->decode : rank->prefill;
     result->status = bt_forward_run(forward, &batch, &logits);
-    result->waited_ns = bt_clock_now_ns() - start_ns;
     if (result->status != BT_OK)
         return false;
     rank->runs++;

@@ -50,7 +50,6 @@ struct rank_result {
     struct bt_group_traffic tp_traffic, ep_traffic;
     uint64_t picks, remote_picks; /* of this rank's rows; with no replicas and no moves */
     enum bt_status status;        /* that ended the runs early */
-    int64_t waited_ns;            /* of the run that failed */
     uint64_t weight_bytes;
 };
 

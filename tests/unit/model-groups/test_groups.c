@@ -13,7 +13,6 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "common/base/clock.h"
 #include "common/model/safetensors.h"
 #include "tests/unit/model-groups/layouts.h"
 #include "tests/unit/model/quantised.h"
@@ -518,8 +517,7 @@ static void test_loss_of_a_rank(void **state)
             enum bt_status status = results.rank[r].status;
             if (r == layouts[i].kill_rank)
                 continue;
-            assert_true(status == BT_ERR_PEER_LOST || status == BT_ERR_DEADLINE);
-            assert_true(results.rank[r].waited_ns < 60 * BT_NS_PER_S);
+            assert_int_equal(status, BT_ERR_PEER_LOST); /* long before the deadline */
         }
         results_free(&results);
     }
