@@ -2,7 +2,7 @@
  * TCP with sockets of our own. UCX has no puts over TCP (it emulates them by messages that copy
  * every byte twice more), listens on its own ports, and aborts its process on bytes there that no
  * UCX peer sends. Here a connection has to name the target's token, which travels with the landing
- * over the authenticated control channel; each frame is checked; payload goes from the socket
+ * over the control channel; each frame is checked; payload goes from the socket
  * straight into the pool.
  */
 #ifndef BATON_KVTRANSFER_TCP_TCP_H
