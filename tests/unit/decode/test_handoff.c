@@ -11,6 +11,7 @@
 #include "common/base/log.h"
 #include "common/model/safetensors.h"
 #include "kvtransfer/checksum.h"
+#include "kvtransfer/target.h"
 #include "tests/unit/decode/cluster.h"
 
 /* ids and greedy continuation of a golden prompt */
@@ -262,6 +263,47 @@ static void test_a_wrong_checksum_is_refused(void **state)
     cluster_close(&cluster);
 }
 
+static enum bt_status no_sum; /* what the target says instead of computing one; OK: nothing */
+
+enum bt_status __real_kvt_target_checksum(struct kvt_target *target, uint64_t request,
+                                          uint64_t epoch, const uint32_t *pages, uint32_t tokens);
+enum bt_status __wrap_kvt_target_checksum(struct kvt_target *target, uint64_t request,
+                                          uint64_t epoch, const uint32_t *pages, uint32_t tokens);
+enum bt_status __wrap_kvt_target_checksum(struct kvt_target *target, uint64_t request,
+                                          uint64_t epoch, const uint32_t *pages, uint32_t tokens)
+{
+    return no_sum != BT_OK ? no_sum
+                           : __real_kvt_target_checksum(target, request, epoch, pages, tokens);
+}
+
+/* Rule 6: nothing is READY without a sum; and a sum that there is none of is no wrong one. */
+static void test_a_checksum_that_can_not_be_computed(void **state)
+{
+    (void)state;
+    static const enum bt_status reasons[] = {BT_ERR_NO_MEMORY, BT_ERR_EXHAUSTED};
+    struct cluster cluster;
+    struct dc_worker_options decode = cluster_decode_options();
+    struct fake_prefill fake;
+    struct attempt attempts[2];
+    struct done done;
+    open_by_hand(&cluster, &decode);
+    fake_init(&fake);
+    for (int i = 0; i < 2; i++) {
+        attempt_init(&attempts[i], 9, hand_prompt, 100, 20);
+        assert_int_equal(cluster_reserve(&cluster, &attempts[i]), BT_OK);
+        assert_true(cluster_lease(&cluster, &fake, 9, attempts[i].epoch));
+        done_init(&done, &cluster, &attempts[i]);
+        no_sum = reasons[i];
+        assert_int_equal(done_send(&cluster, &done), reasons[i]);
+        no_sum = BT_OK;
+        cluster_until(&cluster, attempts[i].finish == BATON__V1__FINISH_REASON__FINISH_ERROR);
+        assert_int_equal(attempts[i].token_count, 0);
+        assert_int_equal(dc_worker_free_pages(cluster.decode), decode.kv_pages);
+        assert_int_equal(done_send(&cluster, &done), BT_ERR_STALE);
+    }
+    cluster_close(&cluster);
+}
+
 static void test_done_again_and_again(void **state)
 {
     (void)state;
@@ -484,6 +526,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_cancel_at_every_moment_frees_every_page),
         cmocka_unit_test(test_a_router_that_leaves_takes_its_requests_along),
         cmocka_unit_test(test_a_wrong_checksum_is_refused),
+        cmocka_unit_test(test_a_checksum_that_can_not_be_computed),
         cmocka_unit_test(test_done_again_and_again),
         cmocka_unit_test(test_done_after_a_cut),
         cmocka_unit_test(test_first_token_may_be_the_last),
