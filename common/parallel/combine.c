@@ -12,12 +12,13 @@ static size_t up(size_t bytes)
 /* ---- sending: y in the order of each source's list ---- */
 
 /* Picks of one source in one exchange begin at done[source] of its list. */
-static size_t copy_picks(const struct bt_experts *e, uint32_t source, uint32_t first,
+static size_t copy_picks(struct bt_memory_group *group, uint32_t source, uint32_t first,
                          uint32_t count, const char *y, size_t row_bytes, char *to)
 {
+    const struct bt_experts *e = group->experts;
     const uint32_t *position = e->position + e->base_pick[source] + first;
     for (uint32_t i = 0; i < count; i++)
-        memcpy(to + i * row_bytes, y + position[i] * row_bytes, row_bytes);
+        group->row_ops->show(to + i * row_bytes, y + position[i] * row_bytes, row_bytes);
     return count * row_bytes;
 }
 
@@ -36,7 +37,7 @@ static void fill_parcel(struct bt_memory_group *group, uint32_t machine, uint32_
         uint32_t picks = e->chunk_picks[(size_t)chunk * e->size + source];
         blocks[i] = (struct bt_combine_block){.picks = picks, .at = at};
         if (source != e->rank)
-            at += copy_picks(e, source, done[source], picks, y, row_bytes, data + at);
+            at += copy_picks(group, source, done[source], picks, y, row_bytes, data + at);
     }
     parcel->bytes = at;
     group->base.traffic.combine += at - start;

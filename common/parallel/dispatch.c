@@ -81,14 +81,18 @@ static void fill_lists(struct bt_memory_group *group, const struct filling *f, c
             uint32_t i = (uint32_t)e->dest[pick] - f->first_rank;
             if (i >= f->ranks)
                 continue;
+            wanted = wanted || e->plain || e->dest[pick] != e->rank;
             list_pick(e, f, i, last_row[i] != row, place, routing->experts[pick]);
             last_row[i] = row;
-            wanted = true;
         }
+        char *slot = f->data + f->head->payload_at + f->head->payload_rows * row_bytes;
+        char *to = e->plain ? slot : e->row;
         if (!wanted)
             continue;
-        char *to = f->data + f->head->payload_at + f->head->payload_rows++ * row_bytes;
         bt_row_round(group->row_ops, e->payload, x + (size_t)row * e->hidden, e->hidden, to);
+        if (to != slot)
+            group->row_ops->show(slot, to, row_bytes);
+        f->head->payload_rows++;
     }
 }
 
@@ -212,6 +216,21 @@ static bool take_rows(struct bt_memory_group *group, const struct block *block)
     return true;
 }
 
+/* Own rows that stay: rounded alike, and not by way of the window. */
+static void take_own_rows(struct bt_memory_group *group, const float *x, uint32_t first_row,
+                          uint32_t end_row)
+{
+    const struct bt_experts *e = group->experts;
+    float *to = e->x + ((size_t)e->base_row[e->rank] + e->rows_got[e->rank]) * e->hidden;
+    for (uint32_t row = first_row; row < end_row; row++) {
+        if (!memchr(e->dest + (size_t)row * e->k, (int)e->rank, e->k))
+            continue;
+        bt_row_round(group->row_ops, e->payload, x + (size_t)row * e->hidden, e->hidden, e->row);
+        bt_row_expand(group->row_ops, e->payload, e->row, e->hidden, to);
+        to += e->hidden;
+    }
+}
+
 static bool take_picks(const struct bt_experts *e, const struct block *block)
 {
     uint32_t first_row = e->base_row[block->source] + e->rows_got[block->source];
@@ -226,13 +245,19 @@ static bool take_picks(const struct bt_experts *e, const struct block *block)
     return true;
 }
 
+/* x NULL: not the own parcel. */
 static enum bt_status take_in(struct bt_memory_group *group, uint32_t chunk, uint32_t source,
-                              const struct bt_parcel *parcel)
+                              const struct bt_parcel *parcel, const float *x)
 {
     struct bt_experts *e = group->experts;
     struct block block;
-    if (!read_block(group, chunk, source, parcel, &block) || !take_rows(group, &block) ||
-        !take_picks(e, &block))
+    bool sound = read_block(group, chunk, source, parcel, &block);
+    if (sound && x && !e->plain)
+        take_own_rows(group, x, bt_chunk_first(e, chunk, e->rows),
+                      bt_chunk_first(e, chunk + 1, e->rows));
+    else
+        sound = sound && take_rows(group, &block);
+    if (!sound || !take_picks(e, &block))
         return bt_exchange_reject(group->exchange, source, "rows that are none");
     e->rows_got[source] += block.rows;
     e->picks_got[source] += block.picks;
@@ -255,13 +280,13 @@ static enum bt_status exchange_chunk(struct bt_memory_group *group, uint32_t chu
                      (uint64_t)e->payload << 32 | e->chunk_rows, false);
     status = take_in(
         group, chunk, e->rank,
-        bt_exchange_parcel(group->exchange, BT_CHANNEL_ROWS, bt_ranks_machine(group->ranks)));
+        bt_exchange_parcel(group->exchange, BT_CHANNEL_ROWS, bt_ranks_machine(group->ranks)), x);
     for (uint32_t i = 0; i + 1 < e->size && status == BT_OK; i++) {
         uint32_t source = bt_exchange_other(group->exchange, i);
         const struct bt_parcel *parcel;
         status = bt_exchange_take(group->exchange, BT_CHANNEL_ROWS, source, &parcel);
         if (status == BT_OK)
-            status = take_in(group, chunk, source, parcel);
+            status = take_in(group, chunk, source, parcel, NULL);
     }
     return status == BT_OK ? bt_exchange_end(group->exchange, BT_CHANNEL_ROWS) : status;
 }
@@ -290,6 +315,7 @@ enum bt_status bt_memory_dispatch(struct bt_group *base, enum bt_dispatch_mode m
     e->chunk_rows = wanted < e->rows_most ? wanted : e->rows_most;
     e->chunks = 1;
     e->arrived_rows = e->arrived_picks = 0;
+    e->plain = mode == BT_DISPATCH_THROUGHPUT;
     bt_experts_choose(e, group->ranks, routing->experts, placement, rows);
     for (uint32_t chunk = 0; chunk < e->chunks && status == BT_OK; chunk++)
         status = exchange_chunk(group, chunk, x, routing);

@@ -48,6 +48,7 @@ static size_t place_arrays(struct bt_experts *e, const struct bt_group_limits *l
 
     e->dest = (void *)place(memory, &used, own_picks, sizeof(*e->dest));
     e->index = (void *)place(memory, &used, own_picks, sizeof(*e->index));
+    e->row = (void *)place(memory, &used, e->hidden, sizeof(float) + 1);
     e->summands = (void *)place(memory, &used, e->k, sizeof(*e->summands));
     e->pick_at = (void *)place(memory, &used, picks, sizeof(*e->pick_at));
     e->pick_expert = (void *)place(memory, &used, picks, sizeof(*e->pick_expert));

@@ -31,11 +31,14 @@ struct bt_experts {
     enum bt_dtype payload;
     uint32_t chunk_rows; /* of one rank in one exchange */
     uint32_t chunks;     /* exchanges */
+    bool plain; /* many rows: written to the window plainly, own ones too, as they fall out of this
+                   core's cache by themselves before they are read; few are shown (rows.h) */
 
     /* As the home of rows. */
     uint32_t rows;
     uint8_t *dest;               /* [row][k] rank that a pick went to */
     uint32_t *index;             /* [row][k] in the list of that rank */
+    void *row;                   /* a rounded one */
     struct bt_summand *summands; /* [k] of the row that is being added up */
     uint32_t rows_to[BT_GROUP_RANKS_MAX], picks_to[BT_GROUP_RANKS_MAX];
 

@@ -50,7 +50,7 @@ static void fill_machine(struct bt_memory_group *group, const float *x, const st
     for (uint32_t i = 0; i < ranks->count[machine]; i++) {
         const struct part *part = &parts[ranks->first[machine] + i];
         if (ranks->first[machine] + i != ranks->rank && part->count > 0) {
-            memcpy(out + used, x + part->first, part->count * sizeof(*x));
+            group->row_ops->show(out + used, x + part->first, part->count * sizeof(*x));
             sent += part->count;
         }
         used += room(part->count);
@@ -104,7 +104,7 @@ static enum bt_status gather_parts(struct bt_memory_group *group, const float *m
         bt_exchange_parcel(group->exchange, BT_CHANNEL_ROWS, bt_ranks_machine(ranks));
     parcel->bytes = own->count * sizeof(*mine);
     if (own->count > 0)
-        memcpy(bt_parcel_data(parcel), mine, parcel->bytes);
+        group->row_ops->show(bt_parcel_data(parcel), mine, parcel->bytes);
     bt_exchange_post(group->exchange, BT_CHANNEL_ROWS, BT_PARCEL_GATHER, detail, true);
     group->base.traffic.reduce += own->count * sizeof(*mine) * (ranks->size - 1);
     group->base.traffic.between_machines += own->count * sizeof(*mine) * (ranks->machines - 1);

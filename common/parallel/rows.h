@@ -25,6 +25,9 @@ struct bt_row_ops {
     /* out += weight * y, fused */
     void (*add_f32)(const float *y, float weight, size_t n, float *out);
     void (*add_bf16)(const uint16_t *y, float weight, size_t n, float *out);
+    /* A copy past the caches, for another core to read: to take lines that this core has written
+     * out of its cache costs several times what memory does. Done when it returns. */
+    void (*show)(void *to, const void *from, size_t bytes);
     /* out = ((x[0] + x[1]) + x[2]) + …; out may be one of them. */
     void (*sum)(const float *const *x, uint32_t count, size_t n, float *out);
 };

@@ -3,6 +3,10 @@
 #include <math.h>
 #include <string.h>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "common/parallel/rows_tables.h"
 
 static inline uint32_t bits_of(float value)
@@ -107,6 +111,31 @@ static void add_bf16(const uint16_t *restrict y, float weight, size_t n, float *
         out[i] = fmaf(weight, float_of((uint32_t)y[i] << 16), out[i]);
 }
 
+#ifdef __AVX2__
+/* Whole lines; the ends that are none are copied. */
+static void show(void *to, const void *from, size_t bytes)
+{
+    char *out = to;
+    const char *in = from;
+    size_t head = (64 - ((uintptr_t)out & 63)) & 63;
+    head = head < bytes ? head : bytes;
+    memcpy(out, in, head);
+    for (out += head, in += head, bytes -= head; bytes >= 64; out += 64, in += 64, bytes -= 64) {
+        __m256i low = _mm256_loadu_si256((const __m256i *)in);
+        __m256i high = _mm256_loadu_si256((const __m256i *)(in + 32));
+        _mm256_stream_si256((__m256i *)out, low);
+        _mm256_stream_si256((__m256i *)(out + 32), high);
+    }
+    memcpy(out, in, bytes);
+    _mm_sfence();
+}
+#else
+static void show(void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+}
+#endif
+
 static void sum_two(const float *a, const float *b, size_t n, float *out)
 {
     for (size_t i = 0; i < n; i++)
@@ -151,5 +180,6 @@ const struct bt_row_ops BT_ROWS = {
     .from_f8 = from_f8,
     .add_f32 = add_f32,
     .add_bf16 = add_bf16,
+    .show = show,
     .sum = sum,
 };
