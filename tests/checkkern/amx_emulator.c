@@ -450,9 +450,13 @@ static void on_illegal(int signal_number, siginfo_t *info, void *user)
 
 bool amx_emulator_install(void)
 {
-    struct sigaction action = {.sa_sigaction = on_illegal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
+    struct sigaction present,
+        action = {.sa_sigaction = on_illegal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     __builtin_cpu_init();
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
         return false;
+    if (sigaction(SIGILL, NULL, &present) == 0 && (present.sa_flags & SA_SIGINFO) &&
+        present.sa_sigaction == on_illegal)
+        return true;
     return sigaction(SIGILL, &action, &previous) == 0;
 }

@@ -47,7 +47,8 @@ const char *amx_execute(struct amx_machine *machine, const struct amx_context *c
 
 /*
  * Installs the handler for all threads of the process. An instruction that would fault ends the
- * process with its name and the reason; SIGILL of any other instruction acts as before.
+ * process with its name and the reason; SIGILL of any other instruction acts as before. Where it is
+ * installed already, nothing changes.
  * False: this CPU lacks what the emulator itself is built with (AVX2 and FMA).
  */
 bool amx_emulator_install(void);

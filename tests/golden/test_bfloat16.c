@@ -20,6 +20,9 @@
 #include <cmocka.h>
 
 #include "tests/golden/compare.h"
+#ifdef BT_HAVE_X86_KERNELS
+#include "tests/golden/emulated.h"
+#endif
 
 #define TINY       TESTS_MODELS "/tiny"
 #define POOL_PAGES 160
@@ -29,7 +32,18 @@
 static const double tolerances[] = {[BT_BF16] = 0.3, [BT_F8_E4M3] = 0.7}; /* by pages */
 
 static const char *kernels; /* of this run */
-static bool is_ref;
+static bool is_slow;        /* ref, or emulated: the shortest prompts */
+static bool is_emulated;
+
+/* Of its own for each test, as cmocka has its handlers of signals for each. */
+static bool emulate(void)
+{
+#ifdef BT_HAVE_X86_KERNELS
+    return !strcmp(kernels, "amx") && golden_amx_emulate();
+#else
+    return false;
+#endif
+}
 
 static struct engine *open_tiny(enum bt_dtype kv_dtype, uint32_t threads, uint32_t max_rows)
 {
@@ -39,6 +53,7 @@ static struct engine *open_tiny(enum bt_dtype kv_dtype, uint32_t threads, uint32
                                            .threads = threads,
                                            .max_rows = max_rows,
                                            .pool_pages = POOL_PAGES};
+    emulate();
     return engine_open(TINY, &options);
 }
 
@@ -68,7 +83,7 @@ static double compare_prompt(struct engine *engine, const struct golden *golden)
     double difference = rms_difference(logits, golden->logits, count);
     double largest = largest_difference(logits, golden->logits, count);
     const float *step = logits + count - engine->vocab;
-    uint32_t zero = 0, checked = 0, steps = is_ref ? 8 : golden->greedy_count;
+    uint32_t zero = 0, checked = 0, steps = is_emulated ? 3 : is_slow ? 8 : golden->greedy_count;
     for (uint32_t i = 0; i < steps; i++) {
         if ((double)golden->greedy_gap[i] > SURE_GAP) {
             if (argmax(step, engine->vocab) != golden->greedy[i])
@@ -93,7 +108,7 @@ static void compare_prompts(enum bt_dtype kv_dtype)
                                           "recall-150", "chat-recall-600", "recall-3300"};
     struct engine *engine = open_tiny(kv_dtype, 0, MAX_ROWS);
     double largest = 0;
-    for (size_t i = 0; i < (is_ref ? 2u : 6u); i++) {
+    for (size_t i = 0; i < (is_emulated ? 1u : is_slow ? 2u : 6u); i++) {
         struct golden golden;
         open_prompt(prompts[i], &golden);
         largest = fmax(largest, compare_prompt(engine, &golden));
@@ -165,7 +180,7 @@ static void test_chunks_and_threads_leave_the_bits(void **state)
     (void)state;
     static const uint32_t chunks[] = {100, 64, 512, 2048};
     static const uint32_t small[] = {5, 64};
-    if (is_ref) {
+    if (is_slow) {
         same_for_chunks_and_threads(BT_BF16, BT_FORWARD_MULTI_HEAD, "short", small, 1);
         return;
     }
@@ -179,9 +194,9 @@ static void test_absorbed_rows_leave_the_bits(void **state)
 {
     (void)state;
     static const uint32_t rows[] = {1, 3, 64};
-    const char *prompt = is_ref ? "short" : "recall-150";
-    same_for_chunks_and_threads(BT_BF16, BT_FORWARD_ABSORBED, prompt, rows, is_ref ? 2 : 3);
-    same_for_chunks_and_threads(BT_F8_E4M3, BT_FORWARD_ABSORBED, prompt, rows, is_ref ? 1 : 3);
+    const char *prompt = is_slow ? "short" : "recall-150";
+    same_for_chunks_and_threads(BT_BF16, BT_FORWARD_ABSORBED, prompt, rows, is_slow ? 2 : 3);
+    same_for_chunks_and_threads(BT_F8_E4M3, BT_FORWARD_ABSORBED, prompt, rows, is_slow ? 1 : 3);
 }
 
 #define BATCH 64
@@ -227,7 +242,7 @@ static void run_batch(struct engine *engine, const struct batch *batch, uint32_t
 static void same_for_batches(enum bt_dtype kv_dtype)
 {
     static const uint32_t sizes[] = {2, 3, 8, 17, 32, 64};
-    uint32_t last = is_ref ? 3 : BATCH;
+    uint32_t last = is_slow ? 3 : BATCH;
     struct batch batch;
     fill_batch(&batch);
     struct engine *engine = open_tiny(kv_dtype, 0, BATCH * BATCH);
@@ -258,7 +273,7 @@ static void test_batches_leave_the_bits(void **state)
 {
     (void)state;
     same_for_batches(BT_BF16);
-    if (!is_ref)
+    if (!is_slow)
         same_for_batches(BT_F8_E4M3);
 }
 
@@ -266,9 +281,11 @@ static void test_batches_leave_the_bits(void **state)
 int main(int argc, char **argv)
 {
     kernels = argc > 1 ? argv[1] : "auto";
-    is_ref = !strcmp(kernels, "ref");
+    is_slow = !strcmp(kernels, "ref");
     struct bt_error error = {0};
     const struct bt_kernels *table;
+    is_emulated = emulate();
+    is_slow |= is_emulated;
     if (bt_kernels_select(kernels, &error, &table) != BT_OK) {
         printf("skipped: %s\n", error.text);
         return 77;
@@ -280,5 +297,10 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_absorbed_rows_leave_the_bits),
         cmocka_unit_test(test_batches_leave_the_bits),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+#ifdef BT_HAVE_X86_KERNELS
+    if (is_emulated)
+        printf("amx: %llu instructions emulated\n", (unsigned long long)golden_amx_emulated());
+#endif
+    return failures;
 }
