@@ -344,8 +344,8 @@ static void check_fast(struct check *check, enum form form, enum bt_layout weigh
 {
     bool most = weights == BT_LAYOUT_TILES && pool == BT_BF16;
     check_needles(check, form, &edges, many, weights, pool, 0);
-    check_needles(check, form, &eight, many, weights, pool, 1);
-    check_needles(check, form, &far, many, weights, pool, 0);
+    check_needles(check, form, &eight, many, weights, pool, most ? 1 : BT_PAGE_TOKENS);
+    check_needles(check, form, &far, few, weights, pool, 0);
     check_shares(check, form, &eight, 16, weights, pool);
     check_shares(check, form, form == ABSORBED ? &chunk : &whole, 1, weights, pool);
     check_shares(check, form, &far, 1, weights, pool);
@@ -380,9 +380,9 @@ void check_mla_needle(struct check *check)
         if (!slow)
             check_fast(check, form, weights, pool);
     }
-    for (unsigned i = 0; i < 3 && !slow; i++) {
-        check_needles(check, MULTI_HEAD, &edges, lite, BT_LAYOUT_TILES, pools[i], 0);
-        check_needles(check, ABSORBED, &edges, lite, BT_LAYOUT_TILES, pools[i], 0);
-        check_needles(check, ABSORBED, &last, full, BT_LAYOUT_TILES, pools[i], BT_PAGE_TOKENS);
-    }
+    if (slow)
+        return;
+    check_needles(check, MULTI_HEAD, &edges, lite, BT_LAYOUT_TILES, BT_BF16, 0);
+    check_needles(check, ABSORBED, &edges, lite, BT_LAYOUT_TILES, BT_F8_E4M3, 0);
+    check_needles(check, ABSORBED, &last, full, BT_LAYOUT_TILES, BT_BF16, BT_PAGE_TOKENS);
 }
