@@ -34,6 +34,7 @@ struct pf_peer {
     struct bt_loop_source *lease_timer;
     struct pf_lease **leases;
     uint32_t lease_count, lease_capacity;
+    uint64_t last_lease;
 
     struct bt_loop_source *quiesced_timer;
     struct pf_quiesced *quiesced_head, *quiesced_tail; /* the head's call may be out */
@@ -167,6 +168,7 @@ struct lease_call {
     struct pf_peer *peer;
     int64_t sent_ns;
     uint32_t count;
+    uint64_t serials[LEASES_IN_CALL];
     Baton__V1__LeaseKey keys[LEASES_IN_CALL];
     Baton__V1__LeaseKey *list[LEASES_IN_CALL];
 };
@@ -181,7 +183,8 @@ static struct pf_lease *lease_find(const struct pf_peer *peer, uint64_t request,
     return NULL;
 }
 
-/* The time counts from before the message was sent: the rank's own clock of it ends later. */
+/* Of a call that named this lease: one of an earlier run of the same epoch grants nothing. The time
+ * counts from before the message was sent: the rank's own clock of it ends later. */
 static void lease_answered(struct pf_lease *lease, bool live, int64_t sent_ns)
 {
     if (!live) {
@@ -207,7 +210,7 @@ static void on_lease(void *context, enum bt_status status, const char *text,
         for (uint32_t i = 0; i < call->count; i++) {
             const Baton__V1__LeaseKey *key = &call->keys[i];
             struct pf_lease *lease = lease_find(call->peer, key->request_id, key->epoch);
-            if (lease) {
+            if (lease && lease->serial == call->serials[i]) {
                 lease_answered(lease, response->live[i], call->sent_ns);
             }
         }
@@ -224,6 +227,7 @@ static void lease_call_fill(struct lease_call *call, struct pf_peer *peer, uint3
         baton__v1__lease_key__init(key);
         key->request_id = lease->request;
         key->epoch = lease->epoch;
+        call->serials[call->count] = lease->serial;
         call->list[call->count++] = key;
         if (lease->asked_ns == 0) {
             lease->asked_ns = call->sent_ns;
@@ -318,6 +322,7 @@ enum bt_status pf_peer_lease_hold(struct pf_peer *peer, struct pf_lease *lease)
         peer->lease_capacity = capacity;
     }
     lease->asked_ns = lease->until_ns = 0;
+    lease->serial = ++peer->last_lease;
     peer->leases[peer->lease_count++] = lease;
     bt_loop_timer_set(peer->lease_timer, 0); /* with all others of this round */
     return BT_OK;

@@ -73,6 +73,7 @@ struct pf_lease {
 
     int64_t asked_ns; /* first; 0: no message has named it yet */
     int64_t until_ns; /* 0: not granted */
+    uint64_t serial;  /* of all that were held: an epoch may be held twice */
 };
 enum bt_status pf_peer_lease_hold(struct pf_peer *peer, struct pf_lease *lease);
 void pf_peer_lease_drop(struct pf_peer *peer, const struct pf_lease *lease);
