@@ -737,6 +737,19 @@ bool kvt_sim_busy(struct kvt_transport *base)
     return busy;
 }
 
+size_t kvt_sim_healthy(struct kvt_transport *base, const struct kvt_cut *cut)
+{
+    const struct sim_transport *transport = (const struct sim_transport *)base;
+    size_t result = 0;
+
+    lock(transport->sim);
+    for (const struct kvt_peer *peer = transport->sim->peers; peer != NULL; peer = peer->next)
+        result += peer->key.id == transport->id && peer->state == KVT_PEER_READY &&
+                  kvt_cut_covers(cut, &peer->origin);
+    unlock(transport->sim);
+    return result;
+}
+
 void kvt_sim_observe(struct kvt_sim *sim, kvt_sim_landed_fn *landed, void *context)
 {
     sim->landed = landed;

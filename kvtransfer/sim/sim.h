@@ -30,6 +30,8 @@ void kvt_sim_break_links_of(struct kvt_transport *transport);
 /* As if the transport's process was killed: no completion runs; what it had in flight becomes
  * stray, what is under way to it is lost, its memory is gone. Frees the transport. */
 void kvt_sim_crash(struct kvt_transport *transport);
+/* Links to this target that are up and that the cut covers. */
+size_t kvt_sim_healthy(struct kvt_transport *transport, const struct kvt_cut *cut);
 /* Something is due for it: `wait` would not sleep. */
 bool kvt_sim_busy(struct kvt_transport *transport);
 /* Runs after every write that reached a target's memory, with the fabric locked: no calls back. */

@@ -1,18 +1,22 @@
 #include "tests/sim/fabric.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/kvcache/layout.h"
 #include "common/kvcache/page_pool.h"
+#include "kvtransfer/choice/choice.h"
 #include "kvtransfer/landing.h"
 #include "kvtransfer/progress.h"
+#include "kvtransfer/rails/rails.h"
 #include "proto/worker.pb-c.h"
 #include "tests/sim/engines.h"
 #include "tests/sim/seams.h"
 
 #define MAX_PAGES   64
 #define MIN_WAIT_MS 20
+#define MAX_RAILS   3
 
 struct shadow_page {
     uint64_t request, epoch;
@@ -25,9 +29,17 @@ struct shadow {
     struct shadow_page pages[MAX_PAGES];
 };
 
+/* What of the fabric a node has: its rails, one as a rule. */
+struct card {
+    struct kvt_transport *rails[MAX_RAILS];
+    uint32_t count;
+    bool woken; /* and its thread has not waited since */
+};
+
 static struct kvt_sim *sim;
-static struct kvt_transport_ops ops;
-static const struct kvt_transport_ops *sim_ops;
+static struct kvt_transport_ops ops, rail_ops;
+static const struct kvt_transport_ops *real_ops; /* of the choice, which has the rails */
+static struct card cards[MAX_NODE];
 static struct shadow shadows[MAX_NODE];
 static bool is_held;
 
@@ -188,56 +200,154 @@ void shadow_check_sequence(struct node *node, const struct dc_sequence *sequence
 /* Who only wants to look again soon is woken late: that is cheaper, and no promise. */
 static void wait_in_world(struct kvt_transport *transport, int timeout_ms)
 {
-    (void)transport;
+    struct card *card = &cards[world.current->slot];
+    /* its look at the clock may take long */
+    if (!real_ops->arm(transport, &timeout_ms) || card->woken) {
+        card->woken = false;
+        return;
+    }
     if (timeout_ms >= 0 && timeout_ms < MIN_WAIT_MS) {
         timeout_ms = MIN_WAIT_MS;
     }
     thread_wait(timeout_ms < 0 ? BT_NEVER_NS : world.now_ns + timeout_ms * SIM_MS);
+    card->woken = false;
+}
+
+/* The world wakes who has something to do. */
+static bool arm_in_world(struct kvt_transport *transport, int *ret_timeout_ms)
+{
+    (void)transport;
+    (void)ret_timeout_ms;
+    return true;
 }
 
 static void wake_in_world(struct kvt_transport *transport)
 {
+    cards[world.current->slot].woken = true;
     thread_wake(transport, world.now_ns + draw_ns(SIM_US, 20 * SIM_US));
 }
 
 static enum bt_status alloc_in_world(struct kvt_transport *transport, size_t bytes,
                                      struct bt_error *error, struct kvt_memory **ret_memory)
 {
-    enum bt_status status = sim_ops->memory_alloc(transport, bytes, error, ret_memory);
+    enum bt_status status = real_ops->memory_alloc(transport, bytes, error, ret_memory);
     if (status == BT_OK) {
-        shadow_set_pool(world.current, sim_ops->memory_base(*ret_memory), bytes);
+        shadow_set_pool(world.current, real_ops->memory_base(*ret_memory), bytes);
     }
     return status;
+}
+
+/* What is cut off is broken already, or its source is dead, or may be. */
+static void disconnect_in_world(struct kvt_transport *transport, const struct kvt_cut *cut,
+                                kvt_completion_fn *done, void *context)
+{
+    const struct card *card = &cards[world.current->slot];
+    bool any = cut->link == KVT_ANY_LINK && world.faults.remote;
+    note("cut", cut->incarnation, cut->link, cut->lines);
+    for (uint32_t i = 0; i < card->count && world.faults.honest && !any; i++) {
+        if (kvt_sim_healthy(card->rails[i], cut) > 0) {
+            fail("%s cuts off a connection that is up", world.current->id);
+        }
+    }
+    real_ops->disconnect(transport, cut, done, context);
+}
+
+static enum bt_status make_rails(struct card *card, uint32_t count, struct bt_error *error,
+                                 struct kvt_transport **ret_transport)
+{
+    struct kvt_rail rails[MAX_RAILS] = {0};
+    card->woken = false;
+    for (card->count = 0; card->count < count; card->count++) {
+        struct kvt_rail *rail = &rails[card->count];
+        enum bt_status status = kvt_sim_transport_create(sim, error, &rail->transport);
+        if (status != BT_OK) {
+            return status;
+        }
+        rail_ops = *rail->transport->ops;
+        rail_ops.arm = arm_in_world;
+        rail->transport->ops = &rail_ops;
+        rail->rate_mbps = 100000 * (card->count + 1);
+        snprintf(rail->device, sizeof(rail->device), "sim_%u:1", card->count);
+        card->rails[card->count] = rail->transport;
+    }
+    if (!world.faults.rails) {
+        *ret_transport = rails[0].transport;
+        return BT_OK;
+    }
+    return kvt_rails_create(rails, count, error, ret_transport);
 }
 
 enum bt_status kvt_transport_create(const struct kvt_transport_options *options,
                                     struct bt_error *error, struct kvt_transport **ret_transport)
 {
-    (void)options;
-    enum bt_status status = kvt_sim_transport_create(sim, error, ret_transport);
+    struct kvt_choice choice = {.name = "sim"};
+    enum bt_status status =
+        make_rails(&cards[world.current->slot], world.faults.rails ? 1 + draw(MAX_RAILS) : 1, error,
+                   &choice.transport);
+    if (status == BT_OK) {
+        status = kvt_choice_create(&choice, 1, options->forbid_fallback, error, ret_transport);
+    }
     if (status != BT_OK) {
         return status;
     }
-    sim_ops = (*ret_transport)->ops;
-    ops = *sim_ops;
+    real_ops = (*ret_transport)->ops;
+    ops = *real_ops;
     ops.wait = wait_in_world;
     ops.wake = wake_in_world;
     ops.memory_alloc = alloc_in_world;
+    ops.disconnect = disconnect_in_world;
     (*ret_transport)->ops = &ops;
     world.current->transport = *ret_transport;
     return BT_OK;
 }
 
-/* Stray data of a dead or broken source may lie in the network for long. */
-int64_t fabric_delay(struct kvt_transport *transport)
+/* Descriptors are for waiting, which the world does. */
+int __wrap_epoll_create1(int flags)
 {
-    if (is_held || !kvt_sim_busy(transport)) {
+    (void)flags;
+    return 0;
+}
+
+int __wrap_eventfd(unsigned int value, int flags)
+{
+    (void)value;
+    (void)flags;
+    return 0;
+}
+
+int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event)
+{
+    (void)epoll;
+    (void)operation;
+    (void)fd;
+    (void)event;
+    return 0;
+}
+
+static bool card_busy(const struct card *card)
+{
+    bool busy = false;
+    for (uint32_t i = 0; i < card->count; i++) {
+        busy = busy || kvt_sim_busy(card->rails[i]);
+    }
+    return busy;
+}
+
+static void card_crash(struct card *card)
+{
+    while (card->count > 0) {
+        kvt_sim_crash(card->rails[--card->count]);
+    }
+}
+
+/* Stray data of a dead or broken source may lie in the network for long. */
+int64_t fabric_delay(const struct node *node)
+{
+    if (is_held || !card_busy(&cards[node->slot])) {
         return BT_NEVER_NS;
     }
-    for (uint32_t i = 0; i < world.node_count; i++) {
-        if (world.nodes[i].transport == transport && world.nodes[i].role == ROLE_DECODE) {
-            return draw(3) ? draw_ns(0, 20 * SIM_MS) : draw_ns(0, 4 * SIM_S);
-        }
+    if (node->role == ROLE_DECODE) {
+        return draw(3) ? draw_ns(0, 20 * SIM_MS) : draw_ns(0, 4 * SIM_S);
     }
     return chance(world.faults.on ? 20 : 0) ? draw_ns(0, 50 * SIM_MS)
                                             : draw_ns(SIM_US, 40 * SIM_US);
@@ -245,14 +355,21 @@ int64_t fabric_delay(struct kvt_transport *transport)
 
 void fabric_crash(struct node *node)
 {
-    if (node->transport) {
-        kvt_sim_crash(node->transport);
-    }
+    card_crash(&cards[node->slot]);
     shadow_forget(node);
     for (uint32_t i = 0; i < world.node_count; i++) {
         if (world.nodes[i].transport && &world.nodes[i] != node) {
             thread_wake(world.nodes[i].transport, world.now_ns + draw_ns(0, 50 * SIM_MS));
         }
+    }
+}
+
+void fabric_break_rail(struct node *node)
+{
+    const struct card *card = &cards[node->slot];
+    if (card->count > 0) {
+        kvt_sim_break_links_of(card->rails[draw(card->count)]);
+        thread_wake(node->transport, world.now_ns + draw_ns(0, 5 * SIM_MS));
     }
 }
 
@@ -282,10 +399,8 @@ void fabric_begin(uint64_t seed)
 void fabric_end(void)
 {
     for (uint32_t i = 0; i < world.node_count; i++) {
-        if (world.nodes[i].transport) {
-            kvt_sim_crash(world.nodes[i].transport);
-            world.nodes[i].transport = NULL;
-        }
+        card_crash(&cards[i]);
+        world.nodes[i].transport = NULL;
         shadow_forget(&world.nodes[i]);
     }
     kvt_sim_destroy(sim);

@@ -1,6 +1,7 @@
 /*
- * The simulated network card (kvtransfer/sim) under the programs, and the shadow: an account of who
- * may be written where, kept apart from the programs' own. Each token of each page of each layer
+ * The simulated network cards (kvtransfer/sim) under the programs, as the one choice of both ends
+ * and in some schedules as rails of which single ones fail, and the shadow: an account of who may
+ * be written where, kept apart from the programs' own. Each token of each page of each layer
  * carries a tag made of (request, epoch, layer, position); whatever lands in a decode rank's pool
  * has to carry the tag of the landing that was last given away for that page.
  */
@@ -21,8 +22,11 @@ void fabric_end(void);
 void fabric_crash(struct node *node);
 void fabric_hold(bool held);
 void fabric_break_links(void);
-/* In how long the thread of this transport will see that it has something to do; BT_NEVER_NS. */
-int64_t fabric_delay(struct kvt_transport *transport);
+/* One of the rails that this node writes over. */
+void fabric_break_rail(struct node *node);
+/* In how long the thread of this node's transport will see that it has something to do;
+ * BT_NEVER_NS. */
+int64_t fabric_delay(const struct node *node);
 
 uint32_t kv_tag(uint64_t request, uint64_t epoch, uint32_t layer, uint32_t position);
 uint32_t *kv_slot(void *pool, uint32_t pool_pages, uint32_t layer, uint32_t page, uint32_t token);

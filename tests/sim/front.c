@@ -208,6 +208,7 @@ void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_stat
     if (++client->ends > 1) {
         fail("request %016llx ended twice", (unsigned long long)stream->id);
     }
+    client->finished = finish == RT_FINISH_LENGTH;
     if (finish == RT_FINISH_LENGTH && client->tokens != client->max_tokens) {
         fail("request %016llx ended with %u of %u tokens", (unsigned long long)stream->id,
              client->tokens, client->max_tokens);
@@ -215,6 +216,29 @@ void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_stat
 }
 
 /* ---- clients */
+
+static bool submit(struct node *router, struct client *client)
+{
+    static uint32_t prompt[3 * BT_PAGE_TOKENS];
+    struct rt_generation generation = {
+        .prompt = prompt, .prompt_tokens = client->prompt_tokens, .deadline_ns = BT_NEVER_NS};
+    baton__v1__sampling_params__init(&generation.sampling);
+    generation.sampling.top_p = 1;
+    generation.sampling.repetition_penalty = 1;
+    generation.sampling.logprobs = -1;
+    generation.sampling.max_tokens = client->max_tokens;
+    if (client->hurried) {
+        generation.deadline_ns = world.now_ns + draw_ns(5 * SIM_MS, 5 * SIM_S);
+    }
+    const struct rt_sink sink = {.context = client};
+    struct bt_error error = {0};
+    if (rt_service_submit(router->program, &generation, &sink, &error, &client->request) == BT_OK) {
+        note("submitted", client->request, client->prompt_tokens, client->max_tokens);
+        client_count++;
+        return true;
+    }
+    return false;
+}
 
 void client_submit(struct node *router)
 {
@@ -225,23 +249,18 @@ void client_submit(struct node *router)
     *client = (struct client){.router = router->instance,
                               .prompt_tokens = 1 + draw(3 * BT_PAGE_TOKENS),
                               .max_tokens = 1 + draw(draw(3) ? 6 : 80)};
-    static uint32_t prompt[3 * BT_PAGE_TOKENS];
-    struct rt_generation generation = {
-        .prompt = prompt, .prompt_tokens = client->prompt_tokens, .deadline_ns = BT_NEVER_NS};
-    baton__v1__sampling_params__init(&generation.sampling);
-    generation.sampling.top_p = 1;
-    generation.sampling.repetition_penalty = 1;
-    generation.sampling.logprobs = -1;
-    generation.sampling.max_tokens = client->max_tokens;
-    if (draw(4) == 0) {
-        generation.deadline_ns = world.now_ns + draw_ns(5 * SIM_MS, 5 * SIM_S);
-    }
-    const struct rt_sink sink = {.context = client};
-    struct bt_error error = {0};
-    if (rt_service_submit(router->program, &generation, &sink, &error, &client->request) == BT_OK) {
-        note("submitted", client->request, client->prompt_tokens, client->max_tokens);
-        client_count++;
-    }
+    client->hurried = draw(4) == 0;
+    submit(router, client);
+}
+
+const struct client *client_submit_fresh(struct node *router)
+{
+    struct client *client = &clients_of_router[client_count];
+    BT_ASSERT(client_count < MAX_CLIENT);
+    *client = (struct client){.router = router->instance,
+                              .prompt_tokens = 1 + draw(BT_PAGE_TOKENS),
+                              .max_tokens = 1 + draw(6)};
+    return submit(router, client) ? client : NULL;
 }
 
 void client_abandon(struct node *router, uint32_t index)

@@ -12,13 +12,16 @@ struct client {
     uint32_t prompt_tokens, max_tokens;
     uint32_t tokens; /* that came */
     uint32_t ends;
-    bool abandoned;
+    bool abandoned, hurried; /* it was given up; it has a deadline */
+    bool finished;           /* with all of its tokens */
 };
 extern struct client clients_of_router[MAX_CLIENT];
 extern uint32_t client_count;
 
 /* As code of the router. */
 void client_submit(struct node *router);
+/* One that nothing stands in the way of; NULL: it was refused. */
+const struct client *client_submit_fresh(struct node *router);
 void client_abandon(struct node *router, uint32_t index);
 
 /* At the end of a schedule. */

@@ -98,8 +98,42 @@ MUTANTS = {
                              "kvtransfer/landing.c", [
         (" || !landing->lost ||", " ||")]),
     "checksum-ignored": ("rule 6: a wrong checksum is not decoded", "decode-node/request.c", [
-        ("request_verdict(request, checksum == request->checksum);",
-         "(void)checksum;\n    request_verdict(request, true);")]),
+        ("    bool equal = checksum == request->checksum;",
+         "    (void)checksum;\n    bool equal = true;")]),
+    "early-sum-believed": ("rule 11: what a source says of its progress is a hint",
+                           "decode-node/request.c", [
+        ("        request_sum(request); /* what came early was a hint: from the beginning, then */",
+         "        request_verdict(request, BT_OK, NULL);")]),
+    "early-sum-is-the-verdict": ("rule 11: an early sum that does not fit fails nothing",
+                                 "decode-node/request.c", [
+        ("    if (early && checksum != request->checksum && request->landing) {", "    if (false && early) {"),
+        ]),
+    "cuts-dropped": ("rule 12: a rail that failed is a cut", "kvtransfer/rails/peer.c", [
+        ("        peer->cuts |= UINT64_C(1) << line->number;", "        ;")]),
+    "cuts-dropped-at-the-end": ("rule 12: the event of a push names the cuts", "kvtransfer/push.c", [
+        ("        event->cut_lines = cuts_of(push);", "        (void)cuts_of;")]),
+    "cut-not-made-before-done": ("rule 12: cut off before READY", "decode-node/worker.c", [
+        ("    if (message->cut_lines != 0 && landing && landing->state == KVT_LANDING_LANDING) {",
+         "    if (false && landing) {")]),
+    "cut-of-a-healthy-link": ("rule 5: a cut is of one link", "decode-node/worker.c", [
+        ("                                    .link = request->link,",
+         "                                    .link = KVT_ANY_LINK,")]),
+    "cut-of-a-healthy-line": ("rule 12: a cut is of its lines", "decode-node/cutoff.c", [
+        ("        wanted.lines |= waiter->lines;", "        wanted.lines = KVT_ALL_LINES;")]),
+    "stale-duplicate-cut": ("rule 5: nothing is cut off for an epoch that is over",
+                            "decode-node/worker.c", [
+        ("    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {",
+         "    if (request->broken || request->cut_lines != 0) {"),
+        ("                                    .link = request->link,",
+         "                                    .link = KVT_ANY_LINK,")]),
+    "repeat-over-a-new-line": ("rule 12: repeats go over lines that were up",
+                               "kvtransfer/rails/peer.c", [
+        ("                          peer->lines[i].up_serial < piece->serial;",
+         "                          piece->serial > 0;")]),
+    "line-number-used-again": ("rule 12: a line that is tried again has a new number",
+                               "kvtransfer/rails/peer.c", [
+        ("    uint32_t number = free_number(line->owner);",
+         "    (void)free_number;\n    uint32_t number = line->number;")]),
     "pages-leak-at-the-end": ("the pages of a sequence that ended are free",
                               "decode-node/request.c", [
         ("    kvt_landing_release(requests->landings, request->reservation.request, request->epoch);\n",

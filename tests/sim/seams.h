@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <sys/epoll.h>
 
 #include "common/messaging/loop.h"
 #include "common/messaging/rpc.h"
@@ -46,6 +47,9 @@ int __wrap_pthread_create(pthread_t *ret_thread, const pthread_attr_t *attribute
 int __wrap_pthread_join(pthread_t thread, void **ret_value);
 int __wrap_pthread_sigmask(int how, const sigset_t *set, sigset_t *before);
 int __wrap_sem_wait(sem_t *semaphore);
+int __wrap_epoll_create1(int flags);
+int __wrap_eventfd(unsigned int value, int flags);
+int __wrap_epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event);
 uint64_t __wrap_bt_random_entropy(void);
 enum bt_status __wrap_bt_process_self(struct bt_error *error, struct bt_process_id *ret_id);
 enum bt_process_state __wrap_bt_process_probe(const struct bt_process_id *id);

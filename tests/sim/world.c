@@ -331,7 +331,9 @@ bool node_stalled(const struct node *node)
 void node_stall(struct node *node, int64_t duration_ns)
 {
     note("stop", node->slot, (uint64_t)duration_ns / 1000000, 0);
-    node->stalled_until = world.now_ns + duration_ns;
+    if (node->stalled_until < world.now_ns + duration_ns) {
+        node->stalled_until = world.now_ns + duration_ns;
+    }
 }
 
 bool __wrap_bt_process_same_host(const struct bt_process_id *a, const struct bt_process_id *b)
@@ -537,7 +539,7 @@ void threads_look(void)
         if (!thread->node || !thread->waiting || thread->looked || !thread->node->transport) {
             continue;
         }
-        int64_t delay_ns = fabric_delay(thread->node->transport);
+        int64_t delay_ns = fabric_delay(thread->node);
         if (delay_ns != BT_NEVER_NS && thread->when_ns > world.now_ns + delay_ns) {
             thread_at(thread, world.now_ns + delay_ns);
             thread->looked = true;

@@ -50,6 +50,8 @@ struct faults {
     uint32_t stall;                          /* of 1000 looks at the clock by a thread */
     uint32_t corrupt;                        /* of 1000 writes that land */
     bool remote;                             /* each node on a host of its own: no proof of death */
+    bool rails;                              /* one to three of each card */
+    bool honest;                             /* no message comes but from the programs */
 };
 
 struct world {
