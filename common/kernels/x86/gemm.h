@@ -12,8 +12,9 @@
  * Products in steps along k (accumulate) give the bits of one product, when all steps begin at the
  * same tiles.
  *
- * oneDNN 2.6 (tests/bench/gemm_peer) with AVX512_BF16: 0.6 to 1.0 of this up to 32 rows, 1.0 to 1.07
- * of it at 512; it promises no order of sums that is the same for every number of rows, so no.
+ * oneDNN 2.6 (tests/bench/gemm_peer) with AVX512_BF16: 0.6 to 1.0 of this up to 32 rows, 1.0
+ * to 1.07 of it at 512; it promises no order of sums that is the same for every number of rows, so
+ * no.
  */
 #ifndef BATON_COMMON_KERNELS_X86_GEMM_H
 #define BATON_COMMON_KERNELS_X86_GEMM_H
@@ -54,8 +55,13 @@ void BT_X86_NAME(gemm_int8)(struct bt_tile_rows a, size_t rows, struct bt_tile_p
                             size_t tiles, bool accumulate, int32_t *c, size_t c_stride);
 
 /* As gemm_int8 over all tiles of `panels` panels of an I4 matrix, from `panel` on, as they are
- * stored: the same integers. Up to BT_INT4_ROWS rows. */
+ * stored: the same integers. Up to BT_INT4_ROWS rows: as many as are not faster with tiles that
+ * were expanded. */
+#if defined(__AVX512VNNI__) && !defined(__AMX_TILE__)
+#define BT_INT4_ROWS 32
+#else
 #define BT_INT4_ROWS 8
+#endif
 void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_matrix *b,
                             size_t panel, size_t panels, int32_t *c, size_t c_stride);
 

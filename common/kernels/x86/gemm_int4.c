@@ -304,7 +304,7 @@ void BT_X86_NAME(gemm_int4)(struct bt_tile_rows a, size_t rows, const struct bt_
         s->tile_stride = a.tile_stride;
         s->tiles = bt_panel_tiles(b);
         s->c_stride = c_stride;
-        s->a[r % MAX_ROWS] = (const char *)a.data + r * a.row_stride;
+        s->a[r % MAX_ROWS] = (const char *)a.data + r / 16 * a.block_stride + r % 16 * a.row_stride;
     }
     for (size_t g = 0; g < groups; g += STEP_GROUPS) {
         for (size_t i = 0; i < BT_INT4_ROWS / MAX_ROWS; i++) {
