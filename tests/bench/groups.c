@@ -33,6 +33,7 @@
 #include "common/base/process.h"
 #include "common/base/random.h"
 #include "common/parallel/group.h"
+#include "tests/bench/placement.h"
 
 #define SIZE         2
 #define HIDDEN       7168
@@ -388,8 +389,13 @@ static int run_collectives(void)
     return failed;
 }
 
+static int run_placement(void)
+{
+    return bench_placement() ? 0 : 1;
+}
+
 /* Each prints its figures; 0: well. */
-static int (*const sections[])(void) = {run_collectives};
+static int (*const sections[])(void) = {run_collectives, run_placement};
 
 int main(int argc, char **argv)
 {
