@@ -52,7 +52,7 @@ def await_ready(process, ready):
 
 def end(process):
     process.terminate()
-    assert process.wait(60) == 0, process.returncode
+    assert process.wait(SECONDS) == 0, process.returncode
 
 
 def worker_args(node):
@@ -74,10 +74,11 @@ def end_to_end(build):
     """Guest 1. The tokens are those of the independent implementation's goldens."""
     golden = json.loads((MODEL / "golden/index.json").read_text(encoding="utf-8"))["prompts"]
     router, router_ready = start(build / "router/baton-router", "router.log", "--model", MODEL,
-                                 "--port", "8000", "--worker-endpoint", f"tcp://{ADDRESS}1:5557")
+                                 "--port", "8000", "--worker-endpoint", f"tcp://{ADDRESS}1:5557",
+                                 "--heartbeat", "10000", "--request-timeout", f"{SECONDS}s")
     await_ready(router, router_ready)
     prefill, prefill_ready = start(build / "prefill-node/baton-prefill", "prefill.log",
-                                   *worker_args(1))
+                                   "--chunked-prefill-size", "512", *worker_args(1))
     (SHARE / "router-is-up").touch()
     await_ready(prefill, prefill_ready)
     until((SHARE / "decode-is-up").exists, "the decode worker is up")
@@ -86,13 +87,16 @@ def end_to_end(build):
         assert golden[name]["continuation"].startswith(text) and len(text) > 10, (name, text)
         say(f"{name}: continuation equal")
     doctor = subprocess.run([build / "deploy/batonctl/batonctl", "doctor", "--rpc",
-                             f"tcp://{ADDRESS}1:5557", "--timeout", "60s", "--tokens", "64",
+                             f"tcp://{ADDRESS}1:5557", "--timeout", f"{SECONDS // 3}s", "--tokens", "64",
                              "--expect", "rdma", "--output", "json", *workers(build)],
                             capture_output=True, text=True, timeout=SECONDS)
     say(doctor.stdout + doctor.stderr)
     told = json.loads(doctor.stdout)
     assert told["transfers"][0]["transport"] == "rdma", told
     assert told["verdict"] != "broken", told
+    # Each end says itself what it has, and which GID it uses: the one of IPv6 here, index 0.
+    ports = [f["text"] for f in told["findings"] if f["what"].endswith(" port rxe0:1")]
+    assert len(ports) == 2 and all("GID 0 fe80::" in text and "a rail" in text for text in ports), told
     (SHARE / "finished").touch()
     end(prefill)
     end(router)
@@ -100,7 +104,7 @@ def end_to_end(build):
 
 def workers(build):
     status = subprocess.run([build / "deploy/batonctl/batonctl", "get", "--rpc",
-                             f"tcp://{ADDRESS}1:5557", "--timeout", "60s", "--output", "json",
+                             f"tcp://{ADDRESS}1:5557", "--timeout", f"{SECONDS // 3}s", "--output", "json",
                              "workers"], capture_output=True, text=True, timeout=SECONDS)
     return [worker["worker"] for worker in json.loads(status.stdout)]
 
@@ -108,7 +112,8 @@ def workers(build):
 def serve_decode(build):
     """Guest 2."""
     until((SHARE / "router-is-up").exists, "the router is up")
-    decode, ready = start(build / "decode-node/baton-decode", "decode.log", *worker_args(2))
+    decode, ready = start(build / "decode-node/baton-decode", "decode.log", "--lease", "120s",
+                          *worker_args(2))
     await_ready(decode, ready)
     (SHARE / "decode-is-up").touch()
     until(lambda: (SHARE / "finished").exists() or decode.poll() is not None, "the end")

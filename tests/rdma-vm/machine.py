@@ -136,7 +136,7 @@ class Guest:
                                         stderr=subprocess.STDOUT, env=ENVIRONMENT,
                                         preexec_fn=die_with_parent)
         if first:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 120
             while not wire.exists():
                 if self.process.poll() is not None or time.monotonic() > end:
                     raise Unavailable(f"qemu does not start: {self.console_text()}")
