@@ -172,6 +172,13 @@ def figures(texts, *directories):
             if line.startswith("figure ")}
 
 
+def some_texts(directory, documents, questions):
+    directory.mkdir()
+    for name, count in (("evaluation.json", documents), ("recall.json", questions)):
+        (directory / name).write_text(json.dumps(json.loads((TEXTS / name).read_text())[:count]))
+    return directory
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="baton-quantize-") as temporary:
         base = pathlib.Path(temporary)
@@ -200,7 +207,7 @@ def main():
         digest = [hashlib.sha256((d / "model.safetensors").read_bytes()).digest()
                   for d in (again, base / "w4a8-awq")]
         assert digest[0] == digest[1]
-        f = figures(TEXTS, cluster.MODEL, *(base / name for name in made))
+        f = figures(some_texts(base / "texts", 110, 40), cluster.MODEL, *(base / name for name in made))
         exact = f["float32_perplexity"]
         for name in ("tiny", *made):
             assert f[f"{name}_perplexity"] < 1.01 * exact, name
@@ -213,11 +220,7 @@ def main():
         assert 1.2 * int8 < plain < 2.8e-4 and 1.2 * int8 < scaled < 1.1 * plain, (plain, scaled)
         for name, share in zip(("tiny", *made), (0.995, 0.985, 0.98, 0.98)):
             assert f[f"{name}_same_token"] > share, name
-        few = base / "texts"
-        few.mkdir()
-        for name, count in (("evaluation.json", 30), ("recall.json", 2)):
-            (few / name).write_text(json.dumps(json.loads((TEXTS / name).read_text())[:count]))
-        check_from_fp8(base, few)
+        check_from_fp8(base, some_texts(base / "few", 30, 2))
         with cluster.Cluster(model=base / "w4a8-awq", served_model_name="tiny") as c:
             answer = c.ctl("chat", "--temperature", "0", "Tell me a story about a fox.").stdout
             assert answer.startswith("Once upon a time"), answer
