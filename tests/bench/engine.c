@@ -15,6 +15,7 @@
 #include <ftw.h>
 #include <getopt.h>
 #include <math.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,56 @@ static void fail(const struct bt_error *error)
 static bool wanted(const char *name)
 {
     return !options.only || strstr(name, options.only);
+}
+
+/* ---- teams ---- */
+
+/* What this process may run on, before a team pinned its first thread. */
+static cpu_set_t allowed;
+
+/* The lowest of the cpus that share a core with this one. */
+static int first_of_core(int cpu)
+{
+    char path[96];
+    int first = cpu;
+    snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list",
+             cpu);
+    FILE *file = fopen(path, "r");
+    if (!file)
+        return cpu;
+    if (fscanf(file, "%d", &first) != 1)
+        first = cpu;
+    fclose(file);
+    return first;
+}
+
+/* Each of its threads has a cpu of its own, of different cores as far as there are any: what the
+ * scheduler does is no part of a figure. */
+static struct bt_team *make_team(uint32_t threads)
+{
+    char cpus[8 * BT_TEAM_MAX_THREADS] = "";
+    size_t used = 0;
+    uint32_t count = 0;
+    for (int second = 0; second < 2; second++) {
+        for (int cpu = 0; cpu < CPU_SETSIZE && count < threads; cpu++) {
+            if (!CPU_ISSET(cpu, &allowed) || (first_of_core(cpu) != cpu) != second)
+                continue;
+            used += (size_t)snprintf(cpus + used, sizeof(cpus) - used, count ? ",%d" : "%d", cpu);
+            count++;
+        }
+    }
+    struct bt_team_options team = {.threads = threads, .cpus = cpus};
+    struct bt_team *made = NULL;
+    struct bt_error error;
+    if (bt_team_create(&team, &error, &made) != BT_OK)
+        fail(&error);
+    return made;
+}
+
+static void drop_team(struct bt_team *team)
+{
+    bt_team_destroy(team);
+    sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 
 /* ---- checkpoints ---- */
@@ -112,24 +163,38 @@ static void print_figure(const char *name, double tokens, double seconds, double
     fflush(stdout);
 }
 
-/* Runs at least twice, and until a second and a half has passed; the best. */
-static double best_prefill(struct bench_model *bench, uint32_t length)
+static int compare_doubles(const void *a, const void *b)
 {
-    double best = INFINITY, spent = 0;
-    for (int i = 0; i < 2 || (spent < 1.5 && i < 20); i++) {
-        double seconds = bench_prefill(bench, length, CHUNK);
-        best = fmin(best, seconds);
-        spent += seconds;
-        if (options.quick || seconds > 20)
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorts. */
+static double median(double *values, size_t count)
+{
+    qsort(values, count, sizeof(*values), compare_doubles);
+    return values[count / 2];
+}
+
+/* Runs at least three times, and until a second and a half has passed; the median. */
+static double prefill_seconds(struct bench_model *bench, uint32_t length)
+{
+    enum { RUNS = 20 };
+    double seconds[RUNS], spent = 0;
+    size_t count = 0;
+    while (count < 3 || (spent < 1.5 && count < RUNS)) {
+        seconds[count] = bench_prefill(bench, length, CHUNK);
+        spent += seconds[count++];
+        if (options.quick || spent > 60)
             break;
     }
-    return best;
+    return median(seconds, count);
 }
 
 static double measure_prefill(struct bench_model *bench, const char *name, uint32_t length)
 {
     struct bench_limits limits = bench_limits_probe(bench);
-    double seconds = best_prefill(bench, length);
+    double seconds = prefill_seconds(bench, length);
     limits = bench_limits_best(limits, bench_limits_probe(bench));
     struct bench_needs needs = bench_prefill_needs(bench, length);
     print_figure(name, length, seconds, bench_seconds(&needs, &limits));
@@ -138,12 +203,6 @@ static double measure_prefill(struct bench_model *bench, const char *name, uint3
 
 /* Each step has other tokens and experts, so the share of the limit is taken step by step; the
  * figure is the median step's. */
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void measure_decode(struct bench_model *bench, const char *name, uint32_t kv, uint32_t batch)
 {
     enum { STEPS = 25 };
@@ -161,12 +220,9 @@ static void measure_decode(struct bench_model *bench, const char *name, uint32_t
         shares[i] = bench_seconds(&needs[i], &limits) / seconds[i];
         serial[i] = bench_serial_seconds(&needs[i], &limits) / seconds[i];
     }
-    qsort(shares, (size_t)steps, sizeof(*shares), compare_doubles);
-    qsort(serial, (size_t)steps, sizeof(*serial), compare_doubles);
-    qsort(seconds, (size_t)steps, sizeof(*seconds), compare_doubles);
-    print_figure(name, batch, seconds[steps / 2], seconds[steps / 2] * shares[steps / 2]);
-    printf("serial %s %.2f tokens/s %.3f\n", name, batch / seconds[steps / 2] / serial[steps / 2],
-           serial[steps / 2]);
+    double step = median(seconds, (size_t)steps), alone = median(serial, (size_t)steps);
+    print_figure(name, batch, step, step * median(shares, (size_t)steps));
+    printf("serial %s %.2f tokens/s %.3f\n", name, batch / step / alone, alone);
 }
 
 /* ---- time against length ---- */
@@ -311,9 +367,11 @@ static void measure_model(const char *shape, const char *dtype, struct bt_team *
 /* ---- attention alone ---- */
 
 struct attention {
-    uint32_t heads, tokens, copies; /* sequences that take turns, so that none is in the cache */
+    /* sequences and kv_b that take turns, so that none is in the cache: all their bytes are read */
+    uint32_t heads, tokens, sequences, weights;
     struct bt_mla_shape shape;
-    struct bt_matrix kv_b;
+    struct bt_matrix kv_b; /* the first */
+    size_t weight_bytes;   /* from one to the next */
     void *rows, *packed, *pool;
     uint32_t *pages;
     float *q, *out;
@@ -349,6 +407,8 @@ static void *huge_alloc(size_t bytes)
     return data;
 }
 
+#define TURNS_BYTES ((size_t)256 << 20) /* of what takes turns; more than caches hold */
+
 static bool attention_make(struct attention *a, const struct bt_kernels *kernels,
                            struct bt_team *team)
 {
@@ -357,26 +417,30 @@ static bool attention_make(struct attention *a, const struct bt_kernels *kernels
     uint32_t per = (a->tokens + BT_PAGE_TOKENS - 1) / BT_PAGE_TOKENS;
     a->shape = (struct bt_mla_shape){a->heads, 128, 64, 128, 512, 0.07f};
     struct bt_matrix kv_b = {.rows = a->heads * 256, .cols = 512, .dtype = BT_BF16};
-    struct bt_stream_limits limits = {.max_rows = 1, .max_tokens = a->tokens, .mla = a->shape};
+    struct bt_stream_limits limits = {.max_rows = 1, .mla = a->shape};
     size_t page_bytes = (size_t)BT_PAGE_TOKENS * 576 * 2;
-    a->copies = (uint32_t)(((size_t)256 << 20) / (per * page_bytes)) + 1;
+    a->sequences = (uint32_t)(TURNS_BYTES / (per * page_bytes)) + 1;
+    a->weight_bytes = (kernels->packed_bytes(&kv_b, BT_USE_KV_B, &a->shape) + 4095) / 4096 * 4096;
+    a->weights = (uint32_t)(TURNS_BYTES / a->weight_bytes) + 1;
     a->rows = aligned_alloc(64, (size_t)kv_b.rows * 512 * 2);
-    a->packed = huge_alloc(kernels->packed_bytes(&kv_b, BT_USE_KV_B, &a->shape));
-    a->pool = huge_alloc(a->copies * per * page_bytes);
-    a->pages = calloc((size_t)a->copies * per, sizeof(*a->pages));
+    a->packed = huge_alloc(a->weights * a->weight_bytes);
+    a->pool = huge_alloc(a->sequences * per * page_bytes);
+    a->pages = calloc((size_t)a->sequences * per, sizeof(*a->pages));
     a->q = calloc((size_t)a->heads * 192, sizeof(float));
     a->out = calloc((size_t)a->heads * 128, sizeof(float));
     if (!a->rows || !a->packed || !a->pool || !a->pages || !a->q || !a->out ||
         bt_stream_create(&limits, team, &error, &a->stream) != BT_OK)
         return false;
     random_bf16(a->rows, (size_t)kv_b.rows * 512, &random);
-    random_bf16(a->pool, a->copies * per * page_bytes / 2, &random);
-    for (uint32_t i = 0; i < a->copies * per; i++)
+    random_bf16(a->pool, a->sequences * per * page_bytes / 2, &random);
+    for (uint32_t i = 0; i < a->sequences * per; i++)
         a->pages[i] = i;
     for (uint32_t i = 0; i < a->heads * 192; i++)
         a->q[i] = (float)(i % 17) / 17 - 0.5f;
     kv_b.data = a->rows;
     kernels->pack(a->stream, &kv_b, BT_USE_KV_B, &a->shape, a->packed, &a->kv_b);
+    for (uint32_t i = 1; i < a->weights; i++)
+        memcpy((char *)a->packed + i * a->weight_bytes, a->packed, a->weight_bytes);
     return true;
 }
 
@@ -385,14 +449,18 @@ static double attention_seconds(struct attention *a, const struct bt_kernels *ke
 {
     uint32_t per = (a->tokens + BT_PAGE_TOKENS - 1) / BT_PAGE_TOKENS;
     struct bt_kv_layer kv = {a->pool, BT_BF16, 512, 64};
-    double best = INFINITY;
-    for (uint32_t i = 0; i < 3 * a->copies; i++) {
-        struct bt_sequence_rows sequence = {a->pages + i % a->copies * per, a->tokens - 1, 0, 1};
+    double seconds[200];
+    size_t turns = a->sequences > a->weights ? a->sequences : a->weights;
+    size_t runs = 3 * turns < 200 ? 3 * turns : 200;
+    for (size_t i = 0; i < runs; i++) {
+        struct bt_sequence_rows sequence = {a->pages + i % a->sequences * per, a->tokens - 1, 0, 1};
+        struct bt_matrix kv_b = a->kv_b;
+        kv_b.data = (const char *)kv_b.data + i % a->weights * a->weight_bytes;
         int64_t start_ns = limit_now_ns(team);
-        kernels->mla_decode(a->stream, a->q, &a->shape, &a->kv_b, &sequence, 1, &kv, a->out);
-        best = fmin(best, (double)(limit_now_ns(team) - start_ns) / 1e9);
+        kernels->mla_decode(a->stream, a->q, &a->shape, &kv_b, &sequence, 1, &kv, a->out);
+        seconds[i] = (double)(limit_now_ns(team) - start_ns) / 1e9;
     }
-    return best;
+    return median(seconds, runs);
 }
 
 static void measure_attention(const char *name, uint32_t heads, uint32_t tokens,
@@ -435,16 +503,6 @@ static void attention_figures(struct bt_team *team)
 
 /* ---- two cores ---- */
 
-static struct bt_team *make_team(uint32_t threads)
-{
-    struct bt_team_options team = {.threads = threads};
-    struct bt_team *made = NULL;
-    struct bt_error error;
-    if (bt_team_create(&team, &error, &made) != BT_OK)
-        fail(&error);
-    return made;
-}
-
 struct speed {
     double prefill, decode; /* seconds */
 };
@@ -455,12 +513,13 @@ static bool lite_speed(uint32_t threads, struct speed *ret_speed)
     struct bench_model *bench =
         team ? open_model("lite-slice", "bf16", team, 4096 + POOL_PAGES * 64, false) : NULL;
     if (bench) {
-        *ret_speed = (struct speed){best_prefill(bench, 2048), INFINITY};
+        double steps[15];
         for (int i = 0; i < 15; i++)
-            ret_speed->decode = fmin(ret_speed->decode, bench_decode(bench, 3260, 1));
+            steps[i] = bench_decode(bench, 3260, 1);
+        *ret_speed = (struct speed){prefill_seconds(bench, 2048), median(steps, 15)};
     }
     bench_model_close(bench);
-    bt_team_destroy(team);
+    drop_team(team);
     return bench != NULL;
 }
 
@@ -470,15 +529,15 @@ static void measure_cores(void)
     struct speed one, two;
     if (!wanted("cores_2_over_1"))
         return;
-    if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
-        printf("skipped cores_2_over_1: this machine has one cpu\n");
+    if (CPU_COUNT(&allowed) < 2) {
+        printf("skipped cores_2_over_1: there is one cpu\n");
         return;
     }
     if (!lite_speed(1, &one) || !lite_speed(2, &two))
         return;
     struct bt_team *team = make_team(2);
     double pair = limit_read(team), single = limit_read(NULL);
-    bt_team_destroy(team);
+    drop_team(team);
     double prefill = one.prefill / two.prefill, decode = one.decode / two.decode;
     printf("figure cores_2_over_1 %.3f times 2 %.3f\n", prefill, prefill);
     printf("figure cores_2_over_1_decode %.3f times %.3f %.3f\n", decode, pair / single, decode);
@@ -539,6 +598,8 @@ int main(int argc, char **argv)
     static const char *const dtypes[] = {"bf16", "int8", "w4"};
     if (!parse(argc, argv))
         return usage();
+    if (sched_getaffinity(0, sizeof(allowed), &allowed))
+        CPU_SET(0, &allowed);
     if (!make_dir()) {
         fprintf(stderr, "engine: no directory for checkpoints: %s\n", strerror(errno));
         return 1;
@@ -550,7 +611,7 @@ int main(int argc, char **argv)
         for (int i = 0; i < 3; i++)
             measure_model("v3", dtypes[i], team);
         attention_figures(team);
-        bt_team_destroy(team);
+        drop_team(team);
         measure_cores();
     }
     if (options.own_dir[0] && !options.keep)

@@ -138,7 +138,7 @@ static double stored_bytes(const struct bt_matrix *m)
 }
 
 /* A product of `rows` rows with a matrix, the matrix read once. */
-static double add_product(struct bench_needs *needs, const struct bt_matrix *m, double rows)
+static void add_product(struct bench_needs *needs, const struct bt_matrix *m, double rows)
 {
     double flops = m->data ? 2.0 * rows * m->rows * m->cols : 0;
     if (m->dtype == BT_I8 || m->dtype == BT_I4)
@@ -146,13 +146,13 @@ static double add_product(struct bench_needs *needs, const struct bt_matrix *m, 
     else
         needs->bf16_flops += flops;
     needs->bytes += stored_bytes(m);
-    return flops;
 }
 
-static double add_mlp(struct bench_needs *needs, const struct bt_mlp *mlp, double rows)
+static void add_mlp(struct bench_needs *needs, const struct bt_mlp *mlp, double rows)
 {
-    return add_product(needs, &mlp->gate, rows) + add_product(needs, &mlp->up, rows) +
-           add_product(needs, &mlp->down, rows);
+    add_product(needs, &mlp->gate, rows);
+    add_product(needs, &mlp->up, rows);
+    add_product(needs, &mlp->down, rows);
 }
 
 /* The projections of attention and the dense parts, without kv_b, routed experts and attention. */
@@ -164,14 +164,14 @@ static void add_layer(const struct bench_model *bench, struct bench_needs *needs
     const struct bt_matrix *projections[] = {&w->q, &w->q_a, &w->q_b, &w->kv_a, &w->o};
     for (int i = 0; i < 5; i++)
         add_product(needs, projections[i], rows);
-    needs->ffn_flops += add_mlp(needs, &w->mlp, rows);
-    needs->ffn_flops += add_product(needs, &w->router, rows);
+    add_mlp(needs, &w->mlp, rows);
+    add_product(needs, &w->router, rows);
     if (w->experts.experts) {
         struct bench_needs one = {0};
         double picks = rows * c->route.experts_per_token;
-        needs->ffn_flops += add_product(&one, &w->experts.gate[0], picks) +
-                            add_product(&one, &w->experts.up[0], picks) +
-                            add_product(&one, &w->experts.down[0], picks);
+        add_product(&one, &w->experts.gate[0], picks);
+        add_product(&one, &w->experts.up[0], picks);
+        add_product(&one, &w->experts.down[0], picks);
         needs->bf16_flops += one.bf16_flops;
         needs->int8_flops += one.int8_flops;
     }
@@ -188,7 +188,6 @@ struct bench_needs bench_prefill_needs(const struct bench_model *bench, uint32_t
         2.0 * mla.heads * length * (mla.qk_nope_head_dim + mla.v_head_dim) * mla.kv_lora_rank;
     for (uint32_t layer = 0; layer < bench->model->config.num_hidden_layers; layer++) {
         add_layer(bench, &needs, layer, length);
-        needs.attention_flops += scores;
         needs.bf16_flops += scores + expand;
         needs.bytes += stored_bytes(&bench->model->layers[layer].kv_b);
     }
@@ -209,7 +208,6 @@ struct bench_needs bench_decode_needs(const struct bench_model *bench, uint32_t 
         add_product(&needs, kv_b, batch);
         needs.kv_bytes += pairs * (double)bt_kv_token_bytes(&bench->layout);
     }
-    needs.attention_flops = needs.kv_flops;
     needs.bf16_flops += needs.kv_flops;
     needs.bytes += needs.kv_bytes;
     add_product(&needs, &bench->model->lm_head, batch);

@@ -13,8 +13,6 @@
 
 struct bench_model {
     struct bt_model *model;
-    const struct bt_kernels
-        *kernels; /* the real ones; the model runs a measuring table over them */
     struct bt_forward *forward;
     struct bt_team *team;
     struct bt_profile profile; /* of all runs since it was cleared */
@@ -39,8 +37,7 @@ struct bench_limits {
 /* What a run must do. */
 struct bench_needs {
     double bf16_flops, int8_flops, bytes;
-    double attention_flops, ffn_flops; /* parts of the above */
-    double kv_flops, kv_bytes;         /* of a decode step: those of attention over KV */
+    double kv_flops, kv_bytes; /* of a decode step: those of attention over KV */
 };
 
 struct bench_model_options {
