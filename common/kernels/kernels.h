@@ -283,9 +283,8 @@ const char *const *bt_kernels_available(void);
  * streams that are used one at a time. One calling thread at a time.
  */
 struct bt_stream_limits {
-    uint32_t max_rows;   /* of one call */
-    uint32_t max_cols;   /* widest input of linear and mlp, inner row included */
-    uint32_t max_tokens; /* longest sequence, the rows of the call included */
+    uint32_t max_rows; /* of one call */
+    uint32_t max_cols; /* widest input of linear and mlp, inner row included */
     /* Of one call of moe_expert_rows, whose rows come from several ranks; 0: max_rows. */
     uint32_t max_expert_rows;
     /* hidden: the row width of moe_experts, exactly; the others are maxima. experts 0: no MoE. */

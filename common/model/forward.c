@@ -221,7 +221,6 @@ static enum bt_status make_stream(struct bt_forward *f, struct bt_error *error)
         .max_rows = f->max_rows,
         .max_expert_rows = f->arriving_rows,
         .max_cols = widest(c),
-        .max_tokens = f->model->max_tokens,
         .hidden = c->hidden_size,
         .moe_intermediate = c->moe_intermediate_size,
         .experts = c->n_routed_experts,

@@ -1,7 +1,8 @@
 /*
  * The x86 backends. The files of f32 arithmetic are compiled twice, for AVX2 and for AVX-512, with
  * the same bits: lanes.h gives both the same 16 lanes, fused multiply-add and order of sums. The
- * tiles_* files, gemm.c and table.c are compiled for each table.
+ * files of tile arithmetic and table.c are compiled for each table, with the gemm_* and tokens_*
+ * that its instructions need.
  */
 #ifndef BATON_COMMON_KERNELS_X86_X86_H
 #define BATON_COMMON_KERNELS_X86_X86_H
