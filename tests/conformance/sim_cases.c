@@ -86,7 +86,7 @@ void case_no_write_after_the_lease(void)
     for (uint32_t i = 0; i < 30; i++)
         t->source_pages[i] = t->target_pages[i] = 2 * i; /* 30 writes in one batch */
     open_push(&rig, t, true);
-    slow_until_ns = bt_clock_now_ns() + 300 * BT_NS_PER_MS;
+    slow_until_ns = bt_clock_now_ns() + 3 * BT_NS_PER_S;
     kvt_push_lease(t->push, slow_until_ns);
     kvt_push_finish(t->push);
     event = take_event(&rig);

@@ -424,7 +424,7 @@ static void test_quarantine_ends_with_quiesced_only(void **state)
     struct dc_worker_options decode = cluster_decode_options();
     struct fake_prefill fake;
     struct attempt attempts[3];
-    decode.lease_ms = 150;
+    decode.lease_ms = 500;
     open_by_hand(&cluster, &decode);
     fake_init(&fake);
     for (int i = 0; i < 3; i++) {
