@@ -282,6 +282,7 @@ static void on_handoff_cut(void *context, struct bt_rpc_call *call,
                            const Baton__V1__HandoffDoneRequest *message)
 {
     struct dc_worker *worker = context;
+    kvt_target_forget(worker->target, message->epoch); /* may have been written again since */
     dc_requests_handoff_done(worker->requests, call, message);
 }
 

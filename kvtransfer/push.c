@@ -165,6 +165,15 @@ static void store(struct kvt_push *push, uint64_t source_offset, char *to, uint6
     kvt_copy_fence();
 }
 
+static uint64_t cuts_of(const struct kvt_push *push)
+{
+    const struct kvt_transport_ops *ops = push->inflight->ops;
+
+    if (push->link->peer == NULL)
+        return push->link->cuts;
+    return ops->peer_cuts == NULL ? 0 : ops->peer_cuts(push->link->peer);
+}
+
 /* BT_OK: posted. EXHAUSTED: later. Else the link is lost. */
 static enum bt_status post(struct kvt_push *push, uint64_t source_offset, uint64_t target_offset,
                            uint64_t bytes)
@@ -173,6 +182,8 @@ static enum bt_status post(struct kvt_push *push, uint64_t source_offset, uint64
     struct kvt_write_record *record;
     enum bt_status status;
 
+    if (!push->touched)
+        push->cuts_before = cuts_of(push);
     push->touched = true;
     if (push->link->mapped != NULL) {
         store(push, source_offset, push->link->mapped + target_offset, bytes);
@@ -368,13 +379,13 @@ static bool step_running(struct kvt_push *push, int64_t now_ns, bool *ret_link_l
     return true;
 }
 
-static uint64_t cuts_of(const struct kvt_push *push)
+/* What the target has not acknowledged, and in any case what failed under this push: its writes were
+ * repeated, so that what the target summed early may have been written again. */
+static uint64_t cuts_to_tell(const struct kvt_push *push)
 {
-    const struct kvt_transport_ops *ops = push->inflight->ops;
+    uint64_t cuts = cuts_of(push);
 
-    if (push->link->peer == NULL)
-        return push->link->cuts;
-    return ops->peer_cuts == NULL ? 0 : ops->peer_cuts(push->link->peer);
+    return cuts & ~(atomic_load(&push->link->cuts_over) & push->cuts_before);
 }
 
 static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
@@ -383,7 +394,7 @@ static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
 
     push->phase = KVT_PUSH_ENDED;
     if (push->touched && quiesced)
-        event->cut_lines = cuts_of(push);
+        event->cut_lines = cuts_to_tell(push);
     event->status = status;
     event->quiesced = quiesced;
     event->end_ns = bt_clock_now_ns();

@@ -111,6 +111,7 @@ struct kvt_push {
     struct kvt_batch batch;
     uint32_t writes_out;
     bool touched; /* a write was given to the transport */
+    uint64_t cuts_before; /* of the link, when the first one was */
     bool flush_out, flushed;
     bool progressed; /* since the last record was posted */
     bool record_out;

@@ -179,17 +179,6 @@ static void log_rails(const struct kvt_link *link)
                     link->rails[i].transport, link->rails[i].device);
 }
 
-static void take_cuts_over(struct kvt_link *link)
-{
-    const struct kvt_transport_ops *ops = link->source->transport->ops;
-    uint64_t lines = atomic_load(&link->cuts_over);
-
-    if (lines == 0 || ops->peer_cuts_over == NULL)
-        return;
-    atomic_fetch_and(&link->cuts_over, ~lines);
-    ops->peer_cuts_over(link->peer, lines);
-}
-
 static bool link_step(struct kvt_link *link, int64_t now_ns)
 {
     const struct kvt_transport_ops *ops = link->source->transport->ops;
@@ -197,7 +186,6 @@ static bool link_step(struct kvt_link *link, int64_t now_ns)
 
     if (state == KVT_LINK_FAILED)
         return false;
-    take_cuts_over(link);
     switch (ops->peer_state(link->peer)) {
     case KVT_PEER_FAILED:
         link_fail(link, BT_ERR_PEER_LOST, ops->peer_error(link->peer));

@@ -33,6 +33,7 @@ struct summing {
     uint32_t *done;  /* [layer] pages that are summed; owned */
     uint64_t sum;
     uint32_t layer; /* where the next slice begins to look */
+    uint64_t early_bytes;
     bool early;
 };
 
@@ -120,6 +121,7 @@ static void finish_checksum(struct kvt_target *target)
                                      .request = target->current.request,
                                      .epoch = target->current.epoch,
                                      .checksum = target->summing.sum,
+                                     .early_bytes = target->summing.early_bytes,
                                      .early = target->summing.early};
 
     summing_finish(&target->summing);
@@ -199,7 +201,9 @@ static bool sum_early(const struct kvt_target *target, struct summing *summing)
                 layer < shares[i].layers ? shares[i].tokens_ahead : shares[i].tokens_behind;
             least = tokens < least ? tokens : least;
         }
-        if (sum_layer(target, summing, layer, least / BT_PAGE_TOKENS) > 0)
+        uint64_t bytes = sum_layer(target, summing, layer, least / BT_PAGE_TOKENS);
+        summing->early_bytes += bytes;
+        if (bytes > 0)
             return true;
     }
     return false;

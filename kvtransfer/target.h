@@ -51,8 +51,9 @@ struct kvt_target_event {
     enum kvt_target_event_kind kind;
     uint64_t request, epoch; /* CHECKSUM */
     uint64_t checksum;
-    bool early; /* CHECKSUM: of a landing that was expected. Where it does not fit, ask
-                 * once more: that sums it from the beginning. */
+    uint64_t early_bytes; /* CHECKSUM: that were summed before it was asked for */
+    bool early;           /* CHECKSUM: of a landing that was expected. Where it does not fit, ask
+                           * once more: that sums it from the beginning. */
     uint64_t incarnation, link; /* DISCONNECTED: as it was asked for */
 };
 

@@ -101,10 +101,8 @@ struct kvt_transport_ops {
     const char *(*peer_error)(const struct kvt_peer *peer);
     /* Lines of the link (bit i: line i) that failed with writes of ours under way: these may still
      * arrive, so the target has to disconnect them before the pages of any push that wrote to this
-     * peer are READY or FREE. NULL: there is one line only. */
+     * peer are READY or FREE. Only grows: a number is never used again. NULL: there is one line. */
     uint64_t (*peer_cuts)(const struct kvt_peer *peer);
-    /* The target has disconnected these: they need not be told any more. NULL as above. */
-    void (*peer_cuts_over)(struct kvt_peer *peer, uint64_t lines);
     /* Where the peer's memory from remote_address on is mapped into this process, so that a write
      * is a store of the caller's own (which is over when it returns, fences apart); NULL: it is
      * not, or the key does not cover it. Valid while the peer is READY and not closed. */

@@ -468,12 +468,6 @@ static uint64_t peer_cuts(const struct kvt_peer *peer)
     return ops_of(peer)->peer_cuts(peer->inner);
 }
 
-static void peer_cuts_over(struct kvt_peer *peer, uint64_t lines)
-{
-    if (peer->inner != NULL && ops_of(peer)->peer_cuts_over != NULL)
-        ops_of(peer)->peer_cuts_over(peer->inner, lines);
-}
-
 static void *map(struct kvt_peer *peer, uint64_t remote_address, size_t bytes)
 {
     return peer->inner == NULL ? NULL : ops_of(peer)->map(peer->inner, remote_address, bytes);
@@ -596,7 +590,6 @@ static const struct kvt_transport_ops choice_ops = {
     .peer_rails = peer_rails,
     .peer_error = peer_error,
     .peer_cuts = peer_cuts,
-    .peer_cuts_over = peer_cuts_over,
     .map = map,
     .write = write_to,
     .flush = flush,

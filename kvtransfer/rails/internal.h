@@ -122,7 +122,6 @@ uint32_t kvt_rails_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info 
                               uint32_t max);
 const char *kvt_rails_peer_error(const struct kvt_peer *peer);
 uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer);
-void kvt_rails_peer_cuts_over(struct kvt_peer *peer, uint64_t lines);
 enum bt_status kvt_rails_write(struct kvt_peer *peer, const void *source, size_t bytes,
                                uint64_t remote_address, kvt_completion_fn *done, void *context);
 enum bt_status kvt_rails_flush(struct kvt_peer *peer, kvt_completion_fn *done, void *context);

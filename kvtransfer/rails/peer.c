@@ -792,12 +792,6 @@ uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer)
     return peer->cuts;
 }
 
-/* No connection has one of these numbers again, so whatever message named them is right. */
-void kvt_rails_peer_cuts_over(struct kvt_peer *peer, uint64_t lines)
-{
-    peer->cuts &= ~lines;
-}
-
 static int64_t earlier(int64_t a_ns, int64_t b_ns)
 {
     return b_ns != 0 && b_ns < a_ns ? b_ns : a_ns;

@@ -287,7 +287,6 @@ static const struct kvt_transport_ops rails_ops = {
     .peer_error = kvt_rails_peer_error,
     .map = map,
     .peer_cuts = kvt_rails_peer_cuts,
-    .peer_cuts_over = kvt_rails_peer_cuts_over,
     .write = kvt_rails_write,
     .flush = kvt_rails_flush,
     .peer_close = kvt_rails_peer_close,

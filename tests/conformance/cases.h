@@ -31,6 +31,7 @@ void case_target_dies_at_each_state(void);
 void case_fallback(void);
 void case_nothing_in_common(void);
 void case_flushed_and_gone(void);
+void case_a_false_record(void);
 void case_a_cut_is_of_one_link(void);
 void case_flushed_and_gone_with_cuts(void);
 

@@ -26,6 +26,7 @@ enum operation {
     OP_CUT,
     OP_CPU,
     OP_EARLY,
+    OP_EARLY_BYTES,
 };
 
 struct request {
@@ -145,6 +146,7 @@ static void answer_info(int fd, const struct kvt_target *target,
 }
 
 static _Thread_local bool last_was_early;
+static _Thread_local uint64_t last_early_bytes;
 
 static uint64_t cpu_ns(void)
 {
@@ -166,9 +168,12 @@ static uint64_t answer(struct kvt_target *target, const struct kvt_target_option
         CHECK(event.kind == KVT_TARGET_CHECKSUM && event.request == 3 &&
               event.epoch == request->value);
         last_was_early = event.early;
+        last_early_bytes = event.early_bytes;
         return event.checksum;
     case OP_EARLY:
         return last_was_early;
+    case OP_EARLY_BYTES:
+        return last_early_bytes;
     case OP_CPU:
         return cpu_ns();
     case OP_EXPECT:
@@ -339,6 +344,11 @@ uint64_t target_host_verify(struct target_host *host, uint64_t epoch, const uint
 bool target_host_was_early(struct target_host *host)
 {
     return ask_value(host, OP_EARLY, NULL, 0, 0) != 0;
+}
+
+uint64_t target_host_early_bytes(struct target_host *host)
+{
+    return ask_value(host, OP_EARLY_BYTES, NULL, 0, 0);
 }
 
 uint64_t target_host_cpu_ns(struct target_host *host)

@@ -37,9 +37,10 @@ void target_host_expect(struct target_host *host, uint64_t epoch, const uint32_t
                         uint32_t tokens);
 uint64_t target_host_verify(struct target_host *host, uint64_t epoch, const uint32_t *pages,
                             uint32_t tokens);
-bool target_host_was_early(struct target_host *host);  /* the last checksum */
-uint64_t target_host_cpu_ns(struct target_host *host); /* of its process */
-pid_t target_host_pid(const struct target_host *host); /* 0: a thread */
+bool target_host_was_early(struct target_host *host);       /* the last checksum */
+uint64_t target_host_early_bytes(struct target_host *host); /* of it */
+uint64_t target_host_cpu_ns(struct target_host *host);      /* of its process */
+pid_t target_host_pid(const struct target_host *host);      /* 0: a thread */
 /* Bytes that are not HOST_FILL outside of the first `tokens` tokens of `pages`, and inside. */
 uint64_t target_host_touched_outside(struct target_host *host, const uint32_t *pages,
                                      uint32_t tokens);

@@ -114,6 +114,7 @@ static const struct {
     {"cancel waits for flush", case_cancel_waits_for_flush, SIM_ONLY},
     {"a cut is of one link", case_a_cut_is_of_one_link, EVERYWHERE},
     {"flushed and gone", case_flushed_and_gone, TCP_ONLY},
+    {"a false record", case_a_false_record, SIM_ONLY},
     {"flushed and gone with cuts", case_flushed_and_gone_with_cuts, SIM_ONLY},
 };
 

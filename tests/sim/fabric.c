@@ -130,13 +130,18 @@ static void check_word(const struct node *node, size_t index, uint32_t value)
 }
 
 /* Where a push tells how far it is: behind the pages, a slot each. */
-static void check_record(const struct node *node, size_t offset, const struct kvt_progress *record)
+static void check_record(const struct node *node, size_t offset, struct kvt_progress *record)
 {
     const struct bt_kv_layout layout = bt_model_kv_layout(&sim_model, BT_BF16);
     uint64_t first = kvt_progress_offset(&layout, node->kv_pages, 0);
     uint32_t page = (uint32_t)((offset - first) / KVT_PROGRESS_SLOT_BYTES);
     BT_ASSERT(offset >= first && page < node->kv_pages);
     check_page(node, page, record->epoch == shadows[node->slot].pages[page].epoch);
+    if (world.faults.on && chance(world.faults.lie)) { /* all layers are as far as the first */
+        record->tokens_behind = record->tokens_ahead;
+        kvt_progress_seal(record);
+        note("a false record", node->slot, record->epoch, record->tokens_ahead);
+    }
 }
 
 static void check_landed(struct node *node, size_t offset, void *memory, size_t bytes)

@@ -49,6 +49,7 @@ struct faults {
     uint32_t lose, duplicate, reorder, slow; /* of 1000 messages */
     uint32_t stall;                          /* of 1000 looks at the clock by a thread */
     uint32_t corrupt;                        /* of 1000 writes that land */
+    uint32_t lie;                            /* of 1000 records of progress that land */
     bool remote;                             /* each node on a host of its own: no proof of death */
     bool rails;                              /* one to three of each card */
     bool honest;                             /* no message comes but from the programs */
