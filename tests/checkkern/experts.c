@@ -286,6 +286,13 @@ static void check_family(struct check *check, enum bt_dtype dtype)
     check_case(check, (struct experts_case){9, 2048, 128, 64, 6, 2, dtype, BT_LAYOUT_TILES, true});
     check_case(check,
                (struct experts_case){5, 7168, 128, 256, 8, 1, dtype, BT_LAYOUT_TILES, false});
+    /* experts of full size, few of them */
+    if (check->oracle) {
+        check_case(check,
+                   (struct experts_case){2, 2048, 1408, 3, 2, 1, dtype, BT_LAYOUT_TILES, false});
+        check_case(check,
+                   (struct experts_case){1, 7168, 2048, 2, 1, 1, dtype, BT_LAYOUT_TILES, false});
+    }
     if (!getenv("BATON_CHECKKERN_LONG"))
         return;
     check_case(check,

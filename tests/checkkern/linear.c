@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tests/checkkern/check.h"
@@ -220,6 +221,94 @@ static void check_tiles_shape(struct check *check, uint32_t rows, uint32_t cols,
     check_end(check);
 }
 
+/* Rows of a wide matrix that differ: whole blocks of scales, and no power of two. */
+#define WIDE_PERIOD 640
+
+static void repeat(char *to, const void *from, size_t bytes, size_t period)
+{
+    memcpy(to, from, bytes < period ? bytes : period);
+    for (size_t at = period; at < bytes; at += period)
+        memcpy(to + at, to, bytes - at < period ? bytes - at : period);
+}
+
+/* `part`, of WIDE_PERIOD rows, over and over. */
+static struct bt_matrix widened(struct check *check, const struct bt_matrix *part, uint32_t outs)
+{
+    struct bt_matrix wide = *part;
+    size_t row = (size_t)part->cols * bt_dtype_bits(part->dtype) / 8, groups = part->cols / 128;
+    size_t scale_rows = part->dtype == BT_F8_E4M3 ? 128 : 1;
+    size_t scale = sizeof(float) * (part->dtype == BT_F8_E4M3 ? groups : 1);
+    char *data = check_buffer(check, outs * row);
+    BT_ASSERT(part->rows == WIDE_PERIOD && part->cols % 128 == 0);
+    wide.rows = outs;
+    wide.data = data;
+    repeat(data, part->data, outs * row, WIDE_PERIOD * row);
+    if (part->scales) {
+        char *scales = check_buffer(check, (outs + scale_rows - 1) / scale_rows * scale);
+        repeat(scales, part->scales, (outs + scale_rows - 1) / scale_rows * scale,
+               WIDE_PERIOD / scale_rows * scale);
+        wide.scales = (const float *)(const void *)scales;
+    }
+    if (part->group_scales) {
+        char *scales = check_buffer(check, outs * groups);
+        repeat(scales, part->group_scales, outs * groups, WIDE_PERIOD * groups);
+        wide.group_scales = (const uint8_t *)scales;
+    }
+    return wide;
+}
+
+/* As many outputs as the models have, the weights of WIDE_PERIOD of them over and over, so that
+ * what is expected is known without as many products. */
+static void check_wide(struct check *check, uint32_t rows, uint32_t cols, uint32_t outs,
+                       enum bt_dtype dtype)
+{
+    check_begin(check, "wide rows %u cols %u outs %u %s", rows, cols, outs, bt_dtype_name(dtype));
+    struct bt_matrix part = check_matrix(check, WIDE_PERIOD, cols, dtype, 1);
+    struct bt_matrix wide = widened(check, &part, outs);
+    struct bt_matrix packed = check_packed(check, &wide, BT_USE_LINEAR, NULL);
+    struct bt_stream_limits limits = {.max_rows = rows, .max_cols = cols};
+    struct bt_stream *stream = check_stream(&limits), *on_team = check_stream_team(check, &limits);
+    float *x = check_floats_random(check, (size_t)rows * cols, CHECK_NORMAL);
+    size_t count = (size_t)rows * outs, few = (size_t)rows * WIDE_PERIOD;
+    float *out = check_floats(check, count), *other = check_floats(check, count);
+    float *got = check_floats(check, few);
+    double *want = check_buffer(check, few * sizeof(double));
+    double *sizes = check_buffer(check, few * sizeof(double)), most;
+
+    struct bt_linear linear = linear_of(&packed, out);
+    check->kernels->linear(stream, x, rows, &linear, 1);
+    naive_tiles(check, x, rows, &part, want, sizes, &most);
+    for (uint32_t at = 0; at < outs; at += WIDE_PERIOD) {
+        uint32_t width = outs - at < WIDE_PERIOD ? outs - at : WIDE_PERIOD;
+        /* what the last has not is that of the one before */
+        for (uint32_t row = 0; row < rows; row++)
+            memcpy(got + (size_t)row * WIDE_PERIOD, out + (size_t)row * outs + at,
+                   width * sizeof(*got));
+        check_tiles_close(check, &part, got, want, sizes, most, few);
+    }
+    linear.out = other;
+    check->kernels->linear(on_team, x, rows, &linear, 1);
+    check_bits(check, "two threads", other, out, count, sizeof(float));
+    bt_stream_destroy(stream);
+    bt_stream_destroy(on_team);
+    check_end(check);
+}
+
+/* q_b, o and head of V3, the head of V2-Lite. */
+static void check_family(struct check *check)
+{
+    static const enum bt_dtype dtypes[] = {BT_BF16, BT_F8_E4M3, BT_I8, BT_I4};
+    if (!check->oracle)
+        return; /* takes long */
+    for (unsigned i = 0; i < 4; i++) {
+        check_wide(check, 1 + 4 * (i % 2), 1536, 24576, dtypes[i]);
+        check_wide(check, 3 - 2 * (i % 2), 16384, 7168, dtypes[i]);
+    }
+    check_wide(check, 2, 2048, 102400, BT_BF16);
+    if (getenv("BATON_CHECKKERN_LONG"))
+        check_wide(check, 2, 7168, 129280, BT_BF16);
+}
+
 /* Batches of 1 … 64 rows: all that came before a row are there or not. */
 static void check_batches(struct check *check, uint32_t cols, uint32_t outs, enum bt_dtype dtype)
 {
@@ -341,6 +430,7 @@ static void check_tiles(struct check *check)
     check_tiles_shape(check, 4, 1408, 2048, BT_I8, CHECK_NORMAL);
     check_tiles_shape(check, 17, 16384, 64, BT_BF16, CHECK_NORMAL);
     check_tiles_shape(check, 17, 18432, 64, BT_I4, CHECK_NORMAL);
+    check_family(check);
 }
 
 void check_linear(struct check *check)
