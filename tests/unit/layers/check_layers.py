@@ -9,7 +9,7 @@ ORDER = ["common/base", "proto", "common/messaging", "common/kernels", "common/k
 TOP = ["prefill-node", "decode-node", "router", "deploy"]        # none of these includes another
 NOT_FOR_ROUTER = ["common/model", "common/parallel", "kvtransfer"]
 OWNERS = {"ucp/": ["kvtransfer/ucx", "common/parallel"], "uct/": [], "ucs/": ["kvtransfer/ucx", "common/parallel"],
-          "zmq.h": ["common/messaging"], "nccl.h": ["common/parallel"], "cuda": ["common/kernels/cuda"],
+          "zmq.h": ["common/messaging"], "nccl.h": ["common/parallel"], "cuda": ["common/kernels/cuda", "common/parallel/nccl.c"],
           "microhttpd.h": ["router"], "pcre2.h": ["common/text"], "hwloc": ["common/kernels"]}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.M)
 
@@ -43,7 +43,7 @@ def main():
                 if kind == '"' and not other and "/" not in target and (path.parent / target).exists():
                     wrong.append(f"{name} includes {target}: includes are from the root")
                 for prefix, owners in OWNERS.items():
-                    if kind == "<" and target.startswith(prefix) and not any(name.startswith(o + "/") for o in owners):
+                    if kind == "<" and target.startswith(prefix) and not any(name == o or name.startswith(o + "/") for o in owners):
                         wrong.append(f"{name} includes {target}, which belongs to {owners}")
     print("\n".join(wrong) or f"{seen} includes keep the order")
     return 1 if wrong or seen < 100 else 0
