@@ -378,21 +378,21 @@ size_t fuzz_seed(size_t index, uint8_t *ret_data, size_t capacity)
     ret_data[0] = index > 0;
     ret_data[1] = index > 1;
     if (index == 0) {
-        at = add(ret_data + 1, HELLO, 0, NULL, 0);
+        at = add(ret_data + 1, HELLO, 0, "", 0);
         at = add_write(at, 0, 100);
         at = add_write(at, POOL_BYTES - 200, 200);
         at = add_frame(at, KVT_TCP_FLUSH, 0, 1);
-        at = add(at, LOOK, 0, NULL, 0);
+        at = add(at, LOOK, 0, "", 0);
         at = add_write(at, PAGE, 700);
         at = add_write(at, POOL_BYTES - 50, 60);
         return (size_t)(add_frame(at, KVT_TCP_FLUSH, 0, 2) - ret_data);
     }
-    at = add(at, LOOK, 0, NULL, 0);
+    at = add(at, LOOK, 0, "", 0);
     if (index == 1)
         at = add_frame(at, KVT_TCP_READY, 0, 0);
     for (uint64_t i = 0; i < WRITES; i += index) {
         at = add_frame(at, KVT_TCP_FLUSHED, 0, i);
-        at = add(at, LOOK, 0, NULL, 0);
+        at = add(at, LOOK, 0, "", 0);
     }
     at = add(at, RAW, 5, "noise", 5);
     return (size_t)(at - ret_data);
