@@ -435,6 +435,9 @@ void bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char
     if (status == BT_OK && response) {
         shadow_answer(call->method->name, response);
     }
+    if (status == BT_ERR_CORRUPT && world.faults.honest && world.faults.corrupt == 0) {
+        fail("%s finds pages damaged that nobody damaged: %s", call->node->id, text);
+    }
     note("end call", (uint64_t)-status, 0, 0);
     call->number = 0;
     bool unary = !call->streams && call->deadline_ns != BT_NEVER_NS;
