@@ -155,6 +155,62 @@ static void disconnect(struct kvt_transport *base, const struct kvt_cut *cut,
                                                   disconnect);
 }
 
+/* ---- what a peer is ---- */
+
+uint32_t kvt_rails_choose(const struct kvt_rails_load *loads, uint32_t count, uint64_t bytes)
+{
+    uint32_t best = count;
+
+    for (uint32_t i = 0; i < count; i++) {
+        const struct kvt_rails_load *a = &loads[i], *b = &loads[best < count ? best : i];
+        __uint128_t a_end = (__uint128_t)(a->queued + bytes) * b->rate;
+        __uint128_t b_end = (__uint128_t)(b->queued + bytes) * a->rate;
+        if (!a->usable)
+            continue;
+        if (best == count || a_end < b_end ||
+            (a_end == b_end && (__uint128_t)a->given * b->rate < (__uint128_t)b->given * a->rate))
+            best = i;
+    }
+    return best;
+}
+
+enum kvt_peer_state kvt_rails_peer_state(const struct kvt_peer *peer)
+{
+    return peer->state;
+}
+
+const char *kvt_rails_peer_transport(const struct kvt_peer *peer)
+{
+    for (uint32_t i = 0; i < peer->line_count; i++)
+        if (peer->lines[i].transport[0] != '\0')
+            return peer->lines[i].transport;
+    return "";
+}
+
+uint32_t kvt_rails_peer_rails(const struct kvt_peer *peer, struct kvt_rail_info *ret_rails,
+                              uint32_t max)
+{
+    if (peer->state == KVT_PEER_CONNECTING)
+        return 0;
+    for (uint32_t i = 0; i < peer->line_count && i < max; i++) {
+        const struct kvt_rails_line *line = &peer->lines[i];
+        ret_rails[i] = (struct kvt_rail_info){.transport = line->transport, .failed = !line->ready};
+        snprintf(ret_rails[i].device, sizeof(ret_rails[i].device), "%s",
+                 peer->rails->rails[line->rail].rail.device);
+    }
+    return peer->line_count;
+}
+
+const char *kvt_rails_peer_error(const struct kvt_peer *peer)
+{
+    return peer->error.text;
+}
+
+uint64_t kvt_rails_peer_cuts(const struct kvt_peer *peer)
+{
+    return peer->cuts;
+}
+
 /* ---- running ---- */
 
 static bool progress(struct kvt_transport *base)
