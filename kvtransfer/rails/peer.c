@@ -451,6 +451,7 @@ static void line_take_out(struct kvt_rails_line *line, const char *why)
     line->ready = line->lost = line->flush_out = line->flush_wanted = false;
     line->up_by_ns = 0;
     repeat_pieces(line);
+    line->flushed = line->posted; /* the next connection owes nothing, should it never come up */
 }
 
 /* A connection that was up keeps its number for ever: it may be a cut, and be told again. */
@@ -470,7 +471,6 @@ static void line_came_up(struct kvt_rails_line *line)
     line->up_by_ns = 0;
     line->up_since_ns = bt_clock_now_ns();
     line->up_serial = line->owner->serial;
-    line->flushed = line->posted; /* of an earlier connection nothing is left here */
     peer_use_number(line);
     line->transport = line_ops(line)->peer_transport(line->peer);
     atomic_store(&rail->transport, line->transport);

@@ -626,6 +626,27 @@ static void a_rail_that_failed_comes_back(void **state)
     rig_finish(&rig);
 }
 
+/* Rule 12. A try that came to nothing wrote nothing: its number, which the next one takes, is no
+ * cut. */
+static void a_try_that_fails_is_no_cut(void **state)
+{
+    uint64_t failures;
+    struct rig rig;
+    (void)state;
+
+    post_and_break_rail_1(&rig, 3);
+    failures = stats_of(rig.source, 1).failures;
+    kvt_sim_hold(rig.fabrics[1], true); /* nobody connects */
+    while (stats_of(rig.source, 1).failures == failures) {
+        kvt_sim_break_links(rig.fabrics[1]);
+        rig_step(&rig);
+    }
+    kvt_sim_hold(rig.fabrics[1], false);
+    wait_lines(&rig, 1, 1);
+    assert_int_equal(rig.source->ops->peer_cuts(rig.peer), 1u << 1);
+    rig_finish(&rig);
+}
+
 /* Rule 12. A target may have closed all lines that it knew when a write was posted, and given the
  * pages to somebody else: no repeat goes over a line that came up since. */
 static void repeats_go_over_lines_that_were_up(void **state)
@@ -847,6 +868,7 @@ int main(void)
         cmocka_unit_test(a_rail_that_was_idle_needs_no_cut),
         cmocka_unit_test(the_last_rail_takes_the_peer_with_it),
         cmocka_unit_test(a_rail_that_failed_comes_back),
+        cmocka_unit_test(a_try_that_fails_is_no_cut),
         cmocka_unit_test(repeats_go_over_lines_that_were_up),
         cmocka_unit_test(random_failures),
         cmocka_unit_test(a_rail_that_never_comes_up_is_left_out),
