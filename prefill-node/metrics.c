@@ -151,7 +151,7 @@ void pf_metrics_rails(struct pf_metrics *metrics, const struct kvt_source *sourc
 {
     struct kvt_rail_stats rails[KVT_RAILS_MAX];
     uint32_t count = kvt_source_rails(source, rails, KVT_RAILS_MAX);
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count && i < KVT_RAILS_MAX; i++) {
         char labels[KVT_DEVICE_NAME_SIZE + 64];
         snprintf(labels, sizeof(labels), "device=\"%.63s\",transport=\"rdma\"", rails[i].device);
         count_up_to(bt_metrics_counter(metrics->registry, "baton_rail_bytes_total", labels,
