@@ -12,11 +12,12 @@
 #include "common/base/random.h"
 #include "kvtransfer/push.h"
 
-#define LINKS_MAX   1024
-#define CONNECT_NS  (INT64_C(10) * BT_NS_PER_S)
-#define SPIN_NS     INT64_C(20000) /* while writes are out: shorter than a sleep and its wake-up */
-#define WAIT_MAX_MS 60000
-#define ACCOUNTS    32 /* of transport and device; more are not counted */
+#define LINKS_MAX    1024
+#define CONNECT_NS   (INT64_C(10) * BT_NS_PER_S)
+#define SPIN_NS      INT64_C(20000) /* while writes are out: shorter than a sleep and its wake-up */
+#define WAIT_MAX_MS  60000
+#define ACCOUNTS     32 /* of transport and device; more are not counted */
+#define WRITER_SHIFT 48 /* a source makes fewer links than that */
 
 enum command_kind { COMMAND_PUSH, COMMAND_CONNECT, COMMAND_DISCARD };
 
@@ -498,7 +499,7 @@ static struct kvt_link *link_create(struct kvt_source *source, const struct kvt_
         return NULL;
     link->source = source;
     link->incarnation = remote->incarnation;
-    link->serial = ++source->last_link;
+    link->serial = (uint64_t)source->options.writer << WRITER_SHIFT | ++source->last_link;
     link->address = copy(remote->address, remote->address_size);
     link->address_size = remote->address_size;
     link->key = copy(remote->key, remote->key_size);

@@ -31,6 +31,9 @@ struct kvt_source_options {
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint64_t incarnation;
+    /* Of the processes that share the incarnation: each numbers its links by itself, so that what
+     * is cut off is of one alone. Below KVT_WRITERS_MAX. */
+    uint32_t writer;
     bool checksum;
     uint32_t max_pushes; /* at once; bounds the event queue */
 };
