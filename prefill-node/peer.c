@@ -115,12 +115,13 @@ static void quiesced_fire(void *context)
     if (peer->quiesced_calling || !peer->quiesced_head) {
         return;
     }
+    struct pf_cuts_message cuts;
+    pf_cuts_message_fill(&cuts, &peer->quiesced_head->cuts);
     Baton__V1__QuiescedRequest request = BATON__V1__QUIESCED_REQUEST__INIT;
     request.request_id = peer->quiesced_head->request;
     request.epoch = peer->quiesced_head->epoch;
-    request.broken = peer->quiesced_head->broken;
-    request.link = peer->quiesced_head->link;
-    request.cut_lines = peer->quiesced_head->cut_lines;
+    request.cuts = cuts.list;
+    request.n_cuts = peer->quiesced_head->cuts.count;
     request.incarnation = peer->peers->options.incarnation;
     const struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/Quiesced",

@@ -16,6 +16,7 @@
 #include "common/kvcache/layout.h"
 #include "common/messaging/rpc.h"
 #include "kvtransfer/source.h"
+#include "prefill-node/cuts.h"
 #include "proto/types.pb-c.h"
 
 #define PF_MAX_PEERS         1024
@@ -81,9 +82,7 @@ void pf_peer_lease_drop(struct pf_peer *peer, const struct pf_lease *lease);
 /* Allocated when the run starts, so that it can not fail when it is needed. */
 struct pf_quiesced {
     uint64_t request, epoch;
-    uint64_t link;      /* see struct kvt_push_event */
-    bool broken;        /* it could not be flushed: the rank has to cut it off */
-    uint64_t cut_lines; /* else: these of its lines */
+    struct pf_cuts cuts;
     struct pf_quiesced *next;
 };
 

@@ -36,6 +36,7 @@ struct run {
     bool in_compute; /* the job is the compute thread's */
     bool push_open;  /* its event has not come */
     struct kvt_push_event pushed;
+    struct pf_cuts cuts; /* that the push leaves behind */
 
     struct bt_rpc_pending *handoff; /* HandoffDone is out */
     struct bt_loop_source *handoff_timer;
@@ -122,9 +123,7 @@ static void run_end_call(struct run *run)
     run_free_pages(run);
     pf_peer_lease_drop(run->peer, &run->lease);
     if ((run->status != BT_OK || run->request.probe) && run->lease.asked_ns != 0) {
-        run->quiesced->broken = run->pushed.push && !run->pushed.quiesced;
-        run->quiesced->link = run->pushed.link;
-        run->quiesced->cut_lines = run->pushed.cut_lines;
+        run->quiesced->cuts = run->cuts;
         pf_peer_quiesced(run->peer, run->quiesced);
         run->quiesced = NULL;
     }
@@ -261,8 +260,10 @@ static void handoff_send(struct run *run)
     request.has_checksum = run->runs->options.checksum;
     request.checksum = request.has_checksum ? run->pushed.checksum : 0;
     request.first_token = &token.token;
-    request.link = run->pushed.link;
-    request.cut_lines = run->pushed.cut_lines;
+    struct pf_cuts_message cuts;
+    pf_cuts_message_fill(&cuts, &run->cuts);
+    request.cuts = cuts.list;
+    request.n_cuts = run->cuts.count;
     const struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/HandoffDone",
         .request = &request.base,
@@ -412,6 +413,7 @@ static void on_push(void *context)
         struct run *run = event.user;
         run->push_open = false;
         run->pushed = event;
+        pf_cuts_add(&run->cuts, pf_cut_of(&event));
         if (event.status != BT_OK && !run->ending) {
             run_push_failed(run, event.status);
         } else {
