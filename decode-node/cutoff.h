@@ -1,10 +1,10 @@
 /*
  * Connections of prefill workers that must be cut off before the pages they wrote may go to others:
  * all of those that are proven dead, found by probing, and of those on other hosts that are silent
- * after their lease; links that broke before they were flushed, as Quiesced{broken} says; lines of
- * links that go on, before Quiesced or HandoffDone counts. What is not named stays as it is.
- * Silence alone proves nothing, nor does time: no page is freed before the connections are closed.
- * Control thread.
+ * after their lease; links that broke before they were flushed, and lines of links that go on, as
+ * Quiesced or HandoffDone name them: all of these are cut before the message counts. What is not
+ * named stays as it is. Silence alone proves nothing, nor does time: no page is freed before the
+ * connections are closed. Control thread.
  */
 #ifndef BATON_DECODE_NODE_CUTOFF_H
 #define BATON_DECODE_NODE_CUTOFF_H
@@ -14,7 +14,8 @@
 #include "kvtransfer/target.h"
 #include "proto/worker.pb-c.h"
 
-#define DC_MAX_CUTOFFS 64 /* links, or whole incarnations, being cut off at once */
+/* Links, or whole incarnations, being cut off at once: some messages with all they may name. */
+#define DC_MAX_CUTOFFS (4 * KVT_WRITERS_MAX)
 
 struct dc_cutoffs;
 
@@ -24,7 +25,7 @@ struct dc_cutoffs_options {
     struct kvt_landing_table *landings;
     struct bt_process_id process; /* of this rank */
     void (*freed)(void *context); /* pages may have become free */
-    /* The cut that this call waited for is over. */
+    /* The cuts that this call waited for are over. */
     void (*handoff_done)(void *context, struct bt_rpc_call *call,
                          const Baton__V1__HandoffDoneRequest *message);
     void *context;
@@ -35,14 +36,28 @@ dc_cutoffs_create(const struct dc_cutoffs_options *options); /* NULL: no memory 
 /* Calls that wait belong to the RPC server, which ends them. */
 void dc_cutoffs_destroy(struct dc_cutoffs *cutoffs);
 
-/* Cuts off, then ends the landing and the call. */
-void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
-                         uint64_t epoch, const struct kvt_cut *cut);
+/* What one message names, each link once. */
+struct dc_cut_list {
+    uint32_t count;
+    struct kvt_cut cuts[KVT_WRITERS_MAX];
+};
 
-/* Cuts message->cut_lines off, then options.handoff_done runs; or the call ends with EXHAUSTED or
- * NO_MEMORY: it may be tried again. */
+/* INVALID_ARGUMENT names the field: more than KVT_WRITERS_MAX, no link, no lines. The lines of a
+ * link that is named twice are put together. */
+enum bt_status dc_cut_list_read(Baton__V1__LinkCut *const *messages, size_t count,
+                                uint64_t incarnation, struct bt_error *error,
+                                struct dc_cut_list *ret_list);
+
+/*
+ * Both begin all cuts of the list, which is not empty, or none: the call ends with EXHAUSTED or
+ * NO_MEMORY then, and may be tried again. After the last cut is made: ends the landing and the
+ * call; runs options.handoff_done.
+ */
+void dc_cutoffs_quiesced(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call, uint64_t request,
+                         uint64_t epoch, const struct dc_cut_list *list);
 void dc_cutoffs_handoff_done(struct dc_cutoffs *cutoffs, struct bt_rpc_call *call,
-                             const Baton__V1__HandoffDoneRequest *message, uint64_t incarnation);
+                             const Baton__V1__HandoffDoneRequest *message,
+                             const struct dc_cut_list *list);
 
 /* The target's event. */
 void dc_cutoffs_disconnected(struct dc_cutoffs *cutoffs, uint64_t incarnation, uint64_t link);

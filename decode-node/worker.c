@@ -270,8 +270,16 @@ static void handle_handoff_done(void *context, struct bt_rpc_call *call,
     const Baton__V1__HandoffDoneRequest *message = (const Baton__V1__HandoffDoneRequest *)request;
     const struct kvt_landing *landing =
         kvt_landing_of(landings(worker), message->request_id, message->epoch);
-    if (message->cut_lines != 0 && landing && landing->state == KVT_LANDING_LANDING) {
-        dc_cutoffs_handoff_done(worker->cutoffs, call, message, landing->peer_incarnation);
+    struct dc_cut_list list;
+    struct bt_error error;
+    enum bt_status status = dc_cut_list_read(
+        message->cuts, message->n_cuts, landing ? landing->peer_incarnation : 0, &error, &list);
+    if (status != BT_OK) {
+        bt_rpc_call_end(call, status, error.text, NULL);
+        return;
+    }
+    if (list.count > 0 && landing && landing->state == KVT_LANDING_LANDING) {
+        dc_cutoffs_handoff_done(worker->cutoffs, call, message, &list);
         return;
     }
     dc_requests_handoff_done(worker->requests, call, message);
@@ -300,16 +308,21 @@ static void handle_quiesced(void *context, struct bt_rpc_call *call,
     const Baton__V1__QuiescedRequest *request = (const Baton__V1__QuiescedRequest *)message;
     const struct kvt_landing *landing =
         kvt_landing_of(landings(worker), request->request_id, request->epoch);
+    struct dc_cut_list list;
+    struct bt_error error;
+    enum bt_status status =
+        dc_cut_list_read(request->cuts, request->n_cuts, request->incarnation, &error, &list);
+    if (status != BT_OK) {
+        bt_rpc_call_end(call, status, error.text, NULL);
+        return;
+    }
     if (request->incarnation == 0 || held_by_another(landing, request->incarnation)) {
         bt_rpc_call_end(call, BT_ERR_STALE,
                         "incarnation: another prefill worker holds the lease of this epoch", NULL);
         return;
     }
-    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {
-        const struct kvt_cut cut = {.incarnation = request->incarnation,
-                                    .link = request->link,
-                                    .lines = request->broken ? KVT_ALL_LINES : request->cut_lines};
-        dc_cutoffs_quiesced(worker->cutoffs, call, request->request_id, request->epoch, &cut);
+    if (list.count > 0 && kvt_landing_is_open(landing)) {
+        dc_cutoffs_quiesced(worker->cutoffs, call, request->request_id, request->epoch, &list);
         return;
     }
     Baton__V1__QuiescedResponse response = BATON__V1__QUIESCED_RESPONSE__INIT;
