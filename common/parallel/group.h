@@ -48,8 +48,12 @@ struct bt_group_limits {
 struct bt_group_options {
     const char *transport; /* "auto" (self for one rank, else ucx), "self", "ucx", "nccl" */
     uint32_t rank, size;
-    /* "tcp://HOST:PORT": rank 0 listens there until all have come, the others look for it there.
-     * Unused by self. */
+    /*
+     * "tcp://HOST:PORT": rank 0 listens there until all have come, the others look for it there.
+     * "ipc://PATH": the same at a socket file (mode 0600, 107 bytes at most) on one machine. Rank 0
+     * removes it when all have come; what a dead one left behind is replaced; one that lives, or a
+     * file that is no socket, is an error. Unused by self.
+     */
     const char *endpoint;
     const char *host;   /* address of this machine for the other machines; NULL: loopback */
     const char *secret; /* the same on all ranks of a group: who does not know it is refused */

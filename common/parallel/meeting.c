@@ -1,7 +1,6 @@
 #include "common/parallel/meeting.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,14 +14,14 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/parallel/endpoint.h"
 #include "common/parallel/siphash.h"
 
-#define MAGIC               UINT64_C(0x31474e5441420000)
-#define VERSION             1
-#define NONCE_BYTES         16
-#define RETRY_MS            20
-#define GRACE_NS            (2 * BT_NS_PER_S) /* a rank waits longer for rank 0's word than rank 0 itself */
-#define HOST_NAME_MAX_BYTES 256
+#define MAGIC       UINT64_C(0x31474e5441420000)
+#define VERSION     1
+#define NONCE_BYTES 16
+#define RETRY_MS    20
+#define GRACE_NS    (2 * BT_NS_PER_S) /* a rank waits longer for rank 0's word than rank 0 itself */
 
 /* The wire, in the byte order of both ends (another one fails the magic). */
 struct greeting {
@@ -61,7 +60,7 @@ struct bt_meeting {
     const char *endpoint;
     struct bt_siphash_key key;
     int64_t timeout_ns, deadline_ns;
-    int listener;
+    struct bt_listener listener;
     int fds[BT_GROUP_RANKS_MAX]; /* rank 0: of every rank; others: [0] alone; -1: none */
     uint32_t here;               /* ranks but rank 0 */
     uint32_t refused;
@@ -154,57 +153,7 @@ static void close_fd(int *fd)
     *fd = -1;
 }
 
-static enum bt_status resolve(const char *endpoint, bool listens, struct bt_error *error,
-                              struct addrinfo **ret_addresses)
-{
-    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
-                                   .ai_flags = listens ? AI_PASSIVE : 0};
-    char host[HOST_NAME_MAX_BYTES];
-    const char *start = endpoint + strlen("tcp://"), *colon = strrchr(endpoint, ':');
-    size_t length = (size_t)(colon - start);
-
-    if (strncmp(endpoint, "tcp://", strlen("tcp://")) != 0 || colon < start || length == 0 ||
-        length >= sizeof(host) || colon[1] == '\0')
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                            "group endpoint '%s' is not tcp://HOST:PORT", endpoint);
-    if (start[0] == '[' && colon[-1] == ']') {
-        start++;
-        length -= 2;
-    }
-    snprintf(host, sizeof(host), "%.*s", (int)length, start);
-    int code = getaddrinfo(host, colon + 1, &hints, ret_addresses);
-    if (code != 0)
-        return bt_error_set(error, BT_ERR_UNAVAILABLE, "group endpoint %s: %s", endpoint,
-                            gai_strerror(code));
-    return BT_OK;
-}
-
 /* ---- rank 0: who comes ---- */
-
-static enum bt_status start_listening(struct bt_meeting *meeting, struct bt_error *error)
-{
-    struct addrinfo *addresses = NULL;
-    const int one = 1;
-    enum bt_status status = resolve(meeting->endpoint, true, error, &addresses);
-    if (status != BT_OK)
-        return status;
-    errno = EADDRNOTAVAIL;
-    for (struct addrinfo *at = addresses; at && meeting->listener < 0; at = at->ai_next) {
-        int fd = socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-        if (fd < 0)
-            continue;
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-        if (bind(fd, at->ai_addr, at->ai_addrlen) == 0 && listen(fd, BT_MEETING_STRANGERS_MAX) == 0)
-            meeting->listener = fd;
-        else
-            close(fd);
-    }
-    if (meeting->listener < 0)
-        status = bt_error_set(error, BT_ERR_UNAVAILABLE, "can't listen for the group at %s: %m",
-                              meeting->endpoint);
-    freeaddrinfo(addresses);
-    return status;
-}
 
 /* A place for a new one; the oldest goes when there is none. */
 static struct stranger *stranger_place(struct bt_meeting *meeting)
@@ -224,7 +173,7 @@ static struct stranger *stranger_place(struct bt_meeting *meeting)
 static void greet(struct bt_meeting *meeting)
 {
     const int one = 1;
-    int fd = accept4(meeting->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(meeting->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
@@ -334,7 +283,7 @@ static enum bt_status gather_step(struct bt_meeting *meeting, struct bt_error *e
     int64_t now_ns = bt_clock_now_ns(), wake_ns = meeting->deadline_ns;
     struct pollfd *ranks = fds + 1 + BT_MEETING_STRANGERS_MAX;
 
-    fds[0] = (struct pollfd){.fd = meeting->listener, .events = POLLIN};
+    fds[0] = (struct pollfd){.fd = meeting->listener.fd, .events = POLLIN};
     for (size_t i = 0; i < BT_MEETING_STRANGERS_MAX; i++) {
         struct stranger *stranger = &meeting->strangers[i];
         if (stranger->fd >= 0 && stranger->deadline_ns <= now_ns)
@@ -375,14 +324,15 @@ static void tell(struct bt_meeting *meeting, enum bt_status status, const char *
 
 static enum bt_status gather(struct bt_meeting *meeting, struct bt_error *error)
 {
-    enum bt_status status = start_listening(meeting, error);
+    enum bt_status status =
+        bt_endpoint_listen(meeting->endpoint, meeting->deadline_ns, error, &meeting->listener);
     while (status == BT_OK && meeting->here < meeting->size - 1) {
         status = bt_clock_now_ns() >= meeting->deadline_ns ? missing(meeting, error)
                                                            : gather_step(meeting, error);
         if (status != BT_OK)
             tell(meeting, status, error->text, NULL, 0, bt_clock_now_ns() + GRACE_NS);
     }
-    close_fd(&meeting->listener);
+    bt_listener_close(&meeting->listener, meeting->endpoint);
     for (size_t i = 0; i < BT_MEETING_STRANGERS_MAX; i++)
         close_fd(&meeting->strangers[i].fd);
     return status;
@@ -390,17 +340,18 @@ static enum bt_status gather(struct bt_meeting *meeting, struct bt_error *error)
 
 /* ---- the others ---- */
 
-static int connect_to(const struct addrinfo *address, int64_t deadline_ns)
+static int connect_to(const struct bt_endpoint *endpoint, uint32_t i, int64_t deadline_ns)
 {
+    const struct sockaddr *address = (const struct sockaddr *)&endpoint->addresses[i];
     const int one = 1;
     int code = 0;
     socklen_t size = sizeof(code);
-    int fd = socket(address->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     struct pollfd wait = {.fd = fd, .events = POLLOUT};
     if (fd < 0)
         return -1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    if (connect(fd, address->ai_addr, address->ai_addrlen) == 0)
+    if (connect(fd, address, endpoint->sizes[i]) == 0)
         return fd;
     if (errno == EINPROGRESS) {
         code = poll(&wait, 1, left_ms(deadline_ns)) == 1 ? 0 : ETIMEDOUT;
@@ -453,12 +404,12 @@ static enum bt_status introduce(struct bt_meeting *meeting, int fd, const char *
     return BT_OK;
 }
 
-static enum bt_status try_once(struct bt_meeting *meeting, const struct addrinfo *addresses,
+static enum bt_status try_once(struct bt_meeting *meeting, const struct bt_endpoint *endpoint,
                                const char **why, struct bt_error *error)
 {
     enum bt_status status = BT_IN_PROGRESS;
-    for (const struct addrinfo *at = addresses; at && status == BT_IN_PROGRESS; at = at->ai_next) {
-        int fd = connect_to(at, meeting->deadline_ns);
+    for (uint32_t i = 0; i < endpoint->count && status == BT_IN_PROGRESS; i++) {
+        int fd = connect_to(endpoint, i, meeting->deadline_ns);
         if (fd < 0) {
             *why = strerror(errno);
             continue;
@@ -475,14 +426,13 @@ static enum bt_status try_once(struct bt_meeting *meeting, const struct addrinfo
 static enum bt_status look_for_host(struct bt_meeting *meeting, struct bt_error *error)
 {
     const char *why = "";
-    struct addrinfo *addresses = NULL;
+    struct bt_endpoint endpoint;
     enum bt_status status = BT_IN_PROGRESS;
 
     for (;;) {
-        status = resolve(meeting->endpoint, false, error, &addresses);
+        status = bt_endpoint_resolve(meeting->endpoint, false, error, &endpoint);
         if (status == BT_OK) {
-            status = try_once(meeting, addresses, &why, error);
-            freeaddrinfo(addresses);
+            status = try_once(meeting, &endpoint, &why, error);
         } else if (status == BT_ERR_UNAVAILABLE) { /* a name may come with its host */
             why = "its name is not known";
             status = BT_IN_PROGRESS;
@@ -512,7 +462,7 @@ enum bt_status bt_meeting_open(const struct bt_group_options *options, struct bt
         .key = key_of(options->secret),
         .timeout_ns = options->connect_timeout_ns,
         .deadline_ns = bt_clock_now_ns() + options->connect_timeout_ns,
-        .listener = -1,
+        .listener = {.fd = -1},
     };
     for (uint32_t r = 0; r < BT_GROUP_RANKS_MAX; r++)
         meeting->fds[r] = -1;

@@ -8,6 +8,8 @@
 #include <cmocka.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 
 #include "tests/conformance/parallel/cases.h"
 
@@ -198,6 +200,8 @@ static void bad_options(const struct bt_group_options *options, const void *cont
     bad.transport = options->transport;
     bad.endpoint = "udp://127.0.0.1:1";
     refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"udp://127.0.0.1:1", NULL});
+    bad.endpoint = "ipc://";
+    refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"ipc://PATH", NULL});
     bad.endpoint = options->endpoint;
     bad.limits.rows = 4;
     refuse(&bad, BT_ERR_INVALID_ARGUMENT, (const char *const[]){"limits", NULL});
@@ -207,6 +211,145 @@ void test_bad_options(void **state)
 {
     (void)state;
     run(1, bad_options);
+}
+
+/* ---- socket files ---- */
+
+#define SOCKET_PATH_MAX 107
+
+struct socket_case {
+    char directory[64], endpoint[200];
+    const char *path; /* in endpoint */
+};
+
+static void open_socket_case(struct socket_case *c, size_t path_bytes)
+{
+    const char *root = getenv("TMPDIR");
+    int length =
+        snprintf(c->directory, sizeof(c->directory), "%s/baton-group-XXXXXX", root ? root : "/tmp");
+    assert_true(length > 0 && (size_t)length < sizeof(c->directory));
+    assert_non_null(mkdtemp(c->directory));
+    assert_true(path_bytes > (size_t)length + 1 && path_bytes < sizeof(c->endpoint) - 7);
+    snprintf(c->endpoint, sizeof(c->endpoint), "ipc://%s/", c->directory);
+    size_t used = strlen(c->endpoint);
+    memset(c->endpoint + used, 's', 6 + path_bytes - used);
+    c->endpoint[6 + path_bytes] = '\0';
+    c->path = c->endpoint + 6;
+}
+
+/* Nothing is left in the directory. */
+static void close_socket_case(const struct socket_case *c)
+{
+    assert_int_equal(rmdir(c->directory), 0);
+}
+
+/* A socket of this process at the path. */
+static int bind_socket(const struct socket_case *c, bool listens)
+{
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_true(fd >= 0);
+    memcpy(at.sun_path, c->path, strlen(c->path));
+    assert_int_equal(bind(fd, (struct sockaddr *)&at, sizeof(at)), 0);
+    if (listens)
+        assert_int_equal(listen(fd, 4), 0);
+    return fd;
+}
+
+/* Rank 1 comes when it has seen that the file is nobody else's. */
+static void meet_at_socket(const struct bt_group_options *options, const void *context)
+{
+    const struct socket_case *c = context;
+    struct bt_group_options mine = *options;
+    struct stat made;
+    mine.endpoint = c->endpoint;
+    int64_t deadline_ns = bt_clock_now_ns() + 60 * BT_NS_PER_S;
+    while (mine.rank == 1 && (stat(c->path, &made) != 0 || (made.st_mode & 07777) != 0600)) {
+        CHECK(bt_clock_now_ns() < deadline_ns);
+        usleep(1000); /* rank 0 does not listen yet, or an old file is still there */
+    }
+    CHECK(mine.rank != 1 || S_ISSOCK(made.st_mode));
+    struct bt_group *group = join(&mine);
+    CHECK(bt_group_barrier(group) == BT_OK);
+    CHECK(access(c->path, F_OK) != 0);
+    bt_group_destroy(group);
+}
+
+static void refused_at_socket(const struct bt_group_options *options, const void *context)
+{
+    const struct socket_case *c = context;
+    struct bt_group_options mine = *options;
+    const char *words[] = {c->path, NULL, NULL};
+    struct stat there;
+    mine.endpoint = c->endpoint;
+    mine.size = 2;
+    mine.connect_timeout_ns = 2 * BT_NS_PER_S;
+    words[1] = stat(c->path, &there) != 0     ? "No such file or directory"
+               : S_ISSOCK(there.st_mode) != 0 ? "somebody listens there"
+                                              : "no socket";
+    refuse(&mine, BT_ERR_UNAVAILABLE, words);
+}
+
+static void run_at_socket(const struct socket_case *c, uint32_t size, rank_fn *fn)
+{
+    run_ranks(
+        &(struct rig_case){.size = size, .limits = small, .fn = fn, .context = c, .victim = size});
+}
+
+/* Fresh, and where a dead one left its file; with the longest path there is. */
+void test_socket_file(void **state)
+{
+    struct socket_case c;
+    (void)state;
+    open_socket_case(&c, SOCKET_PATH_MAX);
+    run_at_socket(&c, 3, meet_at_socket);
+    close(bind_socket(&c, false));
+    run_at_socket(&c, 2, meet_at_socket);
+    close(bind_socket(&c, true));
+    run_at_socket(&c, 2, meet_at_socket);
+    close_socket_case(&c);
+}
+
+/* What is somebody else's stays. */
+void test_socket_file_in_use(void **state)
+{
+    struct socket_case c;
+    char byte = 'x';
+    (void)state;
+    open_socket_case(&c, SOCKET_PATH_MAX);
+    int fd = bind_socket(&c, true);
+    run_at_socket(&c, 1, refused_at_socket);
+    assert_int_equal(access(c.path, F_OK), 0);
+    close(fd);
+    assert_int_equal(unlink(c.path), 0);
+    FILE *file = fopen(c.path, "w");
+    assert_non_null(file);
+    assert_int_equal(fwrite(&byte, 1, 1, file), 1);
+    assert_int_equal(fclose(file), 0);
+    run_at_socket(&c, 1, refused_at_socket);
+    assert_int_equal(unlink(c.path), 0);
+    close_socket_case(&c);
+    run_at_socket(&c, 1, refused_at_socket); /* no directory */
+}
+
+static void too_long(const struct bt_group_options *options, const void *context)
+{
+    const struct socket_case *c = context;
+    struct bt_group_options mine = *options;
+    mine.endpoint = c->endpoint;
+    mine.size = 2;
+    for (mine.rank = 0; mine.rank < 2; mine.rank++)
+        refuse(&mine, BT_ERR_INVALID_ARGUMENT,
+               (const char *const[]){"endpoint", "108 bytes", "107", c->path, NULL});
+}
+
+void test_socket_path_too_long(void **state)
+{
+    struct socket_case c;
+    (void)state;
+    open_socket_case(&c, SOCKET_PATH_MAX + 1);
+    run_at_socket(&c, 1, too_long);
+    close_socket_case(&c);
 }
 
 /* ---- calls that differ ---- */

@@ -110,10 +110,11 @@ static int skip_in_child(void)
 }
 
 static const struct CMUnitTest misuse_tests[] = {
-    cmocka_unit_test(test_bad_options),   cmocka_unit_test(test_limits_differ),
-    cmocka_unit_test(test_size_differs),  cmocka_unit_test(test_secret_differs),
-    cmocka_unit_test(test_missing_ranks), cmocka_unit_test(test_strangers),
-    cmocka_unit_test(test_other_call),
+    cmocka_unit_test(test_bad_options),        cmocka_unit_test(test_limits_differ),
+    cmocka_unit_test(test_size_differs),       cmocka_unit_test(test_secret_differs),
+    cmocka_unit_test(test_missing_ranks),      cmocka_unit_test(test_strangers),
+    cmocka_unit_test(test_other_call),         cmocka_unit_test(test_socket_file),
+    cmocka_unit_test(test_socket_file_in_use), cmocka_unit_test(test_socket_path_too_long),
 };
 
 static const struct CMUnitTest fault_tests[] = {
