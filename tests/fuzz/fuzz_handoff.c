@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "common/kvcache/page_pool.h"
+#include "kvtransfer/cut.h"
 #include "proto/registry.pb-c.h"
 #include "proto/worker.pb-c.h"
 #include "tests/fuzz/driver.h"
@@ -196,7 +197,16 @@ static size_t seed_of_decode(uint8_t *data, size_t capacity)
     at = add(data, at, capacity, 3, 5, NULL);
     at = add(data, at, capacity, 0, 2, &done.base);
     at = add(data, at, capacity, 0, 3, &quiesced.base);
-    quiesced.broken = true;
+    Baton__V1__LinkCut cuts[3], *list[3];
+    for (uint32_t i = 0; i < 3; i++) {
+        baton__v1__link_cut__init(&cuts[i]);
+        cuts[i].link = 1 + i / 2;
+        cuts[i].lines = i == 2 ? KVT_ALL_LINES : UINT64_C(1) << i;
+        list[i] = &cuts[i];
+    }
+    done.cuts = quiesced.cuts = list;
+    done.n_cuts = quiesced.n_cuts = 3;
+    at = add(data, at, capacity, 0, 2, &done.base);
     at = add(data, at, capacity, 0, 3, &quiesced.base);
     return add(data, at, capacity, 0, 4, &cancel.base);
 }

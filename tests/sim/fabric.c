@@ -257,6 +257,45 @@ static void disconnect_in_world(struct kvt_transport *transport, const struct kv
     real_ops->disconnect(transport, cut, done, context);
 }
 
+/* ---- other ranks of a prefill worker */
+
+/* Beside a cut, before or after it, that of a link which another process had. */
+static size_t add_cut(Baton__V1__LinkCut **cuts, size_t count, Baton__V1__LinkCut **ret_cuts)
+{
+    static Baton__V1__LinkCut other;
+    baton__v1__link_cut__init(&other);
+    other.link = UINT64_MAX - draw(3);
+    other.lines = KVT_ALL_LINES;
+    size_t at = draw(2) ? count : 0;
+    memcpy(ret_cuts, cuts, count * sizeof(*cuts));
+    memmove(&ret_cuts[at + 1], &ret_cuts[at], (count - at) * sizeof(*cuts));
+    ret_cuts[at] = &other;
+    return count + 1;
+}
+
+const ProtobufCMessage *fabric_among_ranks(const ProtobufCMessage *request)
+{
+    static Baton__V1__LinkCut *cuts[8];
+    static Baton__V1__QuiescedRequest quiesced;
+    static Baton__V1__HandoffDoneRequest done;
+    if (request->descriptor == &baton__v1__quiesced_request__descriptor) {
+        memcpy(&quiesced, request, sizeof(quiesced));
+        if (quiesced.n_cuts > 0 && quiesced.n_cuts < 8) {
+            quiesced.n_cuts = add_cut(quiesced.cuts, quiesced.n_cuts, cuts);
+            quiesced.cuts = cuts;
+            return &quiesced.base;
+        }
+    } else if (request->descriptor == &baton__v1__handoff_done_request__descriptor) {
+        memcpy(&done, request, sizeof(done));
+        if (done.n_cuts > 0 && done.n_cuts < 8) {
+            done.n_cuts = add_cut(done.cuts, done.n_cuts, cuts);
+            done.cuts = cuts;
+            return &done.base;
+        }
+    }
+    return request;
+}
+
 static enum bt_status make_rails(struct card *card, uint32_t count, struct bt_error *error,
                                  struct kvt_transport **ret_transport)
 {

@@ -27,6 +27,9 @@ void fabric_break_rail(struct node *node);
 /* In how long the thread of this node's transport will see that it has something to do;
  * BT_NEVER_NS. */
 int64_t fabric_delay(const struct node *node);
+/* As if the prefill worker had more ranks: a message that names cuts names one of a link more.
+ * Valid until the next call. */
+const ProtobufCMessage *fabric_among_ranks(const ProtobufCMessage *request);
 
 uint32_t kv_tag(uint64_t request, uint64_t epoch, uint32_t layer, uint32_t position);
 uint32_t *kv_slot(void *pool, uint32_t pool_pages, uint32_t layer, uint32_t page, uint32_t token);

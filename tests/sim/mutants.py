@@ -80,7 +80,7 @@ MUTANTS = {
     "broken-called-quiesced": ("rule 4: a broken link is not quiesced", "kvtransfer/push.c", [
         ("end(push, BT_ERR_PEER_LOST, false);", "end(push, BT_ERR_PEER_LOST, true);")]),
     "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/worker.c", [
-        ("    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {",
+        ("    if (list.count > 0 && kvt_landing_is_open(landing)) {",
          "    if (false) {")]),
     "lost-not-cut-off": ("rule 2: lost and disconnected", "decode-node/cutoff.c", [
         ("            cut_lost(cutoffs, peers[i]);",
@@ -114,19 +114,27 @@ MUTANTS = {
         ("    kvt_target_forget(worker->target, message->epoch); /* may have been written again since */",
          "")]),
     "cut-not-made-before-done": ("rule 12: cut off before READY", "decode-node/worker.c", [
-        ("    if (message->cut_lines != 0 && landing && landing->state == KVT_LANDING_LANDING) {",
+        ("    if (list.count > 0 && landing && landing->state == KVT_LANDING_LANDING) {",
          "    if (false && landing) {")]),
-    "cut-of-a-healthy-link": ("rule 5: a cut is of one link", "decode-node/worker.c", [
-        ("                                    .link = request->link,",
-         "                                    .link = KVT_ANY_LINK,")]),
+    "cut-the-first-alone": ("rule 12: all that a message names is cut off", "decode-node/cutoff.c", [
+        ("    for (size_t i = 0; i < count; i++) {\n        enum bt_status status = read_cut(",
+         "    for (size_t i = 0; i < (count > 0); i++) {\n        enum bt_status status = read_cut(")]),
+    "first-cut-is-enough": ("rule 12: all cuts are made before the message counts",
+                            "decode-node/cutoff.c", [
+        ("        if (--ask->waiter->pending == 0) {",
+         "        for (uint32_t i = 0; i < ask->waiter->ask_count; i++) {\n"
+         "            if (ask->waiter->asks[i].cut) {\n"
+         "                ask_unlink(&ask->waiter->asks[i]);\n"
+         "            }\n"
+         "        }\n"
+         "        {")]),
+    "cut-of-a-healthy-link": ("rule 5: a cut is of one link", "decode-node/cutoff.c", [
+        (".link = message->link,", ".link = KVT_ANY_LINK,")]),
     "cut-of-a-healthy-line": ("rule 12: a cut is of its lines", "decode-node/cutoff.c", [
-        ("        wanted.lines |= waiter->lines;", "        wanted.lines = KVT_ALL_LINES;")]),
+        ("        wanted.lines |= ask->lines;", "        wanted.lines = KVT_ALL_LINES;")]),
     "stale-duplicate-cut": ("rule 5: nothing is cut off for an epoch that is over",
                             "decode-node/worker.c", [
-        ("    if ((request->broken || request->cut_lines != 0) && kvt_landing_is_open(landing)) {",
-         "    if (request->broken || request->cut_lines != 0) {"),
-        ("                                    .link = request->link,",
-         "                                    .link = KVT_ANY_LINK,")]),
+        ("    if (list.count > 0 && kvt_landing_is_open(landing)) {", "    if (list.count > 0) {")]),
     "line-number-used-again": ("rule 12: a line that is tried again has a new number",
                                "kvtransfer/rails/peer.c", [
         ("    uint32_t number = free_number(line->owner);",

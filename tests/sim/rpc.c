@@ -583,7 +583,7 @@ enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_
     uint64_t number = new_number(pendings, sizeof(pendings[0]), MAX_CALLS);
     struct bt_rpc_pending *pending = &pendings[number % MAX_CALLS];
     *pending = (struct bt_rpc_pending){.number = number, .client = client, .spec = *spec};
-    pending->packed = pack(spec->request, &pending->packed_size);
+    pending->packed = pack(fabric_among_ranks(spec->request), &pending->packed_size);
     if (spec->deadline_ns != BT_NEVER_NS) {
         event_at(spec->deadline_ns, client->node, pending_deadline, NULL, number);
     }

@@ -318,8 +318,12 @@ enum bt_status cluster_quiesced(struct cluster *cluster, const struct fake_prefi
     Baton__V1__QuiescedRequest message = BATON__V1__QUIESCED_REQUEST__INIT;
     message.request_id = request;
     message.epoch = epoch;
-    message.broken = broken;
     message.incarnation = fake->incarnation;
+    Baton__V1__LinkCut cut = BATON__V1__LINK_CUT__INIT, *cuts[] = {&cut};
+    cut.link = 7;
+    cut.lines = UINT64_MAX;
+    message.cuts = cuts;
+    message.n_cuts = broken;
     return cluster_call(cluster, cluster->to_decode, "baton.v1.Decode/Quiesced", &message.base,
                         NULL, NULL);
 }

@@ -93,6 +93,7 @@ struct fake_prefill {
 };
 bool cluster_lease(struct cluster *cluster, const struct fake_prefill *fake, uint64_t request,
                    uint64_t epoch);
+/* `broken`: its link 7 is to be cut off. */
 enum bt_status cluster_quiesced(struct cluster *cluster, const struct fake_prefill *fake,
                                 uint64_t request, uint64_t epoch, bool broken);
 

@@ -229,6 +229,24 @@ static enum bt_status done_send(struct cluster *cluster, struct done *done)
                         &done->message.base, NULL, NULL);
 }
 
+struct cuts {
+    Baton__V1__LinkCut cuts[3];
+    Baton__V1__LinkCut *list[3];
+};
+
+/* One line, one that is not there, all lines of another link. */
+static void cuts_init(struct cuts *cuts)
+{
+    for (int i = 0; i < 3; i++) {
+        baton__v1__link_cut__init(&cuts->cuts[i]);
+        cuts->list[i] = &cuts->cuts[i];
+        cuts->cuts[i].link = i == 2 ? 8 : 7;
+    }
+    cuts->cuts[0].lines = UINT64_C(1) << 1;
+    cuts->cuts[1].lines = UINT64_C(1) << 63;
+    cuts->cuts[2].lines = UINT64_MAX;
+}
+
 static void open_by_hand(struct cluster *cluster, struct dc_worker_options *decode)
 {
     struct pf_worker_options prefill = cluster_prefill_options();
@@ -343,7 +361,8 @@ static void test_done_again_and_again(void **state)
     cluster_close(&cluster);
 }
 
-/* Lines that failed under the push are cut off first; whatever the mask says, nothing is lost. */
+/* Links and lines that failed under the push are cut off first; whatever the masks say, nothing is
+ * lost. */
 static void test_done_after_a_cut(void **state)
 {
     (void)state;
@@ -357,15 +376,17 @@ static void test_done_after_a_cut(void **state)
     attempt_init(&attempts[0], 9, hand_prompt, 100, 300);
     assert_int_equal(cluster_reserve(&cluster, &attempts[0]), BT_OK);
     done_init(&done, &cluster, &attempts[0]);
-    done.message.cut_lines = 1u << 1;
-    done.message.link = 7;
+    struct cuts cuts;
+    cuts_init(&cuts);
+    done.message.cuts = cuts.list;
+    done.message.n_cuts = 1;
     assert_int_equal(done_send(&cluster, &done), BT_ERR_PROTOCOL); /* nobody to cut off */
     assert_true(cluster_lease(&cluster, &fake, 9, attempts[0].epoch));
     done.message.has_checksum = false; /* what is asked for after the cut is checked as ever */
     assert_int_equal(done_send(&cluster, &done), BT_ERR_INVALID_ARGUMENT);
     done.message.has_checksum = true;
     assert_int_equal(done_send(&cluster, &done), BT_OK);
-    done.message.cut_lines = UINT64_MAX; /* once more, and lines that are not there */
+    done.message.n_cuts = 3; /* once more, and what is not there */
     assert_int_equal(done_send(&cluster, &done), BT_OK);
     cluster_until(&cluster, attempts[0].token_count > 3);
     assert_int_equal(attempts[0].tokens[0], 5);
@@ -377,8 +398,13 @@ static void test_done_after_a_cut(void **state)
     quiesced.request_id = 10;
     quiesced.epoch = attempts[1].epoch;
     quiesced.incarnation = fake.incarnation;
-    quiesced.cut_lines = UINT64_C(1) << 63;
-    quiesced.link = 7;
+    quiesced.cuts = cuts.list;
+    quiesced.n_cuts = 3;
+    cuts.cuts[2].link = 0;
+    assert_int_equal(cluster_call(&cluster, cluster.to_decode, "baton.v1.Decode/Quiesced",
+                                  &quiesced.base, NULL, NULL),
+                     BT_ERR_INVALID_ARGUMENT);
+    cuts.cuts[2].link = 7;
     assert_int_equal(cluster_call(&cluster, cluster.to_decode, "baton.v1.Decode/Quiesced",
                                   &quiesced.base, NULL, NULL),
                      BT_OK);

@@ -200,7 +200,11 @@ static void test_handoff_done(void **state)
     for (int i = 0; i < 21; i++) {
         tops[i] = &top;
     }
-    for (int fault = 0; fault < 5; fault++) {
+    Baton__V1__LinkCut cut = BATON__V1__LINK_CUT__INIT, *cuts[65];
+    for (int i = 0; i < 65; i++) {
+        cuts[i] = &cut;
+    }
+    for (int fault = 0; fault < 8; fault++) {
         Baton__V1__Token token = BATON__V1__TOKEN__INIT;
         Baton__V1__HandoffDoneRequest message = BATON__V1__HANDOFF_DONE_REQUEST__INIT;
         message.request_id = 70;
@@ -215,6 +219,10 @@ static void test_handoff_done(void **state)
         token.n_top = fault == 3 ? 21 : 0;
         token.has_logprob = fault == 4;
         token.logprob = NAN;
+        message.cuts = cuts;
+        message.n_cuts = fault == 7 ? 65 : fault >= 5;
+        cut.link = fault != 5;
+        cut.lines = fault != 6;
         assert_int_equal(cluster_call(cluster, cluster->to_decode, "baton.v1.Decode/HandoffDone",
                                       &message.base, NULL, NULL),
                          BT_ERR_INVALID_ARGUMENT);
