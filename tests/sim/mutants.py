@@ -119,22 +119,14 @@ MUTANTS = {
     "cut-the-first-alone": ("rule 12: all that a message names is cut off", "decode-node/cutoff.c", [
         ("    for (size_t i = 0; i < count; i++) {\n        enum bt_status status = read_cut(",
          "    for (size_t i = 0; i < (count > 0); i++) {\n        enum bt_status status = read_cut(")]),
-    "first-cut-is-enough": ("rule 12: all cuts are made before the message counts",
-                            "decode-node/cutoff.c", [
-        ("        if (--ask->waiter->pending == 0) {",
-         "        for (uint32_t i = 0; i < ask->waiter->ask_count; i++) {\n"
-         "            if (ask->waiter->asks[i].cut) {\n"
-         "                ask_unlink(&ask->waiter->asks[i]);\n"
-         "            }\n"
-         "        }\n"
-         "        {")]),
     "cut-of-a-healthy-link": ("rule 5: a cut is of one link", "decode-node/cutoff.c", [
         (".link = message->link,", ".link = KVT_ANY_LINK,")]),
     "cut-of-a-healthy-line": ("rule 12: a cut is of its lines", "decode-node/cutoff.c", [
         ("        wanted.lines |= ask->lines;", "        wanted.lines = KVT_ALL_LINES;")]),
     "stale-duplicate-cut": ("rule 5: nothing is cut off for an epoch that is over",
                             "decode-node/worker.c", [
-        ("    if (list.count > 0 && kvt_landing_is_open(landing)) {", "    if (list.count > 0) {")]),
+        ("    if (list.count > 0 && kvt_landing_is_open(landing)) {",
+         "    if (list.count > 0) {\n        list.cuts[0].link = KVT_ANY_LINK;")]),
     "line-number-used-again": ("rule 12: a line that is tried again has a new number",
                                "kvtransfer/rails/peer.c", [
         ("    uint32_t number = free_number(line->owner);",
