@@ -95,10 +95,19 @@ static void check_worker_at(struct rt_core *core, int64_t when_ns)
 
 static void heard_of(struct rt_core *core, struct rt_worker *worker)
 {
+    struct rt_worker_life life = worker->life;
+    life.silent = false;
+    rt_worker_set_life(worker, life);
     worker->last_heartbeat_ns = core->now_ns;
-    worker->silent = false;
     check_worker_at(core, core->now_ns + core->options.silent_after_ns);
     core->dispatch_due = true;
+}
+
+static bool same_member(const struct rt_group_member *a, const struct rt_group_member *b)
+{
+    return a->incarnation == b->incarnation &&
+           (a->incarnation == 0 ||
+            (a->rank == b->rank && a->size == b->size && strcmp(a->name, b->name) == 0));
 }
 
 static enum bt_status worker_again(struct rt_core *core, struct rt_worker *worker,
@@ -108,8 +117,17 @@ static enum bt_status worker_again(struct rt_core *core, struct rt_worker *worke
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "worker %s: this incarnation registered with another role", info->id);
     }
-    if (worker->lost) {
-        worker->lost = worker->connected = worker->draining = false;
+    enum bt_status status = rt_worker_table_check_group(&core->workers, info, worker, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (!same_member(&worker->info.group, &info->group)) {
+        return bt_error_set(error, BT_ERR_MISMATCH,
+                            "group: worker %s was another rank, or of another group", info->id);
+    }
+    if (worker->life.lost) {
+        rt_worker_set_life(worker, (struct rt_worker_life){.lost = false});
+        worker->why_lost[0] = '\0';
     }
     worker->info.max_model_len = info->max_model_len;
     rt_worker_set_load(worker, &info->load);
@@ -131,9 +149,13 @@ enum bt_status rt_core_worker_register(struct rt_core *core, const struct rt_wor
         }
         return status;
     }
-    if (worker && !worker->lost) {
+    if (worker && !worker->life.lost) {
         return bt_error_set(error, BT_ERR_ALREADY_EXISTS,
                             "worker %s: another process with this id is alive", info->id);
+    }
+    status = rt_worker_table_check_group(&core->workers, info, NULL, error);
+    if (status != BT_OK) {
+        return status;
     }
     if (worker) {
         rt_worker_table_remove(&core->workers, worker);
@@ -150,8 +172,10 @@ void rt_core_worker_connected(struct rt_core *core, rt_worker_ref ref, int64_t n
 {
     rt_core_hear_time(core, now_ns);
     struct rt_worker *worker = rt_core_worker_get(core, ref);
-    if (worker && !worker->lost) {
-        worker->connected = true;
+    if (worker && !worker->life.lost) {
+        struct rt_worker_life life = worker->life;
+        life.connected = true;
+        rt_worker_set_life(worker, life);
         core->dispatch_due = true;
     }
 }
@@ -161,10 +185,12 @@ enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, ui
 {
     rt_core_hear_time(core, now_ns);
     struct rt_worker *worker = rt_worker_table_find(&core->workers, id);
-    if (!worker || worker->lost || worker->info.incarnation != incarnation) {
+    if (!worker || worker->life.lost || worker->info.incarnation != incarnation) {
         return BT_ERR_NOT_FOUND;
     }
-    worker->draining = draining;
+    struct rt_worker_life life = worker->life;
+    life.draining = draining;
+    rt_worker_set_life(worker, life);
     rt_worker_set_load(worker, load);
     heard_of(core, worker);
     return BT_OK;
@@ -173,26 +199,63 @@ enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, ui
 void rt_core_worker_load(struct rt_core *core, rt_worker_ref ref, const struct rt_load *load)
 {
     struct rt_worker *worker = rt_core_worker_get(core, ref);
-    if (worker && !worker->lost) {
+    if (worker && !worker->life.lost) {
         rt_worker_set_load(worker, load);
         core->dispatch_due = true;
     }
 }
 
-/* The worker is marked lost already. */
-static void request_worker_lost(struct rt_core *core, struct rt_request *request,
-                                const struct rt_worker *worker, const char *text)
+/* ---- workers that are gone */
+
+static bool is_lost(const struct rt_core *core, rt_worker_ref ref)
 {
-    if (request->state != RT_QUEUED && request->decode == worker->ref) {
-        /* It may be cut off and yet alive, holding pages. */
-        rt_attempt_failed(core, request, worker->ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
-    } else if (request->state == RT_PREFILLING && request->prefill == worker->ref) {
-        rt_attempt_failed(core, request, worker->ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
-    } else if (request->state != RT_QUEUED && request->prefill == worker->ref) {
+    const struct rt_worker *worker = rt_core_worker_get(core, ref);
+    return worker && worker->life.lost;
+}
+
+static void attempt_lost(struct rt_core *core, struct rt_request *request, rt_worker_ref ref)
+{
+    char text[RT_WHY_LOST_SIZE + 16];
+    snprintf(text, sizeof text, "worker lost: %s", rt_core_worker_get(core, ref)->why_lost);
+    /* It may be cut off and yet alive, holding pages. */
+    rt_attempt_failed(core, request, ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
+}
+
+static void check_request(struct rt_core *core, struct rt_request *request)
+{
+    if (request->state == RT_QUEUED) {
+        return;
+    }
+    if (is_lost(core, request->decode)) {
+        attempt_lost(core, request, request->decode);
+    } else if (is_lost(core, request->prefill) && request->state == RT_PREFILLING) {
+        attempt_lost(core, request, request->prefill);
+    } else if (is_lost(core, request->prefill)) {
         /* RESERVING: another is chosen when pages are there. DECODING: its part is done. */
-        rt_worker_uncount_prefill((struct rt_worker *)worker, request);
+        rt_worker_uncount_prefill(rt_core_worker_get(core, request->prefill), request);
         request->prefill = RT_NO_WORKER;
         request->run_open = false;
+    }
+}
+
+static void mark_lost(struct rt_core *core, struct rt_worker *worker, const char *why)
+{
+    rt_worker_set_life(worker, (struct rt_worker_life){.lost = true});
+    worker->lost_ns = core->now_ns;
+    snprintf(worker->why_lost, sizeof worker->why_lost, "%s", why);
+}
+
+/* `worker` is lost already. */
+static void mark_group_lost(struct rt_core *core, const struct rt_worker *worker)
+{
+    const struct rt_group *group = worker->group;
+    char why[RT_WHY_LOST_SIZE];
+    snprintf(why, sizeof why, "rank %u (%s) of its group is gone: %.70s", worker->info.group.rank,
+             worker->info.id, worker->why_lost);
+    for (uint32_t i = 0; i < group->size; i++) {
+        if (group->ranks[i]) {
+            mark_lost(core, group->ranks[i], why);
+        }
     }
 }
 
@@ -200,20 +263,19 @@ void rt_core_worker_lost(struct rt_core *core, rt_worker_ref ref, const char *wh
 {
     rt_core_hear_time(core, now_ns);
     struct rt_worker *worker = rt_core_worker_get(core, ref);
-    if (!worker || worker->lost) {
+    if (!worker || worker->life.lost) {
         return;
     }
-    worker->lost = true;
-    worker->connected = false;
-    worker->lost_ns = core->now_ns;
+    mark_lost(core, worker, why);
+    if (worker->group) {
+        mark_group_lost(core, worker);
+    }
     check_worker_at(core, core->now_ns + RT_LOST_KEPT_NS);
-    char text[BT_ERROR_TEXT_SIZE];
-    snprintf(text, sizeof text, "worker lost: %s", why);
     size_t cursor = 0;
     uint64_t id;
     void *request;
     while (bt_map_next(&core->requests, &cursor, &id, &request)) {
-        request_worker_lost(core, request, worker, text);
+        check_request(core, request);
     }
     core->dispatch_due = true;
 }
@@ -222,15 +284,17 @@ void rt_core_worker_lost(struct rt_core *core, rt_worker_ref ref, const char *wh
 static int64_t worker_tick(struct rt_core *core, struct rt_worker *worker)
 {
     int64_t silence_ns = core->now_ns - worker->last_heartbeat_ns;
-    if (!worker->lost && silence_ns >= core->options.lost_after_ns) {
+    if (!worker->life.lost && silence_ns >= core->options.lost_after_ns) {
         rt_core_worker_lost(core, worker->ref, "no heartbeat", core->now_ns);
     }
-    if (worker->lost) {
+    if (worker->life.lost) {
         return worker->lost_ns + RT_LOST_KEPT_NS;
     }
-    worker->silent = silence_ns >= core->options.silent_after_ns;
+    struct rt_worker_life life = worker->life;
+    life.silent = silence_ns >= core->options.silent_after_ns;
+    rt_worker_set_life(worker, life);
     return worker->last_heartbeat_ns +
-           (worker->silent ? core->options.lost_after_ns : core->options.silent_after_ns);
+           (life.silent ? core->options.lost_after_ns : core->options.silent_after_ns);
 }
 
 static void check_workers(struct rt_core *core)
@@ -239,7 +303,7 @@ static void check_workers(struct rt_core *core)
     for (uint32_t i = core->workers.count; i-- > 0;) {
         struct rt_worker *worker = core->workers.workers[i];
         int64_t next_ns = worker_tick(core, worker);
-        if (worker->lost && next_ns <= core->now_ns) {
+        if (worker->life.lost && next_ns <= core->now_ns) {
             rt_worker_table_remove(&core->workers, worker);
         } else {
             check_worker_at(core, next_ns);
@@ -634,6 +698,7 @@ bool rt_core_worker(const struct rt_core *core, rt_worker_ref ref, struct rt_wor
             .state = rt_worker_state(worker),
             .last_heartbeat_ns = worker->last_heartbeat_ns,
             .projected_pages = (uint32_t)rt_worker_projected_pages(worker),
+            .why_lost = worker->why_lost,
         };
     }
     return worker != NULL;

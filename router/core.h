@@ -12,6 +12,10 @@
  * no fault of its own (worker lost, handoff failed, pages preempted) goes back to the queue's head
  * and runs again from its prompt: tokens are a function of (prompt, parameters, seed, position), so
  * those that the client has already are recognised by index and not sent twice.
+ *
+ * A worker may be one rank of a group that serves as one worker: its state is the worst of all
+ * ranks, and none is READY before all are there. Of a decode group every rank registers, has its
+ * own load and gets its own requests; of a prefill group rank 0 alone.
  */
 #ifndef BATON_ROUTER_CORE_H
 #define BATON_ROUTER_CORE_H
@@ -24,11 +28,13 @@
 
 #define RT_WORKER_ID_SIZE 64
 #define RT_MAX_WORKERS    4096
+#define RT_GROUP_SIZE_MAX 64
 
 enum rt_role { RT_ROLE_PREFILL, RT_ROLE_DECODE };
 
 enum rt_worker_state {
-    RT_WORKER_CONNECTING, /* registered; the router's own connection to it is not up yet */
+    RT_WORKER_CONNECTING, /* registered; the router's own connection to it, or a rank of its group,
+                           * is not up yet */
     RT_WORKER_READY,
     RT_WORKER_SILENT,   /* heartbeats are late: gets nothing new, loses nothing */
     RT_WORKER_DRAINING, /* gets nothing new */
@@ -42,10 +48,18 @@ struct rt_load {
     uint64_t waiting_tokens, kv_tokens;
 };
 
+/* As GroupMember. incarnation 0: a worker of one rank. */
+struct rt_group_member {
+    uint64_t incarnation;
+    char name[RT_WORKER_ID_SIZE];
+    uint32_t rank, size; /* rank < size <= RT_GROUP_SIZE_MAX */
+};
+
 struct rt_worker_info {
     char id[RT_WORKER_ID_SIZE];
     uint64_t incarnation;
     enum rt_role role;
+    struct rt_group_member group;
     uint32_t max_model_len;
     struct rt_load load;
 };
@@ -121,8 +135,10 @@ void rt_core_destroy(struct rt_core *core);
 
 /* ---- workers */
 
-/* ALREADY_EXISTS: a live worker has this id with another incarnation. The same incarnation again
- * is a re-registration: fine, gives the same ref. */
+/* ALREADY_EXISTS: a live worker has this id with another incarnation, or this rank of this group.
+ * MISMATCH: ranks of one group incarnation say different things of it, or this worker said
+ * something else before; names the field. The same incarnation again is a re-registration: fine,
+ * gives the same ref. */
 enum bt_status rt_core_worker_register(struct rt_core *core, const struct rt_worker_info *info,
                                        int64_t now_ns, struct bt_error *error,
                                        rt_worker_ref *ret_worker);
@@ -133,7 +149,8 @@ enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, ui
                                         const struct rt_load *load, bool draining, int64_t now_ns);
 /* Load that came with a step, fresher than the heartbeat's. */
 void rt_core_worker_load(struct rt_core *core, rt_worker_ref worker, const struct rt_load *load);
-/* Process or connection gone, or it deregistered. Any number of times. */
+/* Process or connection gone, or it deregistered; all ranks of its group are lost with it. Any
+ * number of times. */
 void rt_core_worker_lost(struct rt_core *core, rt_worker_ref worker, const char *why,
                          int64_t now_ns);
 
@@ -188,6 +205,7 @@ struct rt_worker_view {
     enum rt_worker_state state;
     int64_t last_heartbeat_ns;
     uint32_t projected_pages; /* decode: what running and coming requests are expected to need */
+    const char *why_lost;     /* "" unless LOST */
 };
 bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view);
 bool rt_core_worker(const struct rt_core *core, rt_worker_ref worker,

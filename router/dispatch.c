@@ -439,7 +439,7 @@ static void tend_links(struct rt_service *service)
         }
         if (link->client && (link->broken || view.state == RT_WORKER_LOST)) {
             if (!link->broken && !link->left) {
-                bt_log_warn(0, "worker %s is lost: it was silent for too long", link->id);
+                bt_log_warn(0, "worker %s is lost: %s", link->id, view.why_lost);
             }
             bt_counter_add(service->metrics.worker_losses, link->left ? 0 : 1);
             rt_worker_link_close(link);

@@ -95,7 +95,7 @@ bool rt_placement_possible(const struct rt_worker_table *table, enum rt_role rol
     bool any = false;
     for (uint32_t i = 0; i < table->count; i++) {
         const struct rt_worker *worker = table->workers[i];
-        if (worker->info.role != role || worker->lost) {
+        if (worker->info.role != role || worker->life.lost) {
             continue;
         }
         any = true;
@@ -111,7 +111,7 @@ uint32_t rt_placement_largest_pool(const struct rt_worker_table *table)
     uint32_t largest = 0;
     for (uint32_t i = 0; i < table->count; i++) {
         const struct rt_worker *worker = table->workers[i];
-        if (worker->info.role == RT_ROLE_DECODE && !worker->lost &&
+        if (worker->info.role == RT_ROLE_DECODE && !worker->life.lost &&
             worker->info.load.pages_total > largest) {
             largest = worker->info.load.pages_total;
         }

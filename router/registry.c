@@ -3,6 +3,7 @@
  * here, field by field, before the core or another worker hears of it.
  */
 #include <ctype.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -46,6 +47,34 @@ static bool good_endpoint(const char *endpoint)
     return known && endpoint[size] == '\0' && size < RT_LINK_ENDPOINT_SIZE;
 }
 
+static enum bt_status check_group(const Baton__V1__RegisterRequest *request, struct bt_error *error)
+{
+    const Baton__V1__GroupMember *group = request->group;
+    if (!group) {
+        return BT_OK;
+    }
+    if (group->incarnation == 0) {
+        return bad_field(error, "group.incarnation", "must not be 0");
+    }
+    if (!good_id(group->name)) {
+        return bad_field(error, "group.name", "must be a worker id");
+    }
+    if (group->size < 2 || group->size > RT_GROUP_SIZE_MAX) {
+        return bad_field(error, "group.size", "must be 2 to 64");
+    }
+    if (group->rank >= group->size) {
+        return bad_field(error, "group.rank", "must be less than group.size");
+    }
+    if (group->rank > 0 && request->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL) {
+        return bad_field(error, "group.rank",
+                         "must be 0: only that rank of a prefill group registers");
+    }
+    if ((group->rank == 0) != (strcmp(group->name, request->worker_id) == 0)) {
+        return bad_field(error, "group.name", "must be the worker_id of rank 0");
+    }
+    return BT_OK;
+}
+
 static enum bt_status check_worker(const Baton__V1__RegisterRequest *request,
                                    struct bt_error *error)
 {
@@ -71,7 +100,7 @@ static enum bt_status check_worker(const Baton__V1__RegisterRequest *request,
     if (!request->load) {
         return bad_field(error, "load", "is missing");
     }
-    return BT_OK;
+    return check_group(request, error);
 }
 
 static enum bt_status check_kv(const Baton__V1__RegisterRequest *request,
@@ -191,6 +220,7 @@ static bool fill_link(struct rt_worker_link *link, const Baton__V1__RegisterRequ
 {
     snprintf(link->id, sizeof link->id, "%s", request->worker_id);
     link->incarnation = request->incarnation;
+    link->group = request->group ? request->group->incarnation : 0;
     link->left = false;
     link->role =
         request->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? RT_ROLE_PREFILL : RT_ROLE_DECODE;
@@ -287,6 +317,12 @@ static enum bt_status register_worker(struct rt_service *service,
         .max_model_len = request->max_model_len,
     };
     snprintf(info.id, sizeof info.id, "%s", request->worker_id);
+    if (request->group) {
+        info.group.incarnation = request->group->incarnation;
+        info.group.rank = request->group->rank;
+        info.group.size = request->group->size;
+        snprintf(info.group.name, sizeof info.group.name, "%s", request->group->name);
+    }
     rt_load_from_message(request->load, &info.load);
     bool first = !service->has_fingerprint || !rt_service_has_live_worker(service);
     rt_worker_ref ref;
@@ -322,8 +358,13 @@ static void handle_register(void *context, struct bt_rpc_call *call,
         bt_rpc_call_end(call, status, error.text, NULL);
         return;
     }
-    bt_log_info(0, "worker %s registered as %s at %s, transport %s", link->id,
-                link->role == RT_ROLE_PREFILL ? "prefill" : "decode", link->endpoint,
+    char rank[48] = "";
+    if (request->group) {
+        snprintf(rank, sizeof rank, ", rank %" PRIu32 " of %" PRIu32, request->group->rank,
+                 request->group->size);
+    }
+    bt_log_info(0, "worker %s registered as %s%s at %s, transport %s", link->id,
+                link->role == RT_ROLE_PREFILL ? "prefill" : "decode", rank, link->endpoint,
                 link->transport);
     respond_registered(service, call, link);
 }
@@ -357,6 +398,20 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
     free(response.decode);
 }
 
+/* A group leaves as one. */
+static void leave(struct rt_service *service, struct rt_worker_link *link)
+{
+    bt_log_info(0, "worker %s leaves", link->id);
+    link->left = true;
+    for (struct rt_worker_link *other = service->links; other && link->group; other = other->next) {
+        if (other->group == link->group) {
+            other->left = true;
+        }
+    }
+    rt_core_worker_lost(service->core, link->ref, "it left", bt_clock_now_ns());
+    service->links_changed = true;
+}
+
 static void handle_deregister(void *context, struct bt_rpc_call *call,
                               const ProtobufCMessage *message)
 {
@@ -364,10 +419,7 @@ static void handle_deregister(void *context, struct bt_rpc_call *call,
     const Baton__V1__DeregisterRequest *request = (const Baton__V1__DeregisterRequest *)message;
     struct rt_worker_link *link = link_find(service, request->worker_id, request->incarnation);
     if (link) {
-        bt_log_info(0, "worker %s leaves", link->id);
-        link->left = true;
-        rt_core_worker_lost(service->core, link->ref, "it left", bt_clock_now_ns());
-        service->links_changed = true;
+        leave(service, link);
     }
     Baton__V1__DeregisterResponse response = BATON__V1__DEREGISTER_RESPONSE__INIT;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);

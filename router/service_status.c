@@ -55,6 +55,24 @@ static Baton__V1__RankLoad *load_message(const struct rt_load *load)
     return message;
 }
 
+/* NULL: no memory. */
+static Baton__V1__GroupMember *group_message(const struct rt_group_member *group)
+{
+    Baton__V1__GroupMember *message = malloc(sizeof *message);
+    if (!message) {
+        return NULL;
+    }
+    baton__v1__group_member__init(message);
+    message->incarnation = group->incarnation;
+    message->rank = group->rank;
+    message->size = group->size;
+    if (!set_string(&message->name, group->name)) {
+        free(message);
+        return NULL;
+    }
+    return message;
+}
+
 static bool fill_worker(const struct rt_worker_link *link, const struct rt_worker_view *view,
                         Baton__V1__WorkerStatus *status)
 {
@@ -65,6 +83,10 @@ static bool fill_worker(const struct rt_worker_link *link, const struct rt_worke
     status->load = load_message(&view->info->load);
     bool filled = status->load && set_string(&status->worker_id, view->info->id) &&
                   set_string(&status->state, worker_states[view->state]);
+    if (filled && view->info->group.incarnation != 0) {
+        status->group = group_message(&view->info->group);
+        filled = status->group != NULL;
+    }
     if (filled && link) {
         status->pid = link->process.pid;
         filled = set_string(&status->transport,

@@ -33,6 +33,7 @@ struct rt_worker_link {
     char id[RT_WORKER_ID_SIZE];
     uint64_t incarnation;
     enum rt_role role;
+    uint64_t group; /* incarnation; 0: of one rank */
     uint32_t max_model_len;
     char endpoint[RT_LINK_ENDPOINT_SIZE];
     char transport[RT_LINK_TRANSPORT_SIZE];      /* what it offers, the best first: "shm,tcp" */
@@ -45,7 +46,7 @@ struct rt_worker_link {
     struct bt_rpc_client *client; /* NULL: down */
     bool up;                      /* the worker answered on this connection */
     bool broken;                  /* closed at the next occasion */
-    bool left;                    /* it deregistered: no loss */
+    bool left;                    /* it or a rank of its group deregistered: no loss */
     bool refused;                 /* the last that was heard: nobody listens there */
     struct rt_cancel *cancels;
     uint32_t cancel_count;

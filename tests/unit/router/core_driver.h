@@ -64,6 +64,30 @@ static inline rt_worker_ref worker_add(const char *id, enum rt_role role, uint32
     return ref;
 }
 
+static inline struct rt_worker_info rank_info(uint64_t group, uint32_t rank, uint32_t size,
+                                              enum rt_role role, uint32_t pages)
+{
+    char id[16] = "g";
+    if (rank > 0) {
+        snprintf(id, sizeof id, "g.%u", rank);
+    }
+    struct rt_worker_info info = worker_info(id, role, pages);
+    info.incarnation = group * 1000 + rank;
+    info.group = (struct rt_group_member){.incarnation = group, .rank = rank, .size = size};
+    snprintf(info.group.name, sizeof info.group.name, "g");
+    return info;
+}
+
+/* Rank `rank` of the decode group "g". */
+static inline rt_worker_ref rank_add(uint64_t group, uint32_t rank, uint32_t size, uint32_t pages)
+{
+    struct rt_worker_info info = rank_info(group, rank, size, RT_ROLE_DECODE, pages);
+    rt_worker_ref ref;
+    assert_int_equal(rt_core_worker_register(core, &info, now, NULL, &ref), BT_OK);
+    rt_core_worker_connected(core, ref, now);
+    return ref;
+}
+
 static inline enum rt_worker_state worker_state(rt_worker_ref ref)
 {
     struct rt_worker_view view;

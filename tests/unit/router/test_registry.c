@@ -255,6 +255,144 @@ static void test_transport_names_are_text(void **state)
     assert_transport("p0", "a?? and more than there is room");
 }
 
+/* ---- groups */
+
+/* A good registration as rank `rank` of `size` of the group "g"; valid until the next call. */
+static Baton__V1__RegisterRequest member(const struct fake_worker *worker, uint32_t rank,
+                                         uint32_t size)
+{
+    static Baton__V1__GroupMember group;
+    baton__v1__group_member__init(&group);
+    group.incarnation = 7;
+    group.name = (char *)"g";
+    group.rank = rank;
+    group.size = size;
+    Baton__V1__RegisterRequest r = *fake_worker_registration(worker);
+    r.group = &group;
+    return r;
+}
+
+static void join_group(struct fake_worker *worker, const char *id, uint32_t rank)
+{
+    fake_worker_open(worker, loop, id, true);
+    Baton__V1__RegisterRequest r = member(worker, rank, 2);
+    assert_int_equal(register_with(&r), BT_OK);
+    RUN_UNTIL(worker->steps);
+    fake_decode_hello(worker);
+}
+
+static void test_every_field_of_a_group_is_checked(void **state)
+{
+    (void)state;
+    fake_worker_open(&d0, loop, "g", true);
+    fake_worker_open(&d1, loop, "g.1", true);
+    fake_worker_open(&p0, loop, "g", false);
+    fake_worker_open(&p1, loop, "g.1", false);
+#define EXPECT_BAD_MEMBER(worker, rank, size, change, part)                                        \
+    do {                                                                                           \
+        Baton__V1__RegisterRequest r = member(worker, rank, size);                                 \
+        change;                                                                                    \
+        expect_refused(&r, BT_ERR_INVALID_ARGUMENT, part);                                         \
+    } while (0)
+    EXPECT_BAD_MEMBER(&d0, 0, 2, r.group->incarnation = 0, "group.incarnation");
+    EXPECT_BAD_MEMBER(&d1, 1, 2, r.group->name = (char *)"", "group.name");
+    EXPECT_BAD_MEMBER(&d1, 1, 2, r.group->name = (char *)"a\"b", "group.name");
+    EXPECT_BAD_MEMBER(&d0, 0, 2, r.group->name = (char *)"h", "group.name");
+    EXPECT_BAD_MEMBER(&d1, 1, 2, r.group->name = (char *)"g.1", "group.name");
+    EXPECT_BAD_MEMBER(&d0, 0, 0, (void)0, "group.size");
+    EXPECT_BAD_MEMBER(&d0, 0, 1, (void)0, "group.size");
+    EXPECT_BAD_MEMBER(&d0, 0, 65, (void)0, "group.size");
+    EXPECT_BAD_MEMBER(&d0, 0, UINT32_MAX, (void)0, "group.size");
+    EXPECT_BAD_MEMBER(&d1, 2, 2, (void)0, "group.rank");
+    EXPECT_BAD_MEMBER(&d1, UINT32_MAX, 64, (void)0, "group.rank");
+    EXPECT_BAD_MEMBER(&p1, 1, 2, (void)0, "group.rank");
+    Baton__V1__RegisterRequest good = member(&d1, 1, 2);
+    assert_int_equal(register_with(&good), BT_OK);
+    good = member(&d0, 0, 3);
+    expect_refused(&good, BT_ERR_MISMATCH, "group.size");
+    good = member(&p0, 0, 2);
+    expect_refused(&good, BT_ERR_MISMATCH, "role");
+}
+
+static void test_status_shows_the_group(void **state)
+{
+    (void)state;
+    join_group(&d1, "g.1", 1);
+    RUN_UNTIL(worker_is("g.1", "connecting"));
+    join_group(&d0, "g", 0);
+    RUN_UNTIL(worker_is("g", "ready") && worker_is("g.1", "ready"));
+    join(&p0, "p0", false);
+    Baton__V1__StatusResponse *status = rt_service_status(service);
+    assert_int_equal(status->n_workers, 3);
+    for (size_t i = 0; i < 3; i++) {
+        const Baton__V1__WorkerStatus *worker = status->workers[i];
+        bool first = strcmp(worker->worker_id, "g") == 0;
+        if (strcmp(worker->worker_id, "p0") == 0) {
+            assert_null(worker->group);
+            continue;
+        }
+        assert_non_null(worker->group);
+        assert_int_equal(worker->group->incarnation, 7);
+        assert_string_equal(worker->group->name, "g");
+        assert_int_equal(worker->group->rank, first ? 0 : 1);
+        assert_int_equal(worker->group->size, 2);
+    }
+    baton__v1__status_response__free_unpacked(status, NULL);
+}
+
+/* The connections to the other ranks, which stand, are closed: each rank lets go of its requests,
+ * and may come back. */
+static void test_lost_rank_takes_its_group_along(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join_group(&d0, "g", 0);
+    join_group(&d1, "g.1", 1);
+    RUN_UNTIL(worker_is("g", "ready"));
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    assert_string_equal(p0.run_rank, "g");
+    uint64_t epoch = p0.run_epoch;
+    fake_worker_close(&d1);
+    d1.steps = NULL;
+    RUN_UNTIL(worker_is("g", "lost") && worker_is("g.1", "lost"));
+    RUN_UNTIL(!d0.steps && p0.run_cancels == 1);
+    assert_int_equal(heartbeat("g", d0.incarnation), BT_ERR_NOT_FOUND);
+    const char *name = "baton_router_worker_losses_total";
+    struct bt_counter *losses = bt_metrics_counter(metrics, name, "model_name=\"tiny\"", "");
+    assert_int_equal(bt_counter_value(losses), 2);
+    assert_false(seen.ended);
+    /* The rank that is left serves nothing until the other is back. */
+    Baton__V1__RegisterRequest r = member(&d0, 0, 2);
+    assert_int_equal(register_with(&r), BT_OK);
+    RUN_UNTIL(d0.steps);
+    fake_decode_hello(&d0);
+    SETTLE();
+    assert_true(worker_is("g", "connecting"));
+    assert_null(p0.run);
+    join_group(&d1, "g.1", 1);
+    RUN_UNTIL(p0.run);
+    assert_int_not_equal(p0.run_epoch, epoch);
+}
+
+static void test_group_leaves_as_one(void **state)
+{
+    (void)state;
+    join_group(&d0, "g", 0);
+    join_group(&d1, "g.1", 1);
+    RUN_UNTIL(worker_is("g", "ready"));
+    Baton__V1__DeregisterRequest request = BATON__V1__DEREGISTER_REQUEST__INIT;
+    request.worker_id = d1.id;
+    request.incarnation = d1.incarnation;
+    assert_int_equal(call("baton.v1.Registry/Deregister", &request.base, NULL), BT_OK);
+    assert_true(worker_is("g", "lost") && worker_is("g.1", "lost"));
+    RUN_UNTIL(!d0.steps && !d1.steps);
+    const char *name = "baton_router_worker_losses_total";
+    struct bt_counter *losses = bt_metrics_counter(metrics, name, "model_name=\"tiny\"", "");
+    assert_int_equal(bt_counter_value(losses), 0);
+}
+
 int main(void)
 {
     bt_log_init("test-router-registry",
@@ -272,6 +410,10 @@ int main(void)
         TEST(test_landing_of_another_incarnation_is_not_used),
         TEST(test_status_shows_the_transport_that_is_used),
         TEST(test_transport_names_are_text),
+        TEST(test_every_field_of_a_group_is_checked),
+        TEST(test_status_shows_the_group),
+        TEST(test_lost_rank_takes_its_group_along),
+        TEST(test_group_leaves_as_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
