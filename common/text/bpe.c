@@ -1,21 +1,53 @@
 #include "common/text/bpe.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "common/text/byte_level.h"
 
-bool bt_token_buffer_append(struct bt_token_buffer *buffer, uint32_t id)
+/* Pieces of up to so many bytes are merged in one small array, longer ones by list and heap. */
+#define SHORT_BYTES 64
+
+bool bt_token_buffer_append_all(struct bt_token_buffer *buffer, const uint32_t *ids, size_t count)
 {
-    if (buffer->count == buffer->capacity) {
+    if (buffer->capacity - buffer->count < count) {
         size_t capacity = buffer->capacity ? 2 * buffer->capacity : 64;
-        uint32_t *ids = realloc(buffer->ids, capacity * sizeof *ids);
-        if (!ids)
+        while (capacity - buffer->count < count)
+            capacity *= 2;
+        uint32_t *grown = realloc(buffer->ids, capacity * sizeof *grown);
+        if (!grown)
             return false;
-        buffer->ids = ids;
+        buffer->ids = grown;
         buffer->capacity = capacity;
     }
-    buffer->ids[buffer->count++] = id;
+    if (count > 0)
+        memcpy(buffer->ids + buffer->count, ids, count * sizeof *ids);
+    buffer->count += count;
     return true;
+}
+
+bool bt_token_buffer_append(struct bt_token_buffer *buffer, uint32_t id)
+{
+    return bt_token_buffer_append_all(buffer, &id, 1);
+}
+
+bool bt_bpe_prepare(struct bt_bpe *bpe)
+{
+    bpe->byte_merges = malloc(65536 * sizeof *bpe->byte_merges);
+    if (!bpe->byte_merges)
+        return false;
+    for (uint32_t left = 0; left < 256; left++)
+        for (uint32_t right = 0; right < 256; right++)
+            bpe->byte_merges[left << 8 | right] = bt_pair_table_get(
+                &bpe->merges, (uint64_t)bpe->byte_ids[left] << 32 | bpe->byte_ids[right]);
+    return true;
+}
+
+void bt_bpe_finish(struct bt_bpe *bpe)
+{
+    bt_pair_table_finish(&bpe->merges);
+    free(bpe->byte_merges);
+    *bpe = (struct bt_bpe){0};
 }
 
 void bt_bpe_scratch_finish(struct bt_bpe_scratch *scratch)
@@ -23,6 +55,12 @@ void bt_bpe_scratch_finish(struct bt_bpe_scratch *scratch)
     free(scratch->symbols);
     free(scratch->heap);
     *scratch = (struct bt_bpe_scratch){0};
+}
+
+size_t bt_bpe_scratch_bytes(const struct bt_bpe_scratch *scratch)
+{
+    return scratch->symbol_capacity * sizeof *scratch->symbols +
+           scratch->heap_capacity * sizeof *scratch->heap;
 }
 
 static bool heap_push(struct bt_bpe_scratch *scratch, uint64_t entry)
@@ -136,13 +174,10 @@ static bool find_whole(const struct bt_vocabulary *vocabulary, const char *piece
     return true;
 }
 
-bool bt_bpe_encode(const struct bt_bpe *bpe, const struct bt_vocabulary *vocabulary,
-                   struct bt_bpe_scratch *scratch, const char *piece, size_t size,
-                   struct bt_token_buffer *ret_ids)
+/* By list and heap. */
+static bool encode_long(const struct bt_bpe *bpe, struct bt_bpe_scratch *scratch, const char *piece,
+                        size_t size, struct bt_token_buffer *ret_ids)
 {
-    uint32_t whole;
-    if (bpe->ignore_merges && find_whole(vocabulary, piece, size, &whole))
-        return bt_token_buffer_append(ret_ids, whole);
     if (!start(bpe, scratch, piece, size))
         return false;
     while (scratch->heap_count > 0) {
@@ -159,4 +194,75 @@ bool bt_bpe_encode(const struct bt_bpe *bpe, const struct bt_vocabulary *vocabul
             return false;
     }
     return true;
+}
+
+static uint64_t merge_of(const struct bt_bpe *bpe, uint32_t left, uint32_t right)
+{
+    return bt_pair_table_get(&bpe->merges, (uint64_t)left << 32 | right);
+}
+
+/* `ids` has room for `size`; returns how many there are. */
+static size_t encode_short(const struct bt_bpe *bpe, const char *piece, size_t size, uint32_t *ids)
+{
+    const unsigned char *bytes = (const unsigned char *)piece;
+    uint64_t merges[SHORT_BYTES]; /* [i]: of ids i and i + 1; the last stays NONE */
+    size_t count = size;
+    for (size_t i = 0; i < size; i++)
+        ids[i] = bpe->byte_ids[bytes[i]];
+    for (size_t i = 0; i + 1 < size; i++)
+        merges[i] = bpe->byte_merges[bytes[i] << 8 | bytes[i + 1]];
+    merges[size - 1] = BT_PAIR_TABLE_NONE;
+    for (;;) {
+        size_t at = 0;
+        uint64_t least = merges[0];
+        for (size_t i = 1; i < count; i++) {
+            at = merges[i] < least ? i : at;
+            least = merges[i] < least ? merges[i] : least;
+        }
+        if (least == BT_PAIR_TABLE_NONE)
+            return count;
+        count--;
+        ids[at] = (uint32_t)least;
+        memmove(ids + at + 1, ids + at + 2, (count - at - 1) * sizeof *ids);
+        memmove(merges + at, merges + at + 1, (count - at) * sizeof *merges);
+        if (at > 0)
+            merges[at - 1] = merge_of(bpe, ids[at - 1], ids[at]);
+        if (at + 1 < count)
+            merges[at] = merge_of(bpe, ids[at], ids[at + 1]);
+    }
+}
+
+static void keep_word(struct bt_word_entry *entry, const struct bt_word_key *key, size_t size,
+                      const uint32_t *ids, size_t count)
+{
+    if (count > BT_WORD_CACHE_MAX_IDS)
+        return;
+    entry->key = *key;
+    entry->size = (uint8_t)size;
+    entry->count = (uint8_t)count;
+    memcpy(entry->ids, ids, count * sizeof *ids);
+}
+
+bool bt_bpe_encode(const struct bt_bpe *bpe, const struct bt_vocabulary *vocabulary,
+                   struct bt_bpe_scratch *scratch, struct bt_word_cache *words, const char *piece,
+                   size_t size, size_t readable, struct bt_token_buffer *ret_ids)
+{
+    struct bt_word_key key;
+    struct bt_word_entry *entry = NULL;
+    uint32_t ids[SHORT_BYTES];
+    size_t count = 1;
+    if (size <= BT_WORD_CACHE_MAX_BYTES) {
+        key = bt_word_key_of(piece, size, readable);
+        entry = bt_word_cache_at(words, &key);
+        if (bt_word_entry_holds(entry, &key, size))
+            return bt_token_buffer_append_all(ret_ids, entry->ids, entry->count);
+    }
+    if (!bpe->ignore_merges || !find_whole(vocabulary, piece, size, ids)) {
+        if (size > SHORT_BYTES)
+            return encode_long(bpe, scratch, piece, size, ret_ids);
+        count = encode_short(bpe, piece, size, ids);
+    }
+    if (entry)
+        keep_word(entry, &key, size, ids, count);
+    return bt_token_buffer_append_all(ret_ids, ids, count);
 }

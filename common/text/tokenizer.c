@@ -12,7 +12,10 @@ enum bt_status bt_tokenizer_load(const char *model_dir, struct bt_error *error,
     struct bt_tokenizer *tokenizer = calloc(1, sizeof *tokenizer);
     if (!tokenizer)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a tokenizer");
-    enum bt_status status = bt_tokenizer_file_load(model_dir, error, tokenizer);
+    tokenizer->encoders = bt_encoder_shelf_create();
+    enum bt_status status =
+        tokenizer->encoders ? bt_tokenizer_file_load(model_dir, error, tokenizer)
+                            : bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a tokenizer");
     if (status == BT_OK)
         status = bt_tokenizer_config_load(model_dir, error, tokenizer);
     if (status != BT_OK) {
@@ -28,10 +31,11 @@ void bt_tokenizer_destroy(struct bt_tokenizer *tokenizer)
     if (!tokenizer)
         return;
     bt_vocabulary_finish(&tokenizer->vocabulary);
-    bt_pair_table_finish(&tokenizer->bpe.merges);
+    bt_bpe_finish(&tokenizer->bpe);
     bt_splitter_finish(&tokenizer->splitter);
     bt_added_tokens_finish(&tokenizer->added);
     bt_added_tokens_finish(&tokenizer->added_normalized);
+    bt_encoder_shelf_destroy(tokenizer->encoders);
     free(tokenizer);
 }
 
@@ -81,8 +85,8 @@ size_t bt_tokenizer_longest_token(const struct bt_tokenizer *tokenizer)
 
 struct encoding {
     const struct bt_tokenizer *tokenizer;
-    struct bt_split_scratch *split;
-    struct bt_bpe_scratch bpe;
+    struct bt_encoder *encoder;
+    const char *end; /* of the whole text */
     struct bt_token_buffer *ids;
     struct bt_error *error;
 };
@@ -96,8 +100,8 @@ static enum bt_status encode_piece(void *context, const char *piece, size_t size
                                    struct bt_error *error)
 {
     struct encoding *e = context;
-    bool done =
-        bt_bpe_encode(&e->tokenizer->bpe, &e->tokenizer->vocabulary, &e->bpe, piece, size, e->ids);
+    bool done = bt_bpe_encode(&e->tokenizer->bpe, &e->tokenizer->vocabulary, &e->encoder->bpe,
+                              e->encoder->words, piece, size, (size_t)(e->end - piece), e->ids);
     return done ? BT_OK : no_memory(error);
 }
 
@@ -105,7 +109,7 @@ typedef enum bt_status encode_text(struct encoding *e, const char *text, size_t 
 
 static enum bt_status encode_ordinary(struct encoding *e, const char *text, size_t size)
 {
-    return bt_splitter_run(&e->tokenizer->splitter, e->split, text, size, encode_piece, e,
+    return bt_splitter_run(&e->tokenizer->splitter, e->encoder->split, text, size, encode_piece, e,
                            e->error);
 }
 
@@ -143,16 +147,18 @@ enum bt_status bt_tokenizer_encode(const struct bt_tokenizer *tokenizer, const c
     size_t valid = bt_utf8_valid_size(text, size);
     if (valid != size)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "not UTF-8 at byte %zu", valid);
-    struct encoding e = {
-        .tokenizer = tokenizer, .split = bt_split_scratch_create(), .ids = ret_ids, .error = error};
-    if (!e.split)
+    struct encoding e = {.tokenizer = tokenizer,
+                         .encoder = bt_encoder_take(tokenizer->encoders),
+                         .end = text + size,
+                         .ids = ret_ids,
+                         .error = error};
+    if (!e.encoder)
         return no_memory(error);
     size_t count_before = ret_ids->count;
     enum bt_status status = special ? encode_around(&e, &tokenizer->added, text, size, encode_rest)
                                     : encode_ordinary(&e, text, size);
     if (status != BT_OK)
         ret_ids->count = count_before;
-    bt_bpe_scratch_finish(&e.bpe);
-    bt_split_scratch_destroy(e.split);
+    bt_encoder_give(tokenizer->encoders, e.encoder);
     return status;
 }

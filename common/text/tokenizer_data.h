@@ -10,6 +10,7 @@
 
 #include "common/text/added_token.h"
 #include "common/text/bpe.h"
+#include "common/text/encoder.h"
 #include "common/text/split.h"
 #include "common/text/vocabulary.h"
 
@@ -17,6 +18,7 @@ struct bt_tokenizer {
     struct bt_vocabulary vocabulary;
     struct bt_bpe bpe;
     struct bt_splitter splitter;
+    struct bt_encoder_shelf *encoders;
     /* Found in the text first, and found in what is left ("normalized": true in the file). */
     struct bt_added_tokens added, added_normalized;
     int64_t bos, eos; /* -1: none */

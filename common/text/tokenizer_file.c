@@ -438,7 +438,12 @@ static enum bt_status load_merges(struct loader *l)
         if (status != BT_OK)
             return status;
     }
-    return BT_OK;
+    return bt_bpe_prepare(&l->tokenizer->bpe) ? BT_OK : no_memory(l);
+}
+
+static enum bt_status specialise(struct loader *l)
+{
+    return bt_splitter_specialise(&l->tokenizer->splitter, l->error);
 }
 
 enum bt_status bt_tokenizer_file_load(const char *model_dir, struct bt_error *error,
@@ -450,7 +455,7 @@ enum bt_status bt_tokenizer_file_load(const char *model_dir, struct bt_error *er
         return status;
     enum bt_status (*const steps[])(struct loader *) = {
         check_normalizer, check_decoder, load_pre_tokenizer, find_model, measure_tokens,
-        load_vocab,       load_bytes,    load_merges,        load_added,
+        load_vocab,       load_bytes,    load_merges,        load_added, specialise,
     };
     for (size_t i = 0; i < sizeof steps / sizeof *steps && status == BT_OK; i++)
         status = steps[i](&l);
