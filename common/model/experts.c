@@ -40,8 +40,19 @@ static struct bt_matrix *matrices_of(const struct bt_model *model, uint32_t moe_
     return (struct bt_matrix *)(uintptr_t)model->layers[layer_at(model, moe_index)].experts.gate;
 }
 
+/* What is left of the bytes that weights may take; 0: as much as is free. */
+static uint64_t room_for_more(const struct bt_model *model)
+{
+    uint64_t used = model->memory.bytes - model->let_go_bytes;
+    for (const struct bt_expert_memory *block = model->expert_memory; block; block = block->next)
+        used += block->memory.bytes;
+    if (model->memory_limit == 0)
+        return 0;
+    return used < model->memory_limit ? model->memory_limit - used : 1;
+}
+
 static enum bt_status load_missing(const struct bt_model *model, struct bt_expert_change *change,
-                                   struct bt_error *error)
+                                   const atomic_bool *cancel, struct bt_error *error)
 {
     uint32_t experts = model->config.n_routed_experts;
     const struct bt_matrix *held = matrices_of(model, change->moe_index);
@@ -51,16 +62,17 @@ static enum bt_status load_missing(const struct bt_model *model, struct bt_exper
         return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for the experts", model->dir);
     for (uint32_t e = 0; e < experts; e++)
         missing[e] = change->here[e] && !held[e].data;
-    enum bt_status status = bt_load_experts(model, layer_at(model, change->moe_index), missing,
-                                            error, change->matrices, &memory);
+    enum bt_status status =
+        bt_load_experts(model, layer_at(model, change->moe_index), missing, room_for_more(model),
+                        cancel, error, change->matrices, &memory);
     change->block->memory = memory;
     free(missing);
     return status;
 }
 
 enum bt_status bt_model_load_experts(const struct bt_model *model, uint32_t moe_index,
-                                     const struct bt_placement *to, struct bt_error *error,
-                                     struct bt_expert_change **ret_change)
+                                     const struct bt_placement *to, const atomic_bool *cancel,
+                                     struct bt_error *error, struct bt_expert_change **ret_change)
 {
     size_t experts = model->config.n_routed_experts;
     enum bt_status status = bt_model_check_placement(model, to, error);
@@ -77,7 +89,7 @@ enum bt_status bt_model_load_experts(const struct bt_model *model, uint32_t moe_
     if (!change->here || !change->matrices || !change->block)
         goto err_memory;
     bt_model_experts_here(model, to, moe_index, change->here);
-    status = load_missing(model, change, error);
+    status = load_missing(model, change, cancel, error);
     if (status != BT_OK)
         goto err_change;
     *ret_change = change;
@@ -110,13 +122,17 @@ static size_t matrix_bytes(const struct bt_model *model, const struct bt_matrix 
 }
 
 /* Its whole pages go back to where they came from: the file, or the free memory. */
-static void let_go(const struct bt_model *model, struct bt_matrix *matrix)
+static void let_go(struct bt_model *model, struct bt_matrix *matrix)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)matrix->data;
+    uintptr_t packed = (uintptr_t)model->memory.data;
+    bool is_packed = begin >= packed && begin < packed + model->memory.bytes;
     uintptr_t end = (begin + matrix_bytes(model, matrix)) / page * page;
     begin = (begin + page - 1) / page * page;
-    if (begin < end)
+    if (begin < end) {
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+        model->let_go_bytes += is_packed ? end - begin : 0;
+    }
     *matrix =
         (struct bt_matrix){.rows = matrix->rows, .cols = matrix->cols, .dtype = matrix->dtype};
 }

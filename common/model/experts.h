@@ -6,6 +6,8 @@
 #ifndef BATON_COMMON_MODEL_EXPERTS_H
 #define BATON_COMMON_MODEL_EXPERTS_H
 
+#include <stdatomic.h>
+
 #include "common/model/model.h"
 
 /* here [n_routed_experts]: those that `placement` (NULL: all) gives to the model's ep rank. */
@@ -17,12 +19,13 @@ struct bt_expert_change;
 
 /*
  * Loads what the model lacks of a layer by `to`, with the calling thread alone: any thread, while
- * another runs the model, but one change of a layer at a time. NO_MEMORY, or what bt_model_load
- * says of the tensors; the model is as before then.
+ * another runs the model, but one change at a time. NO_MEMORY (also where the weights would exceed
+ * the model's memory_bytes), or what bt_model_load says of the tensors; CANCELLED: *cancel (may be
+ * NULL) became true, which is looked at before every tensor. The model is as before then.
  */
 enum bt_status bt_model_load_experts(const struct bt_model *model, uint32_t moe_index,
-                                     const struct bt_placement *to, struct bt_error *error,
-                                     struct bt_expert_change **ret_change);
+                                     const struct bt_placement *to, const atomic_bool *cancel,
+                                     struct bt_error *error, struct bt_expert_change **ret_change);
 /*
  * The model holds those of `to` from now on; the memory of the others is freed. Between two steps
  * of everything that runs the model, by the thread that does; bt_forward_set_placement belongs to

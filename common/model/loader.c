@@ -540,6 +540,7 @@ out:
 }
 
 enum bt_status bt_load_experts(const struct bt_model *model, uint32_t layer, const bool *here,
+                               uint64_t limit_bytes, const atomic_bool *cancel,
                                struct bt_error *error, struct bt_matrix *ret_matrices,
                                struct bt_weight_memory *ret_memory)
 {
@@ -554,8 +555,11 @@ enum bt_status bt_load_experts(const struct bt_model *model, uint32_t layer, con
     load_experts(&loader, ret_matrices);
     if (loader.status != BT_OK)
         goto out;
-    const struct bt_preparation preparation = {
-        .model = model, .weights = loader.weights, .count = loader.weight_count};
+    const struct bt_preparation preparation = {.model = model,
+                                               .weights = loader.weights,
+                                               .count = loader.weight_count,
+                                               .limit_bytes = limit_bytes,
+                                               .cancel = cancel};
     loader.status = bt_weights_prepare(&preparation, error, ret_memory);
 out:
     loader_finish(&loader);

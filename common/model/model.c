@@ -125,6 +125,7 @@ enum bt_status bt_model_load(const struct bt_model_options *options, struct bt_e
     if (!model)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", options->dir);
     model->team = options->team;
+    model->memory_limit = options->memory_bytes;
     model->dir = strdup(options->dir);
     enum bt_status status =
         model->dir ? load(model, options, error)

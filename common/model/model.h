@@ -91,6 +91,8 @@ struct bt_model {
     uint32_t max_tokens;       /* of a sequence */
     struct bt_safetensors *checkpoint;
     struct bt_weight_memory memory;
+    uint64_t memory_limit;                  /* as in the options */
+    uint64_t let_go_bytes;                  /* of `memory`: experts that went */
     struct bt_expert_memory *expert_memory; /* list */
     struct bt_matrix embed, final_norm, lm_head;
     struct bt_layer_weights *layers; /* [num_hidden_layers] */
@@ -104,7 +106,9 @@ struct bt_model_options {
     const char *kernels; /* see bt_kernels_select; NULL: auto */
     enum bt_model_dtype dtype;
     uint32_t max_tokens; /* longest sequence; 0, or more than config.json's: as config.json says */
-    uint64_t memory_bytes; /* that weights may take beside the file; 0: what is free here */
+    /* That weights may take beside the file, experts that come later (experts.h) included; 0: what
+     * is free here. */
+    uint64_t memory_bytes;
     struct bt_team *team; /* borrowed as long as the model lives; NULL: the caller's thread alone */
     uint32_t tp_rank, tp_size; /* tp_size 0: 1 */
     /* Layers: the MoE layers. Read while loading only. NULL: all experts; ep_rank is not used. */

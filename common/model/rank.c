@@ -6,14 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/clock.h"
+#include <sys/stat.h>
+
 #include "common/base/log.h"
 #include "common/base/random.h"
+#include "common/model/rank_metrics.h"
+#include "common/model/rebalance.h"
 
 #define SECRET_MAX      1024
 #define LOADS_WINDOWS   16
 #define LOADS_SPAN      4096 /* rows */
 #define BROADCAST_BYTES ((size_t)64 << 10)
+
+_Static_assert(BT_RANK_WORDS == BT_REBALANCE_WORDS, "the words are all for the experts");
 
 struct bt_rank {
     struct bt_rank_options options;
@@ -21,10 +26,12 @@ struct bt_rank {
     uint32_t layers;        /* MoE layers */
     struct bt_group *group; /* NULL: alone */
     uint64_t incarnation;
-    struct bt_placement *placement; /* NULL: this rank has all experts */
+    struct bt_placement *placement; /* at the start; NULL: this rank has all experts */
     struct bt_expert_loads *loads;  /* NULL: no experts */
-    struct bt_model *model;
-    struct bt_forward *forward;
+    uint64_t *earlier_loads;        /* [layers][experts] of the file; NULL: there was none */
+    struct bt_rebalance *rebalance; /* NULL: no experts */
+    struct bt_rank_traffic traffic;
+    struct bt_rank_metrics *metrics; /* NULL: none */
 };
 
 /* ---- joining ---- */
@@ -35,6 +42,11 @@ static enum bt_status read_secret(const char *path, struct bt_error *error,
     FILE *file = fopen(path, "re");
     if (!file) {
         return bt_error_set(error, BT_ERR_IO, "--group-secret-file %s: %s", path, strerror(errno));
+    }
+    struct stat about;
+    if (fstat(fileno(file), &about) == 0 && (about.st_mode & (S_IRGRP | S_IROTH)) != 0) {
+        bt_log_warn(0, "--group-secret-file %s: other users may read it (mode %04o)", path,
+                    (unsigned)about.st_mode & 07777);
     }
     size_t size = fread(ret_secret, 1, SECRET_MAX, file);
     bool failed = ferror(file) != 0;
@@ -93,22 +105,182 @@ static enum bt_status meet(struct bt_rank *rank, struct bt_error *error)
     return status;
 }
 
-static enum bt_status place_experts(struct bt_rank *rank, struct bt_error *error)
+/* ---- what all were told alike ---- */
+
+/* No padding: it is sent. */
+struct terms {
+    uint64_t tensor_parallel, expert_parallel, placement, redundant_experts, payload, dispatch;
+    uint64_t load_windows, load_span, layers;
+};
+
+static struct terms terms_of(const struct bt_rank *rank)
 {
     const struct bt_rank_options *options = &rank->options;
-    if (rank->layers == 0 || !rank->group || !options->expert_parallel) {
-        return BT_OK;
+    return (struct terms){options->tensor_parallel,   options->expert_parallel, options->placement,
+                          options->redundant_experts, options->payload,         options->dispatch,
+                          options->load_windows,      options->load_span,       rank->layers};
+}
+
+static enum bt_status compare_terms(const struct terms *all, uint32_t size, struct bt_error *error)
+{
+    static const char *const names[] = {
+        "tensor_parallel",     "expert_parallel",  "--expert-placement",
+        "--redundant-experts", "--dispatch-dtype", "dispatch mode",
+        "load windows",        "load span",        "MoE layers"};
+    const uint64_t *first = (const uint64_t *)all;
+    size_t count = sizeof(*all) / sizeof(*first);
+    _Static_assert(sizeof(names) / sizeof(names[0]) == sizeof(*all) / sizeof(*first), "names");
+    for (uint32_t r = 1; r < size; r++) {
+        const uint64_t *theirs = (const uint64_t *)&all[r];
+        for (size_t i = 0; i < count; i++)
+            if (theirs[i] != first[i])
+                return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                    "rank %u has %s %llu, rank 0 has %llu", r, names[i],
+                                    (unsigned long long)theirs[i], (unsigned long long)first[i]);
     }
-    const struct bt_placement_options placement = {
+    return BT_OK;
+}
+
+static enum bt_status check_terms(struct bt_rank *rank, struct bt_error *error)
+{
+    struct terms mine = terms_of(rank), all[BT_GROUP_RANKS_MAX];
+    enum bt_status status = bt_rank_exchange(rank, &mine, sizeof(mine), all);
+    if (status != BT_OK)
+        return bt_error_set(error, status, "%s", bt_group_error(rank->group));
+    return compare_terms(all, rank->options.size, error);
+}
+
+/* ---- experts ---- */
+
+static size_t load_count(const struct bt_rank *rank)
+{
+    return (size_t)rank->layers * rank->config.n_routed_experts;
+}
+
+/* Of the file, by rank 0; no file: no loads. */
+static enum bt_status read_loads(struct bt_rank *rank, struct bt_error *error)
+{
+    const char *path = rank->options.expert_loads_file;
+    if (rank->options.rank != 0 || !path)
+        return BT_ERR_NOT_FOUND;
+    return bt_expert_loads_read(path, rank->layers, rank->config.n_routed_experts, error,
+                                rank->earlier_loads);
+}
+
+/* What rank 0 read, and what became of that, to all. */
+static enum bt_status spread_loads(struct bt_rank *rank, enum bt_status mine,
+                                   struct bt_error *error)
+{
+    struct bt_error verdict = {.status = mine};
+    if (mine != BT_OK && mine != BT_ERR_NOT_FOUND)
+        verdict = *error;
+    enum bt_status status = bt_group_broadcast(rank->group, 0, &verdict, sizeof(verdict), NULL);
+    if (status == BT_OK && verdict.status == BT_OK)
+        status = bt_group_broadcast(rank->group, 0, rank->earlier_loads,
+                                    load_count(rank) * sizeof(*rank->earlier_loads), NULL);
+    if (status != BT_OK)
+        return bt_error_set(error, status, "%s", bt_group_error(rank->group));
+    verdict.text[sizeof(verdict.text) - 1] = '\0';
+    return verdict.status == BT_OK || verdict.status == BT_ERR_NOT_FOUND
+               ? verdict.status
+               : bt_error_set(error, verdict.status, "%s", verdict.text);
+}
+
+static enum bt_status find_loads(struct bt_rank *rank, struct bt_error *error)
+{
+    rank->earlier_loads = calloc(load_count(rank), sizeof(*rank->earlier_loads));
+    if (!rank->earlier_loads)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "rank: no memory for loads of experts");
+    enum bt_status status = read_loads(rank, error);
+    if (rank->group)
+        status = spread_loads(rank, status, error);
+    if (status != BT_ERR_NOT_FOUND)
+        return status;
+    free(rank->earlier_loads);
+    rank->earlier_loads = NULL;
+    return BT_OK;
+}
+
+/* Ranks that do not fall evenly on their machines are placed as on one. */
+static struct bt_placement_options placement_options(const struct bt_rank *rank)
+{
+    const struct bt_rank_options *options = &rank->options;
+    uint32_t machines = rank->group ? bt_group_machines(rank->group) : 1;
+    if (options->size % machines != 0)
+        machines = 1;
+    return (struct bt_placement_options){
         .kind = options->placement,
         .layers = rank->layers,
         .experts = rank->config.n_routed_experts,
         .ranks = options->size,
-        .machines = bt_group_machines(rank->group),
-        .groups = 1,
+        .machines = machines,
+        .groups = machines > 1 ? rank->config.route.groups : 1,
         .replicas = options->redundant_experts,
     };
-    return bt_placement_create(&placement, error, &rank->placement);
+}
+
+static enum bt_status place_experts(struct bt_rank *rank, struct bt_error *error)
+{
+    struct bt_placement_options placement = placement_options(rank);
+    uint64_t *even = NULL;
+    if (!rank->group || !rank->options.expert_parallel)
+        return BT_OK;
+    placement.loads = rank->earlier_loads;
+    if (!placement.loads)
+        placement.loads = even = calloc(load_count(rank), sizeof(*even));
+    enum bt_status status =
+        placement.loads ? bt_placement_create(&placement, error, &rank->placement)
+                        : bt_error_set(error, BT_ERR_NO_MEMORY, "rank: no memory for a placement");
+    free(even);
+    return status;
+}
+
+static enum bt_status watch_experts(struct bt_rank *rank, struct bt_error *error)
+{
+    const struct bt_rank_options *options = &rank->options;
+    enum bt_status status =
+        bt_expert_loads_create(rank->layers, rank->config.n_routed_experts, options->load_windows,
+                               options->load_span, error, &rank->loads);
+    if (status != BT_OK)
+        return status;
+    uint32_t full = options->load_windows > 1 ? options->load_windows - 1 : 1;
+    const struct bt_rebalance_options rebalance = {
+        .rank = options->rank,
+        .size = options->size,
+        .group = rank->group,
+        .loads = rank->loads,
+        .layers = rank->layers,
+        .experts = rank->config.n_routed_experts,
+        .full_rows = full * options->load_span,
+        .placement = rank->placement,
+        .to = placement_options(rank),
+        .interval_ns = options->rebalance_interval_ns,
+        .file = options->expert_loads_file,
+        .earlier = rank->earlier_loads,
+    };
+    return bt_rebalance_create(&rebalance, error, &rank->rebalance);
+}
+
+/* ---- joining and leaving ---- */
+
+static enum bt_status join(struct bt_rank *rank, const char *model_dir, struct bt_error *error)
+{
+    enum bt_status status = bt_model_config_load(model_dir, error, &rank->config);
+    if (status != BT_OK)
+        return status;
+    rank->layers = bt_model_moe_layers(&rank->config);
+    if (rank->options.size > 1) {
+        status = meet(rank, error);
+        if (status == BT_OK)
+            status = check_terms(rank, error);
+    }
+    if (rank->layers == 0)
+        return status;
+    if (status == BT_OK)
+        status = find_loads(rank, error);
+    if (status == BT_OK)
+        status = place_experts(rank, error);
+    return status == BT_OK ? watch_experts(rank, error) : status;
 }
 
 enum bt_status bt_rank_join(const struct bt_rank_options *options, const char *model_dir,
@@ -120,19 +292,10 @@ enum bt_status bt_rank_join(const struct bt_rank_options *options, const char *m
     }
     rank->options = *options;
     rank->options.size = options->size ? options->size : 1;
+    rank->options.load_windows = options->load_windows ? options->load_windows : LOADS_WINDOWS;
+    rank->options.load_span = options->load_span ? options->load_span : LOADS_SPAN;
     rank->incarnation = bt_random_entropy();
-    enum bt_status status = bt_model_config_load(model_dir, error, &rank->config);
-    if (status == BT_OK) {
-        rank->layers = bt_model_moe_layers(&rank->config);
-        status = rank->options.size > 1 ? meet(rank, error) : BT_OK;
-    }
-    if (status == BT_OK) {
-        status = place_experts(rank, error);
-    }
-    if (status == BT_OK && rank->layers > 0) {
-        status = bt_expert_loads_create(rank->layers, rank->config.n_routed_experts, LOADS_WINDOWS,
-                                        LOADS_SPAN, error, &rank->loads);
-    }
+    enum bt_status status = join(rank, model_dir, error);
     if (status != BT_OK) {
         bt_rank_leave(rank);
         return status;
@@ -147,8 +310,11 @@ void bt_rank_leave(struct bt_rank *rank)
         return;
     }
     bt_group_destroy(rank->group);
+    bt_rebalance_destroy(rank->rebalance);
     bt_placement_destroy(rank->placement);
     bt_expert_loads_destroy(rank->loads);
+    bt_rank_metrics_destroy(rank->metrics);
+    free(rank->earlier_loads);
     free(rank);
 }
 
@@ -195,10 +361,7 @@ void bt_rank_forward(const struct bt_rank *rank, struct bt_forward_options *opti
 enum bt_status bt_rank_start(struct bt_rank *rank, struct bt_model *model,
                              struct bt_forward *forward, struct bt_error *error)
 {
-    (void)error;
-    rank->model = model;
-    rank->forward = forward;
-    return BT_OK;
+    return rank->rebalance ? bt_rebalance_start(rank->rebalance, model, forward, error) : BT_OK;
 }
 
 enum bt_status bt_rank_exchange(struct bt_rank *rank, const void *mine, size_t bytes, void *ret_all)
@@ -217,29 +380,33 @@ enum bt_status bt_rank_exchange(struct bt_rank *rank, const void *mine, size_t b
 
 void bt_rank_words(struct bt_rank *rank, int64_t now_ns, uint64_t ret_words[BT_RANK_WORDS])
 {
-    (void)rank;
-    (void)now_ns;
-    memset(ret_words, 0, BT_RANK_WORDS * sizeof(*ret_words));
+    if (rank->rebalance)
+        bt_rebalance_words(rank->rebalance, now_ns, ret_words);
+    else
+        memset(ret_words, 0, BT_RANK_WORDS * sizeof(*ret_words));
 }
 
 enum bt_status bt_rank_agreed(struct bt_rank *rank, const uint64_t *words, uint32_t stride,
                               struct bt_error *error)
 {
-    (void)rank;
-    (void)words;
-    (void)stride;
-    (void)error;
-    return BT_OK;
+    if (rank->group)
+        bt_rank_traffic_set(&rank->traffic, rank->group);
+    return rank->rebalance ? bt_rebalance_agreed(rank->rebalance, words, stride, error) : BT_OK;
 }
 
 void bt_rank_metrics(struct bt_rank *rank, struct bt_metrics *metrics, const char *labels)
 {
-    (void)rank;
-    (void)metrics;
-    (void)labels;
+    const struct bt_rank_metrics_options options = {
+        .config = &rank->config,
+        .traffic = rank->group ? &rank->traffic : NULL,
+        .rebalance = rank->rebalance,
+        .loads = rank->options.rank == 0,
+    };
+    bt_rank_metrics_destroy(rank->metrics);
+    rank->metrics = bt_rank_metrics_create(&options, metrics, labels);
 }
 
 void bt_rank_metrics_update(struct bt_rank *rank)
 {
-    (void)rank;
+    bt_rank_metrics_refresh(rank->metrics);
 }

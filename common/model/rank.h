@@ -34,20 +34,27 @@ struct bt_rank_options {
     /* Rank 0 keeps the loads of all ranks there, every rebalance interval and at the end. NULL: no
      * file. */
     const char *expert_loads_file;
-    /* balanced: how often to ask whether moving experts pays; 0: never. */
+    /* How often ranks exchange their loads, and balanced asks whether moving experts pays; 0:
+     * never, and the file is written at the end alone. */
     int64_t rebalance_interval_ns;
+    /* Over which loads are counted, see expert_loads.h; a layer's experts move when all ranks
+     * together have (load_windows - 1) * load_span rows of it. 0: 16, 4096. */
+    uint32_t load_windows;
+    uint64_t load_span;
 };
 
 struct bt_rank;
 
 /*
  * Meets the others. The errors of bt_group_create, bt_model_config_load, bt_placement_create and,
- * for the secret file, IO and INVALID_ARGUMENT with its name. Blocks up to connect_timeout_ns.
+ * for the secret and the loads file, IO and INVALID_ARGUMENT with its name; INVALID_ARGUMENT on all
+ * ranks where one was told something else than rank 0. Blocks up to connect_timeout_ns. A secret
+ * that other users may read is warned of.
  */
 enum bt_status bt_rank_join(const struct bt_rank_options *options, const char *model_dir,
                             struct bt_error *error, struct bt_rank **ret_rank);
-/* After the forward pass is gone, before the model goes. The others see this rank leave. NULL is
- * fine. */
+/* After the forward pass is gone, before the model goes. The others see this rank leave. Waits for
+ * one tensor at most that is being loaded, and rank 0 for its file. NULL is fine. */
 void bt_rank_leave(struct bt_rank *rank);
 
 uint32_t bt_rank_index(const struct bt_rank *rank);
@@ -60,7 +67,7 @@ uint64_t bt_rank_incarnation(const struct bt_rank *rank);
 void bt_rank_part(const struct bt_rank *rank, struct bt_model_options *options);
 void bt_rank_forward(const struct bt_rank *rank, struct bt_forward_options *options);
 
-/* The model and pass that this rank runs; borrowed until bt_rank_leave. */
+/* The model and pass that this rank runs; borrowed until bt_rank_leave. NO_MEMORY: no thread. */
 enum bt_status bt_rank_start(struct bt_rank *rank, struct bt_model *model,
                              struct bt_forward *forward, struct bt_error *error);
 
@@ -73,15 +80,18 @@ enum bt_status bt_rank_exchange(struct bt_rank *rank, const void *mine, size_t b
  * is made of. Then, between that agreement and the step, all ranks call bt_rank_agreed with it:
  * words + r * stride are those of rank r. Loads are exchanged and experts switched in there, when
  * it is time; anything slow goes on in a thread of its own. Alone: words are one's own. Fails as
- * the group does, or with what the model could not load (the group is to end then).
+ * the group does. Where a rank can't load an expert, all keep what they have, say so in the log,
+ * and try again after the interval.
  */
 void bt_rank_words(struct bt_rank *rank, int64_t now_ns, uint64_t ret_words[BT_RANK_WORDS]);
 enum bt_status bt_rank_agreed(struct bt_rank *rank, const uint64_t *words, uint32_t stride,
                               struct bt_error *error);
 
 /*
- * baton_group_bytes_total{kind}, baton_expert_load{layer,expert} (rank 0: of all ranks),
- * baton_expert_load_imbalance, baton_expert_moves_total, baton_expert_rebalances_total; `labels`
+ * baton_group_bytes_total{kind} and baton_group_crossing_bytes_total (in a group);
+ * baton_expert_load{layer,expert} (rank 0: of all ranks, at the last exchange; layers of the
+ * model), baton_expert_load_imbalance, baton_expert_moves_total (experts that this rank loaded),
+ * baton_expert_rebalances_total, baton_expert_rebalances_ended_total (by a rank's fault); `labels`
  * as in metrics.h, may be NULL. Before start. Update: any one thread, before rendering.
  */
 void bt_rank_metrics(struct bt_rank *rank, struct bt_metrics *metrics, const char *labels);

@@ -339,6 +339,8 @@ static enum bt_status prepare_all(struct preparation *p, struct bt_error *error)
         const struct bt_weight *weight = &p->asked->weights[i];
         if (!is_replaced(p->model, weight))
             continue;
+        if (p->asked->cancel && atomic_load(p->asked->cancel))
+            return bt_error_set(error, BT_ERR_CANCELLED, "%s: no longer wanted", p->model->dir);
         status = prepare_one(p, weight, error);
         /* Of the embedding the rows stay in use. */
         if (weight->tensor->data != p->model->embed.data)

@@ -5,6 +5,8 @@
 #ifndef BATON_COMMON_MODEL_WEIGHTS_H
 #define BATON_COMMON_MODEL_WEIGHTS_H
 
+#include <stdatomic.h>
+
 #include "common/model/model.h"
 
 /* A matrix of the model as it was found in the file, in BT_LAYOUT_ROWS. */
@@ -58,12 +60,14 @@ struct bt_preparation {
     size_t count;
     uint64_t limit_bytes; /* see bt_model_options */
     bool tells;           /* logs progress and speed */
+    /* May be NULL: looked at before each weight. */
+    const atomic_bool *cancel;
 };
 
 /*
  * Packs, dequantises or copies all that model->dtype and the parts of the rank ask for into
  * *ret_memory, which has no data where there is nothing to do. What was replaced is dropped from
- * the mapped file.
+ * the mapped file. CANCELLED: by preparation->cancel.
  */
 enum bt_status bt_weights_prepare(const struct bt_preparation *preparation, struct bt_error *error,
                                   struct bt_weight_memory *ret_memory);

@@ -119,11 +119,17 @@ void bt_expert_loads_sum(const struct bt_expert_loads *loads, uint64_t *ret_load
     }
 }
 
+uint64_t bt_expert_loads_layer_rows(const struct bt_expert_loads *loads, uint32_t layer)
+{
+    BT_ASSERT(layer < loads->layers);
+    return loads->window[layer].rows_before + loads->window[layer].rows;
+}
+
 uint64_t bt_expert_loads_rows(const struct bt_expert_loads *loads)
 {
     uint64_t least = UINT64_MAX;
     for (uint32_t layer = 0; layer < loads->layers; layer++) {
-        uint64_t rows = loads->window[layer].rows_before + loads->window[layer].rows;
+        uint64_t rows = bt_expert_loads_layer_rows(loads, layer);
         least = rows < least ? rows : least;
     }
     return least;

@@ -32,6 +32,8 @@ void bt_expert_loads_add(struct bt_expert_loads *loads, uint32_t layer, const ui
 void bt_expert_loads_sum(const struct bt_expert_loads *loads, uint64_t *ret_loads);
 /* Rows in the window, of the layer that has fewest. A full window has (windows - 1) * span. */
 uint64_t bt_expert_loads_rows(const struct bt_expert_loads *loads);
+/* Of one layer. Where only some rows have logits, the last one has fewer than the others. */
+uint64_t bt_expert_loads_layer_rows(const struct bt_expert_loads *loads, uint32_t layer);
 
 /*
  * JSON: {"version":1,"layers":L,"experts":E,"loads":[[…],…]}; written aside in the same directory,

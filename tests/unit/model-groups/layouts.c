@@ -227,8 +227,8 @@ static void *load_experts(void *context)
     uint32_t layers = rank->placement->layers;
     rank->moving = rank->moved % layers;
     rank->moving_to = rank->moved / layers % 2 ? rank->placement : rank->other;
-    if (bt_model_load_experts(rank->model, rank->moving, rank->moving_to, &error, &rank->change) !=
-        BT_OK)
+    if (bt_model_load_experts(rank->model, rank->moving, rank->moving_to, NULL, &error,
+                              &rank->change) != BT_OK)
         give_up("experts", error.text);
     return NULL;
 }

@@ -356,7 +356,7 @@ static void change_layer(struct bt_model *model, uint32_t layer, const struct bt
 {
     struct bt_error error = {0};
     struct bt_expert_change *change;
-    if (bt_model_load_experts(model, layer, to, &error, &change) != BT_OK)
+    if (bt_model_load_experts(model, layer, to, NULL, &error, &change) != BT_OK)
         fail_msg("%s", error.text);
     bt_model_switch_experts(model, change);
 }
@@ -417,10 +417,10 @@ static void test_change_is_not_made(void **state)
     struct bt_model *whole = load(&options);
     options.placement = from;
     struct bt_model *part = load(&options);
-    assert_int_equal(bt_model_load_experts(part, 0, wrong, &error, &change),
+    assert_int_equal(bt_model_load_experts(part, 0, wrong, NULL, &error, &change),
                      BT_ERR_INVALID_ARGUMENT);
     assert_null(change);
-    assert_int_equal(bt_model_load_experts(part, 2, to, &error, &change), BT_OK);
+    assert_int_equal(bt_model_load_experts(part, 2, to, NULL, &error, &change), BT_OK);
     bt_expert_change_destroy(change);
     bt_expert_change_destroy(NULL);
     compare_experts(whole, part, now);
