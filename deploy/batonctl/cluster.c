@@ -3,19 +3,25 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <jansson.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "common/base/clock.h"
+#include "common/base/random.h"
 #include "deploy/batonctl/cores.h"
+#include "deploy/batonctl/interrupt.h"
 #include "deploy/batonctl/launch.h"
+#include "deploy/batonctl/ready.h"
 
 static bool name_ok(const char *name)
 {
@@ -67,6 +73,14 @@ enum bt_status ctl_cluster_init(struct ctl_cluster *cluster, const char *state_d
 static void file_path(const struct ctl_cluster *cluster, const char *file, char ret_path[PATH_MAX])
 {
     snprintf(ret_path, PATH_MAX, "%s/%s", cluster->dir, file);
+}
+
+static void id_path(const struct ctl_cluster *cluster, const char *id, const char *suffix,
+                    char ret_path[PATH_MAX])
+{
+    char file[CTL_NAME_SIZE + 16];
+    snprintf(file, sizeof(file), "%s%s", id, suffix);
+    file_path(cluster, file, ret_path);
 }
 
 static enum bt_status save(const struct ctl_cluster *cluster, struct bt_error *error)
@@ -224,39 +238,42 @@ enum bt_status ctl_cluster_down(struct ctl_cluster *cluster, int64_t grace_ns,
 
 /* ------------------------------------------------------------------ up */
 
-/* One process of the cluster that is being started. */
-static enum bt_status start(struct ctl_cluster *cluster, const char *id, const char *role,
-                            struct ctl_command *command, int64_t until_ns, struct bt_error *error,
-                            struct ctl_ready *ret_ready)
+/* A start under way. */
+struct start {
+    struct ctl_cluster *cluster;
+    const struct ctl_up_options *options;
+    int64_t until_ns;
+    int interrupt;
+};
+
+/* One process more, not waited for. */
+static enum bt_status start_process(struct start *start, const char *id, const char *role,
+                                    struct ctl_command *command, struct bt_error *error)
 {
-    if (cluster->process_count >= CTL_MAX_PROCESSES)
-        return bt_error_set(error, BT_ERR_EXHAUSTED, "at most %d processes in a local cluster",
-                            CTL_MAX_PROCESSES);
-    char log[PATH_MAX], ready[PATH_MAX], file[CTL_NAME_SIZE + 16];
-    snprintf(file, sizeof(file), "%s.log", id);
-    file_path(cluster, file, log);
-    snprintf(file, sizeof(file), "%s.ready", id);
-    file_path(cluster, file, ready);
-    ctl_command_add(command, "--ready-file");
-    ctl_command_add(command, ready);
+    struct ctl_cluster *cluster = start->cluster;
+    enum bt_status status = ctl_interrupt_check(start->interrupt, error);
+    if (status != BT_OK)
+        return status;
+    BT_ASSERT(cluster->process_count < CTL_MAX_PROCESSES);
+    char log[PATH_MAX], ready[PATH_MAX];
+    id_path(cluster, id, ".log", log);
+    id_path(cluster, id, ".ready", ready);
+    ctl_command_add_all(command, (const char *[]){"--ready-file", ready, NULL});
 
     struct ctl_process *process = &cluster->processes[cluster->process_count];
     snprintf(process->id, sizeof(process->id), "%s", id);
     snprintf(process->role, sizeof(process->role), "%s", role);
-    enum bt_status status = ctl_command_start(command, log, error, &process->process);
+    status = ctl_command_start(command, log, error, &process->process);
     if (status != BT_OK)
         return status;
     cluster->process_count++;
-    status = save(cluster, error); /* so that `down` finds it, whatever happens to us */
-    if (status != BT_OK)
-        return status;
-    return ctl_ready_wait(id, &process->process, ready, log, until_ns, error, ret_ready);
+    return save(cluster, error); /* so that `down` finds it, whatever happens to us */
 }
 
-static enum bt_status start_router(struct ctl_cluster *cluster,
-                                   const struct ctl_up_options *options, int64_t until_ns,
-                                   struct bt_error *error)
+static enum bt_status start_router(struct start *start, struct bt_error *error)
 {
+    struct ctl_cluster *cluster = start->cluster;
+    const struct ctl_up_options *options = start->options;
     struct ctl_command command;
     char port[16];
     snprintf(port, sizeof(port), "%d", (int)options->port);
@@ -269,7 +286,9 @@ static enum bt_status start_router(struct ctl_cluster *cluster,
             &command, (const char *[]){"--served-model-name", options->served_model_name, NULL});
     ctl_command_add_words(&command, options->router_args);
     struct ctl_ready ready;
-    enum bt_status status = start(cluster, "router", "router", &command, until_ns, error, &ready);
+    enum bt_status status = start_process(start, "router", "router", &command, error);
+    if (status == BT_OK)
+        status = ctl_ready_wait(cluster, 0, start->interrupt, start->until_ns, error, &ready);
     if (status != BT_OK)
         return status;
     snprintf(cluster->http, sizeof(cluster->http), "%s", ready.http);
@@ -284,54 +303,127 @@ struct workers {
     const char *args;
     const char *cpus; /* NULL or "": not bound */
     int64_t count;
+    int64_t ranks;         /* of each */
+    const char *size_flag; /* what the program calls that */
 };
 
+static void worker_id(const struct workers *workers, int64_t worker, int64_t rank,
+                      char ret_id[CTL_NAME_SIZE])
+{
+    if (rank == 0)
+        snprintf(ret_id, CTL_NAME_SIZE, "%s-%d", workers->role, (int)worker);
+    else
+        snprintf(ret_id, CTL_NAME_SIZE, "%s-%d.%d", workers->role, (int)worker, (int)rank);
+}
+
 static enum bt_status add_cpus(struct ctl_command *command, const struct workers *workers,
-                               int64_t index, struct bt_error *error)
+                               int64_t worker, int64_t rank, struct bt_error *error)
 {
     char list[CTL_CORES_SIZE];
     if (!workers->cpus || !workers->cpus[0])
         return BT_OK;
     enum bt_status status =
-        ctl_cores_share(workers->cpus, (uint32_t)workers->count, (uint32_t)index, error, list);
+        ctl_cores_share(workers->cpus, (uint32_t)(workers->count * workers->ranks),
+                        (uint32_t)(worker * workers->ranks + rank), error, list);
     if (status == BT_OK)
         ctl_command_add_all(command, (const char *[]){"--cpus", list, NULL});
     return status;
 }
 
-static enum bt_status start_workers(struct ctl_cluster *cluster, const struct workers *workers,
-                                    const struct ctl_up_options *options, int64_t until_ns,
+/* What the ranks of a worker know each other by. */
+static enum bt_status write_secret(const char *path, struct bt_error *error)
+{
+    char secret[4 * 16 + 1];
+    for (int i = 0; i < 4; i++)
+        snprintf(secret + i * 16, 17, "%016" PRIx64, bt_random_entropy());
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    bool written = fd >= 0 && write(fd, secret, sizeof(secret) - 1) == (ssize_t)sizeof(secret) - 1;
+    int reason = errno;
+    if (fd >= 0)
+        close(fd);
+    return written ? BT_OK
+                   : bt_error_set(error, BT_ERR_IO, "can not write %s: %s", path, strerror(reason));
+}
+
+static enum bt_status add_group(struct ctl_command *command, const struct ctl_cluster *cluster,
+                                const struct workers *workers, int64_t worker, int64_t rank,
+                                struct bt_error *error)
+{
+    if (workers->ranks == 1)
+        return BT_OK;
+    char id[CTL_NAME_SIZE], socket[PATH_MAX], endpoint[PATH_MAX + 8], secret[PATH_MAX];
+    char size_text[16], rank_text[16];
+    worker_id(workers, worker, 0, id);
+    id_path(cluster, id, ".sock", socket);
+    id_path(cluster, id, ".secret", secret);
+    snprintf(endpoint, sizeof(endpoint), "ipc://%s", socket);
+    snprintf(size_text, sizeof(size_text), "%d", (int)workers->ranks);
+    snprintf(rank_text, sizeof(rank_text), "%d", (int)rank);
+    ctl_command_add_all(command, (const char *[]){workers->size_flag, size_text, "--rank",
+                                                  rank_text, "--group-endpoint", endpoint,
+                                                  "--group-secret-file", secret, NULL});
+    return rank == 0 ? write_secret(secret, error) : BT_OK;
+}
+
+static enum bt_status start_rank(struct start *start, const struct workers *workers, int64_t worker,
+                                 int64_t rank, struct bt_error *error)
+{
+    const struct ctl_up_options *options = start->options;
+    struct ctl_command command;
+    char id[CTL_NAME_SIZE];
+    worker_id(workers, worker, rank, id);
+    ctl_command_init(&command, workers->program);
+    ctl_command_add_all(&command, (const char *[]){"--model", start->cluster->model, "--router",
+                                                   start->cluster->rpc, "--worker-id", id, NULL});
+    if (options->served_model_name)
+        ctl_command_add_all(
+            &command, (const char *[]){"--served-model-name", options->served_model_name, NULL});
+    if (options->dtype)
+        ctl_command_add_all(&command, (const char *[]){"--dtype", options->dtype, NULL});
+    enum bt_status status = add_cpus(&command, workers, worker, rank, error);
+    if (status == BT_OK)
+        status = add_group(&command, start->cluster, workers, worker, rank, error);
+    if (status != BT_OK)
+        return status;
+    ctl_command_add_words(&command, workers->args);
+    return start_process(start, id, workers->role, &command, error);
+}
+
+/* All, before any is waited for: the ranks of a group wait for each other. */
+static enum bt_status start_workers(struct start *start, const struct workers *workers,
                                     struct bt_error *error)
 {
-    const char *role = workers->role, *served_model_name = options->served_model_name;
-    for (int64_t i = 0; i < workers->count; i++) {
-        struct ctl_command command;
-        char id[CTL_NAME_SIZE];
-        snprintf(id, sizeof(id), "%s-%d", role, (int)i);
-        ctl_command_init(&command, workers->program);
-        ctl_command_add_all(&command, (const char *[]){"--model", cluster->model, "--router",
-                                                       cluster->rpc, "--worker-id", id, NULL});
-        if (served_model_name)
-            ctl_command_add_all(&command,
-                                (const char *[]){"--served-model-name", served_model_name, NULL});
-        if (options->dtype)
-            ctl_command_add_all(&command, (const char *[]){"--dtype", options->dtype, NULL});
-        enum bt_status status = add_cpus(&command, workers, i, error);
-        if (status != BT_OK)
-            return status;
-        ctl_command_add_words(&command, workers->args);
-        struct ctl_ready ready;
-        status = start(cluster, id, role, &command, until_ns, error, &ready);
-        if (status != BT_OK)
-            return status;
-    }
+    uint32_t first = start->cluster->process_count;
+    enum bt_status status = BT_OK;
+    for (int64_t i = 0; i < workers->count * workers->ranks && status == BT_OK; i++)
+        status = start_rank(start, workers, i / workers->ranks, i % workers->ranks, error);
+    if (status == BT_OK)
+        status =
+            ctl_ready_wait(start->cluster, first, start->interrupt, start->until_ns, error, NULL);
+    return status;
+}
+
+/* Groups meet at sockets in the cluster's directory. */
+static enum bt_status check_sockets(const struct ctl_cluster *cluster,
+                                    const struct workers *workers, struct bt_error *error)
+{
+    char id[CTL_NAME_SIZE], path[PATH_MAX];
+    const size_t most = sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1;
+    worker_id(workers, workers->count - 1, 0, id);
+    id_path(cluster, id, ".sock", path);
+    if (workers->ranks > 1 && strlen(path) > most)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "--state-dir: the ranks of a group meet at a socket, whose path can "
+                            "have %zu bytes, and this one has %zu: %s",
+                            most, strlen(path), path);
     return BT_OK;
 }
 
 static enum bt_status prepare(struct ctl_cluster *cluster, const struct ctl_up_options *options,
                               struct bt_error *error)
 {
-    struct ctl_cluster old = *cluster;
+    static struct ctl_cluster old;
+    old = *cluster;
     if (ctl_cluster_load(&old, NULL) == BT_OK && ctl_cluster_alive(&old))
         return bt_error_set(error, BT_ERR_ALREADY_EXISTS,
                             "cluster '%s' is running; stop it with: batonctl down --name %s",
@@ -353,31 +445,53 @@ static bool cores_are_given(const struct ctl_up_options *options)
     return given;
 }
 
+/* Decode ranks first, so that prefill workers find them and warm their links. */
+static enum bt_status start_all(struct start *start, const struct workers *prefill,
+                                const struct workers *decode, struct bt_error *error)
+{
+    enum bt_status status = start_router(start, error);
+    if (status == BT_OK)
+        status = start_workers(start, decode, error);
+    if (status == BT_OK)
+        status = start_workers(start, prefill, error);
+    if (status == BT_OK)
+        status = ctl_interrupt_check(start->interrupt, error);
+    return status;
+}
+
 enum bt_status ctl_cluster_up(struct ctl_cluster *cluster, const struct ctl_up_options *options,
                               struct bt_error *error)
 {
     char prefill_cpus[CTL_CORES_SIZE] = "", decode_cpus[CTL_CORES_SIZE] = "";
-    struct workers prefill = {"prefill", "prefill-node/baton-prefill", options->prefill_args,
-                              options->prefill_cpus, options->prefill};
-    struct workers decode = {"decode", "decode-node/baton-decode", options->decode_args,
-                             options->decode_cpus, options->decode};
+    struct workers prefill = {"prefill",
+                              "prefill-node/baton-prefill",
+                              options->prefill_args,
+                              options->prefill_cpus,
+                              options->prefill,
+                              options->prefill_tp,
+                              "--tensor-parallel-size"};
+    struct workers decode = {
+        "decode",        "decode-node/baton-decode", options->decode_args,  options->decode_cpus,
+        options->decode, options->decode_dp,         "--data-parallel-size"};
     if (!cores_are_given(options) &&
-        ctl_cores_divide((uint32_t)prefill.count, (uint32_t)decode.count, prefill_cpus,
-                         decode_cpus)) {
+        ctl_cores_divide((uint32_t)(prefill.count * prefill.ranks),
+                         (uint32_t)(decode.count * decode.ranks), prefill_cpus, decode_cpus)) {
         prefill.cpus = prefill_cpus;
         decode.cpus = decode_cpus;
     }
-    int64_t until_ns = bt_clock_now_ns() + options->wait_ns;
-    enum bt_status status = prepare(cluster, options, error);
+    struct start start = {cluster, options, bt_clock_now_ns() + options->wait_ns, -1};
+    enum bt_status status = check_sockets(cluster, &prefill, error);
+    if (status == BT_OK)
+        status = check_sockets(cluster, &decode, error);
+    if (status == BT_OK)
+        status = prepare(cluster, options, error);
+    if (status == BT_OK)
+        status = ctl_interrupt_hold(error, &start.interrupt);
     if (status != BT_OK)
         return status;
-    status = start_router(cluster, options, until_ns, error);
-    /* Decode ranks first, so that prefill workers find them and warm their links. */
-    if (status == BT_OK)
-        status = start_workers(cluster, &decode, options, until_ns, error);
-    if (status == BT_OK)
-        status = start_workers(cluster, &prefill, options, until_ns, error);
+    status = start_all(&start, &prefill, &decode, error);
     if (status != BT_OK)
         ctl_cluster_down(cluster, BT_NS_PER_S, NULL);
+    close(start.interrupt);
     return status;
 }

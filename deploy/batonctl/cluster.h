@@ -1,7 +1,8 @@
 /*
  * A local cluster: the processes that `batonctl up` started, remembered in a directory
- * STATE/NAME/ (cluster.json, one log and one ready file a process) so that any later batonctl
- * finds them by name. A process is known by pid and start time, so a reused pid is never signalled.
+ * STATE/NAME/ (cluster.json, one log and one ready file a process, a socket and a secret for each
+ * group of ranks) so that any later batonctl finds them by name. A process is known by pid and
+ * start time, so a reused pid is never signalled.
  */
 #ifndef BATON_DEPLOY_BATONCTL_CLUSTER_H
 #define BATON_DEPLOY_BATONCTL_CLUSTER_H
@@ -15,10 +16,12 @@
 
 #define CTL_NAME_SIZE     64
 #define CTL_ENDPOINT_SIZE 256
-#define CTL_MAX_PROCESSES 64
+#define CTL_MAX_WORKERS   16 /* of a role */
+#define CTL_MAX_RANKS     16 /* of a worker */
+#define CTL_MAX_PROCESSES (1 + 2 * CTL_MAX_WORKERS * CTL_MAX_RANKS)
 
 struct ctl_process {
-    char id[CTL_NAME_SIZE]; /* "router", "prefill-0", "decode-1" */
+    char id[CTL_NAME_SIZE]; /* "router", "prefill-0", and of more ranks "prefill-0.1" … */
     char role[16];
     struct bt_process_id process;
 };
@@ -38,7 +41,8 @@ struct ctl_up_options {
     const char *served_model_name; /* NULL: from the directory */
     const char *host;
     int64_t port;
-    int64_t prefill, decode;
+    int64_t prefill, decode;                              /* workers */
+    int64_t prefill_tp, decode_dp;                        /* ranks of each, a process each */
     const char *dtype;                                    /* NULL: each worker's default */
     const char *prefill_cpus, *decode_cpus;               /* NULL: see ctl_cores_divide */
     const char *router_args, *prefill_args, *decode_args; /* split at spaces; NULL: none */
@@ -56,7 +60,8 @@ enum bt_status ctl_cluster_load(struct ctl_cluster *cluster, struct bt_error *er
 /* True while at least one of its processes lives. */
 bool ctl_cluster_alive(const struct ctl_cluster *cluster);
 
-/* Starts and waits until every worker is ready to serve; on any error stops what it started. */
+/* Starts and waits until every worker is ready to serve; on any error stops what it started.
+ * SIGINT and SIGTERM are such an error (CANCELLED), and held from then on. */
 enum bt_status ctl_cluster_up(struct ctl_cluster *cluster, const struct ctl_up_options *options,
                               struct bt_error *error);
 

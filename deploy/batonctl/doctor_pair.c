@@ -233,6 +233,15 @@ static void measure_pair(struct pair *pair, const char *expected, uint32_t token
     ctl_report_transfer(pair->report, &transfer);
 }
 
+/* Of a prefill group rank 0 alone is registered. */
+static bool is_follower(const Baton__V1__WorkerStatus *worker, const char *id)
+{
+    size_t size = strlen(worker->worker_id);
+
+    return worker->group != NULL && worker->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL &&
+           strncmp(worker->worker_id, id, size) == 0 && id[size] == '.';
+}
+
 static const Baton__V1__WorkerStatus *find_worker(const Baton__V1__StatusResponse *status,
                                                   const char *id, struct bt_error *error)
 {
@@ -242,6 +251,12 @@ static const Baton__V1__WorkerStatus *find_worker(const Baton__V1__StatusRespons
         const Baton__V1__WorkerStatus *worker = status->workers[i];
         if (strcmp(worker->worker_id, id) == 0)
             return worker;
+        if (is_follower(worker, id)) {
+            bt_error_set(error, BT_ERR_NOT_FOUND,
+                         "'%s' is a rank of %s, which stands for it: name that", id,
+                         worker->worker_id);
+            return NULL;
+        }
         snprintf(known + strlen(known), sizeof(known) - strlen(known), "%s%s", i > 0 ? ", " : "",
                  worker->worker_id);
     }

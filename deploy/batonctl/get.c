@@ -18,16 +18,27 @@ static const char *role_name(Baton__V1__WorkerRole role)
                                                          : "?";
 }
 
+static void group_text(const Baton__V1__WorkerStatus *worker, char ret_text[80])
+{
+    const Baton__V1__GroupMember *group = worker->group;
+    if (group)
+        snprintf(ret_text, 80, "%.40s %u/%u", group->name, group->rank, group->size);
+    else
+        snprintf(ret_text, 80, "-");
+}
+
 static void print_workers(const Baton__V1__StatusResponse *status)
 {
-    printf("%-16s %-8s %-11s %8s %8s %6s %6s %6s  %s\n", "WORKER", "ROLE", "STATE", "PAGES", "FREE",
-           "QUAR", "RUN", "WAIT", "TRANSPORT");
+    printf("%-16s %-8s %-11s %-14s %8s %8s %6s %6s %6s  %s\n", "WORKER", "ROLE", "STATE", "GROUP",
+           "PAGES", "FREE", "QUAR", "RUN", "WAIT", "TRANSPORT");
     for (size_t i = 0; i < status->n_workers; i++) {
         const Baton__V1__WorkerStatus *w = status->workers[i];
         Baton__V1__RankLoad none = BATON__V1__RANK_LOAD__INIT;
         const Baton__V1__RankLoad *load = w->load ? w->load : &none;
-        printf("%-16s %-8s %-11s %8u %8u %6u %6u %6u  %s\n", w->worker_id, role_name(w->role),
-               w->state, load->pages_total, load->pages_free, load->pages_quarantined,
+        char group[80];
+        group_text(w, group);
+        printf("%-16s %-8s %-11s %-14s %8u %8u %6u %6u %6u  %s\n", w->worker_id, role_name(w->role),
+               w->state, group, load->pages_total, load->pages_free, load->pages_quarantined,
                load->running, load->waiting, w->transport);
     }
 }
@@ -44,6 +55,15 @@ static void print_requests(const Baton__V1__StatusResponse *status)
     }
 }
 
+static json_t *group_json(const Baton__V1__WorkerStatus *worker)
+{
+    const Baton__V1__GroupMember *group = worker->group;
+    if (!group)
+        return json_null();
+    return json_pack("{s:s,s:I,s:I}", "name", group->name, "rank", (json_int_t)group->rank, "size",
+                     (json_int_t)group->size);
+}
+
 static json_t *workers_json(const Baton__V1__StatusResponse *status)
 {
     json_t *list = json_array();
@@ -53,16 +73,16 @@ static json_t *workers_json(const Baton__V1__StatusResponse *status)
         const Baton__V1__RankLoad *load = w->load ? w->load : &none;
         json_array_append_new(
             list,
-            json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:f,s:{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}}", "worker",
-                      w->worker_id, "role", role_name(w->role), "state", w->state, "transport",
-                      w->transport, "rpc", w->control_endpoint, "pid", (json_int_t)w->pid,
-                      "last_heartbeat_s", w->last_heartbeat_s, "load", "pages_total",
-                      (json_int_t)load->pages_total, "pages_free", (json_int_t)load->pages_free,
-                      "pages_reserved", (json_int_t)load->pages_reserved, "pages_ready",
-                      (json_int_t)load->pages_ready, "pages_quarantined",
-                      (json_int_t)load->pages_quarantined, "running", (json_int_t)load->running,
-                      "waiting", (json_int_t)load->waiting, "kv_tokens",
-                      (json_int_t)load->kv_tokens));
+            json_pack(
+                "{s:s,s:s,s:s,s:o,s:s,s:s,s:I,s:f,s:{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}}", "worker",
+                w->worker_id, "role", role_name(w->role), "state", w->state, "group", group_json(w),
+                "transport", w->transport, "rpc", w->control_endpoint, "pid", (json_int_t)w->pid,
+                "last_heartbeat_s", w->last_heartbeat_s, "load", "pages_total",
+                (json_int_t)load->pages_total, "pages_free", (json_int_t)load->pages_free,
+                "pages_reserved", (json_int_t)load->pages_reserved, "pages_ready",
+                (json_int_t)load->pages_ready, "pages_quarantined",
+                (json_int_t)load->pages_quarantined, "running", (json_int_t)load->running,
+                "waiting", (json_int_t)load->waiting, "kv_tokens", (json_int_t)load->kv_tokens));
     }
     return list;
 }

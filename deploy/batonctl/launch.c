@@ -2,22 +2,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <libgen.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "common/base/clock.h"
-
-#define READY_POLL_MS  20
-#define LOG_TAIL_BYTES 380
+#include "deploy/batonctl/interrupt.h"
 
 void ctl_command_add(struct ctl_command *command, const char *arg)
 {
@@ -90,6 +83,9 @@ void ctl_command_init(struct ctl_command *command, const char *program)
 /* In the child: never returns. A failed exec is told through `report`. */
 _Noreturn static void become(struct ctl_command *command, int log, int report)
 {
+    sigset_t held;
+    ctl_interrupt_signals(&held);
+    sigprocmask(SIG_UNBLOCK, &held, NULL);
     setsid();
     int null = open("/dev/null", O_RDONLY);
     dup2(null, STDIN_FILENO);
@@ -133,61 +129,4 @@ enum bt_status ctl_command_start(struct ctl_command *command, const char *log,
                             strerror(reason));
     }
     return bt_process_of(pid, error, ret_process);
-}
-
-static void log_tail(const char *log, char *ret_text, size_t size)
-{
-    ret_text[0] = '\0';
-    FILE *file = fopen(log, "r");
-    if (!file)
-        return;
-    if (fseek(file, -(long)(size - 1), SEEK_END) != 0)
-        rewind(file);
-    size_t got = fread(ret_text, 1, size - 1, file);
-    fclose(file);
-    while (got > 0 && ret_text[got - 1] == '\n')
-        got--;
-    ret_text[got] = '\0';
-}
-
-static enum bt_status read_ready(const char *path, struct bt_error *error,
-                                 struct ctl_ready *ret_ready)
-{
-    json_error_t where;
-    json_t *root = json_load_file(path, 0, &where);
-    if (!root)
-        return bt_error_set(error, BT_ERR_IO, "%s: %s", path, where.text);
-    const char *http = json_string_value(json_object_get(root, "http"));
-    const char *rpc = json_string_value(json_object_get(root, "rpc"));
-    snprintf(ret_ready->http, sizeof(ret_ready->http), "%s", http ? http : "");
-    snprintf(ret_ready->rpc, sizeof(ret_ready->rpc), "%s", rpc ? rpc : "");
-    json_decref(root);
-    return BT_OK;
-}
-
-enum bt_status ctl_ready_wait(const char *id, const struct bt_process_id *process,
-                              const char *ready_file, const char *log, int64_t until_ns,
-                              struct bt_error *error, struct ctl_ready *ret_ready)
-{
-    int fd = (int)syscall(SYS_pidfd_open, (pid_t)process->pid, 0);
-    enum bt_status status = BT_IN_PROGRESS;
-    while (status == BT_IN_PROGRESS) {
-        /* Wakes at once when the process ends; the file is looked for every few milliseconds. */
-        struct pollfd item = {.fd = fd, .events = POLLIN};
-        bool ended = fd < 0 || poll(&item, 1, READY_POLL_MS) > 0;
-        char tail[LOG_TAIL_BYTES];
-        if (access(ready_file, R_OK) == 0) {
-            status = read_ready(ready_file, error, ret_ready);
-        } else if (ended) {
-            log_tail(log, tail, sizeof(tail));
-            status =
-                bt_error_set(error, BT_ERR_UNAVAILABLE, "%s ended while starting:\n%s", id, tail);
-        } else if (bt_clock_now_ns() >= until_ns) {
-            log_tail(log, tail, sizeof(tail));
-            status = bt_error_set(error, BT_ERR_DEADLINE, "%s is not ready in time:\n%s", id, tail);
-        }
-    }
-    if (fd >= 0)
-        close(fd);
-    return status;
 }

@@ -1,6 +1,4 @@
-/*
- * Starting one of Baton's programs in the background and waiting until it says that it is ready.
- */
+/* Starting one of Baton's programs in the background. */
 #ifndef BATON_DEPLOY_BATONCTL_LAUNCH_H
 #define BATON_DEPLOY_BATONCTL_LAUNCH_H
 
@@ -34,17 +32,5 @@ void ctl_command_add_words(struct ctl_command *command, const char *words); /* N
 /* In a session of its own, stdin /dev/null, stdout and stderr to the file `log`. */
 enum bt_status ctl_command_start(struct ctl_command *command, const char *log,
                                  struct bt_error *error, struct bt_process_id *ret_process);
-
-/* What a program writes to its --ready-file. */
-struct ctl_ready {
-    char http[256];
-    char rpc[256];
-};
-
-/* Until the ready file is there. UNAVAILABLE: the process ended (the message holds the end of its
- * log); DEADLINE. `id` is for messages. */
-enum bt_status ctl_ready_wait(const char *id, const struct bt_process_id *process,
-                              const char *ready_file, const char *log, int64_t until_ns,
-                              struct bt_error *error, struct ctl_ready *ret_ready);
 
 #endif

@@ -7,6 +7,15 @@
 #include "common/base/clock.h"
 #include "deploy/batonctl/verbs.h"
 
+static void workers_text(int64_t count, const char *role, int64_t ranks, char ret_text[48])
+{
+    if (ranks == 1)
+        snprintf(ret_text, 48, "%d %s", (int)count, role);
+    else
+        snprintf(ret_text, 48, "%d %s (%d ranks%s)", (int)count, role, (int)ranks,
+                 count > 1 ? " each" : "");
+}
+
 int ctl_verb_up(int argc, char **argv)
 {
     struct ctl_target target;
@@ -17,8 +26,14 @@ int ctl_verb_up(int argc, char **argv)
          "checkpoint directory (config.json, safetensors, tokenizer.json)", true},
         {"served-model-name", BT_OPTION_STRING, &up.served_model_name, NULL, 0, 0, NULL, "NAME",
          "what clients call the model; the directory's name where not given", false},
-        {"prefill", BT_OPTION_INT, &up.prefill, "1", 1, 16, NULL, NULL, "prefill workers", false},
-        {"decode", BT_OPTION_INT, &up.decode, "1", 1, 16, NULL, NULL, "decode workers", false},
+        {"prefill", BT_OPTION_INT, &up.prefill, "1", 1, CTL_MAX_WORKERS, NULL, NULL,
+         "prefill workers", false},
+        {"decode", BT_OPTION_INT, &up.decode, "1", 1, CTL_MAX_WORKERS, NULL, NULL, "decode workers",
+         false},
+        {"prefill-tp", BT_OPTION_INT, &up.prefill_tp, "1", 1, CTL_MAX_RANKS, NULL, NULL,
+         "ranks of each prefill worker, a process each: they share out heads and experts", false},
+        {"decode-dp", BT_OPTION_INT, &up.decode_dp, "1", 1, CTL_MAX_RANKS, NULL, NULL,
+         "ranks of each decode worker, a process each: they share out requests and experts", false},
         {"host", BT_OPTION_STRING, &up.host, "127.0.0.1", 0, 0, NULL, "ADDRESS",
          "address of the HTTP API", false},
         {"port", BT_OPTION_INT, &up.port, "8000", 0, 65535, NULL, NULL,
@@ -43,7 +58,9 @@ int ctl_verb_up(int argc, char **argv)
     };
     int code = ctl_parse(options,
                          "batonctl up --model DIR [--prefill N] [--decode M]\n\n"
-                         "  batonctl up --model tests/models/tiny --prefill 1 --decode 2",
+                         "  batonctl up --model tests/models/tiny --prefill 1 --decode 2\n"
+                         "  batonctl up --model tests/models/tiny --prefill 1 --prefill-tp 2 "
+                         "--decode 1 --decode-dp 4",
                          argc, argv, NULL);
     if (code >= 0)
         return code;
@@ -54,8 +71,11 @@ int ctl_verb_up(int argc, char **argv)
         status = ctl_cluster_up(&cluster, &up, &error);
     if (status != BT_OK)
         return ctl_fail("up", &error);
-    printf("cluster %s: router, %d prefill, %d decode\n  http  %s/v1\n  rpc   %s\n  logs  %s\n",
-           cluster.name, (int)up.prefill, (int)up.decode, cluster.http, cluster.rpc, cluster.dir);
+    char prefill[48], decode[48];
+    workers_text(up.prefill, "prefill", up.prefill_tp, prefill);
+    workers_text(up.decode, "decode", up.decode_dp, decode);
+    printf("cluster %s: router, %s, %s\n  http  %s/v1\n  rpc   %s\n  logs  %s\n", cluster.name,
+           prefill, decode, cluster.http, cluster.rpc, cluster.dir);
     return CTL_EXIT_OK;
 }
 

@@ -1,6 +1,10 @@
 """The operator's verbs against a real cluster, and what they say when something is wrong."""
+import contextlib
 import json
 import os
+import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -8,11 +12,183 @@ import urllib.request
 
 import cluster
 
+# Stands for all three programs: tells what it was given, waits until all it waits for have told
+# theirs (which are the ranks of its group), is ready, and ends at SIGTERM or with the test.
+STUB = """
+import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+name = args.get("--worker-id", "router")
+told = pathlib.Path(sys.argv[0]).parent
+held = [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+secret = args.get("--group-secret-file")
+args.update(pid=os.getpid(), held=held, secret=secret and open(secret).read(),
+            secret_mode=secret and os.stat(secret).st_mode & 0o777)
+(told / (name + ".new")).write_text(json.dumps(args))
+(told / (name + ".new")).rename(told / (name + ".told"))
+if (told / (name + ".ends")).exists():
+    sys.exit("it can not go on")
+size = int(args.get("--tensor-parallel-size", args.get("--data-parallel-size", 1)))
+leader = name if args.get("--rank", "0") == "0" else name.rsplit(".", 1)[0]
+ranks = [leader] + [f"{leader}.{r}" for r in range(1, size)]
+def nap():
+    time.sleep(0.01)
+    os.kill(int(os.environ["STUB_TEST"]), 0)
+while not all((told / (r + ".told")).exists() for r in ranks) or (told / (name + ".waits")).exists():
+    nap()
+path = pathlib.Path(args["--ready-file"])
+path.with_suffix(".tmp").write_text(json.dumps({"http": "http://h", "rpc": "tcp://127.0.0.1:1"}))
+path.with_suffix(".tmp").rename(path)
+while True:
+    nap()
+"""
 
-def run(*args):
-    done = subprocess.run([str(cluster.BATONCTL), *map(str, args)], capture_output=True, text=True,
-                          timeout=120)
+
+def run(*args, binary=cluster.BATONCTL, env=None):
+    done = subprocess.run([str(binary), *map(str, args)], capture_output=True, text=True,
+                          timeout=120, env=env)
     return done.returncode, done.stdout, done.stderr
+
+
+class Stubs:
+    """A batonctl whose programs are stubs, in a directory of its own."""
+
+    def __init__(self, directory):
+        self.dir = pathlib.Path(directory)
+        self.state = self.dir / "state"
+        self.binary = self.dir / "bin/batonctl"
+        self.binary.parent.mkdir()
+        shutil.copy2(cluster.BATONCTL, self.binary)
+        for name in ("baton-router", "baton-prefill", "baton-decode"):
+            stub = self.binary.parent / name
+            stub.write_text(f"#!{sys.executable}\n{STUB}")
+            stub.chmod(0o755)
+        os.environ["STUB_TEST"] = str(os.getpid())
+
+    def mark(self, name, what):
+        return self.binary.parent / f"{name}.{what}"
+
+    def told(self):
+        return {p.stem: json.loads(p.read_text()) for p in self.binary.parent.glob("*.told")}
+
+    def command(self, *args):
+        return ["up", "--model", cluster.MODEL, "--port", 0, "--state-dir", self.state, "--wait",
+                "60s", *args]
+
+    def forget(self):
+        for kind in ("told", "waits", "ends"):
+            for path in self.binary.parent.glob("*." + kind):
+                path.unlink()
+
+    def assert_all_gone(self):
+        assert not (self.state / "default").exists()
+        for name, args in self.told().items():
+            assert not running(args["pid"]), name
+        self.forget()
+
+
+def running(pid):
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def stubs():
+    with tempfile.TemporaryDirectory(prefix="baton-test-") as directory:
+        s = Stubs(directory)
+        try:
+            yield s
+        finally:
+            for args in s.told().values():
+                if running(args["pid"]):
+                    os.kill(args["pid"], signal.SIGKILL)
+
+
+def ranks_are_started_together():
+    """Every rank with its place; those of a group wait for each other, so none may be waited for
+    before all are started."""
+    with stubs() as s:
+        code, out, err = run(*s.command("--prefill", 2, "--prefill-tp", 2, "--decode-dp", 3),
+                             binary=s.binary)
+        assert code == 0, err
+        assert "router, 2 prefill (2 ranks each), 1 decode (3 ranks)\n" in out, out
+        told = s.told()
+        assert set(told) == {"router", "prefill-0", "prefill-0.1", "prefill-1", "prefill-1.1",
+                             "decode-0", "decode-0.1", "decode-0.2"}, told
+        for name, args in told.items():
+            assert args["held"] == [], name
+            if name == "router":
+                continue
+            worker, _, rank = name.partition(".")
+            size = "--tensor-parallel-size" if "prefill" in name else "--data-parallel-size"
+            assert args[size] == ("2" if "prefill" in name else "3"), (name, args)
+            assert args["--rank"] == (rank or "0"), (name, args)
+            assert args["--group-endpoint"] == f"ipc://{s.state}/default/{worker}.sock", (name, args)
+            assert args["secret_mode"] == 0o600 and len(args["secret"]) == 64, (name, args)
+            assert args["secret"] == told[worker]["secret"], name
+        assert len({args["secret"] for args in told.values()} - {None}) == 3
+        state = json.loads((s.state / "default/cluster.json").read_text())
+        assert {p["id"]: p["pid"] for p in state["processes"]} == {n: a["pid"] for n, a in
+                                                                   told.items()}
+        code, _, err = run("down", "--state-dir", s.state, binary=s.binary)
+        assert code == 0, err
+        s.assert_all_gone()
+        code, out, err = run(*s.command(), binary=s.binary, env={**os.environ, "BATON_DECODE_DP": "2"})
+        assert code == 0 and "router, 1 prefill, 1 decode (2 ranks)\n" in out, (out, err)
+        assert not {"--rank", "--tensor-parallel-size", "--group-endpoint"} & set(
+            s.told()["prefill-0"]), s.told()
+        assert s.told()["decode-0.1"]["--rank"] == "1"
+        run("down", "--state-dir", s.state, binary=s.binary)
+        s.assert_all_gone()
+
+
+def rank_that_ends_ends_the_start():
+    with stubs() as s:
+        for name in ("decode-0.2", "decode-0"):
+            s.mark(name, "ends").touch()
+            for other in {"decode-0", "decode-0.1", "decode-0.2"} - {name}:
+                s.mark(other, "waits").touch()
+            code, _, err = run(*s.command("--decode-dp", 3), binary=s.binary)
+            assert code == 3 and f"{name} ended while starting" in err, (code, err)
+            assert "it can not go on" in err, err
+            s.assert_all_gone()
+        deep = s.state / ("x" * 90)
+        code, _, err = run("up", "--model", cluster.MODEL, "--state-dir", deep, "--decode-dp", 2,
+                           binary=s.binary)
+        assert code == 2 and "--state-dir" in err and "107 bytes" in err, (code, err)
+        code, _, err = run(*s.command("--decode-cpus", 0, "--decode-dp", 2), binary=s.binary)
+        assert code == 2 and "1 for 2 workers" in err, (code, err)
+        s.assert_all_gone()
+
+
+def interrupted_start_leaves_nothing():
+    with stubs() as s:
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            s.mark("decode-0.1", "waits").touch()
+            child = subprocess.Popen(
+                [str(s.binary), *map(str, s.command("--decode-dp", 2))], stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE, text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+            cluster.until(lambda: {"decode-0", "decode-0.1"} <= set(s.told()), 20, "ranks that wait")
+            child.send_signal(sig)
+            _, err = child.communicate(timeout=120)
+            assert child.returncode == 1 and sig.name in err, (child.returncode, err)
+            s.assert_all_gone()
+        # Who ignores a signal, as a job in the background of a script does, is not ended by it.
+        s.mark("decode-0", "waits").touch()
+        child = subprocess.Popen([str(s.binary), *map(str, s.command())], stderr=subprocess.PIPE,
+                                 stdout=subprocess.PIPE, text=True,
+                                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+        cluster.until(lambda: "decode-0" in s.told(), 20, "a worker that waits")
+        child.send_signal(signal.SIGINT)
+        s.mark("decode-0", "waits").unlink()
+        out, err = child.communicate(timeout=120)
+        assert child.returncode == 0 and "1 prefill, 1 decode\n" in out, (out, err)
+        run("down", "--state-dir", s.state, binary=s.binary)
+        s.assert_all_gone()
 
 
 def wrong_usage(state):
@@ -23,6 +199,8 @@ def wrong_usage(state):
             (["up", "--model", "/does/not/exist", "--state-dir", state], 1, "/does/not/exist"),
             (["up", "--model", state, "--state-dir", state], 3, "config.json"),
             (["up", "--model", state, "--prefill", "0"], 2, "--prefill"),
+            (["up", "--model", state, "--prefill-tp", "17"], 2, "--prefill-tp"),
+            (["up", "--model", state, "--decode-dp", "0"], 2, "--decode-dp"),
             (["up", "--model", state, "--name", "../x"], 2, "--name"),
             (["up", "--model", cluster.MODEL, "--port", "0", "--decode-cpus", "0-x", "--state-dir", state],
              2, "no number at 'x'"),
@@ -52,6 +230,9 @@ def cores_of_their_own():
 
 
 def main():
+    ranks_are_started_together()
+    rank_that_ends_ends_the_start()
+    interrupted_start_leaves_nothing()
     cores_of_their_own()
     with tempfile.TemporaryDirectory(prefix="baton-test-") as state:
         wrong_usage(state)
@@ -60,6 +241,7 @@ def main():
         assert {w["role"] for w in workers} == {"prefill", "decode"}
         assert all(w["state"] == "ready" for w in workers), workers
         assert "prefill-0" in c.ctl("get", "workers").stdout
+        assert all(w["group"] is None for w in workers), workers
         assert json.loads(c.ctl("get", "--output", "json", "requests").stdout) == []
         assert c.status()["model"] == "tiny"
         again = c.ctl("up", *c.args, check=False)
