@@ -212,7 +212,7 @@ static enum bt_status listen_at_path(const struct bt_endpoint *endpoint, const c
                                      int64_t deadline_ns, struct bt_error *error,
                                      struct bt_listener *ret_listener)
 {
-    int lock;
+    int lock = -1;
     enum bt_status status = lock_directory(text, deadline_ns, error, &lock);
     if (status != BT_OK)
         return status;
