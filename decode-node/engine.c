@@ -8,6 +8,7 @@
 struct dc_engine {
     struct dc_engine_options options;
     struct bt_forward *forward;
+    bool shares_experts; /* with other ranks, whose steps want it, too */
     struct bt_sampler *sampler;
     struct dc_sequence **sequences; /* [max_sequences], in the order they were added */
     uint32_t sequence_count;
@@ -47,8 +48,12 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
         dc_engine_destroy(engine);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "decode engine: no memory");
     }
-    const struct bt_forward_options forward = {.max_rows = options->max_num_seqs,
-                                               .max_logits = options->max_num_seqs};
+    struct bt_forward_options forward = {.max_rows = options->max_num_seqs,
+                                         .max_logits = options->max_num_seqs};
+    if (options->rank) {
+        bt_rank_forward(options->rank, &forward);
+    }
+    engine->shares_experts = forward.ep != NULL;
     enum bt_status status = bt_forward_create(options->model, &forward, error, &engine->forward);
     if (status != BT_OK) {
         dc_engine_destroy(engine);
@@ -106,6 +111,11 @@ static struct dc_sequence *engine_find(struct dc_engine *engine, uint64_t reques
     return NULL;
 }
 
+struct bt_forward *dc_engine_forward(const struct dc_engine *engine)
+{
+    return engine->forward;
+}
+
 void dc_engine_enter(struct dc_engine *engine)
 {
     bt_team_enter(engine->options.model->team);
@@ -129,6 +139,16 @@ void dc_engine_stop(struct dc_engine *engine, uint64_t request, uint64_t epoch,
     if (sequence && sequence->finish == DC_RUNNING) {
         sequence->finish = finish;
         engine->stirred = true;
+    }
+}
+
+void dc_engine_stop_all(struct dc_engine *engine, enum dc_finish finish)
+{
+    for (uint32_t i = 0; i < engine->sequence_count; i++) {
+        if (engine->sequences[i]->finish == DC_RUNNING) {
+            engine->sequences[i]->finish = finish;
+            engine->stirred = true;
+        }
     }
 }
 
@@ -272,9 +292,9 @@ static uint32_t gather(struct dc_engine *engine)
     return count;
 }
 
-static void run_batch(struct dc_engine *engine, uint32_t count, struct dc_step *step)
+static enum bt_status forward(struct dc_engine *engine, uint32_t count, const float **ret_logits)
 {
-    struct bt_forward_batch batch = {
+    const struct bt_forward_batch batch = {
         .form = BT_FORWARD_ABSORBED,
         .tokens = engine->tokens,
         .rows = count,
@@ -286,11 +306,13 @@ static void run_batch(struct dc_engine *engine, uint32_t count, struct dc_step *
         .logit_rows = engine->logit_rows,
         .logit_count = count,
     };
-    const float *logits = NULL;
-    enum bt_status status = bt_forward_run(engine->forward, &batch, &logits);
-    BT_ASSERT(status == BT_OK); /* alone it does not fail */
+    return bt_forward_run(engine->forward, &batch, ret_logits);
+}
+
+static void sample(struct dc_engine *engine, const float *logits, struct dc_step *step)
+{
     size_t vocab_size = engine->options.model->config.vocab_size;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < step->rows; i++) {
         struct dc_sequence *sequence = engine->batch[i];
         bt_sampler_draw(engine->sampler, &logits[i * vocab_size], sequence->sampling,
                         sequence->history, sequence->generated, &sequence->last);
@@ -317,22 +339,45 @@ static void wish_pages(struct dc_engine *engine, struct dc_step *step)
     }
 }
 
-void dc_engine_step(struct dc_engine *engine, struct dc_step *step)
+uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step)
 {
     step->entry_count = step->wish_count = 0;
-    step->begin_ns = bt_clock_now_ns();
+    step->begin_ns = step->end_ns = bt_clock_now_ns();
     admit(engine, step);
     step->rows = gather(engine);
-    if (step->rows > 0) {
-        run_batch(engine, step->rows, step);
+    return step->rows;
+}
+
+enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step)
+{
+    const float *logits = NULL;
+    enum bt_status status = BT_OK;
+    if (step->rows > 0 || engine->shares_experts) {
+        status = forward(engine, step->rows, &logits);
+    }
+    if (status == BT_OK && step->rows > 0) {
+        sample(engine, logits, step);
         remove_finished(engine);
     }
+    step->end_ns = bt_clock_now_ns();
+    return status;
+}
+
+void dc_engine_account(struct dc_engine *engine, struct dc_step *step)
+{
     wish_pages(engine, step);
     step->kv_tokens = 0;
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
         step->kv_tokens += kv_length(engine->sequences[i]);
     }
-    step->running = step->rows;
-    step->waiting = engine->sequence_count - step->rows;
-    step->end_ns = bt_clock_now_ns();
+}
+
+enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step)
+{
+    enum bt_status status = BT_OK;
+    if (dc_engine_begin(engine, step) > 0) {
+        status = dc_engine_run(engine, step);
+    }
+    dc_engine_account(engine, step);
+    return status;
 }

@@ -3,6 +3,12 @@
  * No thread and no queue: dc_engine_step is one step. stepper.h gives it a thread; the
  * single-process program calls it directly.
  *
+ * A rank of a group has an engine for its own sequences, and takes the steps of its group with the
+ * others. They agree between the halves of a step: dc_engine_begin, which knows how many rows this
+ * rank has, and dc_engine_run, which all ranks call when one of them has any. A rank without rows
+ * runs none of its own, computes what rows of others want of its experts, and its part in attention
+ * and sampling is nothing: that is the dummy row, at no cost.
+ *
  * A sequence joins and leaves between steps. Its tokens depend on itself alone, whoever is beside
  * it (design: determinism). Token 0 came from prefill; after g tokens the KV holds prompt + g - 1
  * tokens, and a step appends the KV of the last token and draws token g.
@@ -15,6 +21,7 @@
 
 #include "common/model/forward.h"
 #include "common/model/model.h"
+#include "common/model/rank.h"
 #include "common/model/sampler.h"
 
 enum dc_finish {
@@ -52,10 +59,11 @@ struct dc_sequence {
 
 struct dc_engine_options {
     const struct bt_model *model;
+    const struct bt_rank *rank; /* NULL: alone; else it outlives the engine */
     struct bt_kv_layout layout;
     void *kv_pool; /* [layer][page][token][dim] */
     uint32_t pool_pages;
-    uint32_t max_num_seqs;  /* in one step */
+    uint32_t max_num_seqs;  /* in one step; in a group the same on all ranks */
     uint32_t max_sequences; /* in the engine, waiting and stalled ones included */
     uint32_t max_model_len; /* prompt + output */
 };
@@ -66,6 +74,9 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
                                 struct dc_engine **ret_engine);
 void dc_engine_destroy(struct dc_engine *engine); /* NULL is fine; sequences inside are forgotten */
 
+/* The pass that it runs; the engine's. */
+struct bt_forward *dc_engine_forward(const struct dc_engine *engine);
+
 /* The calling thread will step it from now on: see bt_team_enter. */
 void dc_engine_enter(struct dc_engine *engine);
 
@@ -75,6 +86,9 @@ void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence);
 /* CANCELLED or PREEMPTED with the next step. Harmless when the sequence is not here any more. */
 void dc_engine_stop(struct dc_engine *engine, uint64_t request, uint64_t epoch,
                     enum dc_finish finish);
+
+/* All that are here. */
+void dc_engine_stop_all(struct dc_engine *engine, enum dc_finish finish);
 
 /* One more page. Harmless likewise (its owner frees all pages of a finished sequence together). */
 void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, uint32_t page);
@@ -105,7 +119,6 @@ struct dc_step {
     uint32_t wish_count, wish_capacity;
     uint32_t rows;      /* sequences in the batch */
     uint64_t kv_tokens; /* sum of KV lengths of the sequences inside, after the step */
-    uint32_t running, waiting;
     int64_t begin_ns, end_ns;
 };
 
@@ -114,8 +127,20 @@ struct dc_step {
 bool dc_step_init(struct dc_step *step, uint32_t max_sequences); /* false: no memory */
 void dc_step_finish(struct dc_step *step);
 
-/* Reports token 0 of new sequences, ends those that were stopped, computes one token of every
- * sequence that has room, at most max_num_seqs of them. */
-void dc_engine_step(struct dc_engine *engine, struct dc_step *step);
+/*
+ * Ends those that were stopped, reports token 0 of new sequences and gathers the batch: every
+ * sequence that has room, at most max_num_seqs of them. Returns its rows.
+ */
+uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step);
+/* Computes one token of each sequence of the batch. In a group it fails as bt_forward_run does; the
+ * engine is of no use then but to be destroyed. */
+enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step);
+/* What else there is to report of the step: page wishes, KV in use. May come after the begin of the
+ * next one. */
+void dc_engine_account(struct dc_engine *engine, struct dc_step *step);
+
+/* All three; alone. The batch is not prepared while the last step computes: see the figures there.
+ */
+enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step);
 
 #endif

@@ -6,13 +6,14 @@
 #include "common/base/process.h"
 #include "decode-node/options.h"
 
-#define STOP_NS (10 * BT_NS_PER_S)
+#define STOP_NS   (10 * BT_NS_PER_S)
+#define FAILED_NS (2 * BT_NS_PER_S) /* to say goodbye, of a rank whose group is over */
 
 /* Requests are cancelled. What is still written by a peer goes with the process's memory. */
 static void stop_in_order(struct bt_loop *loop, struct dc_worker *worker)
 {
     struct bt_error error;
-    int64_t until_ns = bt_clock_now_ns() + STOP_NS;
+    int64_t until_ns = bt_clock_now_ns() + (dc_worker_failed(worker, &error) ? FAILED_NS : STOP_NS);
     dc_worker_stop(worker);
     while (!dc_worker_quiet(worker) && bt_clock_now_ns() < until_ns) {
         if (bt_loop_run_once(loop, until_ns, &error) != BT_OK) {
@@ -21,7 +22,7 @@ static void stop_in_order(struct bt_loop *loop, struct dc_worker *worker)
     }
 }
 
-static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
+static enum bt_status serve(struct bt_loop *loop, struct bt_model *model, struct bt_rank *rank,
                             const struct dc_options *options, struct bt_error *error)
 {
     struct dc_worker *worker;
@@ -30,6 +31,7 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
     snprintf(labels, sizeof(labels), "arithmetic=\"%s\",kernels=\"%s\",threads=\"%" PRIu32 "\"",
              bt_model_dtype_name(model->dtype), model->kernels->name, bt_team_threads(model->team));
     worker_options.engine_labels = labels;
+    worker_options.rank = rank;
     worker_options.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
     enum bt_status status = dc_worker_create(loop, model, &worker_options, error, &worker);
     if (status != BT_OK) {
@@ -42,6 +44,9 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
         status = bt_error_set(error, BT_ERR_MISMATCH, "a router refused this worker");
     }
     stop_in_order(loop, worker);
+    if (dc_worker_failed(worker, error)) {
+        status = error->status;
+    }
     dc_worker_destroy(worker);
     return status;
 }
@@ -56,15 +61,17 @@ static uint32_t longest_sequence(const struct dc_worker_options *options)
 
 /* The threads of control, of which this is one, may use all cpus of the team. */
 static enum bt_status load(const struct dc_options *options, struct bt_team *team,
-                           struct bt_error *error, struct bt_model **ret_model)
+                           const struct bt_rank *rank, struct bt_error *error,
+                           struct bt_model **ret_model)
 {
-    const struct bt_model_options model = {
+    struct bt_model_options model = {
         .dir = options->model,
         .kernels = options->kernels,
         .dtype = options->dtype,
         .max_tokens = longest_sequence(&options->worker),
         .team = team,
     };
+    bt_rank_part(rank, &model);
     enum bt_status status = bt_model_load(&model, error, ret_model);
     bt_team_leave(team);
     return status;
@@ -74,6 +81,7 @@ static enum bt_status run(const struct dc_options *options, struct bt_error *err
 {
     struct bt_model *model = NULL;
     struct bt_team *team = NULL;
+    struct bt_rank *rank = NULL;
     struct bt_loop *loop = bt_loop_create(error);
     if (!loop) {
         return error->status;
@@ -86,11 +94,15 @@ static enum bt_status run(const struct dc_options *options, struct bt_error *err
         status = bt_team_create(&options->team, error, &team);
     }
     if (status == BT_OK) {
-        status = load(options, team, error, &model);
+        status = bt_rank_join(&options->rank, options->model, error, &rank);
     }
     if (status == BT_OK) {
-        status = serve(loop, model, options, error);
+        status = load(options, team, rank, error, &model);
     }
+    if (status == BT_OK) {
+        status = serve(loop, model, rank, options, error);
+    }
+    bt_rank_leave(rank);
     bt_model_destroy(model);
     bt_team_destroy(team);
     bt_loop_destroy(loop);

@@ -105,6 +105,24 @@ static void register_times(struct dc_metrics *metrics, const char *labels)
                              row_bounds, COUNT_OF(row_bounds));
 }
 
+static void register_group(struct dc_metrics *metrics, const char *labels)
+{
+    struct bt_metrics *registry = metrics->registry;
+    static const char wakes[] = "baton_group_wakes_total";
+    static const char wakes_help[] = "Calls that end the rest of another rank, by direction.";
+    metrics->rows = bt_metrics_gauge(registry, "baton_decode_rows", labels,
+                                     "Sequences of this rank in the last step.");
+    metrics->largest =
+        bt_metrics_gauge(registry, "baton_decode_rows_agreed", labels,
+                         "Sequences of the rank of the group that had most in the last step.");
+    metrics->agreements = bt_metrics_counter(registry, "baton_group_agreements_total", labels,
+                                             "Agreements of the ranks of the group.");
+    metrics->heartbeats = bt_metrics_counter(registry, "baton_group_heartbeats_total", labels,
+                                             "Agreements that began because nothing had happened.");
+    metrics->woken = counter_with(metrics, wakes, labels, "direction=\"received\"", wakes_help);
+    metrics->waking = counter_with(metrics, wakes, labels, "direction=\"sent\"", wakes_help);
+}
+
 enum bt_status dc_metrics_init(struct dc_metrics *metrics, const char *model_name,
                                uint32_t kv_pages, const char *kv_dtype, struct bt_error *error)
 {
@@ -112,9 +130,9 @@ enum bt_status dc_metrics_init(struct dc_metrics *metrics, const char *model_nam
     if (!metrics->registry) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "metrics: no memory");
     }
-    char name[128], labels[LABELS_SIZE - 64], info[LABELS_SIZE];
+    char name[128], info[LABELS_SIZE], *labels = metrics->labels;
     label_escape(model_name, name, sizeof(name));
-    snprintf(labels, sizeof(labels), "model_name=\"%s\",role=\"decode\"", name);
+    snprintf(labels, sizeof(metrics->labels), "model_name=\"%s\",role=\"decode\"", name);
     snprintf(info, sizeof(info),
              "%s,block_size=\"%d\",num_gpu_blocks=\"%" PRIu32 "\",cache_dtype=\"%s\"", labels,
              BT_PAGE_TOKENS, kv_pages, kv_dtype);
@@ -124,6 +142,7 @@ enum bt_status dc_metrics_init(struct dc_metrics *metrics, const char *model_nam
     register_gauges(metrics, labels);
     register_counters(metrics, labels);
     register_times(metrics, labels);
+    register_group(metrics, labels);
     return BT_OK;
 }
 
@@ -133,6 +152,21 @@ void dc_metrics_engine(struct dc_metrics *metrics, const char *labels)
     snprintf(text, sizeof(text), "role=\"decode\",%s", labels);
     bt_gauge_set(
         bt_metrics_gauge(metrics->registry, "baton_engine_info", text, "What computes here."), 1);
+}
+
+static void counter_raise(struct bt_counter *counter, uint64_t value)
+{
+    bt_counter_add(counter, value - bt_counter_value(counter));
+}
+
+void dc_metrics_group(struct dc_metrics *metrics, const struct dc_group_counts *counts)
+{
+    bt_gauge_set(metrics->rows, counts->rows);
+    bt_gauge_set(metrics->largest, counts->largest);
+    counter_raise(metrics->agreements, counts->agreements);
+    counter_raise(metrics->heartbeats, counts->heartbeats);
+    counter_raise(metrics->woken, counts->woken);
+    counter_raise(metrics->waking, counts->waking);
 }
 
 void dc_metrics_finish(struct dc_metrics *metrics)

@@ -7,6 +7,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/option.h"
+#include "decode-node/stepper.h"
 
 #define MAX_WORKER_ID 63
 
@@ -24,7 +25,8 @@ static struct {
     const char *ready_file;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
     int64_t expected_output_tokens, lease;
-    int64_t threads;
+    int64_t threads, data_parallel_size;
+    struct bt_rank_values rank;
     const char *cpus;
     int dtype, kv_cache_dtype, kernels, transport, log_level;
     bool checksum, die_with_parent, forbid_fallback;
@@ -42,7 +44,7 @@ static const struct bt_option table[] = {
     {"listen", BT_OPTION_STRING, &values.listen, "tcp://127.0.0.1:*", .metavar = "ENDPOINT",
      .help = "ZeroMQ endpoint to serve on; * takes a free port."},
     {"max-num-seqs", BT_OPTION_INT, &values.max_num_seqs, "64", 1, 1024,
-     .help = "Sequences in one step."},
+     .help = "Sequences in one step; of each rank, on all the same."},
     {"max-reserved", BT_OPTION_INT, &values.max_reserved, "256", 1, 4096,
      .help = "Requests here at once, running ones included; more are refused."},
     {"expected-output-tokens", BT_OPTION_INT, &values.expected_output_tokens, "512", 1, 1 << 24,
@@ -70,12 +72,17 @@ static const struct bt_option table[] = {
              "default: all, not pinned."},
     {"threads", BT_OPTION_INT, &values.threads, "0", 0, BT_TEAM_MAX_THREADS,
      .help = "Computing threads; 0: one for each of --cpus, 1 without."},
+    {"data-parallel-size", BT_OPTION_INT, &values.data_parallel_size, "1", 1, BT_GROUP_RANKS_MAX,
+     .help = "Ranks of this worker, a process each: requests are dealt out, experts are shared."},
+    BT_RANK_OPTIONS(values.rank),
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
-     .help = "What carries the KV cache; auto is the best that both ends have, anything else is that "
-             "or an error."},
+     .help =
+         "What carries the KV cache; auto is the best that both ends have, anything else is that "
+         "or an error."},
     {"forbid-fallback", BT_OPTION_BOOL, &values.forbid_fallback, "false",
-     .help = "With auto: a peer that the best transport of both ends does not reach is an error, not "
-             "a warning."},
+     .help =
+         "With auto: a peer that the best transport of both ends does not reach is an error, not "
+         "a warning."},
     {"transport-devices", BT_OPTION_STRING, &values.transport_devices, NULL, .metavar = "LIST",
      .help = "RDMA ports to use, all of them: mlx5_0:1,mlx5_1:1; with --transport tcp a network "
              "device. Default: all that fit."},
@@ -121,6 +128,13 @@ static const char *model_name(const char *directory)
     return name;
 }
 
+/* Well before the others give up who comes last. */
+static int64_t heartbeat_ns(int64_t wait_timeout_ns)
+{
+    int64_t third_ns = wait_timeout_ns / 3;
+    return third_ns < DC_HEARTBEAT_NS ? third_ns : DC_HEARTBEAT_NS;
+}
+
 enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                                 struct dc_options *ret_options)
 {
@@ -135,7 +149,16 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
     if (status != BT_OK) {
         return status;
     }
+    struct bt_rank_options rank;
+    status = bt_rank_options_check(&values.rank, (uint32_t)values.data_parallel_size, error, &rank);
+    if (status != BT_OK) {
+        return status;
+    }
+    rank.expert_parallel = true;
+    rank.dispatch = BT_DISPATCH_LATENCY;
+    rank.max_rows = (uint32_t)values.max_num_seqs;
     *ret_options = (struct dc_options){
+        .rank = rank,
         .model = values.model,
         .kernels = kernels[values.kernels],
         .dtype = (enum bt_model_dtype)values.dtype,
@@ -162,6 +185,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                 .max_model_len = (uint32_t)values.max_model_len,
                 .lease_ms = (uint32_t)(values.lease / BT_NS_PER_MS),
                 .checksum = values.checksum,
+                .heartbeat_ns = heartbeat_ns(rank.wait_timeout_ns),
             },
     };
     return BT_OK;

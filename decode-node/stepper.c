@@ -1,13 +1,26 @@
 #include "decode-node/stepper.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "common/base/clock.h"
 
 #define COMMANDS_PER_SEQUENCE 3 /* add, stop, and a page for the one wish that is open */
+#define BELLS                 2 /* each at most once in the queue */
 #define STEP_RECORDS          4 /* steps that the control thread may be behind */
 
-enum command_kind { COMMAND_ADD, COMMAND_STOP, COMMAND_GROW };
+enum command_kind {
+    COMMAND_ADD,
+    COMMAND_STOP,
+    COMMAND_GROW,
+    COMMAND_TOLD, /* what this rank says changed */
+    COMMAND_WAKE, /* another rank has work */
+};
 
 struct command {
     enum command_kind kind;
@@ -18,17 +31,66 @@ struct command {
 };
 
 struct dc_stepper {
+    struct dc_stepper_options options;
     struct dc_engine *engine;
+    struct dc_agreement agreement;
     struct bt_queue *commands; /* control -> step thread */
     struct bt_queue *steps;    /* step thread -> control */
     struct bt_queue *idle;     /* records on their way back */
     struct dc_step records[STEP_RECORDS];
     atomic_bool stop;
     pthread_t thread;
+
+    /* Groups. */
+    int notice_fd;
+    atomic_uint notices;
+    atomic_uint told;         /* enum dc_rank_flag */
+    atomic_bool bells[BELLS]; /* that are in the queue */
+    atomic_bool resting;      /* the last agreement found no rows */
+    atomic_ullong agreements; /* that ended */
+    atomic_ullong waking_for; /* 1 + `agreements` when others were last to be woken */
+    atomic_bool drains, drained;
+    atomic_uint rows, largest;
+    atomic_ullong heartbeats, woken, waking;
+    struct bt_error error; /* before DC_NOTICE_FAILED */
 };
 
-static void obey(struct dc_engine *engine, const struct command *command)
+static bool stopping(struct dc_stepper *stepper)
 {
+    return atomic_load_explicit(&stepper->stop, memory_order_relaxed);
+}
+
+/* ------------------------------------------------------------------ notices */
+
+static void notice(struct dc_stepper *stepper, unsigned notices)
+{
+    const uint64_t one = 1;
+    atomic_fetch_or(&stepper->notices, notices);
+    while (write(stepper->notice_fd, &one, sizeof(one)) < 0 && errno == EINTR) {
+    }
+}
+
+/* Once for each agreement that found nothing: the others, woken, begin the next one. */
+static void notice_work(struct dc_stepper *stepper)
+{
+    unsigned long long next = atomic_load(&stepper->agreements) + 1;
+    if (atomic_exchange(&stepper->waking_for, next) != next) {
+        atomic_fetch_add(&stepper->waking, 1);
+        notice(stepper, DC_NOTICE_WAKE);
+    }
+}
+
+static void fail(struct dc_stepper *stepper, const struct bt_error *error)
+{
+    stepper->error = *error;
+    notice(stepper, DC_NOTICE_FAILED);
+}
+
+/* ------------------------------------------------------------------ commands */
+
+static void obey(struct dc_stepper *stepper, const struct command *command)
+{
+    struct dc_engine *engine = stepper->engine;
     switch (command->kind) {
     case COMMAND_ADD:
         dc_engine_add(engine, command->sequence);
@@ -39,52 +101,243 @@ static void obey(struct dc_engine *engine, const struct command *command)
     case COMMAND_GROW:
         dc_engine_grow(engine, command->request, command->epoch, command->page);
         break;
+    case COMMAND_TOLD:
+    case COMMAND_WAKE:
+        atomic_store(&stepper->bells[command->kind - COMMAND_TOLD], false);
+        break;
     }
 }
 
-static bool stopping(struct dc_stepper *stepper)
-{
-    return atomic_load_explicit(&stepper->stop, memory_order_relaxed);
-}
-
-/* Sleeps while there is nothing to compute. False: the thread has to end. */
-static bool take_commands(struct dc_stepper *stepper)
+/* How many commands of this rank's own, and how many of other ranks, were waiting. */
+static void take_commands(struct dc_stepper *stepper, uint32_t *ret_own, uint32_t *ret_others)
 {
     struct command command;
+    *ret_own = *ret_others = 0;
+    while (bt_queue_try_pop(stepper->commands, &command)) {
+        obey(stepper, &command);
+        *(command.kind == COMMAND_WAKE ? ret_others : ret_own) += 1;
+    }
+}
+
+/* Sleeps while this rank has nothing to compute. False: the thread has to end. */
+static bool await_commands(struct dc_stepper *stepper)
+{
+    struct command command;
+    uint32_t own, others;
     while (!stopping(stepper) && !dc_engine_runnable(stepper->engine)) {
         if (!bt_queue_pop(stepper->commands, &command)) {
             return false;
         }
-        obey(stepper->engine, &command);
+        obey(stepper, &command);
     }
-    while (bt_queue_try_pop(stepper->commands, &command)) {
-        obey(stepper->engine, &command);
-    }
+    take_commands(stepper, &own, &others);
     return !stopping(stepper);
 }
+
+/* ------------------------------------------------------------------ steps */
+
+static void push_step(struct dc_stepper *stepper, struct dc_step *step)
+{
+    BT_ASSERT(bt_queue_try_push(stepper->steps, &step));
+}
+
+/* Steps in which this rank had no part go round unseen. */
+static void report(struct dc_stepper *stepper, struct dc_step *step)
+{
+    dc_engine_account(stepper->engine, step);
+    if (step->rows > 0 || step->entry_count > 0 || step->wish_count > 0) {
+        push_step(stepper, step);
+    } else {
+        dc_stepper_return(stepper, step);
+    }
+}
+
+static void count_step(struct dc_stepper *stepper, uint32_t rows, uint32_t largest)
+{
+    atomic_store_explicit(&stepper->rows, rows, memory_order_relaxed);
+    atomic_store_explicit(&stepper->largest, largest, memory_order_relaxed);
+}
+
+static enum bt_status step_alone(struct dc_stepper *stepper, struct dc_step *step,
+                                 struct bt_error *error)
+{
+    struct dc_agreement *agreement = &stepper->agreement;
+    uint32_t rows = dc_engine_begin(stepper->engine, step);
+    count_step(stepper, rows, rows);
+    enum bt_status status = dc_agreement_begin(agreement, rows, 0, error);
+    if (status == BT_OK) {
+        status = dc_agreement_keep(agreement, error);
+    }
+    if (status == BT_OK && rows > 0) {
+        status = dc_engine_run(stepper->engine, step);
+        if (status != BT_OK) {
+            dc_agreement_broken(agreement, status, error);
+        }
+    }
+    dc_engine_account(stepper->engine, step);
+    return status;
+}
+
+static void run_alone(struct dc_stepper *stepper)
+{
+    struct dc_step *step;
+    struct bt_error error;
+    while (bt_queue_pop(stepper->idle, &step)) {
+        if (!await_commands(stepper)) {
+            break;
+        }
+        if (step_alone(stepper, step, &error) != BT_OK) {
+            fail(stepper, &error);
+            break;
+        }
+        push_step(stepper, step);
+    }
+}
+
+/* ------------------------------------------------------------------ steps of a group */
+
+/* Whatever is here or still comes goes back. */
+static void run_closed(struct dc_stepper *stepper)
+{
+    struct dc_step *step;
+    while (bt_queue_pop(stepper->idle, &step)) {
+        dc_engine_stop_all(stepper->engine, DC_FINISH_PREEMPTED);
+        if (!await_commands(stepper)) {
+            break;
+        }
+        dc_engine_stop_all(stepper->engine, DC_FINISH_PREEMPTED);
+        dc_engine_begin(stepper->engine, step);
+        report(stepper, step);
+    }
+}
+
+/* Until there is something to agree on. */
+static void rest(struct dc_stepper *stepper)
+{
+    struct pollfd poller = {.fd = bt_queue_fd(stepper->commands), .events = POLLIN};
+    int64_t until_ns = bt_clock_now_ns() + stepper->options.heartbeat_ns, left_ns;
+    uint32_t own, others;
+    int ready;
+    do {
+        left_ns = until_ns - bt_clock_now_ns();
+        ready = left_ns <= 0 ? 0 : poll(&poller, 1, (int)((left_ns - 1) / BT_NS_PER_MS) + 1);
+    } while (ready < 0 || (ready == 0 && left_ns > 0));
+    take_commands(stepper, &own, &others);
+    if (own > 0) {
+        notice_work(stepper);
+    } else if (others > 0) {
+        atomic_fetch_add(&stepper->woken, 1);
+    } else {
+        atomic_fetch_add(&stepper->heartbeats, 1);
+    }
+}
+
+static void publish(struct dc_stepper *stepper, const struct dc_consent *consent)
+{
+    bool drains = atomic_exchange(&stepper->drains, consent->drains);
+    bool drained = atomic_exchange(&stepper->drained, consent->drained);
+    atomic_store(&stepper->resting, consent->largest == 0);
+    atomic_fetch_add(&stepper->agreements, 1);
+    if (drains != consent->drains || drained != consent->drained) {
+        notice(stepper, DC_NOTICE_AGREED);
+    }
+}
+
+/* Begins the step `next`; reports the last one, which may be NULL, while the others' words come. */
+static enum bt_status agree(struct dc_stepper *stepper, struct dc_step *next, struct dc_step *last,
+                            struct bt_error *error, struct dc_consent *ret_consent)
+{
+    struct dc_agreement *agreement = &stepper->agreement;
+    uint32_t rows = dc_engine_begin(stepper->engine, next);
+    enum bt_status status = dc_agreement_begin(agreement, rows, atomic_load(&stepper->told), error);
+    if (last) {
+        report(stepper, last);
+    }
+    if (status == BT_OK) {
+        status = dc_agreement_end(agreement, error, ret_consent);
+    }
+    if (status == BT_OK) {
+        publish(stepper, ret_consent);
+    }
+    return status == BT_OK && !ret_consent->leaves ? dc_agreement_keep(agreement, error) : status;
+}
+
+/* Of the steps of a group one; true: there are more. *step: the last one, not reported yet. */
+static bool step_together(struct dc_stepper *stepper, struct dc_step **step, bool *ret_rest)
+{
+    struct bt_error error;
+    struct dc_consent consent;
+    struct dc_step *next, *last = *step;
+    if (!bt_queue_pop(stepper->idle, &next)) {
+        return false;
+    }
+    enum bt_status status = agree(stepper, next, last, &error, &consent);
+    if (status == BT_OK && !consent.leaves && consent.largest > 0) {
+        count_step(stepper, next->rows, consent.largest);
+        status = dc_engine_run(stepper->engine, next);
+        if (status != BT_OK) {
+            dc_agreement_broken(&stepper->agreement, status, &error);
+        }
+    }
+    if (status != BT_OK) {
+        fail(stepper, &error);
+        return false;
+    }
+    if (consent.leaves) {
+        notice(stepper, DC_NOTICE_LEFT);
+        next->rows = 0;
+        report(stepper, next);
+        run_closed(stepper);
+        return false;
+    }
+    *ret_rest = consent.largest == 0;
+    *step = next;
+    if (*ret_rest) {
+        report(stepper, next);
+        *step = NULL;
+    }
+    return true;
+}
+
+static void run_together(struct dc_stepper *stepper)
+{
+    struct dc_step *step = NULL;
+    bool rests = false, more = true;
+    uint32_t own, others;
+    while (more && !stopping(stepper)) {
+        if (rests) {
+            rest(stepper);
+        } else {
+            take_commands(stepper, &own, &others);
+        }
+        more = step_together(stepper, &step, &rests);
+    }
+}
+
+/* ------------------------------------------------------------------ life */
 
 static void *stepper_main(void *argument)
 {
     struct dc_stepper *stepper = argument;
-    struct dc_step *step;
     dc_engine_enter(stepper->engine);
-    while (bt_queue_pop(stepper->idle, &step)) {
-        if (!take_commands(stepper)) {
-            break;
-        }
-        dc_engine_step(stepper->engine, step);
-        BT_ASSERT(bt_queue_try_push(stepper->steps, &step));
+    if (stepper->agreement.group) {
+        run_together(stepper);
+    } else {
+        run_alone(stepper);
     }
     return NULL;
 }
 
-static bool stepper_alloc(struct dc_stepper *stepper, uint32_t max_sequences)
+static bool stepper_alloc(struct dc_stepper *stepper)
 {
-    stepper->commands =
-        bt_queue_create((size_t)max_sequences * COMMANDS_PER_SEQUENCE, sizeof(struct command));
+    uint32_t max_sequences = stepper->options.max_sequences;
+    stepper->commands = bt_queue_create((size_t)max_sequences * COMMANDS_PER_SEQUENCE + BELLS,
+                                        sizeof(struct command));
     stepper->steps = bt_queue_create(STEP_RECORDS, sizeof(struct dc_step *));
     stepper->idle = bt_queue_create(STEP_RECORDS, sizeof(struct dc_step *));
-    if (!stepper->commands || !stepper->steps || !stepper->idle) {
+    stepper->notice_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!stepper->commands || !stepper->steps || !stepper->idle || stepper->notice_fd < 0 ||
+        !dc_agreement_init(&stepper->agreement, stepper->options.rank)) {
         return false;
     }
     for (int i = 0; i < STEP_RECORDS; i++) {
@@ -105,18 +358,24 @@ static void stepper_free(struct dc_stepper *stepper)
     bt_queue_destroy(stepper->commands);
     bt_queue_destroy(stepper->steps);
     bt_queue_destroy(stepper->idle);
+    dc_agreement_finish(&stepper->agreement);
+    if (stepper->notice_fd >= 0) {
+        close(stepper->notice_fd);
+    }
     free(stepper);
 }
 
-enum bt_status dc_stepper_create(struct dc_engine *engine, uint32_t max_sequences,
-                                 struct bt_error *error, struct dc_stepper **ret_stepper)
+enum bt_status dc_stepper_create(const struct dc_stepper_options *options, struct bt_error *error,
+                                 struct dc_stepper **ret_stepper)
 {
     struct dc_stepper *stepper = calloc(1, sizeof(*stepper));
     if (!stepper) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "step thread: no memory");
     }
-    stepper->engine = engine;
-    if (!stepper_alloc(stepper, max_sequences) ||
+    stepper->options = *options;
+    stepper->engine = options->engine;
+    stepper->notice_fd = -1;
+    if (!stepper_alloc(stepper) ||
         pthread_create(&stepper->thread, NULL, stepper_main, stepper) != 0) {
         stepper_free(stepper);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "step thread: no memory for queues or thread");
@@ -137,25 +396,59 @@ void dc_stepper_destroy(struct dc_stepper *stepper)
     stepper_free(stepper);
 }
 
+/* ------------------------------------------------------------------ control thread */
+
+/* The step thread may be in an agreement that others sleep through: so they are to be woken from
+ * here, too. */
+static void command_push(struct dc_stepper *stepper, const struct command *command)
+{
+    BT_ASSERT(bt_queue_try_push(stepper->commands, command));
+    if (command->kind != COMMAND_WAKE && atomic_load(&stepper->resting)) {
+        notice_work(stepper);
+    }
+}
+
+static void ring(struct dc_stepper *stepper, enum command_kind kind)
+{
+    const struct command command = {.kind = kind};
+    if (!atomic_exchange(&stepper->bells[kind - COMMAND_TOLD], true)) {
+        command_push(stepper, &command);
+    }
+}
+
 void dc_stepper_add(struct dc_stepper *stepper, struct dc_sequence *sequence)
 {
-    struct command command = {.kind = COMMAND_ADD, .sequence = sequence};
-    BT_ASSERT(bt_queue_try_push(stepper->commands, &command));
+    const struct command command = {.kind = COMMAND_ADD, .sequence = sequence};
+    command_push(stepper, &command);
 }
 
 void dc_stepper_stop(struct dc_stepper *stepper, uint64_t request, uint64_t epoch,
                      enum dc_finish finish)
 {
-    struct command command = {
+    const struct command command = {
         .kind = COMMAND_STOP, .request = request, .epoch = epoch, .finish = finish};
-    BT_ASSERT(bt_queue_try_push(stepper->commands, &command));
+    command_push(stepper, &command);
 }
 
 void dc_stepper_grow(struct dc_stepper *stepper, uint64_t request, uint64_t epoch, uint32_t page)
 {
-    struct command command = {
+    const struct command command = {
         .kind = COMMAND_GROW, .request = request, .epoch = epoch, .page = page};
-    BT_ASSERT(bt_queue_try_push(stepper->commands, &command));
+    command_push(stepper, &command);
+}
+
+void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags)
+{
+    if (atomic_exchange(&stepper->told, flags) != flags && stepper->agreement.group) {
+        ring(stepper, COMMAND_TOLD);
+    }
+}
+
+void dc_stepper_wake(struct dc_stepper *stepper)
+{
+    if (stepper->agreement.group) {
+        ring(stepper, COMMAND_WAKE);
+    }
 }
 
 struct bt_queue *dc_stepper_steps(const struct dc_stepper *stepper)
@@ -166,4 +459,36 @@ struct bt_queue *dc_stepper_steps(const struct dc_stepper *stepper)
 void dc_stepper_return(struct dc_stepper *stepper, struct dc_step *step)
 {
     BT_ASSERT(bt_queue_try_push(stepper->idle, &step));
+}
+
+int dc_stepper_notice_fd(const struct dc_stepper *stepper)
+{
+    return stepper->notice_fd;
+}
+
+unsigned dc_stepper_take_notices(struct dc_stepper *stepper)
+{
+    uint64_t count;
+    while (read(stepper->notice_fd, &count, sizeof(count)) < 0 && errno == EINTR) {
+    }
+    return atomic_exchange(&stepper->notices, 0);
+}
+
+const char *dc_stepper_error(const struct dc_stepper *stepper)
+{
+    return stepper->error.text;
+}
+
+void dc_stepper_look(const struct dc_stepper *stepper, struct dc_stepper_view *ret_view)
+{
+    *ret_view = (struct dc_stepper_view){
+        .drains = atomic_load(&stepper->drains),
+        .drained = atomic_load(&stepper->drained),
+        .rows = atomic_load(&stepper->rows),
+        .largest = atomic_load(&stepper->largest),
+        .agreements = atomic_load(&stepper->agreements),
+        .heartbeats = atomic_load(&stepper->heartbeats),
+        .woken = atomic_load(&stepper->woken),
+        .waking = atomic_load(&stepper->waking),
+    };
 }

@@ -1,53 +1,15 @@
 #include "decode-node/worker.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/random.h"
-#include "common/messaging/registration.h"
-#include "decode-node/cutoff.h"
-#include "decode-node/request.h"
-#include "kvtransfer/preflight.h"
+#include "decode-node/worker_state.h"
 
-#define MAX_DRAIN_CALLS 16
-#define MAX_LEASE_KEYS  4096
-#define MIN_TICK_NS     (5 * BT_NS_PER_MS)
+#define MIN_TICK_NS (5 * BT_NS_PER_MS)
 
-struct dc_worker {
-    struct bt_loop *loop;
-    const struct bt_model *model;
-    struct dc_worker_options options;
-    struct bt_kv_layout layout;
-    uint64_t incarnation;
-    struct bt_process_id process;
-    struct bt_fingerprint fingerprint;
-
-    struct dc_metrics metrics;
-    struct kvt_target *target;
-    struct bt_page_pool *pages;
-    struct dc_engine *engine;
-    struct dc_stepper *stepper;
-    struct dc_subscribers *subscribers;
-    struct dc_requests *requests;
-    struct dc_cutoffs *cutoffs;
-    struct bt_rpc_server *server;
-    struct bt_loop_source *step_source, *target_source, *tick_timer;
-
-    Baton__V1__LayoutFingerprint fingerprint_message;
-    Baton__V1__ProcessId process_message;
-    Baton__V1__KvEndpoint endpoint_message;
-    Baton__V1__RegisterRequest identity;
-    struct bt_registration *registration;
-    bool ready, refused, draining;
-
-    struct bt_rpc_call *drains[MAX_DRAIN_CALLS];
-    uint32_t drain_count;
-};
-
-static struct kvt_landing_table *landings(const struct dc_worker *worker)
+struct kvt_landing_table *dc_worker_landings(const struct dc_worker *worker)
 {
     return dc_requests_landings(worker->requests);
 }
@@ -67,7 +29,7 @@ static void registration_load(void *context, Baton__V1__RankLoad *ret_load, bool
     *ret_draining = worker->draining;
 }
 
-static void worker_update_gauges(struct dc_worker *worker)
+void dc_worker_update_gauges(struct dc_worker *worker)
 {
     Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
     worker_load(worker, &load);
@@ -79,18 +41,59 @@ static void worker_update_gauges(struct dc_worker *worker)
     bt_gauge_set(worker->metrics.pages_reserved, load.pages_reserved);
     bt_gauge_set(worker->metrics.pages_ready, load.pages_ready);
     bt_gauge_set(worker->metrics.pages_quarantined, load.pages_quarantined);
+    struct dc_stepper_view view;
+    dc_stepper_look(worker->stepper, &view);
+    const struct dc_group_counts counts = {
+        .rows = view.rows,
+        .largest = view.largest,
+        .agreements = view.agreements,
+        .heartbeats = view.heartbeats,
+        .woken = view.woken,
+        .waking = dc_ranks_woken(worker->ranks),
+    };
+    dc_metrics_group(&worker->metrics, &counts);
+    dc_ranks_update_metrics(worker->ranks);
 }
 
 /* Nothing is left: no request, and no page that a peer might still write. */
 static bool worker_empty(const struct dc_worker *worker)
 {
     return dc_requests_count(worker->requests) == 0 &&
-           kvt_landing_count(landings(worker), KVT_LANDING_QUARANTINED) == 0;
+           kvt_landing_count(dc_worker_landings(worker), KVT_LANDING_QUARANTINED) == 0;
 }
 
-static void drain_check(struct dc_worker *worker)
+static bool in_group(const struct dc_worker *worker)
 {
-    if (worker->drain_count == 0 || !worker_empty(worker)) {
+    return dc_ranks_member(worker->ranks) != NULL;
+}
+
+/* What the group hears of this rank. */
+static void tell_group(struct dc_worker *worker)
+{
+    unsigned flags = worker->leaving ? DC_RANK_LEAVES : 0;
+    if (worker->draining) {
+        flags |= worker_empty(worker) ? DC_RANK_DRAINS : DC_RANK_DRAINS | DC_RANK_BUSY;
+    }
+    dc_stepper_tell(worker->stepper, flags);
+}
+
+/* Nothing is left here, nor, as they agreed, on the other ranks. */
+static bool worker_drained(const struct dc_worker *worker)
+{
+    struct dc_stepper_view view = {.drained = true};
+    if (in_group(worker)) {
+        dc_stepper_look(worker->stepper, &view);
+    }
+    return view.drained && worker_empty(worker);
+}
+
+void dc_worker_drain_check(struct dc_worker *worker)
+{
+    if (!worker->draining) {
+        return;
+    }
+    tell_group(worker);
+    if (worker->drain_count == 0 || !worker_drained(worker)) {
         return;
     }
     Baton__V1__DrainResponse response = BATON__V1__DRAIN_RESPONSE__INIT;
@@ -101,13 +104,26 @@ static void drain_check(struct dc_worker *worker)
     }
 }
 
+void dc_worker_drain(struct dc_worker *worker)
+{
+    if (worker->draining) {
+        return;
+    }
+    bt_log_info(0, "draining");
+    worker->draining = true;
+    if (worker->registration) {
+        bt_registration_hurry(worker->registration);
+    }
+    dc_worker_drain_check(worker);
+}
+
 /* After whatever may have ended requests or freed pages. */
-static void settle(void *context)
+void dc_worker_settle(void *context)
 {
     struct dc_worker *worker = context;
     dc_requests_serve_pages(worker->requests);
     dc_subscribers_flush(worker->subscribers);
-    drain_check(worker);
+    dc_worker_drain_check(worker);
 }
 
 /* ------------------------------------------------------------------ events of threads and time */
@@ -120,7 +136,7 @@ static void on_step(void *context)
         dc_requests_step(worker->requests, step);
         dc_stepper_return(worker->stepper, step);
     }
-    drain_check(worker);
+    dc_worker_drain_check(worker);
 }
 
 static void on_target(void *context)
@@ -134,300 +150,78 @@ static void on_target(void *context)
             dc_cutoffs_disconnected(worker->cutoffs, event.incarnation, event.link);
         }
     }
-    settle(worker);
+    dc_worker_settle(worker);
 }
 
 static void on_tick(void *context)
 {
     struct dc_worker *worker = context;
     int64_t now_ns = bt_clock_now_ns();
-    kvt_landing_tick(landings(worker), now_ns);
-    settle(worker);
-    int64_t next_ns = kvt_landing_next_deadline_ns(landings(worker));
+    kvt_landing_tick(dc_worker_landings(worker), now_ns);
+    dc_worker_settle(worker);
+    int64_t next_ns = kvt_landing_next_deadline_ns(dc_worker_landings(worker));
     bt_loop_timer_set(worker->tick_timer,
                       next_ns < now_ns + MIN_TICK_NS ? now_ns + MIN_TICK_NS : next_ns);
 }
 
 /* A landing has a deadline that may be the first. */
-static void tick_by(struct dc_worker *worker, int64_t when_ns)
+void dc_worker_tick_by(struct dc_worker *worker, int64_t when_ns)
 {
     bt_loop_timer_bring_forward(worker->tick_timer, when_ns);
+}
+
+static void group_left(struct dc_worker *worker)
+{
+    bt_log_info(0, "the group stops");
+    worker->left = true;
+    if (worker->leaving) {
+        dc_requests_cancel_all(worker->requests); /* those that no step thread has */
+        dc_worker_settle(worker);
+    } else {
+        worker->draining = true;
+        if (worker->registration) {
+            bt_registration_deregister(worker->registration);
+        }
+        bt_loop_stop(worker->loop);
+    }
+}
+
+static void group_failed(struct dc_worker *worker)
+{
+    worker->failed = true;
+    worker->draining = true;
+    if (!worker->leaving) {
+        bt_loop_stop(worker->loop);
+    }
+}
+
+static void on_notice(void *context)
+{
+    struct dc_worker *worker = context;
+    unsigned notices = dc_stepper_take_notices(worker->stepper);
+    struct dc_stepper_view view;
+    dc_stepper_look(worker->stepper, &view);
+    if (notices & DC_NOTICE_WAKE) {
+        dc_ranks_wake(worker->ranks);
+    }
+    if (notices & DC_NOTICE_LEFT) {
+        group_left(worker);
+    }
+    if (notices & DC_NOTICE_FAILED) {
+        group_failed(worker);
+    }
+    if ((notices & DC_NOTICE_AGREED) && view.drains) {
+        dc_worker_drain(worker);
+        dc_worker_drain_check(worker);
+    }
 }
 
 static void on_router_gone(void *context, uint64_t router_incarnation)
 {
     struct dc_worker *worker = context;
     dc_requests_cancel_router(worker->requests, router_incarnation);
-    drain_check(worker);
+    dc_worker_drain_check(worker);
 }
-
-/* ------------------------------------------------------------------ calls */
-
-static void answer_landing(struct dc_worker *worker, struct bt_rpc_call *call,
-                           const struct kvt_landing *landing)
-{
-    struct bt_page_run *runs = calloc(landing->page_count, sizeof(*runs));
-    Baton__V1__PageRun *run_messages = calloc(landing->page_count, sizeof(*run_messages));
-    Baton__V1__PageRun **list = calloc(landing->page_count, sizeof(*list));
-    if (!runs || !run_messages || !list) {
-        dc_requests_cancel(worker->requests, landing->request, landing->epoch);
-        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "landing: no memory", NULL);
-        goto out;
-    }
-    Baton__V1__Landing message = BATON__V1__LANDING__INIT;
-    message.n_runs = bt_page_runs(landing->pages, landing->page_count, runs);
-    for (size_t i = 0; i < message.n_runs; i++) {
-        baton__v1__page_run__init(&run_messages[i]);
-        run_messages[i].first = runs[i].first;
-        run_messages[i].count = runs[i].count;
-        list[i] = &run_messages[i];
-    }
-    message.runs = list;
-    message.request_id = landing->request;
-    message.epoch = landing->epoch;
-    message.endpoint = &worker->endpoint_message;
-    message.lease_ms = worker->options.lease_ms;
-    Baton__V1__ReserveResponse response = BATON__V1__RESERVE_RESPONSE__INIT;
-    response.landing = &message;
-    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-out:
-    free(runs);
-    free(run_messages);
-    free(list);
-}
-
-static void handle_reserve(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
-{
-    struct dc_worker *worker = context;
-    struct bt_error error;
-    const struct kvt_landing *landing;
-    if (worker->draining) {
-        bt_rpc_call_end(call, BT_ERR_UNAVAILABLE, "this rank is draining", NULL);
-        return;
-    }
-    enum bt_status status = dc_requests_reserve(
-        worker->requests, (const Baton__V1__ReserveRequest *)request, &error, &landing);
-    if (status != BT_OK) {
-        bt_rpc_call_end(call, status, error.text, NULL);
-        return;
-    }
-    tick_by(worker, landing->lease_until_ns);
-    answer_landing(worker, call, landing);
-}
-
-static enum bt_status check_lease(const Baton__V1__LeaseRequest *request, struct bt_error *error)
-{
-    const Baton__V1__ProcessId *process = request->process;
-    if (request->incarnation == 0) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "incarnation is 0");
-    }
-    if (!process || !process->host || strlen(process->host) >= BT_HOST_ID_SIZE ||
-        process->pid <= 0) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "process is not a process id");
-    }
-    if (request->n_lease > MAX_LEASE_KEYS) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "lease: %zu keys, at most %d",
-                            request->n_lease, MAX_LEASE_KEYS);
-    }
-    return BT_OK;
-}
-
-static void handle_lease(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
-{
-    struct dc_worker *worker = context;
-    const Baton__V1__LeaseRequest *request = (const Baton__V1__LeaseRequest *)message;
-    struct bt_error error;
-    enum bt_status status = check_lease(request, &error);
-    if (status != BT_OK) {
-        bt_rpc_call_end(call, status, error.text, NULL);
-        return;
-    }
-    struct bt_process_id process = {.pid = request->process->pid,
-                                    .start_ticks = request->process->start_ticks};
-    strncpy(process.host, request->process->host, sizeof(process.host) - 1);
-    protobuf_c_boolean live[MAX_LEASE_KEYS];
-    int64_t now_ns = bt_clock_now_ns();
-    for (size_t i = 0; i < request->n_lease; i++) {
-        const Baton__V1__LeaseKey *key = request->lease[i];
-        live[i] = key && kvt_landing_lease(landings(worker), key->request_id, key->epoch,
-                                           request->incarnation, &process, now_ns);
-        if (live[i]) {
-            dc_requests_leased(worker->requests, key->epoch);
-        }
-    }
-    tick_by(worker, now_ns + worker->options.lease_ms * BT_NS_PER_MS);
-    Baton__V1__LeaseResponse response = BATON__V1__LEASE_RESPONSE__INIT;
-    response.live = live;
-    response.n_live = request->n_lease;
-    response.lease_ms = worker->options.lease_ms;
-    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-}
-
-static void handle_handoff_done(void *context, struct bt_rpc_call *call,
-                                const ProtobufCMessage *request)
-{
-    struct dc_worker *worker = context;
-    const Baton__V1__HandoffDoneRequest *message = (const Baton__V1__HandoffDoneRequest *)request;
-    const struct kvt_landing *landing =
-        kvt_landing_of(landings(worker), message->request_id, message->epoch);
-    struct dc_cut_list list;
-    struct bt_error error;
-    enum bt_status status = dc_cut_list_read(
-        message->cuts, message->n_cuts, landing ? landing->peer_incarnation : 0, &error, &list);
-    if (status != BT_OK) {
-        bt_rpc_call_end(call, status, error.text, NULL);
-        return;
-    }
-    if (list.count > 0 && landing && landing->state == KVT_LANDING_LANDING) {
-        dc_cutoffs_handoff_done(worker->cutoffs, call, message, &list);
-        return;
-    }
-    dc_requests_handoff_done(worker->requests, call, message);
-    settle(worker);
-}
-
-static void on_handoff_cut(void *context, struct bt_rpc_call *call,
-                           const Baton__V1__HandoffDoneRequest *message)
-{
-    struct dc_worker *worker = context;
-    kvt_target_forget(worker->target, message->epoch); /* may have been written again since */
-    dc_requests_handoff_done(worker->requests, call, message);
-}
-
-/* Whether somebody else than `incarnation` holds the lease. */
-static bool held_by_another(const struct kvt_landing *landing, uint64_t incarnation)
-{
-    uint64_t holder = landing ? landing->peer_incarnation : 0;
-    return holder != 0 && holder != incarnation;
-}
-
-static void handle_quiesced(void *context, struct bt_rpc_call *call,
-                            const ProtobufCMessage *message)
-{
-    struct dc_worker *worker = context;
-    const Baton__V1__QuiescedRequest *request = (const Baton__V1__QuiescedRequest *)message;
-    const struct kvt_landing *landing =
-        kvt_landing_of(landings(worker), request->request_id, request->epoch);
-    struct dc_cut_list list;
-    struct bt_error error;
-    enum bt_status status =
-        dc_cut_list_read(request->cuts, request->n_cuts, request->incarnation, &error, &list);
-    if (status != BT_OK) {
-        bt_rpc_call_end(call, status, error.text, NULL);
-        return;
-    }
-    if (request->incarnation == 0 || held_by_another(landing, request->incarnation)) {
-        bt_rpc_call_end(call, BT_ERR_STALE,
-                        "incarnation: another prefill worker holds the lease of this epoch", NULL);
-        return;
-    }
-    if (list.count > 0 && kvt_landing_is_open(landing)) {
-        dc_cutoffs_quiesced(worker->cutoffs, call, request->request_id, request->epoch, &list);
-        return;
-    }
-    Baton__V1__QuiescedResponse response = BATON__V1__QUIESCED_RESPONSE__INIT;
-    kvt_landing_quiesced(landings(worker), request->request_id, request->epoch);
-    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    settle(worker);
-}
-
-static void handle_cancel(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
-{
-    struct dc_worker *worker = context;
-    const Baton__V1__CancelRequest *request = (const Baton__V1__CancelRequest *)message;
-    Baton__V1__CancelResponse response = BATON__V1__CANCEL_RESPONSE__INIT;
-    dc_requests_cancel(worker->requests, request->request_id, request->epoch);
-    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    settle(worker);
-}
-
-static void handle_steps(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
-{
-    struct dc_worker *worker = context;
-    dc_subscribers_open(worker->subscribers, call, (const Baton__V1__StepsRequest *)request);
-}
-
-static void handle_metrics(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
-{
-    struct dc_worker *worker = context;
-    (void)request;
-    worker_update_gauges(worker);
-    size_t size;
-    char *text = bt_metrics_render(worker->metrics.registry, &size);
-    if (!text) {
-        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "metrics: no memory", NULL);
-        return;
-    }
-    Baton__V1__MetricsResponse response = BATON__V1__METRICS_RESPONSE__INIT;
-    response.text = text;
-    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    free(text);
-}
-
-static void on_drain_cancel(void *context, struct bt_rpc_call *call)
-{
-    struct dc_worker *worker = context;
-    for (uint32_t i = 0; i < worker->drain_count; i++) {
-        if (worker->drains[i] == call) {
-            worker->drains[i] = worker->drains[--worker->drain_count];
-            break;
-        }
-    }
-    bt_rpc_call_end(call, BT_ERR_CANCELLED, "nobody waits for the drain; it goes on", NULL);
-}
-
-static void handle_drain(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
-{
-    struct dc_worker *worker = context;
-    (void)request;
-    if (worker->drain_count == MAX_DRAIN_CALLS) {
-        bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "too many wait for the drain already", NULL);
-        return;
-    }
-    if (!worker->draining) {
-        bt_log_info(0, "draining");
-        worker->draining = true;
-        if (worker->registration) {
-            bt_registration_hurry(worker->registration);
-        }
-    }
-    worker->drains[worker->drain_count++] = call;
-    bt_rpc_call_on_cancel(call, on_drain_cancel, worker);
-    drain_check(worker);
-}
-
-static void handle_preflight(void *context, struct bt_rpc_call *call,
-                             const ProtobufCMessage *request)
-{
-    const struct dc_worker *worker = context;
-    const struct kvt_preflight_options options = {
-        .identity = &worker->identity,
-        .bind_host = worker->options.transport_host,
-        .device = worker->options.transport_devices,
-        .brief = ((const Baton__V1__PreflightRequest *)request)->brief,
-    };
-    Baton__V1__PreflightResponse *response = kvt_preflight_create(&options);
-    if (response) {
-        bt_rpc_call_end(call, BT_OK, NULL, &response->base);
-    } else {
-        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "preflight: no memory", NULL);
-    }
-    kvt_preflight_destroy(response);
-}
-
-static const struct bt_rpc_method methods[] = {
-    {"baton.v1.Decode/Reserve", &baton__v1__reserve_request__descriptor, handle_reserve},
-    {"baton.v1.Decode/Lease", &baton__v1__lease_request__descriptor, handle_lease},
-    {"baton.v1.Decode/HandoffDone", &baton__v1__handoff_done_request__descriptor,
-     handle_handoff_done},
-    {"baton.v1.Decode/Quiesced", &baton__v1__quiesced_request__descriptor, handle_quiesced},
-    {"baton.v1.Decode/Cancel", &baton__v1__cancel_request__descriptor, handle_cancel},
-    {"baton.v1.Decode/Steps", &baton__v1__steps_request__descriptor, handle_steps},
-    {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},
-    {"baton.v1.Worker/Drain", &baton__v1__drain_request__descriptor, handle_drain},
-    {"baton.v1.Worker/Preflight", &baton__v1__preflight_request__descriptor, handle_preflight},
-    {NULL, NULL, NULL},
-};
 
 /* ------------------------------------------------------------------ registration */
 
@@ -492,6 +286,7 @@ static enum bt_status create_registration(struct dc_worker *worker, struct bt_er
     worker->identity.kv = &worker->endpoint_message;
     worker->identity.max_model_len = worker->options.max_model_len;
     worker->identity.transport = (char *)kvt_target_offers(worker->target);
+    worker->identity.group = dc_ranks_member(worker->ranks);
     const struct bt_registration_events events = {
         .load = registration_load,
         .registered = on_registered,
@@ -528,6 +323,7 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
     }
     const struct dc_engine_options engine = {
         .model = worker->model,
+        .rank = options->rank,
         .layout = worker->layout,
         .kv_pool = kvt_target_pool(worker->target),
         .pool_pages = options->kv_pages,
@@ -535,10 +331,39 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
         .max_sequences = options->max_reserved,
         .max_model_len = options->max_model_len,
     };
-    status = dc_engine_create(&engine, error, &worker->engine);
-    return status == BT_OK
-               ? dc_stepper_create(worker->engine, options->max_reserved, error, &worker->stepper)
-               : status;
+    return dc_engine_create(&engine, error, &worker->engine);
+}
+
+/* The ranks meet here; then the steps begin. Who is called before the loop runs waits. */
+static enum bt_status create_ranks(struct dc_worker *worker, struct bt_error *error)
+{
+    const struct dc_worker_options *options = &worker->options;
+    enum bt_status status = bt_rpc_server_create(worker->loop, options->listen, dc_worker_methods,
+                                                 worker, error, &worker->server);
+    if (status != BT_OK) {
+        return status;
+    }
+    const struct dc_ranks_options ranks = {
+        .loop = worker->loop,
+        .rank = options->rank,
+        .model = worker->model,
+        .forward = dc_engine_forward(worker->engine),
+        .worker_id = options->worker_id,
+        .endpoint = dc_worker_endpoint(worker),
+        .metrics = worker->metrics.registry,
+        .labels = worker->metrics.labels,
+    };
+    status = dc_ranks_create(&ranks, error, &worker->ranks);
+    if (status != BT_OK) {
+        return status;
+    }
+    const struct dc_stepper_options stepper = {
+        .engine = worker->engine,
+        .max_sequences = options->max_reserved,
+        .rank = options->rank,
+        .heartbeat_ns = options->heartbeat_ns > 0 ? options->heartbeat_ns : DC_HEARTBEAT_NS,
+    };
+    return dc_stepper_create(&stepper, error, &worker->stepper);
 }
 
 static enum bt_status create_requests(struct dc_worker *worker, struct bt_error *error)
@@ -569,10 +394,10 @@ static enum bt_status create_requests(struct dc_worker *worker, struct bt_error 
     const struct dc_cutoffs_options cutoffs = {
         .loop = worker->loop,
         .target = worker->target,
-        .landings = landings(worker),
+        .landings = dc_worker_landings(worker),
         .process = worker->process,
-        .freed = settle,
-        .handoff_done = on_handoff_cut,
+        .freed = dc_worker_settle,
+        .handoff_done = dc_worker_handoff_cut,
         .context = worker,
     };
     worker->cutoffs = dc_cutoffs_create(&cutoffs);
@@ -584,10 +409,13 @@ static enum bt_status create_sources(struct dc_worker *worker, struct bt_error *
     struct bt_loop *loop = worker->loop;
     worker->step_source =
         bt_loop_add_fd(loop, bt_queue_fd(dc_stepper_steps(worker->stepper)), on_step, worker);
+    worker->notice_source =
+        bt_loop_add_fd(loop, dc_stepper_notice_fd(worker->stepper), on_notice, worker);
     worker->target_source =
         bt_loop_add_fd(loop, bt_queue_fd(kvt_target_events(worker->target)), on_target, worker);
     worker->tick_timer = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, worker);
-    return worker->step_source && worker->target_source && worker->tick_timer
+    return worker->step_source && worker->notice_source && worker->target_source &&
+                   worker->tick_timer
                ? BT_OK
                : bt_error_set(error, BT_ERR_NO_MEMORY, "event loop: no memory");
 }
@@ -603,7 +431,7 @@ static uint32_t effective_model_len(const struct dc_worker_options *options,
     return (uint32_t)(pool_tokens < length ? pool_tokens : length);
 }
 
-enum bt_status dc_worker_create(struct bt_loop *loop, const struct bt_model *model,
+enum bt_status dc_worker_create(struct bt_loop *loop, struct bt_model *model,
                                 const struct dc_worker_options *options, struct bt_error *error,
                                 struct dc_worker **ret_worker)
 {
@@ -631,14 +459,13 @@ enum bt_status dc_worker_create(struct bt_loop *loop, const struct bt_model *mod
         status = create_engine(worker, error);
     }
     if (status == BT_OK) {
+        status = create_ranks(worker, error);
+    }
+    if (status == BT_OK) {
         status = create_requests(worker, error);
     }
     if (status == BT_OK) {
         status = create_sources(worker, error);
-    }
-    if (status == BT_OK) {
-        status =
-            bt_rpc_server_create(loop, options->listen, methods, worker, error, &worker->server);
     }
     if (status == BT_OK) {
         status = create_registration(worker, error);
@@ -660,9 +487,11 @@ void dc_worker_destroy(struct dc_worker *worker)
     bt_registration_destroy(worker->registration);
     bt_rpc_server_destroy(worker->server);
     bt_loop_remove(worker->step_source);
+    bt_loop_remove(worker->notice_source);
     bt_loop_remove(worker->target_source);
     bt_loop_remove(worker->tick_timer);
     dc_stepper_destroy(worker->stepper);
+    dc_ranks_destroy(worker->ranks);
     dc_cutoffs_destroy(worker->cutoffs);
     dc_requests_destroy(worker->requests);
     dc_subscribers_destroy(worker->subscribers);
@@ -680,18 +509,30 @@ const char *dc_worker_endpoint(const struct dc_worker *worker)
 
 void dc_worker_stop(struct dc_worker *worker)
 {
-    worker->draining = true;
+    worker->draining = worker->leaving = true;
     if (worker->registration) {
         bt_registration_deregister(worker->registration);
     }
-    dc_requests_cancel_all(worker->requests);
-    settle(worker);
+    if (!in_group(worker) || worker->left || worker->failed) {
+        dc_requests_cancel_all(worker->requests);
+    }
+    tell_group(worker);
+    dc_worker_settle(worker);
 }
 
 bool dc_worker_quiet(const struct dc_worker *worker)
 {
-    return dc_requests_count(worker->requests) == 0 &&
-           (!worker->registration || bt_registration_gone(worker->registration));
+    bool gone = !worker->registration || bt_registration_gone(worker->registration);
+    bool stopped = dc_requests_count(worker->requests) == 0 && (!in_group(worker) || worker->left);
+    return gone && (stopped || worker->failed);
+}
+
+bool dc_worker_failed(const struct dc_worker *worker, struct bt_error *error)
+{
+    if (worker->failed) {
+        bt_error_set(error, BT_ERR_PEER_LOST, "%s", dc_stepper_error(worker->stepper));
+    }
+    return worker->failed;
 }
 
 bool dc_worker_refused(const struct dc_worker *worker)

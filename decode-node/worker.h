@@ -1,13 +1,19 @@
 /*
  * A decode rank: KV pool that prefill workers write into, step thread, RPC server, registration,
- * put together on one event loop. Serves baton.v1.Decode, Worker/Metrics, Worker/Drain and
- * Worker/Preflight.
+ * put together on one event loop. Serves baton.v1.Decode, Group/Wake, Worker/Metrics, Worker/Drain
+ * and Worker/Preflight.
+ *
+ * A decode worker is one rank, or a group of them, a process each: attention of a request is its
+ * rank's own, experts are shared out over all (DP + EP). Each rank registers by itself, with the
+ * group that it is of, has its own pool, and gets requests of its own; but they live as one: all
+ * drain when one is told to, all stop in order when one is, and none outlives another that is lost.
  */
 #ifndef BATON_DECODE_NODE_WORKER_H
 #define BATON_DECODE_NODE_WORKER_H
 
 #include "common/messaging/loop.h"
 #include "common/model/model.h"
+#include "common/model/rank.h"
 
 struct dc_worker_options {
     const char *worker_id;
@@ -27,22 +33,31 @@ struct dc_worker_options {
     uint32_t max_model_len; /* 0: the model's */
     uint32_t lease_ms;
     bool checksum; /* take no handoff without one */
+    /* Outlives the worker. Its max_rows is max_num_seqs. NULL: alone, and nothing is counted. */
+    struct bt_rank *rank;
+    int64_t heartbeat_ns; /* of a group that sleeps, see stepper.h; 0: DC_HEARTBEAT_NS */
 };
 
 struct dc_worker;
 
-/* `model` must outlive the worker. */
-enum bt_status dc_worker_create(struct bt_loop *loop, const struct bt_model *model,
+/* `model` must outlive the worker. In a group waits for the other ranks, at most as long as the
+ * group does, and fails as it does. */
+enum bt_status dc_worker_create(struct bt_loop *loop, struct bt_model *model,
                                 const struct dc_worker_options *options, struct bt_error *error,
                                 struct dc_worker **ret_worker);
 void dc_worker_destroy(struct dc_worker *worker); /* NULL is fine */
 
 const char *dc_worker_endpoint(const struct dc_worker *worker);
 
-/* Deregisters, takes nothing new, cancels what is here. */
+/* Deregisters, takes nothing new, cancels what is here; in a group, once all ranks have stopped
+ * stepping. What was running there comes back PREEMPTED: routers run it elsewhere. */
 void dc_worker_stop(struct dc_worker *worker);
 /* No request is left, the routers answered goodbye. */
 bool dc_worker_quiet(const struct dc_worker *worker);
+
+/* The group is over, as *error says; the loop was stopped. What is left to do is dc_worker_stop,
+ * until quiet: requests do not end here any more. */
+bool dc_worker_failed(const struct dc_worker *worker, struct bt_error *error);
 
 /* A router refused this worker for good; the loop was stopped. */
 bool dc_worker_refused(const struct dc_worker *worker);

@@ -3,13 +3,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "decode-node/ranks.h"
 #include "decode-node/stepper.h"
 #include "kvtransfer/push.h"
 #include "prefill-node/compute.h"
 #include "tests/sim/fabric.h"
 #include "tests/sim/seams.h"
 
-const struct bt_model sim_model = {
+struct bt_model sim_model = {
     .config = {.vocab_size = SIM_VOCABULARY, .max_position_embeddings = SIM_MAX_LENGTH}};
 
 uint32_t token_of(uint64_t request, uint32_t index)
@@ -204,7 +205,7 @@ struct dc_engine {
 struct dc_stepper {
     struct dc_engine *engine;
     struct node *node;
-    struct bt_queue *steps;
+    struct bt_queue *steps, *notices; /* of the latter there are none: the rank is alone */
     struct dc_sequence *sequences[MAX_SEQUENCES];
     enum dc_finish stops[MAX_SEQUENCES];
     uint32_t count;
@@ -220,19 +221,26 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
     return BT_OK;
 }
 
+struct bt_forward *dc_engine_forward(const struct dc_engine *engine)
+{
+    (void)engine;
+    return NULL;
+}
+
 void dc_engine_destroy(struct dc_engine *engine)
 {
     free(engine);
 }
 
-enum bt_status dc_stepper_create(struct dc_engine *engine, uint32_t max_sequences,
-                                 struct bt_error *error, struct dc_stepper **ret_stepper)
+enum bt_status dc_stepper_create(const struct dc_stepper_options *options, struct bt_error *error,
+                                 struct dc_stepper **ret_stepper)
 {
     (void)error;
-    BT_ASSERT(max_sequences <= MAX_SEQUENCES);
+    BT_ASSERT(options->max_sequences <= MAX_SEQUENCES && !options->rank);
     struct dc_stepper *stepper = calloc(1, sizeof(*stepper));
-    stepper->engine = engine;
+    stepper->engine = options->engine;
     stepper->node = world.current;
+    stepper->notices = bt_queue_create(1, sizeof(unsigned));
     stepper->steps = bt_queue_create(8, sizeof(struct dc_step *));
     *ret_stepper = stepper;
     return BT_OK;
@@ -404,4 +412,76 @@ void dc_stepper_grow(struct dc_stepper *stepper, uint64_t request, uint64_t epoc
         sequence->pages[sequence->page_count++] = page;
         sequence->asked = false;
     }
+}
+
+int dc_stepper_notice_fd(const struct dc_stepper *stepper)
+{
+    return bt_queue_fd(stepper->notices);
+}
+
+unsigned dc_stepper_take_notices(struct dc_stepper *stepper)
+{
+    (void)stepper;
+    return 0;
+}
+
+const char *dc_stepper_error(const struct dc_stepper *stepper)
+{
+    (void)stepper;
+    return "";
+}
+
+void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags)
+{
+    (void)stepper;
+    (void)flags;
+}
+
+void dc_stepper_wake(struct dc_stepper *stepper)
+{
+    (void)stepper;
+}
+
+void dc_stepper_look(const struct dc_stepper *stepper, struct dc_stepper_view *ret_view)
+{
+    (void)stepper;
+    *ret_view = (struct dc_stepper_view){0};
+}
+
+/* ---- decode: the other ranks, of which there are none */
+
+enum bt_status dc_ranks_create(const struct dc_ranks_options *options, struct bt_error *error,
+                               struct dc_ranks **ret_ranks)
+{
+    (void)options;
+    (void)error;
+    *ret_ranks = NULL;
+    return BT_OK;
+}
+
+void dc_ranks_destroy(struct dc_ranks *ranks)
+{
+    (void)ranks;
+}
+
+Baton__V1__GroupMember *dc_ranks_member(struct dc_ranks *ranks)
+{
+    (void)ranks;
+    return NULL;
+}
+
+void dc_ranks_wake(struct dc_ranks *ranks)
+{
+    (void)ranks;
+}
+
+uint64_t dc_ranks_woken(const struct dc_ranks *ranks)
+{
+    (void)ranks;
+    return 0;
+}
+
+void dc_ranks_update_metrics(struct dc_ranks *ranks)
+{
+    (void)ranks;
 }

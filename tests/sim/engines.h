@@ -8,7 +8,7 @@
 #define SIM_VOCABULARY 1000
 #define SIM_MAX_LENGTH 512
 
-extern const struct bt_model sim_model;
+extern struct bt_model sim_model;
 
 uint32_t token_of(uint64_t request, uint32_t index);
 

@@ -79,7 +79,7 @@ MUTANTS = {
          "    if (push->event.status != BT_OK || (push->flushed")]),
     "broken-called-quiesced": ("rule 4: a broken link is not quiesced", "kvtransfer/push.c", [
         ("end(push, BT_ERR_PEER_LOST, false);", "end(push, BT_ERR_PEER_LOST, true);")]),
-    "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/worker.c", [
+    "broken-not-cut-off": ("rule 4: the target cuts a broken source off", "decode-node/service.c", [
         ("    if (list.count > 0 && kvt_landing_is_open(landing)) {",
          "    if (false) {")]),
     "lost-not-cut-off": ("rule 2: lost and disconnected", "decode-node/cutoff.c", [
@@ -110,10 +110,10 @@ MUTANTS = {
     "cuts-dropped-at-the-end": ("rule 12: the event of a push names the cuts", "kvtransfer/push.c", [
         ("        event->cut_lines = cuts_to_tell(push);", "        (void)cuts_to_tell;")]),
     "early-sum-of-a-repeat": ("rules 11, 12: what was repeated is summed after it",
-                              "decode-node/worker.c", [
+                              "decode-node/service.c", [
         ("    kvt_target_forget(worker->target, message->epoch); /* may have been written again since */",
          "")]),
-    "cut-not-made-before-done": ("rule 12: cut off before READY", "decode-node/worker.c", [
+    "cut-not-made-before-done": ("rule 12: cut off before READY", "decode-node/service.c", [
         ("    if (list.count > 0 && landing && landing->state == KVT_LANDING_LANDING) {",
          "    if (false && landing) {")]),
     "cut-the-first-alone": ("rule 12: all that a message names is cut off", "decode-node/cutoff.c", [
@@ -124,7 +124,7 @@ MUTANTS = {
     "cut-of-a-healthy-line": ("rule 12: a cut is of its lines", "decode-node/cutoff.c", [
         ("        wanted.lines |= ask->lines;", "        wanted.lines = KVT_ALL_LINES;")]),
     "stale-duplicate-cut": ("rule 5: nothing is cut off for an epoch that is over",
-                            "decode-node/worker.c", [
+                            "decode-node/service.c", [
         ("    if (list.count > 0 && kvt_landing_is_open(landing)) {",
          "    if (list.count > 0) {\n        list.cuts[0].link = KVT_ANY_LINK;")]),
     "line-number-used-again": ("rule 12: a line that is tried again has a new number",
@@ -145,7 +145,7 @@ MUTANTS = {
         ("    run->page_state = BT_PAGE_READY;\n    if",
          "    run->page_state = BT_PAGE_READY;\n    run_free_pages(run);\n    if")]),
     "other-incarnation-quiesces": ("only the holder of the lease gives it up",
-                                   "decode-node/worker.c", [
+                                   "decode-node/service.c", [
         ("    return holder != 0 && holder != incarnation;", "    return holder == incarnation;")]),
     "tokens-sent-twice": ("the client sees no repeat", "router/core.c", [
         ("uint32_t delivered_before = request->delivered_count;",

@@ -112,6 +112,13 @@ static struct dc_step *wait_step(struct dc_stepper *stepper)
     return step;
 }
 
+static enum bt_status stepper_open(const struct bench *bench, struct bt_error *error,
+                                   struct dc_stepper **ret_stepper)
+{
+    const struct dc_stepper_options options = {.engine = bench->engine, .max_sequences = SEQUENCES};
+    return dc_stepper_create(&options, error, ret_stepper);
+}
+
 static void test_random_commands(void **state)
 {
     (void)state;
@@ -119,7 +126,7 @@ static void test_random_commands(void **state)
     struct dc_stepper *stepper;
     struct bt_error error;
     bench_open(&bench);
-    assert_int_equal(dc_stepper_create(bench.engine, SEQUENCES, &error, &stepper), BT_OK);
+    assert_int_equal(stepper_open(&bench, &error, &stepper), BT_OK);
     uint32_t next = 1;
     dc_stepper_add(stepper, subject_init(&bench.subjects[0], 0));
     for (uint64_t turn = 0; bench.back < SEQUENCES; turn++) {
@@ -173,7 +180,7 @@ static void test_backpressure(void **state)
     struct dc_stepper *stepper;
     struct bt_error error;
     bench_open(&bench);
-    assert_int_equal(dc_stepper_create(bench.engine, SEQUENCES, &error, &stepper), BT_OK);
+    assert_int_equal(stepper_open(&bench, &error, &stepper), BT_OK);
     struct dc_sequence *sequence = subject_init(&bench.subjects[0], 0);
     bench.subjects[0].sampling.max_tokens = 60;
     dc_stepper_add(stepper, sequence);

@@ -1,0 +1,85 @@
+#include "decode-node/agreement.h"
+
+#include <stdlib.h>
+
+#include "common/base/clock.h"
+
+enum { WORD_ROWS, WORD_FLAGS, OWN_WORDS };
+#define WORDS (OWN_WORDS + BT_RANK_WORDS)
+
+bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank)
+{
+    uint32_t size = rank ? bt_rank_size(rank) : 1;
+    *agreement = (struct dc_agreement){
+        .rank = rank,
+        .group = rank ? bt_rank_group(rank) : NULL,
+        .size = size,
+        .all = calloc(size, WORDS * sizeof(uint64_t)),
+    };
+    return agreement->all != NULL;
+}
+
+void dc_agreement_finish(struct dc_agreement *agreement)
+{
+    free(agreement->all);
+    agreement->all = NULL;
+}
+
+enum bt_status dc_agreement_broken(const struct dc_agreement *agreement, enum bt_status status,
+                                   struct bt_error *error)
+{
+    const char *why = agreement->group ? bt_group_error(agreement->group) : "";
+    return bt_error_set(error, status, "group: %s", *why ? why : bt_status_name(status));
+}
+
+enum bt_status dc_agreement_begin(struct dc_agreement *agreement, uint32_t rows, unsigned flags,
+                                  struct bt_error *error)
+{
+    uint64_t words[WORDS] = {[WORD_ROWS] = rows, [WORD_FLAGS] = flags};
+    if (agreement->rank) {
+        bt_rank_words(agreement->rank, bt_clock_now_ns(), &words[OWN_WORDS]);
+    }
+    if (!agreement->group) {
+        for (uint32_t i = 0; i < WORDS; i++) {
+            agreement->all[i] = words[i];
+        }
+        return BT_OK;
+    }
+    enum bt_status status = bt_group_agree_begin(agreement->group, words, WORDS);
+    return status == BT_OK ? BT_OK : dc_agreement_broken(agreement, status, error);
+}
+
+static struct dc_consent consent_of(const struct dc_agreement *agreement)
+{
+    struct dc_consent consent = {.drained = true};
+    for (uint32_t r = 0; r < agreement->size; r++) {
+        const uint64_t *words = &agreement->all[(size_t)r * WORDS];
+        uint64_t flags = words[WORD_FLAGS];
+        if (words[WORD_ROWS] > consent.largest) {
+            consent.largest = (uint32_t)words[WORD_ROWS];
+        }
+        consent.leaves |= (flags & DC_RANK_LEAVES) != 0;
+        consent.drains |= (flags & DC_RANK_DRAINS) != 0;
+        consent.drained &= (flags & (DC_RANK_DRAINS | DC_RANK_BUSY)) == DC_RANK_DRAINS;
+    }
+    return consent;
+}
+
+enum bt_status dc_agreement_end(struct dc_agreement *agreement, struct bt_error *error,
+                                struct dc_consent *ret_consent)
+{
+    enum bt_status status =
+        agreement->group ? bt_group_agree_finish(agreement->group, agreement->all) : BT_OK;
+    if (status != BT_OK) {
+        return dc_agreement_broken(agreement, status, error);
+    }
+    *ret_consent = consent_of(agreement);
+    return BT_OK;
+}
+
+enum bt_status dc_agreement_keep(struct dc_agreement *agreement, struct bt_error *error)
+{
+    return agreement->rank
+               ? bt_rank_agreed(agreement->rank, &agreement->all[OWN_WORDS], WORDS, error)
+               : BT_OK;
+}

@@ -1,0 +1,51 @@
+/*
+ * What the ranks of a group agree on before each step: which of them have rows, who drains, who
+ * leaves, and whatever common/model/rank.h has to say. Of one rank it is no exchange. Step thread,
+ * between create and destroy of the stepper.
+ */
+#ifndef BATON_DECODE_NODE_AGREEMENT_H
+#define BATON_DECODE_NODE_AGREEMENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/model/rank.h"
+
+/* What a rank says of itself. */
+enum dc_rank_flag {
+    DC_RANK_LEAVES = 1, /* all ranks stop in order, together */
+    DC_RANK_DRAINS = 2, /* takes nothing new; all ranks follow */
+    DC_RANK_BUSY = 4,   /* has requests, or pages that are still written; said by who drains */
+};
+
+struct dc_agreement {
+    struct bt_rank *rank; /* NULL: alone, and nothing is counted */
+    struct bt_group *group;
+    uint32_t size;
+    uint64_t *all; /* [size][words] */
+};
+
+/* What all said, the same on all ranks. */
+struct dc_consent {
+    uint32_t largest; /* rows of the rank that has the most; 0: there is no step */
+    bool leaves, drains;
+    bool drained; /* all drain, and none is busy */
+};
+
+bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank); /* false: no memory */
+void dc_agreement_finish(struct dc_agreement *agreement);
+
+/* Both fail as the group does; `begin` returns at once, `end` waits for the others. */
+enum bt_status dc_agreement_begin(struct dc_agreement *agreement, uint32_t rows, unsigned flags,
+                                  struct bt_error *error);
+enum bt_status dc_agreement_end(struct dc_agreement *agreement, struct bt_error *error,
+                                struct dc_consent *ret_consent);
+
+/* After an `end` that a step or a rest follows: experts may move here. */
+enum bt_status dc_agreement_keep(struct dc_agreement *agreement, struct bt_error *error);
+
+/* Fills *error with why the group is over, or else with the status alone. */
+enum bt_status dc_agreement_broken(const struct dc_agreement *agreement, enum bt_status status,
+                                   struct bt_error *error);
+
+#endif
