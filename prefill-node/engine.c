@@ -4,40 +4,52 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "prefill-node/pass.h"
 
 struct pf_engine {
     struct pf_engine_options options;
-    struct bt_forward *forward;
+    struct pf_pass *pass;
     struct bt_sampler *sampler;
     struct pf_job **jobs; /* [max_jobs] */
     uint32_t job_count;
+    struct bt_error error;
 
     /* One iteration. */
-    struct pf_schedule_job *waiting;    /* [max_jobs] */
-    struct pf_chunk *chunks;            /* [limits.max_jobs] */
-    struct bt_sequence_rows *sequences; /* likewise */
-    uint32_t *logit_rows;               /* likewise */
-    uint32_t *tokens;                   /* [limits.budget_tokens] */
-    struct pf_job **moved;              /* likewise: started, then finished ones */
+    struct pf_schedule_job *waiting; /* [max_jobs] */
+    struct pf_chunk *chunks;         /* [limits.max_jobs] */
+    struct pf_plan_chunk *plan;      /* likewise */
+    struct kvt_push **pushes;        /* likewise */
+    struct pf_job **moved;           /* likewise: started, then finished ones */
     uint32_t chunk_count;
+    uint32_t *words; /* the plan for other ranks; NULL: there are none */
 };
+
+static struct pf_plan_limits plan_limits(const struct pf_engine_options *options)
+{
+    return (struct pf_plan_limits){.max_chunks = options->limits.max_jobs,
+                                   .max_rows = options->limits.budget_tokens,
+                                   .pool_pages = options->pool_pages};
+}
 
 static bool engine_alloc(struct pf_engine *engine)
 {
     uint32_t max_jobs = engine->options.max_jobs;
     uint32_t share = engine->options.limits.max_jobs;
+    const struct pf_plan_limits limits = plan_limits(&engine->options);
     engine->jobs = calloc(max_jobs, sizeof(*engine->jobs));
     engine->waiting = calloc(max_jobs, sizeof(*engine->waiting));
     engine->chunks = calloc(share, sizeof(*engine->chunks));
-    engine->sequences = calloc(share, sizeof(*engine->sequences));
-    engine->logit_rows = calloc(share, sizeof(*engine->logit_rows));
-    engine->tokens = calloc(engine->options.limits.budget_tokens, sizeof(*engine->tokens));
+    engine->plan = calloc(share, sizeof(*engine->plan));
+    engine->pushes = calloc(share, sizeof(struct kvt_push *));
     engine->moved = calloc(share, sizeof(*engine->moved));
     const struct bt_model_config *config = &engine->options.model->config;
     engine->sampler =
         bt_sampler_create(config->vocab_size, config->eos_token_ids, config->eos_token_count);
-    return engine->jobs && engine->waiting && engine->chunks && engine->sequences &&
-           engine->logit_rows && engine->tokens && engine->moved && engine->sampler;
+    if (pf_engine_in_group(engine)) {
+        engine->words = calloc(pf_plan_max_words(&limits), sizeof(uint32_t));
+    }
+    return engine->jobs && engine->waiting && engine->chunks && engine->plan && engine->pushes &&
+           engine->moved && engine->sampler && (engine->words || !pf_engine_in_group(engine));
 }
 
 enum bt_status pf_engine_create(const struct pf_engine_options *options, struct bt_error *error,
@@ -52,9 +64,16 @@ enum bt_status pf_engine_create(const struct pf_engine_options *options, struct 
         pf_engine_destroy(engine);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "prefill engine: no memory");
     }
-    const struct bt_forward_options forward = {.max_rows = options->limits.budget_tokens,
-                                               .max_logits = options->limits.max_jobs};
-    enum bt_status status = bt_forward_create(options->model, &forward, error, &engine->forward);
+    const struct pf_pass_options pass = {
+        .model = options->model,
+        .rank = options->rank,
+        .layout = options->layout,
+        .kv_pool = options->kv_pool,
+        .pool_pages = options->pool_pages,
+        .max_chunks = options->limits.max_jobs,
+        .max_rows = options->limits.budget_tokens,
+    };
+    enum bt_status status = pf_pass_create(&pass, error, &engine->pass);
     if (status != BT_OK) {
         pf_engine_destroy(engine);
         return status;
@@ -68,15 +87,15 @@ void pf_engine_destroy(struct pf_engine *engine)
     if (!engine) {
         return;
     }
-    bt_forward_destroy(engine->forward);
+    pf_pass_destroy(engine->pass);
     bt_sampler_destroy(engine->sampler);
     free(engine->jobs);
     free(engine->waiting);
     free(engine->chunks);
-    free(engine->sequences);
-    free(engine->logit_rows);
-    free(engine->tokens);
+    free(engine->plan);
+    free(engine->pushes);
     free(engine->moved);
+    free(engine->words);
     free(engine);
 }
 
@@ -117,6 +136,26 @@ uint32_t pf_engine_job_count(const struct pf_engine *engine)
     return engine->job_count;
 }
 
+struct pf_job *pf_engine_first(const struct pf_engine *engine)
+{
+    return engine->job_count > 0 ? engine->jobs[0] : NULL;
+}
+
+bool pf_engine_in_group(const struct pf_engine *engine)
+{
+    return engine->options.rank && bt_rank_size(engine->options.rank) > 1;
+}
+
+int64_t pf_engine_heartbeat_ns(const struct pf_engine *engine)
+{
+    return engine->options.heartbeat_ns;
+}
+
+const struct bt_error *pf_engine_error(const struct pf_engine *engine)
+{
+    return &engine->error;
+}
+
 static void engine_schedule(struct pf_engine *engine)
 {
     for (uint32_t i = 0; i < engine->job_count; i++) {
@@ -129,39 +168,20 @@ static void engine_schedule(struct pf_engine *engine)
         pf_schedule(engine->waiting, engine->job_count, &engine->options.limits, engine->chunks);
 }
 
-/* The rows of the chunks, one after the other; a chunk that ends its prompt wants its last logits.
- */
-static void engine_batch(struct pf_engine *engine, struct bt_forward_batch *batch)
+static void engine_plan(struct pf_engine *engine)
 {
     for (uint32_t i = 0; i < engine->chunk_count; i++) {
         const struct pf_chunk *chunk = &engine->chunks[i];
         const struct pf_job *job = engine->jobs[chunk->job];
-        uint32_t row_count = chunk->end - chunk->begin;
-        memcpy(&engine->tokens[batch->rows], &job->tokens[chunk->begin],
-               row_count * sizeof(uint32_t));
-        engine->sequences[i] = (struct bt_sequence_rows){
-            .pages = job->pages,
+        engine->plan[i] = (struct pf_plan_chunk){
+            .serial = job->serial,
             .start = chunk->begin,
-            .first_row = batch->rows,
-            .row_count = row_count,
+            .rows = chunk->end - chunk->begin,
+            .is_last = chunk->end == job->token_count,
+            .pages = job->pages,
+            .tokens = &job->tokens[chunk->begin],
         };
-        batch->rows += row_count;
-        if (chunk->end == job->token_count) {
-            engine->logit_rows[batch->logit_count++] = batch->rows - 1;
-        }
-    }
-    batch->sequence_count = engine->chunk_count;
-}
-
-static void engine_layer_done(void *context, uint32_t layer)
-{
-    struct pf_engine *engine = context;
-    for (uint32_t i = 0; i < engine->chunk_count; i++) {
-        const struct pf_chunk *chunk = &engine->chunks[i];
-        struct pf_job *job = engine->jobs[chunk->job];
-        if (job->push) {
-            kvt_push_ready(job->push, layer, chunk->end);
-        }
+        engine->pushes[i] = job->push;
     }
 }
 
@@ -169,6 +189,7 @@ void pf_engine_begin(struct pf_engine *engine, struct pf_jobs *ret_started)
 {
     BT_ASSERT(engine->job_count > 0);
     engine_schedule(engine);
+    engine_plan(engine);
     *ret_started = (struct pf_jobs){.jobs = engine->moved};
     int64_t now_ns = bt_clock_now_ns();
     for (uint32_t i = 0; i < engine->chunk_count; i++) {
@@ -180,45 +201,58 @@ void pf_engine_begin(struct pf_engine *engine, struct pf_jobs *ret_started)
     }
 }
 
-/* All pushes are finished before the first token is drawn: the last pages go out meanwhile. */
-static void engine_advance(struct pf_engine *engine, struct pf_jobs *finished)
+enum bt_status pf_engine_agree(struct pf_engine *engine, const struct pf_intent *mine,
+                               struct pf_intent *ret_all)
 {
-    int64_t now_ns = bt_clock_now_ns();
+    struct bt_rank *rank = engine->options.rank;
+    struct pf_intent intent = *mine;
+    if (!rank) {
+        *ret_all = intent;
+        return BT_OK;
+    }
+    if (engine->words && engine->chunk_count > 0) {
+        const struct pf_plan_limits limits = plan_limits(&engine->options);
+        intent.plan_words =
+            pf_plan_encode(engine->plan, engine->chunk_count, &limits, engine->words);
+    }
+    enum bt_status status = pf_agree(rank, &intent, &engine->error, ret_all);
+    if (status == BT_OK && intent.plan_words > 0) {
+        struct bt_group *group = bt_rank_group(rank);
+        status =
+            bt_group_broadcast(group, 0, engine->words, intent.plan_words * sizeof(uint32_t), NULL);
+        if (status != BT_OK) {
+            bt_error_set(&engine->error, status, "%s", bt_group_error(group));
+        }
+    }
+    return status;
+}
+
+static void engine_advance(struct pf_engine *engine, int64_t now_ns, struct pf_jobs *finished)
+{
     for (uint32_t i = 0; i < engine->chunk_count; i++) {
         const struct pf_chunk *chunk = &engine->chunks[i];
         struct pf_job *job = engine->jobs[chunk->job];
         atomic_store_explicit(&job->computed, chunk->end, memory_order_relaxed);
         if (chunk->end == job->token_count) {
             job->computed_ns = now_ns;
-            if (job->push) {
-                kvt_push_finish(job->push);
-            }
             finished->jobs[finished->count++] = job;
         }
     }
 }
 
-void pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished)
+/* All pushes are finished before the first token is drawn: the last pages go out meanwhile. */
+enum bt_status pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished)
 {
     BT_ASSERT(engine->chunk_count > 0);
-    struct bt_forward_batch batch = {
-        .form = BT_FORWARD_MULTI_HEAD,
-        .tokens = engine->tokens,
-        .sequences = engine->sequences,
-        .kv_pool = engine->options.kv_pool,
-        .layout = engine->options.layout,
-        .pool_pages = engine->options.pool_pages,
-        .logit_rows = engine->logit_rows,
-        .layer_done = engine_layer_done,
-        .context = engine,
-    };
-    engine_batch(engine, &batch);
     const float *logits = NULL;
-    enum bt_status status = bt_forward_run(engine->forward, &batch, &logits);
-    BT_ASSERT(status == BT_OK); /* alone it does not fail */
-
+    int64_t computed_ns = 0;
+    enum bt_status status = pf_pass_run(engine->pass, engine->plan, engine->pushes,
+                                        engine->chunk_count, &engine->error, &logits, &computed_ns);
+    if (status != BT_OK) {
+        return status;
+    }
     *ret_finished = (struct pf_jobs){.jobs = engine->moved};
-    engine_advance(engine, ret_finished);
+    engine_advance(engine, computed_ns, ret_finished);
     size_t vocab_size = engine->options.model->config.vocab_size;
     for (uint32_t i = 0; i < ret_finished->count; i++) {
         struct pf_job *job = ret_finished->jobs[i];
@@ -227,4 +261,5 @@ void pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished)
         BT_ASSERT(pf_engine_remove(engine, job->serial) == job);
     }
     engine->chunk_count = 0;
+    return BT_OK;
 }

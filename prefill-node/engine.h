@@ -1,7 +1,7 @@
 /*
  * The prefill engine: chunks of several prompts through the forward pass, layer after layer, until
  * each has its first token. No thread and no queue: compute.h gives it a thread, the single-process
- * program calls it directly.
+ * program calls it directly. In a group it is rank 0's: the other ranks compute what it plans.
  *
  * The bits of a prompt's KV and logits do not depend on the chunks it was cut into, nor on the
  * prompts beside it (design: determinism).
@@ -16,6 +16,7 @@
 #include "common/model/model.h"
 #include "common/model/sampler.h"
 #include "kvtransfer/source.h"
+#include "prefill-node/agreement.h"
 #include "prefill-node/scheduler.h"
 
 /* One prompt. The engine's from pf_engine_add until it comes back finished or removed; what it
@@ -41,6 +42,8 @@ struct pf_job {
 
 struct pf_engine_options {
     const struct bt_model *model;
+    struct bt_rank *rank; /* NULL: alone, and nobody counts experts */
+    int64_t heartbeat_ns; /* in a group: the longest time between two agreements */
     struct bt_kv_layout layout;
     void *kv_pool; /* [layer][page][token][dim] */
     uint32_t pool_pages;
@@ -65,16 +68,30 @@ struct pf_job *pf_engine_remove(struct pf_engine *engine, uint64_t serial);
 
 uint32_t pf_engine_job_count(const struct pf_engine *engine);
 
+/* The first that was added and is here; NULL: none. */
+struct pf_job *pf_engine_first(const struct pf_engine *engine);
+bool pf_engine_in_group(const struct pf_engine *engine);
+int64_t pf_engine_heartbeat_ns(const struct pf_engine *engine);
+
 struct pf_jobs {
     struct pf_job **jobs; /* valid until the next call into the engine */
     uint32_t count;
 };
 
-/* An iteration is begin, then run; at least one job inside. Begin chooses the chunks and gives the
- * jobs whose first chunk is among them. */
+/* An iteration is begin, agree, then run; at least one job inside. Begin chooses the chunks and
+ * gives the jobs whose first chunk is among them. */
 void pf_engine_begin(struct pf_engine *engine, struct pf_jobs *ret_started);
 
-/* Computes the chunks. Gives the jobs that have token 0 now: out of the engine, push finished. */
-void pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished);
+/* With a rank, before each run and, in a group, at least every heartbeat, then without begin and
+ * run: all ranks learn what begin chose. `mine` without its plan. */
+enum bt_status pf_engine_agree(struct pf_engine *engine, const struct pf_intent *mine,
+                               struct pf_intent *ret_all);
+
+/* Computes the chunks. Gives the jobs that have token 0 now: out of the engine, push finished.
+ * Alone it does not fail; in a group as the group does, and no job has moved then. */
+enum bt_status pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished);
+
+/* Of agree or run. */
+const struct bt_error *pf_engine_error(const struct pf_engine *engine);
 
 #endif

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/base/option.h"
+#include "prefill-node/budget.h"
 
 #define MAX_WORKER_ID 63
 
@@ -25,7 +26,9 @@ static struct {
     int64_t threads;
     const char *cpus, *cache_dir;
     int dtype, kv_cache_dtype, kernels, transport, log_level;
-    bool checksum, die_with_parent, forbid_fallback;
+    int64_t tensor_parallel_size;
+    bool checksum, die_with_parent, forbid_fallback, expert_parallel;
+    struct bt_rank_values rank;
 } values;
 
 static const struct bt_option table[] = {
@@ -41,7 +44,8 @@ static const struct bt_option table[] = {
      .help = "ZeroMQ endpoint to serve on; * takes a free port."},
     {"chunked-prefill-size", BT_OPTION_INT, &values.chunked_prefill_size, "0", 0, 65536,
      .help = "Prompt tokens of one iteration, over all requests in it; 0: the smallest that is "
-             "within 5 % of the best throughput, measured at the first start on a CPU."},
+             "within 5 % of the best throughput, measured at the first start on a CPU; in a group "
+             "512 a rank."},
     {"cache-dir", BT_OPTION_STRING, &values.cache_dir, NULL, .metavar = "DIR",
      .help = "Where that measurement is kept; default: $XDG_CACHE_HOME/baton or ~/.cache/baton."},
     {"max-num-seqs", BT_OPTION_INT, &values.max_num_seqs, "16", 1, 1024,
@@ -67,6 +71,14 @@ static const struct bt_option table[] = {
              "default: all, not pinned."},
     {"threads", BT_OPTION_INT, &values.threads, "0", 0, BT_TEAM_MAX_THREADS,
      .help = "Computing threads; 0: one for each of --cpus, 1 without."},
+    {"tensor-parallel-size", BT_OPTION_INT, &values.tensor_parallel_size, "1", 1,
+     BT_GROUP_RANKS_MAX,
+     .help =
+         "Ranks, a process each, that are this worker together: attention heads and experts are "
+         "shared out, and each pushes its share of the KV pages. Rank 0 registers."},
+    {"expert-parallel", BT_OPTION_BOOL, &values.expert_parallel, "true",
+     .help = "In a group: experts are shared out; else every rank holds all of them."},
+    BT_RANK_OPTIONS(values.rank),
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
      .help =
          "What carries the KV cache; auto is the best that both ends have, anything else is that "
@@ -122,6 +134,26 @@ static const char *model_name(const char *directory)
     return name;
 }
 
+/* What ranks have to know before they meet. */
+static enum bt_status read_group(struct bt_error *error, struct bt_rank_options *ret_group)
+{
+    uint32_t size = (uint32_t)values.tensor_parallel_size;
+    enum bt_status status = bt_rank_options_check(&values.rank, size, error, ret_group);
+    if (status == BT_OK) {
+        ret_group->tensor_parallel = size > 1;
+        ret_group->expert_parallel = values.expert_parallel;
+        ret_group->dispatch = BT_DISPATCH_THROUGHPUT;
+    }
+    return status;
+}
+
+/* A part of a model can't be measured alone. */
+static uint32_t chunk_size(uint32_t ranks)
+{
+    uint32_t size = (uint32_t)values.chunked_prefill_size;
+    return size == 0 && ranks > 1 ? PF_BUDGET_FALLBACK * ranks : size;
+}
+
 enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
                                 struct pf_options *ret_options)
 {
@@ -132,7 +164,11 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
     }
     snprintf(default_id, sizeof(default_id), "prefill-%jd", (intmax_t)getpid());
     const char *worker_id = values.worker_id ? values.worker_id : default_id;
+    struct bt_rank_options group = {0};
     status = check_worker_id(worker_id, error);
+    if (status == BT_OK) {
+        status = read_group(error, &group);
+    }
     if (status != BT_OK) {
         return status;
     }
@@ -145,6 +181,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
         .team = {(uint32_t)values.threads, values.cpus},
         .log_level = (enum bt_log_level)values.log_level,
         .die_with_parent = values.die_with_parent,
+        .group = group,
         .worker =
             {
                 .worker_id = worker_id,
@@ -158,12 +195,13 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
                 .transport_devices = values.transport_devices,
                 .ready_file = values.ready_file,
                 .kv_pages = (uint32_t)values.kv_pages,
-                .chunked_prefill_size = (uint32_t)values.chunked_prefill_size,
+                .chunked_prefill_size = chunk_size(group.size),
                 .max_num_seqs = (uint32_t)values.max_num_seqs,
                 .max_queued = (uint32_t)values.max_queued,
                 .max_model_len = (uint32_t)values.max_model_len,
                 .layerwise_threshold = (uint32_t)values.layerwise_threshold,
                 .checksum = values.checksum,
+                .group_timeout_ns = group.wait_timeout_ns,
             },
     };
     return BT_OK;

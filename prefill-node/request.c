@@ -28,15 +28,14 @@ static enum bt_status check_prompt(const Baton__V1__PrefillRequest *message,
     return BT_OK;
 }
 
-static enum bt_status check_landing(const Baton__V1__PrefillRequest *message,
+static enum bt_status check_landing(const Baton__V1__Landing *landing, uint64_t request_id,
                                     struct bt_error *error)
 {
-    const Baton__V1__Landing *landing = message->landing;
     if (!landing || !landing->endpoint) {
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "landing%s is missing",
                             landing ? ".endpoint" : "");
     }
-    if (landing->request_id != message->request_id) {
+    if (landing->request_id != request_id) {
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "landing.request_id is of another request");
     }
@@ -57,18 +56,24 @@ static int run_compare(const void *left, const void *right)
     return a->first < b->first ? -1 : a->first > b->first;
 }
 
+struct run_list {
+    Baton__V1__PageRun *const *list;
+    size_t count;
+    uint32_t pool_pages; /* where they lie */
+    const char *field;   /* for messages */
+};
+
 /* Each run not empty and inside the pool. */
-static enum bt_status check_runs(const Baton__V1__Landing *landing, struct bt_page_run *runs,
+static enum bt_status check_runs(const struct run_list *list, struct bt_page_run *runs,
                                  struct bt_error *error)
 {
-    uint32_t pool_pages = landing->endpoint->pool_pages;
-    for (size_t i = 0; i < landing->n_runs; i++) {
-        const Baton__V1__PageRun *run = landing->runs[i];
-        if (!run || run->count == 0 || run->count > pool_pages ||
-            run->first > pool_pages - run->count) {
+    for (size_t i = 0; i < list->count; i++) {
+        const Baton__V1__PageRun *run = list->list[i];
+        if (!run || run->count == 0 || run->count > list->pool_pages ||
+            run->first > list->pool_pages - run->count) {
             return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                                "landing.runs[%zu] is not inside the pool of %" PRIu32 " pages", i,
-                                pool_pages);
+                                "%s[%zu] is not inside the pool of %" PRIu32 " pages", list->field,
+                                i, list->pool_pages);
         }
         runs[i] = (struct bt_page_run){run->first, run->count};
     }
@@ -76,49 +81,63 @@ static enum bt_status check_runs(const Baton__V1__Landing *landing, struct bt_pa
 }
 
 /* No page twice. Sorts `runs`. */
-static enum bt_status check_overlap(struct bt_page_run *runs, size_t count, struct bt_error *error)
+static enum bt_status check_overlap(const struct run_list *list, struct bt_page_run *runs,
+                                    struct bt_error *error)
 {
-    qsort(runs, count, sizeof(*runs), run_compare);
-    for (size_t i = 1; i < count; i++) {
+    qsort(runs, list->count, sizeof(*runs), run_compare);
+    for (size_t i = 1; i < list->count; i++) {
         if (runs[i - 1].first + runs[i - 1].count > runs[i].first) {
-            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                                "landing.runs: page %" PRIu32 " comes twice", runs[i].first);
+            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: page %" PRIu32 " comes twice",
+                                list->field, runs[i].first);
         }
     }
     return BT_OK;
 }
 
-static enum bt_status read_runs(struct pf_request *request, const Baton__V1__Landing *landing,
-                                struct bt_error *error)
+/* *ret_pages [page_count], malloc'd; what the runs have beyond them stays out. */
+static enum bt_status read_runs(const struct run_list *list, uint32_t page_count,
+                                struct bt_error *error, uint32_t **ret_pages)
 {
-    if (landing->n_runs > landing->endpoint->pool_pages) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                            "landing.runs: %zu runs in %" PRIu32 " pages", landing->n_runs,
-                            landing->endpoint->pool_pages);
+    if (list->count > list->pool_pages) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: %zu runs in %" PRIu32 " pages",
+                            list->field, list->count, list->pool_pages);
     }
-    struct bt_page_run *runs = calloc(landing->n_runs + 1, sizeof(*runs));
-    request->target_pages = calloc(request->page_count, sizeof(uint32_t));
-    if (!runs || !request->target_pages) {
-        free(runs);
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "landing: no memory");
+    struct bt_page_run *runs = calloc(list->count + 1, sizeof(*runs));
+    uint32_t *pages = calloc(page_count, sizeof(uint32_t));
+    enum bt_status status =
+        runs && pages ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory", list->field);
+    if (status == BT_OK) {
+        status = check_runs(list, runs, error);
     }
-    enum bt_status status = check_runs(landing, runs, error);
     uint32_t filled = 0;
-    for (size_t i = 0; status == BT_OK && i < landing->n_runs; i++) {
-        for (uint32_t k = 0; k < runs[i].count && filled < request->page_count; k++) {
-            request->target_pages[filled++] = runs[i].first + k;
+    for (size_t i = 0; status == BT_OK && i < list->count; i++) {
+        for (uint32_t k = 0; k < runs[i].count && filled < page_count; k++) {
+            pages[filled++] = runs[i].first + k;
         }
     }
-    if (status == BT_OK && filled < request->page_count) {
+    if (status == BT_OK && filled < page_count) {
         status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                              "landing.runs: %" PRIu32 " pages, the prompt needs %" PRIu32, filled,
-                              request->page_count);
+                              "%s: %" PRIu32 " pages, the prompt needs %" PRIu32, list->field,
+                              filled, page_count);
     }
     if (status == BT_OK) {
-        status = check_overlap(runs, landing->n_runs, error);
+        status = check_overlap(list, runs, error);
     }
     free(runs);
+    if (status == BT_OK) {
+        *ret_pages = pages;
+    } else {
+        free(pages);
+    }
     return status;
+}
+
+static enum bt_status read_target(const Baton__V1__Landing *landing, uint32_t page_count,
+                                  struct bt_error *error, uint32_t **ret_pages)
+{
+    const struct run_list list = {landing->runs, landing->n_runs, landing->endpoint->pool_pages,
+                                  "landing.runs"};
+    return read_runs(&list, page_count, error, ret_pages);
 }
 
 static enum bt_status read_history(struct pf_request *request, struct bt_error *error)
@@ -140,7 +159,7 @@ enum bt_status pf_request_init(struct pf_request *request, const Baton__V1__Pref
     *request = (struct pf_request){0};
     enum bt_status status = check_prompt(message, limits, error);
     if (status == BT_OK) {
-        status = check_landing(message, error);
+        status = check_landing(message->landing, message->request_id, error);
     }
     if (status == BT_OK) {
         status = bt_sampling_from_message(message->sampling, limits->vocab_size, error,
@@ -161,7 +180,7 @@ enum bt_status pf_request_init(struct pf_request *request, const Baton__V1__Pref
         goto err_request;
     }
     memcpy(request->prompt, message->prompt, message->n_prompt * sizeof(uint32_t));
-    status = read_runs(request, message->landing, error);
+    status = read_target(message->landing, request->page_count, error, &request->target_pages);
     if (status == BT_OK) {
         status = read_history(request, error);
     }
@@ -180,4 +199,57 @@ void pf_request_finish(struct pf_request *request)
     free(request->prompt);
     free(request->target_pages);
     *request = (struct pf_request){0};
+}
+
+static enum bt_status check_rank_push(const Baton__V1__RankPushRequest *message,
+                                      const struct pf_rank_limits *limits, struct bt_error *error)
+{
+    if (message->serial == 0) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "serial is 0");
+    }
+    if (message->request_id == 0) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "request_id is 0");
+    }
+    if (message->prompt_tokens == 0 || message->prompt_tokens >= limits->max_model_len) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "prompt_tokens %" PRIu32 " is not in 1..%" PRIu32,
+                            message->prompt_tokens, limits->max_model_len - 1);
+    }
+    return check_landing(message->landing, message->request_id, error);
+}
+
+enum bt_status pf_rank_push_init(struct pf_rank_push *push,
+                                 const Baton__V1__RankPushRequest *message,
+                                 const struct pf_rank_limits *limits, struct bt_error *error)
+{
+    *push = (struct pf_rank_push){0};
+    enum bt_status status = check_rank_push(message, limits, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    uint32_t page_count = bt_kv_pages_for(message->prompt_tokens);
+    const struct run_list source = {message->source, message->n_source, limits->pool_pages,
+                                    "source"};
+    push->serial = message->serial;
+    push->request = message->request_id;
+    push->epoch = message->landing->epoch;
+    push->prompt_tokens = message->prompt_tokens;
+    push->lease_ms = message->landing->lease_ms;
+    push->layerwise = message->layerwise;
+    push->probe = message->probe;
+    status = read_target(message->landing, page_count, error, &push->target_pages);
+    if (status == BT_OK) {
+        status = read_runs(&source, page_count, error, &push->source_pages);
+    }
+    if (status != BT_OK) {
+        pf_rank_push_finish(push);
+    }
+    return status;
+}
+
+void pf_rank_push_finish(struct pf_rank_push *push)
+{
+    free(push->target_pages);
+    free(push->source_pages);
+    *push = (struct pf_rank_push){0};
 }

@@ -8,40 +8,29 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/model/token_message.h"
-#include "prefill-node/rank_endpoint.h"
+#include "prefill-node/delivery.h"
+#include "prefill-node/handoff.h"
 
-#define HANDOFF_CALL_NS      (500 * BT_NS_PER_MS) /* HandoffDone's first; each next one twice */
-#define HANDOFF_MAX_CALL_NS  (8 * BT_NS_PER_S)
-#define HANDOFF_GIVE_UP_NS   (30 * BT_NS_PER_S) /* all attempts, where the call has no deadline */
-#define HANDOFF_MIN_RETRY_NS (20 * BT_NS_PER_MS)
-#define HANDOFF_MAX_RETRY_NS BT_NS_PER_S
-
-enum run_state { RUN_WAITING, RUN_COMPUTING, RUN_HANDING_OFF };
+enum run_state { RUN_WAITING, RUN_OPENING, RUN_COMPUTING, RUN_HANDING_OFF };
 
 struct run {
     struct pf_runs *runs;
     struct bt_rpc_call *call; /* NULL: ended */
     struct pf_request request;
-    struct pf_peer *peer;
-    struct pf_lease lease;
+    Baton__V1__Landing *landing; /* for the other ranks; NULL: there are none */
+    struct pf_delivery delivery;
+    struct pf_joint joint;        /* the deliveries of the other ranks */
     struct pf_quiesced *quiesced; /* kept for the end */
     int64_t accepted_ns;
     enum run_state state;
 
     uint32_t *pages; /* [request.page_count] of our pool; NULL: none yet */
     enum bt_page_state page_state;
-    struct kvt_push *push;
-    struct kvt_link *link; /* the push's, valid as long */
     struct pf_job job;
-    bool in_compute; /* the job is the compute thread's */
-    bool push_open;  /* its event has not come */
-    struct kvt_push_event pushed;
-    struct pf_cuts cuts; /* that the push leaves behind */
+    bool in_compute;     /* the job is the compute thread's */
+    struct pf_cuts cuts; /* that all pushes leave behind; once they ended */
 
-    struct bt_rpc_pending *handoff; /* HandoffDone is out */
-    struct bt_loop_source *handoff_timer;
-    int64_t handoff_call_ns, handoff_retry_ns, handoff_give_up_ns;
-    char handoff_text[200]; /* why the last attempt has to be repeated; "": it was the first */
+    struct pf_handoff handoff;
 
     bool ending;
     enum bt_status status; /* with ending */
@@ -60,6 +49,7 @@ struct pf_runs {
 };
 
 static void run_advance(struct run *run);
+static void run_start(struct run *run);
 static void runs_admit(struct pf_runs *runs);
 
 static struct bt_page_owner owner_of(const struct run *run)
@@ -81,12 +71,9 @@ static void run_fail(struct run *run, enum bt_status status, const char *text)
     if (run->in_compute) {
         pf_compute_cancel(run->runs->options.compute, run->job.serial);
     }
-    if (run->push_open) {
-        kvt_push_cancel(run->push);
-    }
-    if (run->handoff) {
-        bt_rpc_pending_cancel(run->handoff);
-    }
+    pf_delivery_cancel(&run->delivery);
+    pf_joint_cancel(&run->joint);
+    pf_handoff_cancel(&run->handoff);
     run_advance(run);
 }
 
@@ -117,19 +104,23 @@ static void run_count_end(const struct run *run)
     }
 }
 
+/* The decode rank may be writable by one of our processes, and all of them have stopped. What one
+ * does that does not tell ends with it, and the decode rank sees to that. */
+static bool run_owes_quiesced(const struct run *run)
+{
+    bool leased = pf_delivery_leased(&run->delivery) || run->joint.leased;
+    return (run->status != BT_OK || run->request.probe) && leased && !run->joint.unknown;
+}
+
 /* Nothing of the run is under way any more: the rank may have its pages back, the call its END. */
 static void run_end_call(struct run *run)
 {
     run_free_pages(run);
-    pf_peer_lease_drop(run->peer, &run->lease);
-    if ((run->status != BT_OK || run->request.probe) && run->lease.asked_ns != 0) {
+    pf_delivery_drop_lease(&run->delivery);
+    if (run_owes_quiesced(run)) {
         run->quiesced->cuts = run->cuts;
-        pf_peer_quiesced(run->peer, run->quiesced);
+        pf_peer_quiesced(run->delivery.peer, run->quiesced);
         run->quiesced = NULL;
-    }
-    if (run->push) {
-        kvt_push_close(run->push);
-        run->push = NULL;
     }
     run_count_end(run);
     bt_rpc_call_on_cancel(run->call, NULL, NULL);
@@ -139,11 +130,12 @@ static void run_end_call(struct run *run)
 
 static void run_destroy(struct run *run)
 {
-    if (run->peer) {
-        pf_peer_release(run->peer);
-    }
-    bt_loop_remove(run->handoff_timer);
+    pf_delivery_finish(&run->delivery);
+    pf_handoff_finish(&run->handoff);
     pf_request_finish(&run->request);
+    if (run->landing) {
+        protobuf_c_message_free_unpacked(&run->landing->base, NULL);
+    }
     free(run->quiesced);
     free(run->pages);
     free(run);
@@ -166,155 +158,130 @@ static void run_remove(struct run *run)
 
 /* ------------------------------------------------------------------ handoff */
 
+static uint64_t larger(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Of all ranks. */
+static void fill_done(const struct run *run, Baton__V1__PrefillDone *done)
+{
+    const struct kvt_push_event *pushed = &run->delivery.pushed;
+    const struct pf_joint *joint = &run->joint;
+    int64_t visible_ns = pushed->end_ns - run->job.computed_ns;
+    done->kv_bytes = pushed->bytes + joint->kv_bytes;
+    done->writes = pushed->writes + joint->writes;
+    done->compute_ns = (uint64_t)(run->job.computed_ns - run->job.started_ns);
+    done->visible_transfer_ns = larger(visible_ns > 0 ? (uint64_t)visible_ns : 0,
+                                       run->request.probe ? joint->write_ns : joint->visible_ns);
+    done->hidden_bytes = pushed->hidden_bytes + joint->hidden_bytes;
+    done->layerwise = run->request.prompt_tokens > run->runs->options.layerwise_threshold;
+    done->transport = (char *)pf_peer_transport(run->delivery.peer);
+}
+
+/* Each rank counts what it wrote itself. */
+static void count_done(const struct run *run, const Baton__V1__PrefillDone *done)
+{
+    const struct pf_metrics *metrics = run->runs->options.metrics;
+    const struct kvt_push_event *pushed = &run->delivery.pushed;
+    bt_counter_add(metrics->kv_bytes, pushed->bytes);
+    bt_counter_add(metrics->kv_bytes_hidden, pushed->hidden_bytes);
+    bt_counter_add(metrics->kv_writes, pushed->writes);
+    bt_histogram_observe(metrics->visible_transfer_seconds,
+                         (double)done->visible_transfer_ns * 1e-9);
+}
+
 /* Sent before HandoffDone, so that the router knows these figures when the rank's tokens come. */
 static void send_done(struct run *run)
 {
-    const struct kvt_push_event *pushed = &run->pushed;
     Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
-    done.kv_bytes = pushed->bytes;
-    done.writes = pushed->writes;
-    done.compute_ns = (uint64_t)(run->job.computed_ns - run->job.started_ns);
-    done.visible_transfer_ns = pushed->end_ns > run->job.computed_ns
-                                   ? (uint64_t)(pushed->end_ns - run->job.computed_ns)
-                                   : 0;
-    done.hidden_bytes = pushed->hidden_bytes;
-    done.layerwise = run->request.prompt_tokens > run->runs->options.layerwise_threshold;
-    done.transport = (char *)pf_peer_transport(run->peer);
     Baton__V1__PrefillEvent event = BATON__V1__PREFILL_EVENT__INIT;
+    fill_done(run, &done);
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_DONE;
     event.done = &done;
     bt_rpc_call_send(run->call, &event.base);
-
-    const struct pf_metrics *metrics = run->runs->options.metrics;
-    if (run->request.probe) {
-        return;
+    if (!run->request.probe) {
+        count_done(run, &done);
     }
-    bt_counter_add(metrics->kv_bytes, done.kv_bytes);
-    bt_counter_add(metrics->kv_bytes_hidden, done.hidden_bytes);
-    bt_counter_add(metrics->kv_writes, done.writes);
-    bt_histogram_observe(metrics->visible_transfer_seconds,
-                         (double)done.visible_transfer_ns * 1e-9);
 }
 
-static void handoff_later(struct run *run, enum bt_status status, const char *text)
-{
-    int64_t now_ns = bt_clock_now_ns();
-    if (now_ns + run->handoff_retry_ns >= run->handoff_give_up_ns) {
-        char why[BT_ERROR_TEXT_SIZE];
-        snprintf(why, sizeof(why), "handoff: %.400s (%s)", text, bt_status_name(status));
-        run_fail(run, BT_ERR_UNAVAILABLE, why);
-        return;
-    }
-    snprintf(run->handoff_text, sizeof(run->handoff_text), "%s%s%.150s", bt_status_name(status),
-             text[0] ? ": " : "", text);
-    bt_loop_timer_set(run->handoff_timer, now_ns + run->handoff_retry_ns);
-    run->handoff_retry_ns = run->handoff_retry_ns * 2 < HANDOFF_MAX_RETRY_NS
-                                ? run->handoff_retry_ns * 2
-                                : HANDOFF_MAX_RETRY_NS;
-}
-
-/* A rank that could not take it may have let the landing go: then the first refusal says why. */
-static void handoff_refused(struct run *run, enum bt_status status, const char *text)
-{
-    char why[BT_ERROR_TEXT_SIZE];
-    snprintf(why, sizeof(why), "%.250s%s%s%s",
-             text[0] ? text : "the decode rank refused the handoff",
-             run->handoff_text[0] ? " (the attempt before: " : "", run->handoff_text,
-             run->handoff_text[0] ? ")" : "");
-    run_fail(run, status, why);
-}
-
-static void on_handoff(void *context, enum bt_status status, const char *text,
-                       const ProtobufCMessage *response)
+static void on_handoff(void *context, enum bt_status status, const char *text)
 {
     struct run *run = context;
-    (void)response;
-    run->handoff = NULL;
     if (run->ending) {
         run_advance(run);
     } else if (status == BT_OK) {
-        kvt_source_cuts_over(run->runs->options.source, run->pushed.link, run->pushed.cut_lines);
+        const struct kvt_push_event *pushed = &run->delivery.pushed;
+        kvt_source_cuts_over(run->runs->options.source, pushed->link, pushed->cut_lines);
         run->ending = true;
         run->status = BT_OK;
         run_advance(run);
-    } else if (pf_rank_worth_retrying(status)) {
-        handoff_later(run, status, text);
     } else {
-        handoff_refused(run, status, text);
-    }
-}
-
-static void handoff_send(struct run *run)
-{
-    int64_t now_ns = bt_clock_now_ns();
-    int64_t until_ns = now_ns + run->handoff_call_ns;
-    run->handoff_call_ns = run->handoff_call_ns * 2 < HANDOFF_MAX_CALL_NS ? run->handoff_call_ns * 2
-                                                                          : HANDOFF_MAX_CALL_NS;
-    struct bt_token_message token;
-    bt_token_message_fill(&token, 0, &run->job.first, run->request.sampling.logprobs >= 0);
-    Baton__V1__HandoffDoneRequest request = BATON__V1__HANDOFF_DONE_REQUEST__INIT;
-    request.request_id = run->request.request;
-    request.epoch = run->request.epoch;
-    request.prompt_tokens = run->request.prompt_tokens;
-    request.page_count = run->request.page_count;
-    request.has_checksum = run->runs->options.checksum;
-    request.checksum = request.has_checksum ? run->pushed.checksum : 0;
-    request.first_token = &token.token;
-    struct pf_cuts_message cuts;
-    pf_cuts_message_fill(&cuts, &run->cuts);
-    request.cuts = cuts.list;
-    request.n_cuts = run->cuts.count;
-    const struct bt_rpc_call_spec spec = {
-        .method = "baton.v1.Decode/HandoffDone",
-        .request = &request.base,
-        .response = &baton__v1__handoff_done_response__descriptor,
-        .deadline_ns = until_ns < run->handoff_give_up_ns ? until_ns : run->handoff_give_up_ns,
-        .on_end = on_handoff,
-        .context = run,
-    };
-    struct bt_error error;
-    enum bt_status status =
-        bt_rpc_client_call(pf_peer_client(run->peer), &spec, &error, &run->handoff);
-    if (status != BT_OK) {
-        run->handoff = NULL;
-        handoff_later(run, status, error.text);
-    }
-}
-
-static void handoff_fire(void *context)
-{
-    struct run *run = context;
-    if (!run->ending && !run->handoff) {
-        handoff_send(run);
+        run_fail(run, status, text);
     }
 }
 
 static void handoff_start(struct run *run)
 {
-    int64_t deadline_ns = bt_rpc_call_deadline_ns(run->call);
-    int64_t bound_ns = bt_clock_now_ns() + HANDOFF_GIVE_UP_NS;
+    const struct pf_handoff_spec spec = {
+        .client = pf_peer_client(run->delivery.peer),
+        .request = run->request.request,
+        .epoch = run->request.epoch,
+        .prompt_tokens = run->request.prompt_tokens,
+        .page_count = run->request.page_count,
+        .has_checksum = run->runs->options.checksum,
+        .checksum = run->delivery.pushed.checksum + run->joint.checksum,
+        .first = &run->job.first,
+        .logprobs = run->request.sampling.logprobs >= 0,
+        .cuts = &run->cuts,
+        .deadline_ns = bt_rpc_call_deadline_ns(run->call),
+        .done = on_handoff,
+        .context = run,
+    };
     run->state = RUN_HANDING_OFF;
-    run->handoff_call_ns = HANDOFF_CALL_NS;
-    run->handoff_retry_ns = HANDOFF_MIN_RETRY_NS;
-    run->handoff_give_up_ns = deadline_ns == BT_NEVER_NS ? bound_ns : deadline_ns;
     send_done(run);
-    handoff_send(run);
+    pf_handoff_start(&run->handoff, &spec);
 }
 
 /* What there is to compute: nothing. Its time counts from the first write. */
 static void probe_end(struct run *run)
 {
-    run->job.started_ns = run->job.computed_ns = run->pushed.first_write_ns;
+    run->job.started_ns = run->job.computed_ns = run->delivery.pushed.first_write_ns;
     send_done(run);
     run->ending = true;
     run->status = BT_OK;
 }
 
+/* Once: the first time that nothing is under way. */
+static void collect_cuts(struct run *run)
+{
+    run->cuts = run->joint.cuts;
+    pf_cuts_add(&run->cuts, pf_cut_of(&run->delivery.pushed));
+}
+
+static bool run_is_busy(const struct run *run)
+{
+    return run->in_compute || run->delivery.push_open || run->joint.running > 0;
+}
+
 /* Goes on as far as what is under way allows. May free the run. */
 static void run_advance(struct run *run)
 {
-    if (run->in_compute || run->push_open) {
+    if (!run->ending && run->joint.status != BT_OK) {
+        run_fail(run, run->joint.status, run->joint.text);
         return;
+    }
+    if (!run->ending && run->state == RUN_OPENING) {
+        if (run->joint.opening == 0) {
+            run_start(run);
+        }
+        return;
+    }
+    if (run_is_busy(run)) {
+        return;
+    }
+    if (run->state != RUN_HANDING_OFF) {
+        collect_cuts(run);
     }
     if (!run->ending) {
         if (run->state != RUN_COMPUTING) {
@@ -330,7 +297,7 @@ static void run_advance(struct run *run)
     if (run->call) {
         run_end_call(run);
     }
-    if (!run->handoff) {
+    if (!run->handoff.pending) {
         run_remove(run);
     }
 }
@@ -372,37 +339,35 @@ static void run_computed(struct run *run)
     }
 }
 
+static void job_event(const struct pf_compute_event *event)
+{
+    struct run *run = event->job->user;
+    if (event->kind == PF_COMPUTE_STARTED) {
+        if (!run->ending) {
+            send_started(run);
+        }
+        return;
+    }
+    run->in_compute = false;
+    if (event->kind == PF_COMPUTE_COMPUTED) {
+        run_computed(run);
+    }
+    run_advance(run);
+}
+
 static void on_compute(void *context)
 {
     struct pf_runs *runs = context;
     struct pf_compute_event event;
     while (bt_queue_try_pop(pf_compute_events(runs->options.compute), &event)) {
-        struct run *run = event.job->user;
-        if (event.kind == PF_COMPUTE_STARTED) {
-            if (!run->ending) {
-                send_started(run);
-            }
-            continue;
+        if (event.kind == PF_COMPUTE_STOP) {
+            runs->options.stop_wanted(runs->options.context);
+        } else if (event.kind == PF_COMPUTE_FAILED) {
+            runs->options.group_over(runs->options.context, event.error->text);
+        } else {
+            job_event(&event);
         }
-        run->in_compute = false;
-        if (event.kind == PF_COMPUTE_COMPUTED) {
-            run_computed(run);
-        }
-        run_advance(run);
     }
-}
-
-static void run_push_failed(struct run *run, enum bt_status status)
-{
-    char why[BT_ERROR_TEXT_SIZE];
-    const char *link_error = kvt_link_error(run->link);
-    if (status == BT_ERR_DEADLINE) {
-        run_fail(run, status, "push: the lease ran out");
-        return;
-    }
-    snprintf(why, sizeof(why), "push: the link to the decode rank broke%s%.400s",
-             link_error[0] ? ": " : "", link_error);
-    run_fail(run, status, why);
 }
 
 static void on_push(void *context)
@@ -410,31 +375,30 @@ static void on_push(void *context)
     struct pf_runs *runs = context;
     struct kvt_push_event event;
     while (bt_queue_try_pop(kvt_source_events(runs->options.source), &event)) {
-        struct run *run = event.user;
-        run->push_open = false;
-        run->pushed = event;
-        pf_cuts_add(&run->cuts, pf_cut_of(&event));
+        struct pf_delivery *delivery = event.user;
+        struct run *run = delivery->context;
+        pf_delivery_ended(delivery, &event);
         if (event.status != BT_OK && !run->ending) {
-            run_push_failed(run, event.status);
+            char why[BT_ERROR_TEXT_SIZE];
+            pf_delivery_explain(delivery, why, sizeof(why));
+            run_fail(run, event.status, why);
         } else {
             run_advance(run);
         }
     }
 }
 
-static void on_lease(void *context, enum bt_status status, int64_t until_ns)
+static void on_joint(void *context)
+{
+    run_advance(context);
+}
+
+/* After the flush nothing is written: HandoffDone's answer decides. */
+static void on_lease_lost(void *context, enum bt_status status, const char *text)
 {
     struct run *run = context;
-    if (status == BT_OK) {
-        if (run->push) {
-            kvt_push_lease(run->push, until_ns);
-        }
-    } else if (run->state != RUN_HANDING_OFF) {
-        /* After the flush nothing is written: HandoffDone's answer decides. */
-        run_fail(run, status,
-                 status == BT_ERR_STALE      ? "the decode rank holds no such landing"
-                 : status == BT_ERR_DEADLINE ? "the lease ran out"
-                                             : "the decode rank did not answer for a lease");
+    if (run->state != RUN_HANDING_OFF) {
+        run_fail(run, status, text);
     }
 }
 
@@ -451,46 +415,63 @@ static void on_cancel(void *context, struct bt_rpc_call *call)
 static enum bt_status run_open_push(struct run *run, struct bt_error *error)
 {
     const struct pf_runs_options *options = &run->runs->options;
-    struct kvt_push_spec spec = {
-        .request = run->request.request,
-        .epoch = run->request.epoch,
-        .source_pages = run->pages,
-        .target_pages = run->request.target_pages,
+    const struct pf_delivery_pages pages = {
+        .source = run->pages,
+        .target = run->request.target_pages,
         .prompt_tokens = run->request.prompt_tokens,
         .layerwise = run->request.prompt_tokens > options->layerwise_threshold,
-        .user = run,
+        .share = options->share,
     };
-    enum bt_status status = pf_peer_link(run->peer, error, &spec.link);
-    if (status == BT_OK) {
-        status = kvt_push_open(options->source, &spec, error, &run->push);
-        run->link = spec.link;
+    return pf_delivery_open(&run->delivery, options->source, &pages, error);
+}
+
+/* The other ranks open theirs. */
+static void run_open_joint(struct run *run)
+{
+    const struct pf_runs_options *options = &run->runs->options;
+    const struct pf_joint_spec spec = {
+        .serial = run->job.serial,
+        .request = run->request.request,
+        .prompt_tokens = run->request.prompt_tokens,
+        .landing = run->landing,
+        .pages = run->pages,
+        .layerwise = run->request.prompt_tokens > options->layerwise_threshold,
+        .probe = run->request.probe,
+        .changed = on_joint,
+        .context = run,
+    };
+    if (options->group) {
+        pf_joint_open(&run->joint, options->group, &spec);
     }
-    if (status == BT_OK) {
-        run->push_open = true;
-        if (run->lease.until_ns != 0) {
-            kvt_push_lease(run->push, run->lease.until_ns);
-        }
-    }
-    return status;
 }
 
 static void run_compute(struct run *run)
 {
     run->job = (struct pf_job){
-        .serial = ++run->runs->next_serial,
+        .serial = run->job.serial,
         .request = run->request.request,
         .tokens = run->request.prompt,
         .token_count = run->request.prompt_tokens,
         .pages = run->pages,
         .sampling = &run->request.sampling,
         .history = run->request.history,
-        .push = run->push,
+        .push = run->delivery.push,
         .arrival_ns = run->accepted_ns,
         .user = run,
     };
-    run->state = RUN_COMPUTING;
     run->in_compute = true;
     pf_compute_add(run->runs->options.compute, &run->job);
+}
+
+/* Every rank's push is open. */
+static void run_start(struct run *run)
+{
+    run->state = RUN_COMPUTING;
+    if (run->request.probe) {
+        kvt_push_finish(run->delivery.push);
+    } else {
+        run_compute(run);
+    }
 }
 
 /* False: no pages are free for it now. */
@@ -510,12 +491,10 @@ static bool run_admit(struct run *run)
         run_fail(run, status, error.text); /* frees the run, and admits again */
         return true;
     }
-    if (run->request.probe) {
-        run->state = RUN_COMPUTING;
-        kvt_push_finish(run->push);
-    } else {
-        run_compute(run);
-    }
+    run->state = RUN_OPENING;
+    run->job.serial = ++run->runs->next_serial;
+    run_open_joint(run);
+    run_advance(run);
     return true;
 }
 
@@ -571,6 +550,45 @@ static enum bt_status run_check(const struct run *run, struct bt_error *error)
     return BT_OK;
 }
 
+static enum bt_status run_copy_landing(struct run *run, const Baton__V1__Landing *landing,
+                                       struct bt_error *error)
+{
+    size_t size = protobuf_c_message_get_packed_size(&landing->base);
+    uint8_t *bytes = malloc(size);
+    if (bytes) {
+        protobuf_c_message_pack(&landing->base, bytes);
+        run->landing = (Baton__V1__Landing *)protobuf_c_message_unpack(
+            &baton__v1__landing__descriptor, NULL, size, bytes);
+    }
+    free(bytes);
+    return run->landing ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "landing: no memory");
+}
+
+static enum bt_status run_begin(struct run *run, const Baton__V1__PrefillRequest *message,
+                                struct bt_error *error)
+{
+    const struct pf_runs_options *options = &run->runs->options;
+    enum bt_status status = pf_request_init(&run->request, message, &options->limits, error);
+    if (status == BT_OK) {
+        status = run_check(run, error);
+    }
+    if (status == BT_OK && options->group) {
+        status = run_copy_landing(run, message->landing, error);
+    }
+    if (status != BT_OK) {
+        return status;
+    }
+    const struct pf_delivery_spec spec = {
+        .endpoint = message->landing->endpoint,
+        .request = run->request.request,
+        .epoch = run->request.epoch,
+        .lease_ms = run->request.lease_ms,
+        .lost = on_lease_lost,
+        .context = run,
+    };
+    return pf_delivery_begin(&run->delivery, options->peers, &spec, error);
+}
+
 /* Everything that may fail, before anything is under way. */
 static enum bt_status run_create(struct pf_runs *runs, const Baton__V1__PrefillRequest *message,
                                  struct bt_error *error, struct run **ret_run)
@@ -582,46 +600,19 @@ static enum bt_status run_create(struct pf_runs *runs, const Baton__V1__PrefillR
     run->runs = runs;
     run->accepted_ns = bt_clock_now_ns();
     run->quiesced = calloc(1, sizeof(*run->quiesced));
-    run->handoff_timer = bt_loop_add_timer(runs->options.loop, BT_NEVER_NS, handoff_fire, run);
-    enum bt_status status = pf_request_init(&run->request, message, &runs->options.limits, error);
+    bool ready = pf_handoff_init(&run->handoff, runs->options.loop) && run->quiesced;
+    enum bt_status status = ready ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "run: no memory");
+    if (status == BT_OK) {
+        status = run_begin(run, message, error);
+    }
     if (status != BT_OK) {
-        goto err_run;
-    }
-    status = run_check(run, error);
-    if (status != BT_OK) {
-        goto err_run;
-    }
-    struct pf_peer *peer;
-    status = pf_peers_get(runs->options.peers, message->landing->endpoint, error, &peer);
-    if (status != BT_OK) {
-        goto err_run;
-    }
-    if (pf_peer_is_quiescing(peer, run->request.request, run->request.epoch)) {
-        status = bt_error_set(error, BT_ERR_STALE, "landing.epoch is over");
-        goto err_run;
-    }
-    status = pf_peer_acquire(peer, error);
-    if (status != BT_OK) {
-        goto err_run;
-    }
-    run->peer = peer;
-    run->lease = (struct pf_lease){.request = run->request.request,
-                                   .epoch = run->request.epoch,
-                                   .lease_ms = run->request.lease_ms,
-                                   .news = on_lease,
-                                   .context = run};
-    if (!run->quiesced || !run->handoff_timer || pf_peer_lease_hold(peer, &run->lease) != BT_OK) {
-        status = bt_error_set(error, BT_ERR_NO_MEMORY, "run: no memory");
-        goto err_run;
+        run_destroy(run);
+        return status;
     }
     *run->quiesced =
         (struct pf_quiesced){.request = run->request.request, .epoch = run->request.epoch};
     *ret_run = run;
     return BT_OK;
-
-err_run:
-    run_destroy(run);
-    return status;
 }
 
 void pf_runs_accept(struct pf_runs *runs, struct bt_rpc_call *call,

@@ -1,12 +1,15 @@
 /*
  * The Run calls of a prefill worker, from acceptance to their one END.
  *
- *   WAITING (no pages yet) -> COMPUTING (chunks; the push follows layer by layer)
+ *   WAITING (no pages yet) -> OPENING (the other ranks' pushes, in a group)
+ *       -> COMPUTING (chunks; the pushes follow layer by layer)
  *       -> HANDING_OFF (all is flushed: HandoffDone until the rank answers) -> END OK
  *
  * Whatever goes wrong - cancel, deadline, a lease refused, the push broken, HandoffDone refused -
- * leads to the same end: the compute thread gives the job back, the push ends, the pages become
- * free, the rank is told Quiesced, the call gets its END with the first error. Control thread only.
+ * leads to the same end: the compute thread gives the job back, the pushes of all ranks end, the
+ * pages become free, the decode rank is told Quiesced, the call gets its END with the first error.
+ * Where a rank of the group is lost, it is not told: what was lost may go on writing until it is
+ * dead. Control thread only.
  */
 #ifndef BATON_PREFILL_NODE_RUN_H
 #define BATON_PREFILL_NODE_RUN_H
@@ -14,6 +17,7 @@
 #include "common/kvcache/page_pool.h"
 #include "common/messaging/rpc.h"
 #include "prefill-node/compute.h"
+#include "prefill-node/group.h"
 #include "prefill-node/metrics.h"
 #include "prefill-node/peer.h"
 #include "prefill-node/request.h"
@@ -25,13 +29,17 @@ struct pf_runs_options {
     struct kvt_source *source;
     struct pf_compute *compute;
     struct pf_peers *peers;
+    struct pf_group *group; /* NULL: alone */
+    struct kvt_share share; /* of this rank; count 0: all pages */
     struct bt_page_pool *pages;
     struct pf_metrics *metrics;
     struct pf_request_limits limits;
     bool checksum;
-    uint32_t layerwise_threshold;   /* prompts of more tokens are pushed layer by layer */
-    uint32_t max_runs;              /* at once, waiting ones included */
-    void (*changed)(void *context); /* a run ended */
+    uint32_t layerwise_threshold;       /* prompts of more tokens are pushed layer by layer */
+    uint32_t max_runs;                  /* at once, waiting ones included */
+    void (*changed)(void *context);     /* a run ended */
+    void (*stop_wanted)(void *context); /* PF_COMPUTE_STOP, and FAILED; in a group */
+    void (*group_over)(void *context, const char *why);
     void *context;
 };
 

@@ -5,38 +5,26 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/base/random.h"
 #include "common/messaging/registration.h"
-#include "kvtransfer/preflight.h"
+#include "prefill-node/node.h"
 #include "prefill-node/run.h"
 
-#define READY_CHECK_NS  (20 * BT_NS_PER_MS)
-#define MAX_DRAIN_CALLS 16
+#define READY_CHECK_NS   (20 * BT_NS_PER_MS)
+#define MAX_DRAIN_CALLS  16
+#define MAX_HEARTBEAT_NS (100 * BT_NS_PER_MS)
 
 struct pf_worker {
-    struct bt_loop *loop;
-    const struct bt_model *model;
-    struct pf_worker_options options;
-    struct bt_kv_layout layout;
-    uint64_t incarnation;
-    struct bt_process_id process;
-    struct bt_fingerprint fingerprint;
-
-    struct pf_metrics metrics;
-    struct kvt_source *source;
+    struct pf_node node;
     struct bt_page_pool *pages;
     struct pf_engine *engine;
     struct pf_compute *compute;
-    struct pf_peers *peers;
+    struct pf_group *group; /* NULL: alone */
     struct pf_runs *runs;
-    struct bt_rpc_server *server;
 
-    Baton__V1__RegisterRequest identity;
-    Baton__V1__LayoutFingerprint identity_fingerprint;
-    Baton__V1__ProcessId identity_process;
     struct bt_registration *registration;
     bool registered, ready, refused, draining;
     struct bt_loop_source *ready_timer;
+    struct bt_error lost; /* status BT_OK: the group is whole */
 
     struct bt_rpc_call *drains[MAX_DRAIN_CALLS];
     uint32_t drain_count;
@@ -59,7 +47,7 @@ static void worker_load(void *context, Baton__V1__RankLoad *ret_load, bool *ret_
     ret_load->running = view.running;
     ret_load->waiting = view.waiting;
     ret_load->waiting_tokens = view.waiting_tokens;
-    ret_load->max_running = worker->options.max_queued;
+    ret_load->max_running = worker->node.options.max_queued;
     *ret_draining = worker->draining;
 }
 
@@ -68,39 +56,30 @@ static void worker_update_gauges(struct pf_worker *worker)
     Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
     bool draining;
     worker_load(worker, &load, &draining);
-    bt_gauge_set(worker->metrics.running, load.running);
-    bt_gauge_set(worker->metrics.waiting, load.waiting);
-    bt_gauge_set(worker->metrics.kv_usage, 1 - (double)load.pages_free / load.pages_total);
-    bt_gauge_set(worker->metrics.unacknowledged, pf_peers_unacknowledged(worker->peers));
+    const struct pf_metrics *metrics = &worker->node.metrics;
+    bt_gauge_set(metrics->running, load.running);
+    bt_gauge_set(metrics->waiting, load.waiting);
+    bt_gauge_set(metrics->kv_usage, 1 - (double)load.pages_free / load.pages_total);
+    bt_gauge_set(metrics->unacknowledged, pf_peers_unacknowledged(worker->node.peers));
 }
 
 /* ------------------------------------------------------------------ ready */
 
-static void worker_write_ready_file(struct pf_worker *worker)
-{
-    struct bt_error error;
-    if (worker->options.ready_file &&
-        bt_ready_file_write(worker->options.ready_file, worker->options.worker_id,
-                            pf_worker_endpoint(worker), &error) != BT_OK) {
-        bt_log_error(0, "%s", error.text);
-    }
-}
-
-/* Ready when a router knows us and every link to a decode rank is up, so that the first request
- * does not pay for connecting. */
+/* Ready when a router knows us and every link to a decode rank is up, of all ranks, so that the
+ * first request does not pay for connecting. */
 static void worker_check_ready(void *context)
 {
     struct pf_worker *worker = context;
     if (worker->ready || !worker->registered) {
         return;
     }
-    if (!pf_peers_warm(worker->peers)) {
+    if (!pf_peers_warm(worker->node.peers) || (worker->group && !pf_group_warm(worker->group))) {
         bt_loop_timer_set(worker->ready_timer, bt_clock_now_ns() + READY_CHECK_NS);
         return;
     }
     worker->ready = true;
     bt_log_info(0, "ready at %s", pf_worker_endpoint(worker));
-    worker_write_ready_file(worker);
+    pf_node_write_ready_file(&worker->node);
 }
 
 static void on_registered(void *context)
@@ -116,9 +95,12 @@ static void on_decode_ranks(void *context, Baton__V1__KvEndpoint *const *ranks, 
     for (size_t i = 0; i < rank_count; i++) {
         struct bt_error error;
         struct pf_peer *peer;
-        if (pf_peers_get(worker->peers, ranks[i], &error, &peer) != BT_OK) {
+        if (pf_peers_get(worker->node.peers, ranks[i], &error, &peer) != BT_OK) {
             bt_log_warn(0, "decode rank from the router: %s", error.text);
         }
+    }
+    if (worker->group && rank_count > 0) {
+        pf_group_connect(worker->group, ranks, rank_count);
     }
 }
 
@@ -127,7 +109,30 @@ static void on_refused(void *context, enum bt_status status, const char *text)
     struct pf_worker *worker = context;
     bt_log_error(0, "%s (%s)", text, bt_status_name(status));
     worker->refused = true;
-    bt_loop_stop(worker->loop);
+    bt_loop_stop(worker->node.loop);
+}
+
+/* ------------------------------------------------------------------ the group */
+
+/* The runs go elsewhere; what is left of this worker ends. */
+static void on_group_over(void *context, const char *why)
+{
+    struct pf_worker *worker = context;
+    if (worker->lost.status != BT_OK) {
+        return;
+    }
+    bt_error_set(&worker->lost, BT_ERR_PEER_LOST, "the group is over: %s", why);
+    bt_log_error(0, "%s", worker->lost.text);
+    pf_runs_fail_all(worker->runs, BT_ERR_UNAVAILABLE, "the prefill worker has lost a rank");
+    pf_group_abandon(worker->group);
+    bt_loop_stop(worker->node.loop);
+}
+
+static void on_stop_wanted(void *context)
+{
+    struct pf_worker *worker = context;
+    bt_log_info(0, "another rank was told to end");
+    bt_loop_stop(worker->node.loop);
 }
 
 /* ------------------------------------------------------------------ calls */
@@ -147,25 +152,14 @@ static void handle_metrics(void *context, struct bt_rpc_call *call, const Protob
     struct pf_worker *worker = context;
     (void)request;
     worker_update_gauges(worker);
-    size_t size;
-    pf_metrics_transfer(&worker->metrics, worker->source);
-    pf_metrics_rails(&worker->metrics, worker->source);
-    char *text = bt_metrics_render(worker->metrics.registry, &size);
-    if (!text) {
-        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "metrics: no memory", NULL);
-        return;
-    }
-    Baton__V1__MetricsResponse response = BATON__V1__METRICS_RESPONSE__INIT;
-    response.text = text;
-    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    free(text);
+    pf_node_answer_metrics(&worker->node, call);
 }
 
 static void drain_check(void *context)
 {
     struct pf_worker *worker = context;
     if (worker->drain_count == 0 || pf_runs_count(worker->runs) > 0 ||
-        pf_peers_unacknowledged(worker->peers) > 0) {
+        pf_peers_unacknowledged(worker->node.peers) > 0) {
         return;
     }
     Baton__V1__DrainResponse response = BATON__V1__DRAIN_RESPONSE__INIT;
@@ -212,19 +206,7 @@ static void handle_preflight(void *context, struct bt_rpc_call *call,
                              const ProtobufCMessage *request)
 {
     const struct pf_worker *worker = context;
-    const struct kvt_preflight_options options = {
-        .identity = &worker->identity,
-        .bind_host = worker->options.transport_host,
-        .device = worker->options.transport_devices,
-        .brief = ((const Baton__V1__PreflightRequest *)request)->brief,
-    };
-    Baton__V1__PreflightResponse *response = kvt_preflight_create(&options);
-    if (response) {
-        bt_rpc_call_end(call, BT_OK, NULL, &response->base);
-    } else {
-        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "preflight: no memory", NULL);
-    }
-    kvt_preflight_destroy(response);
+    pf_node_answer_preflight(&worker->node, call, (const Baton__V1__PreflightRequest *)request);
 }
 
 static const struct bt_rpc_method methods[] = {
@@ -237,71 +219,78 @@ static const struct bt_rpc_method methods[] = {
 
 /* ------------------------------------------------------------------ putting it together */
 
+/* Often enough that no rank takes another for lost. */
+static int64_t heartbeat_ns(const struct pf_worker_options *options)
+{
+    int64_t third_ns = options->group_timeout_ns / 3;
+    return third_ns < MAX_HEARTBEAT_NS ? third_ns : MAX_HEARTBEAT_NS;
+}
+
 static enum bt_status create_engine(struct pf_worker *worker, struct bt_error *error)
 {
-    const struct pf_worker_options *options = &worker->options;
-    const struct kvt_source_options source = {
-        .transport = options->transport,
-        .bind_host = options->transport_host,
-        .forbid_fallback = options->forbid_fallback,
-        .device = options->transport_devices,
-        .layout = worker->layout,
-        .pool_pages = options->kv_pages,
-        .incarnation = worker->incarnation,
-        .checksum = options->checksum,
-        .max_pushes = options->max_queued,
-    };
-    enum bt_status status = kvt_source_create(&source, error, &worker->source);
-    if (status != BT_OK) {
-        return status;
-    }
+    const struct pf_worker_options *options = &worker->node.options;
     worker->pages = bt_page_pool_create(options->kv_pages);
     if (!worker->pages) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "page pool: no memory");
     }
     const struct pf_engine_options engine = {
-        .model = worker->model,
-        .layout = worker->layout,
-        .kv_pool = kvt_source_pool(worker->source),
+        .model = worker->node.model,
+        .rank = options->rank,
+        .heartbeat_ns = heartbeat_ns(options),
+        .layout = worker->node.layout,
+        .kv_pool = kvt_source_pool(worker->node.source),
         .pool_pages = options->kv_pages,
         .limits = {options->chunked_prefill_size, options->max_num_seqs, PF_AGEING_TOKENS_PER_S},
         .max_jobs = options->max_queued,
     };
-    status = pf_engine_create(&engine, error, &worker->engine);
-    return status == BT_OK
-               ? pf_compute_create(worker->engine, options->max_queued, error, &worker->compute)
-               : status;
+    return pf_engine_create(&engine, error, &worker->engine);
+}
+
+/* From here on the ranks are in step. */
+static enum bt_status join_ranks(struct pf_worker *worker, struct bt_error *error)
+{
+    struct pf_node *node = &worker->node;
+    char(*endpoints)[PF_ENDPOINT_SIZE] = calloc(node->size, sizeof(*endpoints));
+    if (!endpoints) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "ranks: no memory");
+    }
+    const struct pf_group_options group = {
+        .loop = node->loop,
+        .incarnation = node->incarnation,
+        .size = node->size,
+        .endpoints = (const char(*)[PF_ENDPOINT_SIZE])endpoints,
+        .lost = on_group_over,
+        .warm = worker_check_ready,
+        .context = worker,
+    };
+    enum bt_status status = pf_node_meet(node, endpoints, error);
+    if (status == BT_OK) {
+        status = pf_group_create(&group, error, &worker->group);
+    }
+    free(endpoints);
+    return status;
 }
 
 static enum bt_status create_runs(struct pf_worker *worker, struct bt_error *error)
 {
-    const struct pf_worker_options *options = &worker->options;
-    const struct pf_peers_options peers = {
-        .loop = worker->loop,
-        .source = worker->source,
-        .worker_id = options->worker_id,
-        .incarnation = worker->incarnation,
-        .process = worker->process,
-        .fingerprint = worker->fingerprint,
-        .changed = drain_check,
-        .context = worker,
-    };
-    worker->peers = pf_peers_create(&peers);
-    if (!worker->peers) {
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "decode ranks: no memory");
-    }
+    struct pf_node *node = &worker->node;
+    const struct pf_worker_options *options = &node->options;
     const struct pf_runs_options runs = {
-        .loop = worker->loop,
-        .source = worker->source,
+        .loop = node->loop,
+        .source = node->source,
         .compute = worker->compute,
-        .peers = worker->peers,
+        .peers = node->peers,
+        .group = worker->group,
+        .share = {node->rank, node->size},
         .pages = worker->pages,
-        .metrics = &worker->metrics,
-        .limits = {worker->model->config.vocab_size, options->max_model_len},
+        .metrics = &node->metrics,
+        .limits = {node->model->config.vocab_size, options->max_model_len},
         .checksum = options->checksum,
         .layerwise_threshold = options->layerwise_threshold,
         .max_runs = options->max_queued,
         .changed = drain_check,
+        .stop_wanted = on_stop_wanted,
+        .group_over = on_group_over,
         .context = worker,
     };
     return pf_runs_create(&runs, error, &worker->runs);
@@ -309,20 +298,7 @@ static enum bt_status create_runs(struct pf_worker *worker, struct bt_error *err
 
 static enum bt_status create_registration(struct pf_worker *worker, struct bt_error *error)
 {
-    bt_fingerprint_to_message(&worker->fingerprint, &worker->identity_fingerprint);
-    baton__v1__process_id__init(&worker->identity_process);
-    worker->identity_process.host = worker->process.host;
-    worker->identity_process.pid = worker->process.pid;
-    worker->identity_process.start_ticks = worker->process.start_ticks;
-    baton__v1__register_request__init(&worker->identity);
-    worker->identity.worker_id = (char *)worker->options.worker_id;
-    worker->identity.incarnation = worker->incarnation;
-    worker->identity.role = BATON__V1__WORKER_ROLE__ROLE_PREFILL;
-    worker->identity.control_endpoint = (char *)pf_worker_endpoint(worker);
-    worker->identity.fingerprint = &worker->identity_fingerprint;
-    worker->identity.process = &worker->identity_process;
-    worker->identity.max_model_len = worker->options.max_model_len;
-    worker->identity.transport = (char *)kvt_source_offers(worker->source);
+    struct pf_node *node = &worker->node;
     const struct bt_registration_events events = {
         .load = worker_load,
         .decode_ranks = on_decode_ranks,
@@ -330,25 +306,34 @@ static enum bt_status create_registration(struct pf_worker *worker, struct bt_er
         .refused = on_refused,
         .context = worker,
     };
-    worker->ready_timer = bt_loop_add_timer(worker->loop, BT_NEVER_NS, worker_check_ready, worker);
-    if (!worker->ready_timer) {
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "timer: no memory");
-    }
-    return worker->options.routers
-               ? bt_registration_create(worker->loop, worker->options.routers, &worker->identity,
-                                        &events, error, &worker->registration)
+    return node->options.routers
+               ? bt_registration_create(node->loop, node->options.routers, &node->identity, &events,
+                                        error, &worker->registration)
                : BT_OK;
 }
 
-/* A prompt has to fit the model and the pool. */
-static uint32_t effective_model_len(const struct pf_worker_options *options,
-                                    const struct bt_model *model)
+static enum bt_status worker_init(struct pf_worker *worker, struct bt_error *error)
 {
-    uint64_t length = model->config.max_position_embeddings;
-    uint64_t pool_tokens = (uint64_t)options->kv_pages * BT_PAGE_TOKENS;
-    length =
-        options->max_model_len && options->max_model_len < length ? options->max_model_len : length;
-    return (uint32_t)(pool_tokens < length ? pool_tokens : length);
+    enum bt_status status = create_engine(worker, error);
+    if (status == BT_OK) {
+        status = pf_node_serve(&worker->node, methods, worker, error);
+    }
+    if (status == BT_OK && worker->node.size > 1) {
+        status = join_ranks(worker, error);
+    }
+    if (status == BT_OK) {
+        status = pf_compute_create(worker->engine, worker->node.options.max_queued, error,
+                                   &worker->compute);
+    }
+    if (status == BT_OK) {
+        status = create_runs(worker, error);
+    }
+    worker->ready_timer =
+        bt_loop_add_timer(worker->node.loop, BT_NEVER_NS, worker_check_ready, worker);
+    if (status == BT_OK && !worker->ready_timer) {
+        status = bt_error_set(error, BT_ERR_NO_MEMORY, "timer: no memory");
+    }
+    return status == BT_OK ? create_registration(worker, error) : status;
 }
 
 enum bt_status pf_worker_create(struct bt_loop *loop, const struct bt_model *model,
@@ -359,34 +344,10 @@ enum bt_status pf_worker_create(struct bt_loop *loop, const struct bt_model *mod
     if (!worker) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "worker: no memory");
     }
-    worker->loop = loop;
-    worker->model = model;
-    worker->options = *options;
-    worker->options.max_model_len = effective_model_len(options, model);
-    worker->layout = bt_model_kv_layout(model, options->kv_dtype);
-    worker->incarnation = bt_random_entropy();
-    bt_model_fingerprint(model, options->served_model_name, options->kv_dtype,
-                         &worker->fingerprint);
-    enum bt_status status = bt_process_self(error, &worker->process);
+    enum bt_status status =
+        pf_node_init(&worker->node, loop, model, options, drain_check, worker, error);
     if (status == BT_OK) {
-        status = pf_metrics_init(&worker->metrics, options->served_model_name, options->kv_pages,
-                                 bt_dtype_name(options->kv_dtype), error);
-    }
-    if (status == BT_OK && options->engine_labels) {
-        pf_metrics_engine(&worker->metrics, options->engine_labels);
-    }
-    if (status == BT_OK) {
-        status = create_engine(worker, error);
-    }
-    if (status == BT_OK) {
-        status = create_runs(worker, error);
-    }
-    if (status == BT_OK) {
-        status =
-            bt_rpc_server_create(loop, options->listen, methods, worker, error, &worker->server);
-    }
-    if (status == BT_OK) {
-        status = create_registration(worker, error);
+        status = worker_init(worker, error);
     }
     if (status != BT_OK) {
         pf_worker_destroy(worker);
@@ -403,20 +364,19 @@ void pf_worker_destroy(struct pf_worker *worker)
     }
     bt_registration_destroy(worker->registration);
     bt_loop_remove(worker->ready_timer);
-    bt_rpc_server_destroy(worker->server);
+    pf_node_close(&worker->node);
     pf_runs_destroy(worker->runs);
     pf_compute_destroy(worker->compute);
-    pf_peers_destroy(worker->peers);
+    pf_group_destroy(worker->group);
     pf_engine_destroy(worker->engine);
+    pf_node_finish(&worker->node);
     bt_page_pool_destroy(worker->pages);
-    kvt_source_destroy(worker->source);
-    pf_metrics_finish(&worker->metrics);
     free(worker);
 }
 
 const char *pf_worker_endpoint(const struct pf_worker *worker)
 {
-    return bt_rpc_server_endpoint(worker->server);
+    return pf_node_endpoint(&worker->node);
 }
 
 void pf_worker_stop(struct pf_worker *worker)
@@ -435,13 +395,21 @@ bool pf_worker_idle(const struct pf_worker *worker)
 
 bool pf_worker_quiet(const struct pf_worker *worker)
 {
-    return pf_worker_idle(worker) && pf_peers_unacknowledged(worker->peers) == 0 &&
+    return pf_worker_idle(worker) && pf_peers_unacknowledged(worker->node.peers) == 0 &&
            (!worker->registration || bt_registration_gone(worker->registration));
 }
 
 bool pf_worker_refused(const struct pf_worker *worker)
 {
     return worker->refused;
+}
+
+bool pf_worker_lost(const struct pf_worker *worker, struct bt_error *ret_error)
+{
+    if (worker->lost.status != BT_OK && ret_error) {
+        *ret_error = worker->lost;
+    }
+    return worker->lost.status != BT_OK;
 }
 
 uint32_t pf_worker_free_pages(const struct pf_worker *worker)

@@ -2,12 +2,17 @@
  * A prefill worker: KV pool, compute thread, pushing thread, RPC server, registration, put together
  * on one event loop. Serves baton.v1.Prefill/Run, Worker/Metrics, Worker/Drain and
  * Worker/Preflight.
+ *
+ * In a group it is rank 0: it schedules and allocates pages for all ranks, draws the first tokens,
+ * and speaks with router and decode ranks; the others (follower.h) compute what it plans, each its
+ * heads and experts, and push their share of the pages (logical page mod size) from pools of their
+ * own. All start, drain, stop and are lost as one worker.
  */
 #ifndef BATON_PREFILL_NODE_WORKER_H
 #define BATON_PREFILL_NODE_WORKER_H
 
 #include "common/messaging/loop.h"
-#include "common/model/model.h"
+#include "common/model/rank.h"
 
 struct pf_worker_options {
     const char *worker_id;
@@ -27,15 +32,18 @@ struct pf_worker_options {
     uint32_t max_model_len; /* 0: the model's */
     uint32_t layerwise_threshold;
     bool checksum;
+    struct bt_rank *rank;     /* that joined; outlives the worker. NULL: alone */
+    int64_t group_timeout_ns; /* its wait_timeout_ns */
 };
 
 struct pf_worker;
 
-/* `model` must outlive the worker. */
+/* `model` must outlive the worker. In a group it meets the other ranks: the errors of
+ * pf_node_meet. */
 enum bt_status pf_worker_create(struct bt_loop *loop, const struct bt_model *model,
                                 const struct pf_worker_options *options, struct bt_error *error,
                                 struct pf_worker **ret_worker);
-/* After pf_worker_quiet. NULL is fine. */
+/* After pf_worker_quiet; all ranks of the group end then. NULL is fine. */
 void pf_worker_destroy(struct pf_worker *worker);
 
 const char *pf_worker_endpoint(const struct pf_worker *worker);
@@ -49,6 +57,9 @@ bool pf_worker_idle(const struct pf_worker *worker);
 
 /* A router refused this worker for good; the loop was stopped. */
 bool pf_worker_refused(const struct pf_worker *worker);
+
+/* A rank of the group is lost (*ret_error, may be NULL, says how); the loop was stopped. */
+bool pf_worker_lost(const struct pf_worker *worker, struct bt_error *ret_error);
 
 /* Looking in, for tests. */
 uint32_t pf_worker_free_pages(const struct pf_worker *worker);

@@ -136,8 +136,8 @@ MUTANTS = {
         ("    kvt_landing_release(requests->landings, request->reservation.request, request->epoch);\n",
          "")]),
     "quiesced-not-sent": ("an end that is not OK is followed by Quiesced", "prefill-node/run.c", [
-        ("    if ((run->status != BT_OK || run->request.probe) && run->lease.asked_ns != 0) {",
-         "    if (false) {")]),
+        ("    if (run_owes_quiesced(run)) {",
+         "    (void)run_owes_quiesced;\n    if (false) {")]),
     "quiesced-not-repeated": ("Quiesced is told until it is acknowledged", "prefill-node/peer.c", [
         ("    if (pf_rank_worth_retrying(status)) {", "    if (false) {")]),
     "source-pages-reused": ("rule 8: source pages stay until the push's event",
