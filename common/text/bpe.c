@@ -6,7 +6,11 @@
 #include "common/text/byte_level.h"
 
 /* Pieces of up to so many bytes are merged in one small array, longer ones by list and heap. */
-#define SHORT_BYTES 64
+#define SHORT_BITS  6
+#define SHORT_BYTES (1 << SHORT_BITS)
+#define SHORT_LANES 8
+#define NO_KEY      INT32_MAX
+_Static_assert(BT_BPE_MAX_MERGES <= (NO_KEY >> SHORT_BITS), "a rank and a place make a key");
 
 bool bt_token_buffer_append_all(struct bt_token_buffer *buffer, const uint32_t *ids, size_t count)
 {
@@ -196,40 +200,76 @@ static bool encode_long(const struct bt_bpe *bpe, struct bt_bpe_scratch *scratch
     return true;
 }
 
-static uint64_t merge_of(const struct bt_bpe *bpe, uint32_t left, uint32_t right)
+/* A short piece: a list of symbols at the places of their first bytes. */
+struct short_piece {
+    int32_t keys[SHORT_BYTES];    /* rank << SHORT_BITS | place; NO_KEY: no merge, or no symbol */
+    uint32_t merged[SHORT_BYTES]; /* what the symbol and the next become */
+    uint32_t ids[SHORT_BYTES];
+    uint8_t next[SHORT_BYTES + 1]; /* the end: the size of the piece */
+    uint8_t previous[SHORT_BYTES + 1];
+};
+
+static void set_merge(struct short_piece *p, size_t at, uint64_t merge)
 {
-    return bt_pair_table_get(&bpe->merges, (uint64_t)left << 32 | right);
+    p->merged[at] = (uint32_t)merge;
+    p->keys[at] = merge == BT_PAIR_TABLE_NONE
+                      ? NO_KEY
+                      : (int32_t)((uint32_t)(merge >> 32) << SHORT_BITS | (uint32_t)at);
+}
+
+static void look_up(const struct bt_bpe *bpe, struct short_piece *p, size_t at)
+{
+    set_merge(p, at,
+              bt_pair_table_get(&bpe->merges, (uint64_t)p->ids[at] << 32 | p->ids[p->next[at]]));
+}
+
+static void start_short(const struct bt_bpe *bpe, struct short_piece *p, const unsigned char *bytes,
+                        size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        p->ids[i] = bpe->byte_ids[bytes[i]];
+        p->next[i] = (uint8_t)(i + 1);
+        p->previous[i + 1] = (uint8_t)i;
+    }
+    for (size_t i = 0; i + 1 < size; i++)
+        set_merge(p, i, bpe->byte_merges[bytes[i] << 8 | bytes[i + 1]]);
+    for (size_t i = size - 1; i < SHORT_BYTES && (i == size - 1 || i % SHORT_LANES != 0); i++)
+        p->keys[i] = NO_KEY;
+}
+
+/* The rank decides, then the place. Whole lanes, for the compiler to do side by side. */
+static int32_t least_key(const struct short_piece *p, size_t size)
+{
+    int32_t least = NO_KEY;
+    for (size_t i = 0; i < size; i += SHORT_LANES)
+        for (size_t k = i; k < i + SHORT_LANES; k++)
+            least = p->keys[k] < least ? p->keys[k] : least;
+    return least;
 }
 
 /* `ids` has room for `size`; returns how many there are. */
 static size_t encode_short(const struct bt_bpe *bpe, const char *piece, size_t size, uint32_t *ids)
 {
-    const unsigned char *bytes = (const unsigned char *)piece;
-    uint64_t merges[SHORT_BYTES]; /* [i]: of ids i and i + 1; the last stays NONE */
-    size_t count = size;
-    for (size_t i = 0; i < size; i++)
-        ids[i] = bpe->byte_ids[bytes[i]];
-    for (size_t i = 0; i + 1 < size; i++)
-        merges[i] = bpe->byte_merges[bytes[i] << 8 | bytes[i + 1]];
-    merges[size - 1] = BT_PAIR_TABLE_NONE;
-    for (;;) {
-        size_t at = 0;
-        uint64_t least = merges[0];
-        for (size_t i = 1; i < count; i++) {
-            at = merges[i] < least ? i : at;
-            least = merges[i] < least ? merges[i] : least;
+    struct short_piece p;
+    int32_t key;
+    size_t count = 0;
+    start_short(bpe, &p, (const unsigned char *)piece, size);
+    while ((key = least_key(&p, size)) != NO_KEY) {
+        size_t at = (size_t)key % SHORT_BYTES, gone = p.next[at], next = p.next[gone];
+        p.ids[at] = p.merged[at];
+        p.next[at] = (uint8_t)next;
+        p.keys[gone] = NO_KEY;
+        p.keys[at] = NO_KEY;
+        if (next < size) {
+            p.previous[next] = (uint8_t)at;
+            look_up(bpe, &p, at);
         }
-        if (least == BT_PAIR_TABLE_NONE)
-            return count;
-        count--;
-        ids[at] = (uint32_t)least;
-        memmove(ids + at + 1, ids + at + 2, (count - at - 1) * sizeof *ids);
-        memmove(merges + at, merges + at + 1, (count - at) * sizeof *merges);
         if (at > 0)
-            merges[at - 1] = merge_of(bpe, ids[at - 1], ids[at]);
-        if (at + 1 < count)
-            merges[at] = merge_of(bpe, ids[at], ids[at + 1]);
+            look_up(bpe, &p, p.previous[at]);
     }
+    for (size_t at = 0; at < size; at = p.next[at])
+        ids[count++] = p.ids[at];
+    return count;
 }
 
 static void keep_word(struct bt_word_entry *entry, const struct bt_word_key *key, size_t size,

@@ -17,6 +17,8 @@
 #include "common/text/vocabulary.h"
 #include "common/text/word_cache.h"
 
+#define BT_BPE_MAX_MERGES (1u << 24)
+
 struct bt_bpe {
     struct bt_pair_table merges; /* (left id << 32 | right id) to (rank << 32 | merged id) */
     uint64_t

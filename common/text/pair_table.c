@@ -14,12 +14,29 @@ static uint64_t mix(uint64_t x)
     return x ^ x >> 31;
 }
 
-static struct bt_pair_slot *find(const struct bt_pair_table *table, uint64_t key)
+static struct bt_pair_slot *find(const struct bt_pair_table *table, uint64_t key, uint64_t hash)
 {
-    size_t at = mix(key ^ table->seed) & (table->capacity - 1);
+    size_t at = hash & (table->capacity - 1);
     while (table->slots[at].key != key && table->slots[at].key != BT_PAIR_TABLE_NONE)
         at = (at + 1) & (table->capacity - 1);
     return &table->slots[at];
+}
+
+/* From other bits of the hash than the slot. */
+static uint64_t *filter_word(const struct bt_pair_table *table, uint64_t hash, uint64_t *ret_bit)
+{
+    *ret_bit = UINT64_C(1) << (hash >> 58);
+    return &table->filter[hash >> 24 & (table->capacity / 8 - 1)];
+}
+
+static struct bt_pair_slot *insert(struct bt_pair_table *table, uint64_t key)
+{
+    uint64_t bit, hash = mix(key ^ table->seed);
+    struct bt_pair_slot *slot = find(table, key, hash);
+    *filter_word(table, hash, &bit) |= bit;
+    table->count += slot->key == BT_PAIR_TABLE_NONE;
+    slot->key = key;
+    return slot;
 }
 
 static bool resize(struct bt_pair_table *table, size_t capacity)
@@ -28,16 +45,18 @@ static bool resize(struct bt_pair_table *table, size_t capacity)
     if (!table->capacity)
         bigger.seed = bt_random_entropy();
     bigger.slots = malloc(capacity * sizeof *bigger.slots);
-    if (!bigger.slots)
+    bigger.filter = calloc(capacity / 8, sizeof *bigger.filter);
+    if (!bigger.slots || !bigger.filter) {
+        bt_pair_table_finish(&bigger);
         return false;
+    }
     for (size_t i = 0; i < capacity; i++)
         bigger.slots[i].key = BT_PAIR_TABLE_NONE;
     for (size_t i = 0; i < table->capacity; i++) {
         if (table->slots[i].key != BT_PAIR_TABLE_NONE)
-            *find(&bigger, table->slots[i].key) = table->slots[i];
+            insert(&bigger, table->slots[i].key)->value = table->slots[i].value;
     }
-    bigger.count = table->count;
-    free(table->slots);
+    bt_pair_table_finish(table);
     *table = bigger;
     return true;
 }
@@ -45,6 +64,7 @@ static bool resize(struct bt_pair_table *table, size_t capacity)
 void bt_pair_table_finish(struct bt_pair_table *table)
 {
     free(table->slots);
+    free(table->filter);
     *table = (struct bt_pair_table){0};
 }
 
@@ -60,12 +80,7 @@ bool bt_pair_table_put(struct bt_pair_table *table, uint64_t key, uint64_t value
 {
     if (!bt_pair_table_reserve(table, table->count + 1))
         return false;
-    struct bt_pair_slot *slot = find(table, key);
-    if (slot->key == BT_PAIR_TABLE_NONE) {
-        slot->key = key;
-        table->count++;
-    }
-    slot->value = value;
+    insert(table, key)->value = value;
     return true;
 }
 
@@ -73,6 +88,9 @@ uint64_t bt_pair_table_get(const struct bt_pair_table *table, uint64_t key)
 {
     if (!table->capacity)
         return BT_PAIR_TABLE_NONE;
-    const struct bt_pair_slot *slot = find(table, key);
+    uint64_t bit, hash = mix(key ^ table->seed);
+    if (!(*filter_word(table, hash, &bit) & bit))
+        return BT_PAIR_TABLE_NONE;
+    const struct bt_pair_slot *slot = find(table, key, hash);
     return slot->key == BT_PAIR_TABLE_NONE ? BT_PAIR_TABLE_NONE : slot->value;
 }

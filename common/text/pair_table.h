@@ -20,6 +20,7 @@ struct bt_pair_table {
     struct bt_pair_slot *slots;
     size_t capacity; /* a power of two, at least twice `count`; 0 before the first put */
     size_t count;
+    uint64_t *filter; /* 8 bits a slot: clear where no key is, which is told without the slots */
     uint64_t seed;
 };
 

@@ -6,6 +6,11 @@
 #include "common/text/tokenizer_data.h"
 #include "common/text/utf8.h"
 
+/* Texts shorter than this are encoded about as fast as they are looked for. */
+#define MIN_CACHED_BYTES 64
+/* A part of a text ends at the first cut after so many bytes. */
+#define BLOCK_BYTES 1024
+
 enum bt_status bt_tokenizer_load(const char *model_dir, struct bt_error *error,
                                  struct bt_tokenizer **ret_tokenizer)
 {
@@ -36,7 +41,25 @@ void bt_tokenizer_destroy(struct bt_tokenizer *tokenizer)
     bt_added_tokens_finish(&tokenizer->added);
     bt_added_tokens_finish(&tokenizer->added_normalized);
     bt_encoder_shelf_destroy(tokenizer->encoders);
+    bt_text_cache_destroy(tokenizer->cache);
     free(tokenizer);
+}
+
+enum bt_status bt_tokenizer_cache_enable(struct bt_tokenizer *tokenizer, size_t capacity_bytes,
+                                         struct bt_error *error)
+{
+    BT_ASSERT(!tokenizer->cache);
+    tokenizer->cache = bt_text_cache_create(capacity_bytes);
+    return tokenizer->cache ? BT_OK
+                            : bt_error_set(error, BT_ERR_NO_MEMORY, "no memory to cache texts");
+}
+
+void bt_tokenizer_cache_read(const struct bt_tokenizer *tokenizer,
+                             struct bt_tokenizer_cache_stats *ret_stats)
+{
+    *ret_stats = (struct bt_tokenizer_cache_stats){0};
+    if (tokenizer->cache)
+        bt_text_cache_read(tokenizer->cache, ret_stats);
 }
 
 uint32_t bt_tokenizer_vocab_size(const struct bt_tokenizer *tokenizer)
@@ -107,10 +130,48 @@ static enum bt_status encode_piece(void *context, const char *piece, size_t size
 
 typedef enum bt_status encode_text(struct encoding *e, const char *text, size_t size);
 
-static enum bt_status encode_ordinary(struct encoding *e, const char *text, size_t size)
+static enum bt_status encode_split(struct encoding *e, const char *text, size_t size)
 {
     return bt_splitter_run(&e->tokenizer->splitter, e->encoder->split, text, size, encode_piece, e,
                            e->error);
+}
+
+/* A text whose ids are those of its parts' one after another. */
+static enum bt_status encode_block(struct encoding *e, const char *text, size_t size)
+{
+    struct bt_text_cache *cache = e->tokenizer->cache;
+    uint64_t key = bt_text_cache_key(cache, text, size);
+    size_t first = e->ids->count;
+    enum bt_status status = bt_text_cache_get(cache, key, text, size, e->ids);
+    if (status == BT_ERR_NO_MEMORY)
+        return no_memory(e->error);
+    if (status == BT_OK)
+        return BT_OK;
+    status = encode_split(e, text, size);
+    if (status == BT_OK)
+        bt_text_cache_put(cache, key, text, size, e->ids->ids + first, e->ids->count - first);
+    return status;
+}
+
+/*
+ * Where a text is cut depends on what was before it, from the last cut on, and on the two
+ * characters at the place: texts with the same start have the same parts.
+ */
+static enum bt_status encode_ordinary(struct encoding *e, const char *text, size_t size)
+{
+    enum bt_status status = BT_OK;
+    if (!e->tokenizer->cache || size < MIN_CACHED_BYTES)
+        return encode_split(e, text, size);
+    for (size_t done = 0; done < size && status == BT_OK;) {
+        size_t cut = size;
+        if (size - done > BLOCK_BYTES)
+            cut = bt_splitter_cut(&e->tokenizer->splitter, text, size, done + BLOCK_BYTES);
+        status = cut - done > BT_TEXT_CACHE_MAX_TEXT_BYTES
+                     ? encode_split(e, text + done, cut - done)
+                     : encode_block(e, text + done, cut - done);
+        done = cut;
+    }
+    return status;
 }
 
 /* Ids of the added tokens in the text; what lies between them goes on to `between`. */

@@ -1,7 +1,8 @@
 /*
  * Byte-level BPE tokenizer as DeepSeek publishes it (tokenizer.json of a checkpoint).
  *
- * Immutable after loading: any thread may use it, several at once. Added tokens are found first
+ * Its answers never change after loading: any thread may use it, several at once (what it keeps to
+ * be fast, warm encoders and the cache of texts, has its own locks). Added tokens are found first
  * (leftmost, longest match), the text between them goes through the Split rules of the
  * pre_tokenizer (PCRE2, UTF + UCP; "Isolated") and ByteLevel, then BPE by merge rank.
  */
@@ -34,6 +35,26 @@ struct bt_token_buffer { /* caller-owned; init with {0}, grows; free(ids) at the
 enum bt_status bt_tokenizer_load(const char *model_dir, struct bt_error *error,
                                  struct bt_tokenizer **ret_tokenizer);
 void bt_tokenizer_destroy(struct bt_tokenizer *tokenizer);
+
+/*
+ * Keeps the ids of parts of texts from now on, up to `capacity_bytes` of memory, least recently
+ * used out first: a text that shares a prefix with earlier ones, or any part of some KiB, has only
+ * the rest encoded. Ids are the same with and without. Call it once, before other threads use the
+ * tokenizer. Errors: NO_MEMORY.
+ */
+enum bt_status bt_tokenizer_cache_enable(struct bt_tokenizer *tokenizer, size_t capacity_bytes,
+                                         struct bt_error *error);
+
+struct bt_tokenizer_cache_stats {
+    uint64_t queries, hits;            /* parts of texts looked for, and found */
+    uint64_t query_tokens, hit_tokens; /* the same in tokens */
+    uint64_t evictions;
+    size_t entries, bytes; /* now */
+};
+
+/* All zero without a cache. Any thread. */
+void bt_tokenizer_cache_read(const struct bt_tokenizer *tokenizer,
+                             struct bt_tokenizer_cache_stats *ret_stats);
 
 uint32_t bt_tokenizer_vocab_size(const struct bt_tokenizer *tokenizer); /* highest id + 1 */
 

@@ -12,6 +12,7 @@
 #include "common/text/bpe.h"
 #include "common/text/encoder.h"
 #include "common/text/split.h"
+#include "common/text/text_cache.h"
 #include "common/text/vocabulary.h"
 
 struct bt_tokenizer {
@@ -19,6 +20,7 @@ struct bt_tokenizer {
     struct bt_bpe bpe;
     struct bt_splitter splitter;
     struct bt_encoder_shelf *encoders;
+    struct bt_text_cache *cache; /* NULL: none */
     /* Found in the text first, and found in what is left ("normalized": true in the file). */
     struct bt_added_tokens added, added_normalized;
     int64_t bos, eos; /* -1: none */

@@ -430,6 +430,9 @@ static enum bt_status load_merges(struct loader *l)
 {
     const json_t *merge;
     size_t rank;
+    if (json_array_size(l->merges) > BT_BPE_MAX_MERGES)
+        return bt_json_file_error(&l->file, l->error, "model.merges has more than %u entries",
+                                  BT_BPE_MAX_MERGES);
     if (!bt_pair_table_reserve(&l->tokenizer->bpe.merges, json_array_size(l->merges)))
         return no_memory(l);
     json_array_foreach(l->merges, rank, merge)
