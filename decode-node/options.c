@@ -7,7 +7,6 @@
 
 #include "common/base/clock.h"
 #include "common/base/option.h"
-#include "decode-node/stepper.h"
 
 #define MAX_WORKER_ID 63
 
@@ -25,7 +24,7 @@ static struct {
     const char *ready_file;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
     int64_t expected_output_tokens, lease;
-    int64_t threads, data_parallel_size;
+    int64_t threads, data_parallel_size, heartbeat;
     struct bt_rank_values rank;
     const char *cpus;
     int dtype, kv_cache_dtype, kernels, transport, log_level;
@@ -75,6 +74,8 @@ static const struct bt_option table[] = {
     {"data-parallel-size", BT_OPTION_INT, &values.data_parallel_size, "1", 1, BT_GROUP_RANKS_MAX,
      .help = "Ranks of this worker, a process each: requests are dealt out, experts are shared."},
     BT_RANK_OPTIONS(values.rank),
+    {"group-heartbeat", BT_OPTION_DURATION, &values.heartbeat, "100ms", 0.001, 3600,
+     .help = "How long a group without work sleeps at a time; at most a third of --group-timeout."},
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
      .help =
          "What carries the KV cache; auto is the best that both ends have, anything else is that "
@@ -131,8 +132,7 @@ static const char *model_name(const char *directory)
 /* Well before the others give up who comes last. */
 static int64_t heartbeat_ns(int64_t wait_timeout_ns)
 {
-    int64_t third_ns = wait_timeout_ns / 3;
-    return third_ns < DC_HEARTBEAT_NS ? third_ns : DC_HEARTBEAT_NS;
+    return values.heartbeat < wait_timeout_ns / 3 ? values.heartbeat : wait_timeout_ns / 3;
 }
 
 enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
