@@ -471,23 +471,27 @@ static enum bt_status check_arrivals(const struct bt_forward *f, const struct bt
     return BT_ERR_MISMATCH;
 }
 
-/* Rows travel to the ranks of their experts, and what these make of them back. */
+/* Rows travel to the ranks of their experts, meanwhile the shared ones compute, and what the others
+ * make of the rows travels back. */
 static enum bt_status exchange(struct bt_forward *f, const struct bt_layer_weights *w,
                                uint32_t rows)
 {
     struct bt_arrivals arrivals;
     int64_t start_ns = group_begin(f);
-    enum bt_status status = group_end(f, start_ns,
-                                      bt_group_dispatch(f->ep, f->dispatch, f->normed, rows,
-                                                        &f->routing, f->placements[w->moe_index],
-                                                        f->payloads[w->moe_index], &arrivals));
+    enum bt_status status =
+        bt_group_dispatch_begin(f->ep, f->dispatch, f->normed, rows, &f->routing,
+                                f->placements[w->moe_index], f->payloads[w->moe_index]);
+    if (group_end(f, start_ns, status) != BT_OK)
+        return status;
+    shared_experts(f, w, rows);
+    start_ns = group_begin(f);
+    status = group_end(f, start_ns, bt_group_dispatch_finish(f->ep, &arrivals));
     if (status == BT_OK)
         status = check_arrivals(f, w, &arrivals);
     if (status != BT_OK)
         return status;
     f->k->moe_expert_rows(f->stream, arrivals.x, arrivals.rows, &f->model->config.route,
                           &arrivals.routing, &w->experts, f->y);
-    shared_experts(f, w, rows);
     start_ns = group_begin(f);
     return group_end(f, start_ns,
                      bt_group_combine(f->ep, f->y, f->y_dtype, &f->routing, f->update));

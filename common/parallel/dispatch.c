@@ -66,8 +66,8 @@ static void list_pick(const struct bt_experts *e, const struct filling *f, uint3
 }
 
 /* Lists of the rows that go to this machine, and the rows, each once. */
-static void fill_lists(struct bt_memory_group *group, const struct filling *f, const float *x,
-                       const struct bt_routing *routing, uint32_t first_row, uint32_t end_row)
+static void fill_lists(struct bt_memory_group *group, const struct filling *f, uint32_t first_row,
+                       uint32_t end_row)
 {
     const struct bt_experts *e = group->experts;
     size_t row_bytes = bt_row_bytes(e->payload, e->hidden);
@@ -82,14 +82,14 @@ static void fill_lists(struct bt_memory_group *group, const struct filling *f, c
             if (i >= f->ranks)
                 continue;
             wanted = wanted || e->plain || e->dest[pick] != e->rank;
-            list_pick(e, f, i, last_row[i] != row, place, routing->experts[pick]);
+            list_pick(e, f, i, last_row[i] != row, place, e->routed[pick]);
             last_row[i] = row;
         }
         char *slot = f->data + f->head->payload_at + f->head->payload_rows * row_bytes;
         char *to = e->plain ? slot : e->row;
         if (!wanted)
             continue;
-        bt_row_round(group->row_ops, e->payload, x + (size_t)row * e->hidden, e->hidden, to);
+        bt_row_round(group->row_ops, e->payload, e->x_out + (size_t)row * e->hidden, e->hidden, to);
         if (to != slot)
             group->row_ops->show(slot, to, row_bytes);
         f->head->payload_rows++;
@@ -106,8 +106,8 @@ static void count_traffic(struct bt_memory_group *group, const struct filling *f
         group->base.traffic.between_machines += f->head->payload_rows * row_bytes;
 }
 
-static void fill_parcel(struct bt_memory_group *group, uint32_t machine, const float *x,
-                        const struct bt_routing *routing, uint32_t first_row, uint32_t end_row)
+static void fill_parcel(struct bt_memory_group *group, uint32_t machine, uint32_t first_row,
+                        uint32_t end_row)
 {
     const struct bt_experts *e = group->experts;
     const struct bt_ranks *ranks = group->ranks;
@@ -124,7 +124,7 @@ static void fill_parcel(struct bt_memory_group *group, uint32_t machine, const f
     *f.head = (struct bt_dispatch_head){.rows = e->rows, .ranks = f.ranks};
     count_blocks(e, &f, first_row, end_row);
     place_lists(&f);
-    fill_lists(group, &f, x, routing, first_row, end_row);
+    fill_lists(group, &f, first_row, end_row);
     parcel->bytes = f.head->payload_at + f.head->payload_rows * bt_row_bytes(e->payload, e->hidden);
     count_traffic(group, &f, machine != bt_ranks_machine(ranks));
 }
@@ -217,15 +217,15 @@ static bool take_rows(struct bt_memory_group *group, const struct block *block)
 }
 
 /* Own rows that stay: rounded alike, and not by way of the window. */
-static void take_own_rows(struct bt_memory_group *group, const float *x, uint32_t first_row,
-                          uint32_t end_row)
+static void take_own_rows(struct bt_memory_group *group, uint32_t first_row, uint32_t end_row)
 {
     const struct bt_experts *e = group->experts;
     float *to = e->x + ((size_t)e->base_row[e->rank] + e->rows_got[e->rank]) * e->hidden;
     for (uint32_t row = first_row; row < end_row; row++) {
         if (!memchr(e->dest + (size_t)row * e->k, (int)e->rank, e->k))
             continue;
-        bt_row_round(group->row_ops, e->payload, x + (size_t)row * e->hidden, e->hidden, e->row);
+        bt_row_round(group->row_ops, e->payload, e->x_out + (size_t)row * e->hidden, e->hidden,
+                     e->row);
         bt_row_expand(group->row_ops, e->payload, e->row, e->hidden, to);
         to += e->hidden;
     }
@@ -245,15 +245,14 @@ static bool take_picks(const struct bt_experts *e, const struct block *block)
     return true;
 }
 
-/* x NULL: not the own parcel. */
 static enum bt_status take_in(struct bt_memory_group *group, uint32_t chunk, uint32_t source,
-                              const struct bt_parcel *parcel, const float *x)
+                              const struct bt_parcel *parcel)
 {
     struct bt_experts *e = group->experts;
     struct block block;
     bool sound = read_block(group, chunk, source, parcel, &block);
-    if (sound && x && !e->plain)
-        take_own_rows(group, x, bt_chunk_first(e, chunk, e->rows),
+    if (sound && source == e->rank && !e->plain)
+        take_own_rows(group, bt_chunk_first(e, chunk, e->rows),
                       bt_chunk_first(e, chunk + 1, e->rows));
     else
         sound = sound && take_rows(group, &block);
@@ -265,8 +264,7 @@ static enum bt_status take_in(struct bt_memory_group *group, uint32_t chunk, uin
     return BT_OK;
 }
 
-static enum bt_status exchange_chunk(struct bt_memory_group *group, uint32_t chunk, const float *x,
-                                     const struct bt_routing *routing)
+static enum bt_status post_chunk(struct bt_memory_group *group, uint32_t chunk)
 {
     struct bt_experts *e = group->experts;
     uint32_t first = bt_chunk_first(e, chunk, e->rows), end = bt_chunk_first(e, chunk + 1, e->rows);
@@ -275,18 +273,24 @@ static enum bt_status exchange_chunk(struct bt_memory_group *group, uint32_t chu
     if (status != BT_OK)
         return status;
     for (uint32_t machine = 0; machine < group->ranks->machines; machine++)
-        fill_parcel(group, machine, x, routing, first, end);
+        fill_parcel(group, machine, first, end);
     bt_exchange_post(group->exchange, BT_CHANNEL_ROWS, BT_PARCEL_DISPATCH,
                      (uint64_t)e->payload << 32 | e->chunk_rows, false);
-    status = take_in(
+    return BT_OK;
+}
+
+static enum bt_status take_chunk(struct bt_memory_group *group, uint32_t chunk)
+{
+    struct bt_experts *e = group->experts;
+    enum bt_status status = take_in(
         group, chunk, e->rank,
-        bt_exchange_parcel(group->exchange, BT_CHANNEL_ROWS, bt_ranks_machine(group->ranks)), x);
+        bt_exchange_parcel(group->exchange, BT_CHANNEL_ROWS, bt_ranks_machine(group->ranks)));
     for (uint32_t i = 0; i + 1 < e->size && status == BT_OK; i++) {
         uint32_t source = bt_exchange_other(group->exchange, i);
         const struct bt_parcel *parcel;
         status = bt_exchange_take(group->exchange, BT_CHANNEL_ROWS, source, &parcel);
         if (status == BT_OK)
-            status = take_in(group, chunk, source, parcel, NULL);
+            status = take_in(group, chunk, source, parcel);
     }
     return status == BT_OK ? bt_exchange_end(group->exchange, BT_CHANNEL_ROWS) : status;
 }
@@ -301,24 +305,38 @@ static enum bt_status check_complete(struct bt_memory_group *group)
     return BT_OK;
 }
 
-enum bt_status bt_memory_dispatch(struct bt_group *base, enum bt_dispatch_mode mode, const float *x,
-                                  uint32_t rows, const struct bt_routing *routing,
-                                  const struct bt_placement_layer *placement, enum bt_dtype payload,
-                                  struct bt_arrivals *ret_arrivals)
+enum bt_status bt_memory_dispatch_begin(struct bt_group *base, enum bt_dispatch_mode mode,
+                                        const float *x, uint32_t rows,
+                                        const struct bt_routing *routing,
+                                        const struct bt_placement_layer *placement,
+                                        enum bt_dtype payload)
 {
     struct bt_memory_group *group = (struct bt_memory_group *)base;
     struct bt_experts *e = group->experts;
     uint32_t wanted = mode == BT_DISPATCH_LATENCY ? BT_ROWS_LATENCY : BT_ROWS_THROUGHPUT;
-    enum bt_status status = BT_OK;
 
     e->payload = payload;
+    e->x_out = x;
+    e->routed = routing->experts;
     e->chunk_rows = wanted < e->rows_most ? wanted : e->rows_most;
     e->chunks = 1;
     e->arrived_rows = e->arrived_picks = 0;
     e->plain = mode == BT_DISPATCH_THROUGHPUT;
     bt_experts_choose(e, group->ranks, routing->experts, placement, rows);
-    for (uint32_t chunk = 0; chunk < e->chunks && status == BT_OK; chunk++)
-        status = exchange_chunk(group, chunk, x, routing);
+    return post_chunk(group, 0);
+}
+
+enum bt_status bt_memory_dispatch_finish(struct bt_group *base, struct bt_arrivals *ret_arrivals)
+{
+    struct bt_memory_group *group = (struct bt_memory_group *)base;
+    struct bt_experts *e = group->experts;
+    enum bt_status status = take_chunk(group, 0);
+
+    for (uint32_t chunk = 1; chunk < e->chunks && status == BT_OK; chunk++) {
+        status = post_chunk(group, chunk);
+        if (status == BT_OK)
+            status = take_chunk(group, chunk);
+    }
     if (status == BT_OK)
         status = check_complete(group);
     if (status != BT_OK)

@@ -34,8 +34,10 @@ struct bt_experts {
     bool plain; /* many rows: written to the window plainly, own ones too, as they fall out of this
                    core's cache by themselves before they are read; few are shown (rows.h) */
 
-    /* As the home of rows. */
+    /* As the home of rows. The caller's, until its dispatch ends. */
     uint32_t rows;
+    const float *x_out;
+    const uint32_t *routed;      /* [row][k] experts */
     uint8_t *dest;               /* [row][k] rank that a pick went to */
     uint32_t *index;             /* [row][k] in the list of that rank */
     void *row;                   /* a rounded one */

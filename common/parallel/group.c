@@ -169,20 +169,32 @@ enum bt_status bt_group_all_gather(struct bt_group *group, const float *mine, ui
     return status != BT_OK ? status : group->ops->all_gather(group, mine, rows, width, out);
 }
 
-enum bt_status bt_group_dispatch(struct bt_group *group, enum bt_dispatch_mode mode, const float *x,
-                                 uint32_t rows, const struct bt_routing *routing,
-                                 const struct bt_placement_layer *placement, enum bt_dtype payload,
-                                 struct bt_arrivals *ret_arrivals)
+enum bt_status bt_group_dispatch_begin(struct bt_group *group, enum bt_dispatch_mode mode,
+                                       const float *x, uint32_t rows,
+                                       const struct bt_routing *routing,
+                                       const struct bt_placement_layer *placement,
+                                       enum bt_dtype payload)
 {
     enum bt_status status = over(group);
     BT_ASSERT(group->limits.rows > 0 && rows <= group->limits.rows);
     BT_ASSERT(payload == BT_F32 || payload == BT_BF16 || payload == BT_F8_E4M3);
     if (status != BT_OK)
         return status;
-    BT_ASSERT(!group->dispatched);
-    status = group->ops->dispatch(group, mode, x, rows, routing, placement, payload, ret_arrivals);
+    BT_ASSERT(!group->dispatching && !group->dispatched);
+    status = group->ops->dispatch_begin(group, mode, x, rows, routing, placement, payload);
+    group->dispatching = status == BT_OK;
+    return status;
+}
+
+enum bt_status bt_group_dispatch_finish(struct bt_group *group, struct bt_arrivals *ret_arrivals)
+{
+    enum bt_status status = over(group);
+    if (status != BT_OK)
+        return status;
+    BT_ASSERT(group->dispatching);
+    group->dispatching = false;
+    status = group->ops->dispatch_finish(group, ret_arrivals);
     group->dispatched = status == BT_OK;
-    group->dispatched_rows = rows;
     return status;
 }
 

@@ -138,11 +138,17 @@ struct bt_arrivals {
  * rank. Rows differ from rank to rank, and may be 0. payload: F32, BF16 (rounded to nearest even),
  * or F8_E4M3 with an f32 scale (max |x| / 448) for every 128 elements; rows that stay on this rank
  * are rounded alike. Which replica of an expert a row goes to depends on row and rank only.
+ *
+ * `begin` sends what goes at once (of THROUGHPUT the first run) and returns; `finish` waits for
+ * what others send. Between the two, work that needs no arrivals; x, routing and placement stay as
+ * they are, and no other call of the group is made.
  */
-enum bt_status bt_group_dispatch(struct bt_group *group, enum bt_dispatch_mode mode, const float *x,
-                                 uint32_t rows, const struct bt_routing *routing,
-                                 const struct bt_placement_layer *placement, enum bt_dtype payload,
-                                 struct bt_arrivals *ret_arrivals);
+enum bt_status bt_group_dispatch_begin(struct bt_group *group, enum bt_dispatch_mode mode,
+                                       const float *x, uint32_t rows,
+                                       const struct bt_routing *routing,
+                                       const struct bt_placement_layer *placement,
+                                       enum bt_dtype payload);
+enum bt_status bt_group_dispatch_finish(struct bt_group *group, struct bt_arrivals *ret_arrivals);
 
 /*
  * y [picks][hidden], a row for each of arrivals.routing.order, F32 or BF16, travels back; then for

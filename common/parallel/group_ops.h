@@ -21,10 +21,12 @@ struct bt_group_ops {
                                      uint32_t width, float *out);
     enum bt_status (*all_gather)(struct bt_group *group, const float *mine, uint32_t rows,
                                  uint32_t width, float *out);
-    enum bt_status (*dispatch)(struct bt_group *group, enum bt_dispatch_mode mode, const float *x,
-                               uint32_t rows, const struct bt_routing *routing,
-                               const struct bt_placement_layer *placement, enum bt_dtype payload,
-                               struct bt_arrivals *ret_arrivals);
+    enum bt_status (*dispatch_begin)(struct bt_group *group, enum bt_dispatch_mode mode,
+                                     const float *x, uint32_t rows,
+                                     const struct bt_routing *routing,
+                                     const struct bt_placement_layer *placement,
+                                     enum bt_dtype payload);
+    enum bt_status (*dispatch_finish)(struct bt_group *group, struct bt_arrivals *ret_arrivals);
     enum bt_status (*combine)(struct bt_group *group, const void *y, enum bt_dtype payload,
                               const struct bt_routing *routing, float *out);
 };
@@ -36,8 +38,8 @@ struct bt_group {
     struct bt_group_limits limits;
     struct bt_group_traffic traffic;
     uint32_t agreeing; /* words of the agreement that is open; 0: none */
+    bool dispatching;  /* begun */
     bool dispatched;   /* and not combined */
-    uint32_t dispatched_rows;
 };
 
 /* self and ucx */

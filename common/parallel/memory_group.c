@@ -167,7 +167,8 @@ static const struct bt_group_ops memory_ops = {
     .all_reduce = bt_memory_all_reduce,
     .reduce_scatter = bt_memory_reduce_scatter,
     .all_gather = bt_memory_all_gather,
-    .dispatch = bt_memory_dispatch,
+    .dispatch_begin = bt_memory_dispatch_begin,
+    .dispatch_finish = bt_memory_dispatch_finish,
     .combine = bt_memory_combine,
 };
 

@@ -35,10 +35,12 @@ enum bt_status bt_experts_create(const struct bt_group_limits *limits, uint32_t 
 void bt_experts_destroy(struct bt_experts *experts);
 
 /* dispatch.c, combine.c */
-enum bt_status bt_memory_dispatch(struct bt_group *base, enum bt_dispatch_mode mode, const float *x,
-                                  uint32_t rows, const struct bt_routing *routing,
-                                  const struct bt_placement_layer *placement, enum bt_dtype payload,
-                                  struct bt_arrivals *ret_arrivals);
+enum bt_status bt_memory_dispatch_begin(struct bt_group *base, enum bt_dispatch_mode mode,
+                                        const float *x, uint32_t rows,
+                                        const struct bt_routing *routing,
+                                        const struct bt_placement_layer *placement,
+                                        enum bt_dtype payload);
+enum bt_status bt_memory_dispatch_finish(struct bt_group *base, struct bt_arrivals *ret_arrivals);
 enum bt_status bt_memory_combine(struct bt_group *base, const void *y, enum bt_dtype payload,
                                  const struct bt_routing *routing, float *out);
 

@@ -2,9 +2,10 @@
  * Ranks on GPUs, one each: the device that is current when the group is made. Metadata of dispatch
  * and combine are worked out on the host, as on CPUs; rows stay on the device.
  *
- * A call returns when its work on the group's own stream is over; the caller's work on the buffers
- * must be over before. Routing and words may be in either memory. The loss of a rank is what NCCL
- * makes of it: an error, or silence until the wait timeout. Then the communicator is aborted.
+ * A call but dispatch_begin returns when its work on the group's own stream is over; the caller's
+ * work on the buffers must be over before. Routing and words may be in either memory. The loss of a
+ * rank is what NCCL makes of it: an error, or silence until the wait timeout. Then the communicator
+ * is aborted.
  */
 #include <cuda_runtime_api.h>
 #include <nccl.h>
@@ -42,6 +43,8 @@ struct nccl_group {
     struct bt_experts *experts;
     uint32_t *routed; /* [own pick] on the host; then slots of a combine */
     float *weights;   /* likewise */
+    const float *x;   /* of the dispatch that is under way */
+    uint64_t own_counts[BT_GROUP_RANKS_MAX], counts[BT_GROUP_RANKS_MAX * BT_GROUP_RANKS_MAX];
     struct nccl_buffers device;
 };
 
@@ -273,28 +276,32 @@ static void exchange(struct nccl_group *g, const void *out, const uint32_t *to, 
     nccl_ok(g, ncclGroupEnd());
 }
 
-/* How many rows and picks come from each rank. */
-static enum bt_status learn_counts(struct nccl_group *g)
+/* How many rows and picks go to each rank, told to all. */
+static enum bt_status tell_counts(struct nccl_group *g)
 {
     struct bt_experts *e = g->experts;
-    uint64_t mine[BT_GROUP_RANKS_MAX], all[BT_GROUP_RANKS_MAX * BT_GROUP_RANKS_MAX];
     uint64_t *held = g->device.words, *held_all = g->device.all_words;
-    uint32_t size = e->size;
 
-    for (uint32_t r = 0; r < size; r++)
-        mine[r] = (uint64_t)e->rows_to[r] << 32 | e->picks_to[r];
+    for (uint32_t r = 0; r < e->size; r++)
+        g->own_counts[r] = (uint64_t)e->rows_to[r] << 32 | e->picks_to[r];
     /* not the memory of an agreement, which may be open */
     g->device.words = (uint64_t *)g->device.meta_out;
     g->device.all_words = (uint64_t *)g->device.meta_in;
-    gather_words(g, mine, size);
-    copy(g, all, g->device.all_words, (size_t)size * size * sizeof(*all));
+    gather_words(g, g->own_counts, e->size);
+    copy(g, g->counts, g->device.all_words, (size_t)e->size * e->size * sizeof(*g->counts));
     g->device.words = held;
     g->device.all_words = held_all;
+    return g->error.status;
+}
+
+static enum bt_status learn_counts(struct nccl_group *g)
+{
+    struct bt_experts *e = g->experts;
     if (finish(g) != BT_OK)
         return g->error.status;
     e->arrived_rows = e->arrived_picks = 0;
-    for (uint32_t r = 0; r < size; r++) {
-        uint64_t count = all[(size_t)r * size + e->rank];
+    for (uint32_t r = 0; r < e->size; r++) {
+        uint64_t count = g->counts[(size_t)r * e->size + e->rank];
         e->rows_of[r] = (uint32_t)(count >> 32);
         e->picks_of[r] = (uint32_t)count;
         if (e->rows_of[r] > g->base.limits.rows || e->picks_of[r] > (uint64_t)e->rows_of[r] * e->k)
@@ -388,20 +395,29 @@ out:
     return g->error.status;
 }
 
-static enum bt_status dispatch(struct bt_group *base, enum bt_dispatch_mode mode, const float *x,
-                               uint32_t rows, const struct bt_routing *routing,
-                               const struct bt_placement_layer *placement, enum bt_dtype payload,
-                               struct bt_arrivals *ret_arrivals)
+static enum bt_status dispatch_begin(struct bt_group *base, enum bt_dispatch_mode mode,
+                                     const float *x, uint32_t rows,
+                                     const struct bt_routing *routing,
+                                     const struct bt_placement_layer *placement,
+                                     enum bt_dtype payload)
 {
     struct nccl_group *g = nccl_group(base);
     struct bt_experts *e = g->experts;
     (void)mode;
     e->payload = payload;
+    g->x = x;
     copy(g, g->routed, routing->experts, (size_t)rows * e->k * sizeof(*g->routed));
     if (finish(g) != BT_OK)
         return g->error.status;
     bt_experts_choose(e, &g->ranks, g->routed, placement, rows);
-    if (learn_counts(g) != BT_OK || send_rows(g, x) != BT_OK)
+    return tell_counts(g);
+}
+
+static enum bt_status dispatch_finish(struct bt_group *base, struct bt_arrivals *ret_arrivals)
+{
+    struct nccl_group *g = nccl_group(base);
+    struct bt_experts *e = g->experts;
+    if (learn_counts(g) != BT_OK || send_rows(g, g->x) != BT_OK)
         return g->error.status;
     bt_experts_sort(e);
     copy(g, g->device.order, e->order, e->arrived_picks * sizeof(*e->order));
@@ -504,7 +520,8 @@ static const struct bt_group_ops nccl_ops = {
     .all_reduce = all_reduce,
     .reduce_scatter = reduce_scatter,
     .all_gather = all_gather,
-    .dispatch = dispatch,
+    .dispatch_begin = dispatch_begin,
+    .dispatch_finish = dispatch_finish,
     .combine = combine,
 };
 

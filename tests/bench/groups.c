@@ -1,6 +1,6 @@
 /*
- * `groups [--rounds N]`: what the collectives of a group cost, between two processes on two CPUs,
- * against limits that are measured in the same run, in turns with them.
+ * `groups [--rounds N] [--rows A,B]`: what the collectives of a group cost, between two processes
+ * on two CPUs, against limits that are measured in the same run, in turns with them.
  *
  * Prints `figure NAME VALUE UNIT LIMIT RATIO`.
  *
@@ -12,6 +12,8 @@
  *     wire_bytes_over_formula         bytes counted over formulas 26 and 27 of the resource model
  *                                     for this layout: rows that have an expert on the other rank,
  *                                     once a rank, and every remote expert's row on its way back.
+ *
+ * And what placement.h and steps.h say. `--rows A,B`: the median step of bench_uneven_steps alone.
  *
  * RATIO is LIMIT / VALUE, the share of the limit that is reached; of wire_bytes_over_formula,
  * VALUE / LIMIT. Both ranks work on random rows that are new in every call.
@@ -34,6 +36,7 @@
 #include "common/base/random.h"
 #include "common/parallel/group.h"
 #include "tests/bench/placement.h"
+#include "tests/bench/steps.h"
 
 #define SIZE         2
 #define HIDDEN       7168
@@ -184,8 +187,9 @@ static struct times call_once(struct bench *b, uint32_t rows, uint64_t round)
     bt_group_traffic(b->group, &before);
     bt_group_barrier(b->group);
     double start = now_us();
-    if (bt_group_dispatch(b->group, rows <= 8 ? BT_DISPATCH_LATENCY : BT_DISPATCH_THROUGHPUT, b->x,
-                          rows, &routing, &placement, BT_BF16, &arrivals) != BT_OK)
+    if (bt_group_dispatch_begin(b->group, rows <= 8 ? BT_DISPATCH_LATENCY : BT_DISPATCH_THROUGHPUT,
+                                b->x, rows, &routing, &placement, BT_BF16) != BT_OK ||
+        bt_group_dispatch_finish(b->group, &arrivals) != BT_OK)
         die(bt_group_error(b->group));
     times.dispatch = now_us() - start;
     memset(b->y, (int)round & 0x3f, (size_t)arrivals.picks * HIDDEN * sizeof(*b->y));
@@ -394,18 +398,33 @@ static int run_placement(void)
     return bench_placement() ? 0 : 1;
 }
 
+static int run_steps(void)
+{
+    return bench_steps((uint32_t)rounds) ? 0 : 1;
+}
+
 /* Each prints its figures; 0: well. */
-static int (*const sections[])(void) = {run_collectives, run_placement};
+static int (*const sections[])(void) = {run_collectives, run_placement, run_steps};
 
 int main(int argc, char **argv)
 {
+    uint32_t rows[2];
     int failed = 0;
-    if (argc == 3 && strcmp(argv[1], "--rounds") == 0 && atoi(argv[2]) > 0) {
-        rounds = atoi(argv[2]);
-    } else if (argc != 1) {
-        fprintf(stderr, "usage: groups [--rounds N]\n");
-        return 2;
+    bool uneven = false;
+    for (int i = 1; i < argc; i += 2) {
+        bool more = i + 1 < argc;
+        if (more && strcmp(argv[i], "--rounds") == 0 && atoi(argv[i + 1]) > 0) {
+            rounds = atoi(argv[i + 1]);
+        } else if (more && strcmp(argv[i], "--rows") == 0 &&
+                   sscanf(argv[i + 1], "%u,%u", &rows[0], &rows[1]) == 2) {
+            uneven = true;
+        } else {
+            fprintf(stderr, "usage: groups [--rounds N] [--rows A,B]\n");
+            return 2;
+        }
     }
+    if (uneven)
+        return bench_uneven_steps((uint32_t)rounds, rows) ? 0 : 1;
     for (size_t i = 0; i < sizeof(sections) / sizeof(sections[0]); i++)
         failed |= sections[i]();
     return failed;

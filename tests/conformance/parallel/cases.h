@@ -32,6 +32,7 @@ void test_other_call(void **state);
 void test_killed(void **state);
 void test_left(void **state);
 void test_stopped(void **state);
+void test_late(void **state);
 void test_nothing_left_behind(void **state);
 
 #endif

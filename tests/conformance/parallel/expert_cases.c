@@ -345,8 +345,9 @@ static void play(struct bt_group *group, const struct scene *scene,
         routing.weights[i] = weight_of(&w, w.rank, i / w.k, i % w.k);
     bt_group_traffic(group, &before);
     begin_agreement(group, scene);
-    CHECK(bt_group_dispatch(group, scene->mode, x, rows, &routing, &placement, scene->payload,
-                            &arrivals) == BT_OK);
+    CHECK(bt_group_dispatch_begin(group, scene->mode, x, rows, &routing, &placement,
+                                  scene->payload) == BT_OK);
+    CHECK(bt_group_dispatch_finish(group, &arrivals) == BT_OK);
     check_rows(&w, &arrivals);
     check_order(&w, &arrivals);
     void *y = run_experts(&w, &arrivals);

@@ -6,7 +6,9 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -51,8 +53,9 @@ static enum bt_status send_rows(struct bt_group *group, struct buffers *b)
     const struct bt_routing routing = {.experts = b->experts, .weights = b->weights};
     const struct bt_placement_layer placement = {.begin = b->begin, .ranks = b->ranks};
     struct bt_arrivals arrivals;
-    return bt_group_dispatch(group, BT_DISPATCH_LATENCY, b->x, ROWS, &routing, &placement, BT_BF16,
-                             &arrivals);
+    enum bt_status status = bt_group_dispatch_begin(group, BT_DISPATCH_LATENCY, b->x, ROWS,
+                                                    &routing, &placement, BT_BF16);
+    return status == BT_OK ? bt_group_dispatch_finish(group, &arrivals) : status;
 }
 
 static enum bt_status return_rows(struct bt_group *group, struct buffers *b)
@@ -189,6 +192,58 @@ void test_stopped(void **state)
     (void)state;
     run_fault(&(struct fault){ALL_REDUCE, RANK_STOPPED, 0}, 3, 0);
     run_fault(&(struct fault){DISPATCH, RANK_STOPPED, 3}, 4, 2);
+}
+
+/* ---- who comes late ---- */
+
+/* Rank 1 begins its dispatch when the others have begun theirs: so nobody waits there. */
+static void begin_late(const struct bt_group_options *options, const void *context)
+{
+    _Atomic uint32_t *begun = *(_Atomic uint32_t *const *)context;
+    struct bt_group *group = join(options);
+    struct buffers *b = make_buffers(options->size);
+    const struct bt_routing routing = {.experts = b->experts, .weights = b->weights};
+    const struct bt_placement_layer placement = {.begin = b->begin, .ranks = b->ranks};
+    int64_t deadline_ns = bt_clock_now_ns() + NOTICED_NS;
+    struct bt_arrivals arrivals;
+    warm_up(group, b, BARRIER);
+    while (options->rank == 1 && *begun < options->size - 1) {
+        CHECK(bt_clock_now_ns() < deadline_ns);
+        usleep(1000); /* the others have not begun */
+    }
+    CHECK(bt_group_dispatch_begin(group, BT_DISPATCH_THROUGHPUT, b->x, ROWS, &routing, &placement,
+                                  BT_F32) == BT_OK);
+    ++*begun;
+    CHECK(bt_group_dispatch_finish(group, &arrivals) == BT_OK && arrivals.rows > 0);
+    CHECK(return_rows(group, b) == BT_OK);
+    bt_group_destroy(group);
+    free(b);
+}
+
+void test_late(void **state)
+{
+    _Atomic uint32_t *begun =
+        mmap(NULL, sizeof(*begun), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    (void)state;
+    assert_true(begun != MAP_FAILED);
+    for (uint32_t per_machine = 0; per_machine <= 2; per_machine += 2) {
+        *begun = 0;
+        run_ranks(&(struct rig_case){
+            .size = 4,
+            .ranks_per_machine = per_machine,
+            .limits = {.floats = FLOATS,
+                       .broadcast_bytes = 1000,
+                       .rows = ROWS,
+                       .hidden = HIDDEN,
+                       .experts = EXPERTS,
+                       .experts_per_token = PER_TOKEN},
+            .wait_timeout_ns = LONG_NS,
+            .fn = begin_late,
+            .context = &begun,
+            .victim = 4,
+        });
+    }
+    munmap((void *)begun, sizeof(*begun));
 }
 
 /* ---- what is left ---- */

@@ -121,6 +121,7 @@ static const struct CMUnitTest fault_tests[] = {
     cmocka_unit_test(test_killed),
     cmocka_unit_test(test_left),
     cmocka_unit_test(test_stopped),
+    cmocka_unit_test(test_late),
     cmocka_unit_test(test_nothing_left_behind),
 };
 
