@@ -6,7 +6,7 @@
 #include "common/base/status.h"
 
 struct page {
-    struct bt_page_owner owner; /* {0, 0} while FREE */
+    struct bt_page_owner owner; /* {0, 0} while FREE or CACHED */
     enum bt_page_state state;
 };
 
@@ -23,8 +23,9 @@ static const bool allowed[BT_PAGE_STATE_COUNT][BT_PAGE_STATE_COUNT] = {
     [BT_PAGE_RESERVED] = {[BT_PAGE_LANDING] = true, [BT_PAGE_FREE] = true, [BT_PAGE_READY] = true},
     [BT_PAGE_LANDING] =
         {[BT_PAGE_READY] = true, [BT_PAGE_QUARANTINED] = true, [BT_PAGE_FREE] = true},
-    [BT_PAGE_READY] = {[BT_PAGE_FREE] = true},
+    [BT_PAGE_READY] = {[BT_PAGE_FREE] = true, [BT_PAGE_CACHED] = true},
     [BT_PAGE_QUARANTINED] = {[BT_PAGE_FREE] = true},
+    [BT_PAGE_CACHED] = {[BT_PAGE_FREE] = true},
 };
 
 struct bt_page_pool *bt_page_pool_create(uint32_t page_count)
@@ -149,10 +150,10 @@ void bt_page_pool_move(struct bt_page_pool *pool, const uint32_t *pages, uint32_
         BT_ASSERT(page->state == from);
         BT_ASSERT(page->owner.request == owner.request && page->owner.epoch == owner.epoch);
         page->state = to;
-        if (to == BT_PAGE_FREE) {
+        if (to == BT_PAGE_FREE || to == BT_PAGE_CACHED)
             page->owner = (struct bt_page_owner){0};
+        if (to == BT_PAGE_FREE)
             pool->free_bits[pages[i] / 64] |= UINT64_C(1) << pages[i] % 64;
-        }
     }
     pool->counts[from] -= count;
     pool->counts[to] += count;

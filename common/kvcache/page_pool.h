@@ -7,6 +7,7 @@
  *             RESERVED -> FREE       LANDING -> QUARANTINED -> FREE
  *             RESERVED -> READY      (pages that nobody writes remotely: growth, local prefill)
  *             LANDING -> FREE        (only after Quiesced)
+ *             READY -> CACHED -> FREE (the prefix index's: then the page has no owner)
  */
 #ifndef BATON_COMMON_KVCACHE_PAGE_POOL_H
 #define BATON_COMMON_KVCACHE_PAGE_POOL_H
@@ -21,9 +22,11 @@ enum bt_page_state {
     BT_PAGE_LANDING,
     BT_PAGE_READY,
     BT_PAGE_QUARANTINED,
+    BT_PAGE_CACHED, /* read-only: the KV of a block of some prompts, see prefix_index.h */
     BT_PAGE_STATE_COUNT,
 };
 
+/* {0, 0} of FREE and CACHED pages. */
 struct bt_page_owner {
     uint64_t request;
     uint64_t epoch;

@@ -17,6 +17,12 @@
 
 static const struct bt_page_owner owner_a = {.request = 1, .epoch = 11};
 static const struct bt_page_owner owner_b = {.request = 2, .epoch = 12};
+static const struct bt_page_owner nobody = {0};
+
+static struct bt_page_owner owner_in(enum bt_page_state state, struct bt_page_owner owner)
+{
+    return state == BT_PAGE_CACHED ? nobody : owner;
+}
 
 static void free_range(struct bt_page_pool *pool, uint32_t first, uint32_t count)
 {
@@ -93,7 +99,9 @@ static bool step_allowed(enum bt_page_state from, enum bt_page_state to)
     case BT_PAGE_LANDING:
         return to == BT_PAGE_READY || to == BT_PAGE_QUARANTINED || to == BT_PAGE_FREE;
     case BT_PAGE_READY:
+        return to == BT_PAGE_FREE || to == BT_PAGE_CACHED;
     case BT_PAGE_QUARANTINED:
+    case BT_PAGE_CACHED:
         return to == BT_PAGE_FREE;
     default:
         return false;
@@ -104,10 +112,12 @@ static void bring_to(struct bt_page_pool *pool, uint32_t page, enum bt_page_stat
 {
     if (state == BT_PAGE_RESERVED || state == BT_PAGE_FREE)
         return;
-    if (state == BT_PAGE_QUARANTINED)
-        bt_page_pool_move(pool, &page, 1, owner_a, BT_PAGE_RESERVED, BT_PAGE_LANDING);
-    bt_page_pool_move(pool, &page, 1, owner_a,
-                      state == BT_PAGE_QUARANTINED ? BT_PAGE_LANDING : BT_PAGE_RESERVED, state);
+    enum bt_page_state before = state == BT_PAGE_QUARANTINED ? BT_PAGE_LANDING
+                                : state == BT_PAGE_CACHED    ? BT_PAGE_READY
+                                                             : BT_PAGE_RESERVED;
+    if (before != BT_PAGE_RESERVED)
+        bt_page_pool_move(pool, &page, 1, owner_a, BT_PAGE_RESERVED, before);
+    bt_page_pool_move(pool, &page, 1, owner_a, before, state);
 }
 
 /* Runs the move in a child: true when it came through, false when it was aborted. */
@@ -142,9 +152,12 @@ static void test_every_transition_is_asserted(void **state)
     (void)state;
     for (int from = 0; from < BT_PAGE_STATE_COUNT; from++)
         for (int to = 0; to < BT_PAGE_STATE_COUNT; to++)
-            assert_int_equal(move_survives(from, from, to, owner_a), step_allowed(from, to));
+            assert_int_equal(move_survives(from, from, to, owner_in(from, owner_a)),
+                             step_allowed(from, to));
     assert_false(move_survives(BT_PAGE_LANDING, BT_PAGE_RESERVED, BT_PAGE_FREE, owner_a));
     assert_false(move_survives(BT_PAGE_LANDING, BT_PAGE_LANDING, BT_PAGE_READY, owner_b));
+    assert_false(move_survives(BT_PAGE_READY, BT_PAGE_READY, BT_PAGE_CACHED, nobody));
+    assert_false(move_survives(BT_PAGE_CACHED, BT_PAGE_CACHED, BT_PAGE_FREE, owner_a));
 }
 
 #define SHADOW_PAGES 150
@@ -160,21 +173,21 @@ struct shadow_set {
 static void check_shadow(const struct bt_page_pool *pool, const struct shadow_set *sets)
 {
     uint32_t counts[BT_PAGE_STATE_COUNT] = {[BT_PAGE_FREE] = SHADOW_PAGES};
-    uint64_t owner_of[SHADOW_PAGES] = {0};
+    int set_of[SHADOW_PAGES] = {0}; /* from 1 */
     struct bt_page_owner owner;
 
     for (int i = 0; i < SHADOW_SETS; i++) {
         counts[sets[i].state] += sets[i].state == BT_PAGE_FREE ? 0 : sets[i].count;
         for (uint32_t j = 0; sets[i].state != BT_PAGE_FREE && j < sets[i].count; j++) {
             counts[BT_PAGE_FREE]--;
-            assert_int_equal(owner_of[sets[i].pages[j]], 0);
-            owner_of[sets[i].pages[j]] = sets[i].owner.epoch;
+            assert_int_equal(set_of[sets[i].pages[j]], 0);
+            set_of[sets[i].pages[j]] = i + 1;
             assert_int_equal(bt_page_pool_state(pool, sets[i].pages[j], &owner), sets[i].state);
             assert_int_equal(owner.epoch, sets[i].owner.epoch);
         }
     }
     for (uint32_t page = 0; page < SHADOW_PAGES; page++)
-        if (owner_of[page] == 0)
+        if (set_of[page] == 0)
             assert_int_equal(bt_page_pool_state(pool, page, NULL), BT_PAGE_FREE);
     for (int s = 0; s < BT_PAGE_STATE_COUNT; s++)
         assert_int_equal(bt_page_pool_count(pool, s), counts[s]);
@@ -203,6 +216,7 @@ static void test_random_against_shadow(void **state)
             set->state = got ? BT_PAGE_RESERVED : BT_PAGE_FREE;
         } else if (step_allowed(set->state, to)) {
             bt_page_pool_move(pool, set->pages, set->count, set->owner, set->state, to);
+            set->owner = owner_in(to, set->owner);
             set->state = to;
         }
         check_shadow(pool, sets);
