@@ -1,0 +1,105 @@
+"""Groups of ranks behind the router: prefill with shared-out heads and experts, decode with shared-out
+requests and experts, in every combination.
+
+With one prefill rank every token and logprob is bitwise that of a single process, whatever the decode
+group and its placement of experts. With several, bitwise the same for each number of ranks that share
+the heads, wherever the experts are, and within rounding of the single process. Greedy text is the
+goldens'.
+"""
+import concurrent.futures
+import json
+import os
+import random
+import sys
+
+import cluster
+import openai_http
+import test_bitwise
+
+ROUNDING = 2e-3     # of a logprob; float32 sums in another order
+
+# name, prefill ranks, prefill arguments, decode ranks, decode arguments
+LAYOUTS = [
+    ("P1 D2", 1, "", 2, ""),
+    ("P1 D8 contiguous", 1, "", 8, "--expert-placement contiguous"),
+    ("P2 heads, all experts each; D1", 2, "--expert-parallel=false", 1, ""),
+    ("P2 heads and experts; D4", 2, "", 4, ""),
+    ("P2 balanced, D2 balanced, moving", 2,
+     "--expert-placement balanced --redundant-experts 4 --rebalance-interval 200ms", 2,
+     "--expert-placement balanced --redundant-experts 8 --rebalance-interval 200ms"),
+    ("P4 heads, all experts each; D2", 4, "--expert-parallel=false", 2, ""),
+    ("P4 heads and experts; D1", 4, "", 1, ""),
+    ("P8 heads and experts; D2 contiguous", 8, "", 2, "--expert-placement contiguous"),
+]
+
+
+def make_requests(r, count):
+    requests = test_bitwise.make_requests(r, count)
+    for q in requests:          # long prompts are test_bitwise's; here are many processes on few cores
+        q["prompt"] = q["prompt"][:1500]
+    return requests
+
+
+def run(c, requests, at_once):
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        jobs = {q["id"]: pool.submit(test_bitwise.by_http, c.http, q) for q in requests}
+        return {i: job.result(timeout=600) for i, job in jobs.items()}
+
+
+def value(hex_bits):
+    return test_bitwise.struct.unpack("<f", bytes.fromhex(hex_bits))[0]
+
+
+def close(q, got, want):
+    """Same tokens as long as rounding decides nothing; logprobs of the common part within rounding."""
+    tokens, logprobs = got
+    same = 0
+    while same < len(tokens) and same < len(want["tokens"]) and tokens[same] == want["tokens"][same]:
+        same += 1
+    for i in range(same):
+        difference = abs(value(logprobs[i]) - want["logprobs"][i])
+        assert difference < ROUNDING, f"request {q['id']}, token {i}: logprob differs by {difference}"
+    return same == len(tokens) == len(want["tokens"])
+
+
+def goldens(c):
+    prompts = json.loads((cluster.MODEL / "golden/index.json").read_text(encoding="utf-8"))["prompts"]
+    for name, golden in prompts.items():
+        answer = openai_http.post(c.http, "/v1/completions", {
+            "prompt": golden["text"], "temperature": 0, "max_tokens": 64, "ignore_eos": True,
+            "skip_special_tokens": False}, timeout=600)
+        text = answer["choices"][0]["text"]
+        assert text == golden["continuation"], f"{name}: {text!r}"
+
+
+def main():
+    seed = int(os.environ.get("BATON_TEST_SEED", "20260531"))
+    count = int(os.environ.get("BATON_TEST_PROMPTS", "20"))
+    only = os.environ.get("BATON_TEST_LAYOUT", "")
+    print(f"seed {seed}, {count} prompts a layout")
+    requests = make_requests(random.Random(seed), count)
+    want = test_bitwise.solo(requests, 512)
+    of_heads = {}               # prefill ranks that share the heads: what the first layout gave
+    for name, prefill, prefill_args, decode, decode_args in LAYOUTS:
+        if only not in name:
+            continue
+        with cluster.Cluster(prefill_tp=prefill, decode_dp=decode, decode_args=decode_args,
+                             prefill_args="--layerwise-threshold 200 --chunked-prefill-size 333 "
+                             + prefill_args) as c:
+            got = run(c, requests, 12)
+            if prefill == 1:
+                for q in requests:
+                    test_bitwise.compare(q, got[q["id"]], want[q["id"]])
+            else:
+                same = sum(close(q, got[q["id"]], want[q["id"]]) for q in requests)
+                assert same >= 0.8 * count, f"{name}: only {same} of {count} as in one process"
+                first = of_heads.setdefault(prefill, got)
+                for i, answer in got.items():
+                    assert answer == first[i], f"{name}: request {i} is not as with other experts"
+            goldens(c)
+            c.wait_quiet()
+        print(f"{name}: equal", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
