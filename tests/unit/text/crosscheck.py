@@ -16,6 +16,8 @@ import sys
 
 PACKAGES = ["tokenizers==0.23.3", "jinja2==3.1.6", "markupsafe==3.0.3"]
 STRINGS = 2500
+DOCUMENTS = 12
+CACHE_BYTES = 300000  # so small that texts are forgotten, too
 # Digits goes by the Unicode version of Rust's library, which already has these digits of Unicode 17.
 TOO_NEW = [(0x11DE0, 0x11DE9), (0x16FF4, 0x16FF6)]
 
@@ -43,8 +45,8 @@ def enter_venv(work):
 class Driver:
     """One encode_lines process."""
 
-    def __init__(self, program, model):
-        self.process = subprocess.Popen([program, str(model)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, program, model, *arguments):
+        self.process = subprocess.Popen([program, str(model), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, line):
         self.process.stdin.write(line.encode() + b"\n")
@@ -98,6 +100,17 @@ def random_string(rng, added):
     return "".join(parts)
 
 
+def prompts(rng, added):
+    """Long texts, several with the same start or the same part in them."""
+    for _ in range(DOCUMENTS):
+        document = "".join(random_string(rng, added) for _ in range(150))
+        for _ in range(6):
+            at = rng.randrange(len(document))
+            document = document[:at] + random_string(rng, added) + document[at + rng.choice([0, 0, 5, 500]):]
+            yield document
+            yield document[:rng.randrange(len(document))] + random_string(rng, added)
+
+
 def check(what, text, mine, reference):
     if mine != reference:
         sys.exit(f"{what} differs\n  text {text!r}\n  here {mine}\n  reference {reference}")
@@ -124,8 +137,13 @@ def check_model(program, model, rng, strings):
         some = [rng.choice(ids) if rng.random() < 0.5 else rng.choice(ids[:260]) for _ in range(rng.randint(0, 30))]
         expected = reference.decode(some, skip_special_tokens=False)
         check("decoding", some, bytes.fromhex(driver.ask("d " + " ".join(map(str, some)))).decode(), expected)
-    for character in "xe 1中\n!\u00a0😀":
-        encode("e", reference, character * 20000)
+    for unit in ["x", "e", " ", "1", "中", "\n", "!", "\u00a0", "😀", "\u0301", "\u200d", "ab", " \n", "x ", "é\u200d", "\r\n", "!a"]:
+        encode("e", reference, unit * 20000)
+    driver.close()
+    driver = Driver(program, model, CACHE_BYTES)
+    for text in prompts(rng, added):
+        encode("e", reference, text)
+        encode("o", without, text)
     driver.close()
 
 

@@ -2,7 +2,7 @@
  * Drives the tokenizer from another program: requests on standard input, one a line, answers on
  * standard output.
  *
- *   encode_lines MODEL_DIR
+ *   encode_lines MODEL_DIR [CACHE_BYTES]
  *
  *   e <hex>            ids of the text, added tokens recognised: "1 2 3"
  *   o <hex>            ids of the text, added tokens taken as ordinary text
@@ -107,12 +107,14 @@ int main(int argc, char **argv)
     struct bt_error error;
     struct bt_tokenizer *tokenizer;
     struct bt_chat_form *form;
-    if (argc != 2) {
-        fprintf(stderr, "usage: encode_lines MODEL_DIR\n");
+    if (argc != 2 && argc != 3) {
+        fprintf(stderr, "usage: encode_lines MODEL_DIR [CACHE_BYTES]\n");
         return 2;
     }
     if (bt_tokenizer_load(argv[1], &error, &tokenizer) != BT_OK ||
-        bt_chat_form_load(argv[1], tokenizer, &error, &form) != BT_OK) {
+        bt_chat_form_load(argv[1], tokenizer, &error, &form) != BT_OK ||
+        (argc == 3 &&
+         bt_tokenizer_cache_enable(tokenizer, strtoull(argv[2], NULL, 10), &error) != BT_OK)) {
         fprintf(stderr, "encode_lines: %s\n", error.text);
         return 1;
     }
