@@ -229,11 +229,39 @@ def cores_of_their_own():
         c.wait_quiet()
 
 
+def groups_serve():
+    """Workers of several ranks: what operators see of them, and the same answer as from one rank."""
+    with cluster.Cluster(prefill=1, decode=1, prefill_tp=2, decode_dp=4) as c:
+        assert set(c.pids) == {"router", "prefill-0", "prefill-0.1", "decode-0", "decode-0.1",
+                               "decode-0.2", "decode-0.3"}, c.pids
+        cluster.until(lambda: all(w["state"] == "ready" for w in c.status()["workers"]), 30,
+                      "all ranks are ready")
+        workers = {w["worker"]: w["group"] for w in c.status()["workers"]}
+        assert workers == {"prefill-0": {"name": "prefill-0", "rank": 0, "size": 2}} | {
+            "decode-0" + f".{r}" * (r > 0): {"name": "decode-0", "rank": r, "size": 4}
+            for r in range(4)}, workers
+        table = c.ctl("get", "workers").stdout
+        assert "prefill-0 0/2" in table and "decode-0 3/4" in table, table
+        text = c.ctl("generate", "--temperature", "0", "--max-tokens", "5", "Once upon a time").stdout
+        assert text.startswith("Once upon a time there was a playful"), text
+        far = c.ctl("doctor", "prefill-0", "decode-0.3", check=False)
+        assert far.returncode in (0, 1) and "prefill-0 to decode-0.3" in far.stdout, far
+        follower = c.ctl("doctor", "prefill-0.1", "decode-0", check=False)
+        assert follower.returncode == 3 and "a rank of prefill-0" in follower.stderr, follower
+        c.wait_quiet()
+        c.kill("decode-0.2")
+        cluster.until(lambda: not any(c.alive(f"decode-0.{r}") for r in (1, 2, 3)) and
+                      not c.alive("decode-0"), 60, "a group ends as one")
+        cluster.until(lambda: {w["state"] for w in c.status()["workers"] if w["role"] == "decode"}
+                      == {"lost"}, 30, "the router saw it")
+
+
 def main():
     ranks_are_started_together()
     rank_that_ends_ends_the_start()
     interrupted_start_leaves_nothing()
     cores_of_their_own()
+    groups_serve()
     with tempfile.TemporaryDirectory(prefix="baton-test-") as state:
         wrong_usage(state)
     with cluster.Cluster(prefill=1, decode=1, served_model_name="tiny") as c:
