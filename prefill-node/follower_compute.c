@@ -150,13 +150,12 @@ static enum bt_status take_plan(struct pf_follower_compute *compute, uint32_t wo
                             word_count);
     }
     enum bt_status status = bt_group_broadcast(group, 0, compute->words, bytes, &came);
-    if (status != BT_OK) {
-        const char *why = bt_group_error(group);
-        return bt_error_set(&compute->error, status, "%s",
-                            why[0] ? why : "plan: longer than was agreed");
+    if (status == BT_ERR_EXHAUSTED || (status == BT_OK && came != bytes)) {
+        return bt_error_set(&compute->error, BT_ERR_PROTOCOL, "plan: %s than was agreed",
+                            status == BT_OK ? "shorter" : "longer");
     }
-    if (came != bytes) {
-        return bt_error_set(&compute->error, BT_ERR_PROTOCOL, "plan: shorter than was agreed");
+    if (status != BT_OK) {
+        return bt_error_set(&compute->error, status, "%s", bt_group_error(group));
     }
     return pf_plan_decode(compute->words, word_count, &compute->options.limits, &compute->error,
                           compute->chunks, &compute->chunk_count);

@@ -256,7 +256,7 @@ static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
     ranks_open(&ranks, &(struct ranks_options){.size = size,
                                                .chunk = "16",
                                                .lease_ms = 1000,
-                                               .group_timeout = signal == SIGSTOP ? "3s" : "60s"});
+                                               .group_timeout = signal == SIGSTOP ? "10s" : "60s"});
     if (computing) {
         start(&ranks, &attempt, 1, 0, 2000);
         cluster_until(&ranks.cluster, attempt.started);
@@ -278,6 +278,10 @@ static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
         assert_int_equal(attempt.run_status, victim == 0 && signal == SIGKILL ? attempt.run_status
                                                                               : BT_ERR_UNAVAILABLE);
         assert_int_not_equal(attempt.run_status, BT_OK);
+    }
+    if (signal == SIGSTOP) { /* it may go on writing */
+        cluster_cancel(&ranks.cluster, 1, attempt.epoch);
+        assert_true(dc_worker_free_pages(ranks.cluster.decode) < ranks.cluster.decode_pages);
     }
     assert_int_equal(ranks.goodbyes, victim != 0);
     ranks_close(&ranks); /* kills the victim; every page comes back */
