@@ -179,10 +179,7 @@ static void group_left(struct dc_worker *worker)
         dc_worker_settle(worker);
     } else {
         worker->draining = true;
-        if (worker->registration) {
-            bt_registration_deregister(worker->registration);
-        }
-        bt_loop_stop(worker->loop);
+        bt_loop_stop(worker->loop); /* dc_worker_stop follows */
     }
 }
 
