@@ -12,6 +12,8 @@
 #include <zmq.h>
 
 #include "common/base/clock.h"
+#include "common/messaging/curve.h"
+#include "common/messaging/refusal.h"
 
 #define MAX_ZMQ_SOCKETS 8192
 #define NOT_IN_ARRAY    SIZE_MAX
@@ -55,6 +57,8 @@ struct bt_loop {
     bool in_round;
     bt_loop_fn *after;
     void *after_context;
+    struct bt_security *security; /* NULL: plain */
+    struct bt_refusals refusals;
 };
 
 /* ------------------------------------------------------------------ timer heap */
@@ -320,6 +324,7 @@ void bt_loop_destroy(struct bt_loop *loop)
         return;
     }
     BT_ASSERT(!loop->in_round);
+    bt_security_destroy(loop->security);
     while (loop->all) {
         bt_loop_remove(loop->all);
     }
@@ -339,6 +344,31 @@ void bt_loop_destroy(struct bt_loop *loop)
 void *bt_loop_zmq(struct bt_loop *loop)
 {
     return loop->zmq;
+}
+
+struct bt_security *bt_loop_security(const struct bt_loop *loop)
+{
+    return loop->security;
+}
+
+void bt_loop_set_security(struct bt_loop *loop, struct bt_security *security)
+{
+    loop->security = security;
+}
+
+bool bt_loop_has_no_sockets(const struct bt_loop *loop)
+{
+    for (size_t i = 0; i < loop->polled.count; i++) {
+        if (loop->polled.at[i]->kind == SOURCE_SOCKET) {
+            return false;
+        }
+    }
+    return true;
+}
+
+struct bt_refusals *bt_loop_refusals(struct bt_loop *loop)
+{
+    return &loop->refusals;
 }
 
 void bt_loop_set_after(struct bt_loop *loop, bt_loop_fn *fn, void *context)

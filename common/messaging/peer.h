@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "common/base/map.h"
+#include "common/messaging/curve.h"
 #include "common/messaging/loop.h"
 #include "common/messaging/wire.h"
 
@@ -36,7 +37,8 @@ struct bt_peer {
     struct bt_peer *next;
     struct bt_peer *next_same_hash;
     uint64_t hash;
-    int fd; /* of its connection; -1: unknown */
+    int fd;                         /* of its connection; -1: unknown */
+    const struct bt_known_key *key; /* NULL: plain */
     unsigned silent_ticks;
     bool lost;           /* found to be gone; its calls hear of it in the next tick */
     bool gone;           /* no more found by identity; lives until its calls ended */

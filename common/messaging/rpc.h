@@ -8,10 +8,15 @@
  * Peers are not trusted: a frame that does not parse, is too large, names an unknown method or
  * call, or comes in the wrong state is answered or dropped and counted, never acted on.
  *
+ * A loop is plain, or secured by CURVE (security.h). Connections that say nothing are broken where
+ * they take more than half of the descriptors that the process may still open.
+ *
  * What is not bounded: libzmq (4.3) counts whole messages against its queues and limits the size of
  * a part, not the number of parts, so that a peer which never ends a message makes it buffer
- * without limit; there is no option against this. Endpoints belong on a network whose hosts are
- * trusted not to do that.
+ * without limit; there is no option against this. On a plain loop that is whoever reaches the
+ * endpoint, on a secured one whoever has an admitted key. Before its handshake a client can make
+ * the library hold one part of at most BT_RPC_MAX_MESSAGE_BYTES, for the seconds the handshake may
+ * take.
  */
 #ifndef BATON_COMMON_MESSAGING_RPC_H
 #define BATON_COMMON_MESSAGING_RPC_H
@@ -60,8 +65,8 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
                                     const struct bt_rpc_method *methods, void *context,
                                     struct bt_error *error, struct bt_rpc_server **ret_server);
 
-/* The endpoint with the real port, as others connect to it; an address that was bound as IPv4 is
- * named as IPv4. Valid as long as the server. */
+/* The endpoint with the real port, and on a secured loop with our key, as others connect to it; an
+ * address that was bound as IPv4 is named as IPv4. Valid as long as the server. */
 const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server);
 
 /*
@@ -83,6 +88,10 @@ void bt_rpc_call_on_cancel(struct bt_rpc_call *call, bt_rpc_cancel_fn *fn, void 
 bool bt_rpc_call_cancelled(const struct bt_rpc_call *call);
 
 int64_t bt_rpc_call_deadline_ns(const struct bt_rpc_call *call); /* BT_NEVER_NS: none */
+
+/* Of whom the call came: the name that the allow list gives the client's key, good as long as the
+ * call. NULL: the loop is plain. */
+const char *bt_rpc_call_key_name(const struct bt_rpc_call *call);
 
 /*
  * One message of a stream. BT_ERR_EXHAUSTED when the peer's send queue is full: the message was
@@ -106,7 +115,14 @@ void bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char
 struct bt_rpc_client;
 struct bt_rpc_pending; /* one call on the client, until on_end returns */
 
-/* Connects in the background and reconnects for ever. NULL endpoint is a programmer error. */
+/*
+ * Connects in the background and reconnects for ever. NULL endpoint is a programmer error. On a
+ * secured loop the endpoint names the server's key, as bt_rpc_server_endpoint gives it:
+ * INVALID_ARGUMENT without, UNAVAILABLE where the key is not in the list.
+ *
+ * A server that refuses the handshake (our key, its key, CURVE on one side alone) ends the calls
+ * with UNAVAILABLE and a text that says why; the client goes on trying, at most once a second.
+ */
 enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
                                     struct bt_error *error, struct bt_rpc_client **ret_client);
 
@@ -147,9 +163,9 @@ struct bt_rpc_call_spec {
  * Starts a call; on_end will run exactly once, never inside this function. Errors (no call was
  * started, on_end will not run): EXHAUSTED (queue or BT_RPC_MAX_CALLS_PER_PEER), NO_MEMORY,
  * INVALID_ARGUMENT (request over BT_RPC_MAX_MESSAGE_BYTES), UNAVAILABLE (the peer keeps closing the
- * connection), CANCELLED (the client is being destroyed). While there is no connection yet, calls
- * wait for one, at most until their deadline or BT_RPC_PEER_TIMEOUT_MS (UNAVAILABLE).
- * `ret_pending` may be NULL.
+ * connection, or refused the handshake just now), CANCELLED (the client is being destroyed). While
+ * there is no connection yet, calls wait for one, at most until their deadline or
+ * BT_RPC_PEER_TIMEOUT_MS (UNAVAILABLE). `ret_pending` may be NULL.
  */
 enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_rpc_call_spec *spec,
                                   struct bt_error *error, struct bt_rpc_pending **ret_pending);

@@ -1,52 +1,31 @@
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
 #include "common/base/map.h"
+#include "common/messaging/curve.h"
 #include "common/messaging/monitor.h"
+#include "common/messaging/pending.h"
 #include "common/messaging/rpc.h"
 #include "common/messaging/wire.h"
 
 #define MESSAGES_PER_ROUND 64
 #define RECONNECT_MS       100
 #define RECONNECT_MAX_MS   1000
-#define ENDPOINT_SIZE      512
+/* A broken handshake may be a server that just went down; after so many it is a refusal. */
+#define PATIENCE_HANDSHAKES 3
+#define WHY_SIZE            256
 /* The second loss within this time is followed by a pause of as much, so that a peer which accepts
  * and closes costs little. */
 #define REOPEN_PAUSE_NS (100 * BT_NS_PER_MS)
 #define CONNECTION_EVENTS                                                                          \
-    (ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_CONNECT_RETRIED |          \
-     ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |                  \
-     ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
-
-/* A blocking call, on the stack of bt_rpc_client_call_wait. */
-struct wait {
-    bool done;
-    enum bt_status status;
-    char text[BT_ERROR_TEXT_SIZE];
-    ProtobufCMessage *response;
-};
+    (ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |                \
+     ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |                            \
+     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
 
 enum peer_state { PEER_UNKNOWN, PEER_UP, PEER_DOWN };
-
-struct bt_rpc_pending {
-    struct bt_rpc_client *client;
-    struct bt_rpc_pending *previous; /* in a ring with a head in the client */
-    struct bt_rpc_pending *next;
-    uint64_t id;
-    struct bt_loop_source *timer; /* NULL until there is a deadline or a cancel */
-    int64_t deadline_ns;
-    int64_t give_up_ns; /* after a cancel; else BT_NEVER_NS */
-    bool cancelled;
-    bool cancel_unsent;
-    const ProtobufCMessageDescriptor *data;
-    const ProtobufCMessageDescriptor *response;
-    bt_rpc_data_fn *on_data;
-    bt_rpc_end_fn *on_end;
-    void *context;
-    struct wait *wait; /* set: the end goes there, not to on_end */
-};
 
 struct bt_rpc_client {
     struct bt_loop *loop;
@@ -54,9 +33,15 @@ struct bt_rpc_client {
     struct bt_monitor monitor;
     struct bt_loop_source *socket_source;
     struct bt_loop_source *monitor_source;
-    struct bt_loop_source *tick;   /* keepalive while calls are open */
-    struct bt_loop_source *reopen; /* armed while there is no socket */
-    int64_t lost_ns;               /* when a connection broke last; 0: never */
+    struct bt_loop_source *tick;        /* keepalive while calls are open */
+    struct bt_loop_source *reopen;      /* armed while there is no socket, or after keys changed */
+    const struct bt_security *security; /* NULL: plain */
+    struct bt_curve_watch watch;
+    struct bt_key server_key;
+    int64_t tcp_ns;     /* when the connection was there last, before its handshake */
+    unsigned refusals;  /* handshakes in a row that failed */
+    char why[WHY_SIZE]; /* the last one did; "" after one that did not */
+    int64_t lost_ns;    /* when a connection broke last; 0: never */
     int64_t keepalive_ns;
     bool connected; /* the handshake is done */
     enum peer_state state;
@@ -69,7 +54,7 @@ struct bt_rpc_client {
     void *on_peer_context;
     unsigned depth;
     bool dead;
-    char endpoint[ENDPOINT_SIZE];
+    char endpoint[BT_ENDPOINT_SIZE]; /* the address alone */
 };
 
 static void client_enter(struct bt_rpc_client *client)
@@ -85,49 +70,10 @@ static void client_leave(struct bt_rpc_client *client)
     }
 }
 
-/* ------------------------------------------------------------------ rings */
-
-static void ring_init(struct bt_rpc_pending *head)
-{
-    head->next = head->previous = head;
-}
-
-static bool ring_empty(const struct bt_rpc_pending *head)
-{
-    return head->next == head;
-}
-
-static void ring_add(struct bt_rpc_pending *head, struct bt_rpc_pending *pending)
-{
-    pending->previous = head->previous;
-    pending->next = head;
-    head->previous->next = pending;
-    head->previous = pending;
-}
-
-static void ring_remove(struct bt_rpc_pending *pending)
-{
-    pending->previous->next = pending->next;
-    pending->next->previous = pending->previous;
-}
-
-/* All of `from` to the end of `to`. */
-static void ring_move(struct bt_rpc_pending *to, struct bt_rpc_pending *from)
-{
-    if (ring_empty(from)) {
-        return;
-    }
-    from->next->previous = to->previous;
-    to->previous->next = from->next;
-    from->previous->next = to;
-    to->previous = from->previous;
-    ring_init(from);
-}
-
 /* ------------------------------------------------------------------ the end of a call */
 
 /* Takes the response. */
-static void wait_end(struct wait *wait, enum bt_status status, const char *text,
+static void wait_end(struct bt_rpc_wait *wait, enum bt_status status, const char *text,
                      ProtobufCMessage *response)
 {
     wait->done = true;
@@ -141,7 +87,7 @@ static void pending_finish(struct bt_rpc_pending *pending, enum bt_status status
                            ProtobufCMessage *response)
 {
     struct bt_rpc_client *client = pending->client;
-    ring_remove(pending);
+    bt_pending_ring_remove(pending);
     if (bt_map_get(&client->pending_by_id, pending->id) == pending) {
         bt_map_remove(&client->pending_by_id, pending->id);
     }
@@ -162,7 +108,7 @@ static void pending_finish(struct bt_rpc_pending *pending, enum bt_status status
 
 static void ring_finish(struct bt_rpc_pending *head, enum bt_status status, const char *text)
 {
-    while (!ring_empty(head)) {
+    while (!bt_pending_ring_empty(head)) {
         pending_finish(head->next, status, text, NULL);
     }
 }
@@ -197,12 +143,17 @@ static void client_close(struct bt_rpc_client *client)
     client->connected = false;
 }
 
-static enum bt_status socket_connect(void *socket, const char *endpoint, struct bt_error *error)
+static enum bt_status socket_connect(struct bt_rpc_client *client, void *socket,
+                                     struct bt_error *error)
 {
     int interval_ms = RECONNECT_MS;
     int interval_max_ms = RECONNECT_MAX_MS;
     enum bt_status status = bt_wire_socket_setup(socket, error);
+    if (status == BT_OK) {
+        status = bt_curve_client_setup(client->security, socket, &client->server_key, error);
+    }
     if (status != BT_OK) {
+        bt_error_prefix(error, "connect %s", client->endpoint);
         return status;
     }
     if (zmq_setsockopt(socket, ZMQ_RECONNECT_IVL, &interval_ms, sizeof interval_ms) < 0 ||
@@ -210,10 +161,10 @@ static enum bt_status socket_connect(void *socket, const char *endpoint, struct 
             0) {
         return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
     }
-    if (zmq_connect(socket, endpoint) < 0) {
+    if (zmq_connect(socket, client->endpoint) < 0) {
         bool bad = errno == EINVAL || errno == EPROTONOSUPPORT || errno == ENOCOMPATPROTO;
         return bt_error_set(error, bad ? BT_ERR_INVALID_ARGUMENT : BT_ERR_IO, "connect %s: %s",
-                            endpoint, zmq_strerror(errno));
+                            client->endpoint, zmq_strerror(errno));
     }
     return BT_OK;
 }
@@ -230,7 +181,7 @@ static enum bt_status client_open(struct bt_rpc_client *client, struct bt_error 
     if (status != BT_OK) {
         goto err_socket;
     }
-    status = socket_connect(socket, client->endpoint, error);
+    status = socket_connect(client, socket, error);
     if (status != BT_OK) {
         goto err_monitor;
     }
@@ -255,11 +206,20 @@ err_socket:
     return status;
 }
 
-static void on_reopen(void *context)
+static int64_t reopen_pause_ns(const struct bt_rpc_client *client)
 {
-    struct bt_rpc_client *client = context;
-    if (client_open(client, NULL) != BT_OK) {
-        bt_loop_timer_set(client->reopen, bt_clock_now_ns() + REOPEN_PAUSE_NS);
+    unsigned doublings = client->refusals < 4 ? client->refusals : 4;
+    int64_t pause_ns = REOPEN_PAUSE_NS << doublings;
+    return pause_ns < RECONNECT_MAX_MS * BT_NS_PER_MS ? pause_ns : RECONNECT_MAX_MS * BT_NS_PER_MS;
+}
+
+static void client_reopen(struct bt_rpc_client *client)
+{
+    struct bt_error error;
+    if (client_open(client, &error) != BT_OK) {
+        client->refusals++;
+        bt_wire_text_copy(error.text, client->why, sizeof client->why);
+        bt_loop_timer_set(client->reopen, bt_clock_now_ns() + reopen_pause_ns(client));
     }
 }
 
@@ -274,13 +234,44 @@ static void client_lose(struct bt_rpc_client *client, enum bt_status status, con
     client->lost_ns = now_ns;
     client_close(client);
     bt_map_finish(&client->pending_by_id);
-    ring_move(&client->failing, &client->open);
+    bt_pending_ring_move(&client->failing, &client->open);
     bt_loop_timer_set(client->tick, BT_NEVER_NS);
-    if (again || client_open(client, NULL) != BT_OK) {
-        bt_loop_timer_set(client->reopen, now_ns + REOPEN_PAUSE_NS);
+    if (again || client->refusals > 0) {
+        bt_loop_timer_set(client->reopen, now_ns + reopen_pause_ns(client));
+    } else {
+        client_reopen(client);
     }
     peer_state_set(client, PEER_DOWN);
     ring_finish(&client->failing, status, text);
+}
+
+/* The list of keys changed: the server's may have left it, or come back. */
+static void keys_recheck(struct bt_rpc_client *client)
+{
+    const struct bt_known_key *known = bt_curve_find(client->security, &client->server_key);
+    if (!known || !known->allowed) {
+        snprintf(client->why, sizeof client->why, "the server's key is admitted no more");
+        client->refusals++;
+        client_lose(client, BT_ERR_UNAVAILABLE, client->why);
+    }
+}
+
+static void on_reopen(void *context)
+{
+    struct bt_rpc_client *client = context;
+    client_enter(client);
+    if (client->socket) {
+        keys_recheck(client);
+    } else {
+        client_reopen(client);
+    }
+    client_leave(client);
+}
+
+static void on_keys_changed(void *context)
+{
+    struct bt_rpc_client *client = context;
+    bt_loop_timer_set(client->reopen, 0);
 }
 
 static void send_plain(struct bt_rpc_client *client, Baton__V1__Frame__Kind kind, uint64_t id)
@@ -386,23 +377,56 @@ static void on_readable(void *context)
     client_leave(client);
 }
 
-static void connection_event(struct bt_rpc_client *client, uint16_t event)
+static void connection_closed(struct bt_rpc_client *client)
 {
-    if (event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED) {
+    if (!client->connected) {
+        peer_state_set(client, PEER_DOWN);
+        return;
+    }
+    /* What the peer sent before it closed counts. */
+    messages_read(client, 2 * BT_RPC_SEND_QUEUE_MESSAGES);
+    if (!client->dead) {
+        client_lose(client, BT_ERR_PEER_LOST, "the peer closed the connection");
+    }
+}
+
+/* After a refusal that the server gave a reason for, the library does not connect again. */
+static void handshake_failed(struct bt_rpc_client *client, const struct bt_monitor_event *event)
+{
+    int64_t waited_ms = (bt_clock_now_ns() - client->tcp_ns) / BT_NS_PER_MS;
+    bt_curve_explain_server(client->security, event, waited_ms, client->why, sizeof client->why);
+    client->refusals++;
+    if (event->event != ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL ||
+        client->refusals >= PATIENCE_HANDSHAKES) {
+        client_lose(client, BT_ERR_UNAVAILABLE, client->why);
+    } else {
+        peer_state_set(client, PEER_DOWN);
+    }
+}
+
+static void connection_event(struct bt_rpc_client *client, const struct bt_monitor_event *event)
+{
+    switch (event->event) {
+    case ZMQ_EVENT_CONNECTED:
+        client->tcp_ns = bt_clock_now_ns();
+        break;
+    case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
         client->connected = true;
+        client->refusals = 0;
+        client->why[0] = '\0';
         /* That the library shook hands says nothing about the program behind it; a PONG does. */
         send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
-        return;
+        break;
+    case ZMQ_EVENT_DISCONNECTED:
+        connection_closed(client);
+        break;
+    case ZMQ_EVENT_CONNECT_RETRIED:
+        peer_state_set(client, PEER_DOWN); /* nobody is there */
+        break;
+    default:
+        handshake_failed(client, event);
+        break;
     }
-    if (event == ZMQ_EVENT_DISCONNECTED && client->connected) {
-        /* What the peer sent before it closed counts. */
-        messages_read(client, 2 * BT_RPC_SEND_QUEUE_MESSAGES);
-        if (!client->dead) {
-            client_lose(client, BT_ERR_PEER_LOST, "the peer closed the connection");
-        }
-        return;
-    }
-    peer_state_set(client, PEER_DOWN); /* refused, or no peer of this protocol */
 }
 
 static void on_connection(void *context)
@@ -412,7 +436,7 @@ static void on_connection(void *context)
     void *socket = client->socket;
     struct bt_monitor_event event;
     while (!client->dead && client->socket == socket && bt_monitor_next(&client->monitor, &event)) {
-        connection_event(client, event.event);
+        connection_event(client, &event);
     }
     client_leave(client);
 }
@@ -435,14 +459,15 @@ static void cancels_retry(struct bt_rpc_client *client)
 static void on_tick(void *context)
 {
     struct bt_rpc_client *client = context;
-    if (ring_empty(&client->open)) {
+    if (bt_pending_ring_empty(&client->open)) {
         return;
     }
     client_enter(client);
     if (++client->silent_ticks > BT_RPC_SILENT_TICKS) {
         bool known = client->connected;
+        const char *why = client->why[0] ? client->why : "no connection to the peer";
         client_lose(client, known ? BT_ERR_PEER_LOST : BT_ERR_UNAVAILABLE,
-                    known ? "the peer does not answer" : "no connection to the peer");
+                    known ? "the peer does not answer" : why);
     } else {
         if (client->connected) {
             send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
@@ -561,8 +586,8 @@ static enum bt_status call_admit(struct bt_rpc_client *client, struct bt_error *
         return bt_error_set(error, BT_ERR_CANCELLED, "%s: the client is closing", client->endpoint);
     }
     if (!client->socket) {
-        return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s: the peer keeps closing the connection",
-                            client->endpoint);
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s: %s", client->endpoint,
+                            client->why[0] ? client->why : "the peer keeps closing the connection");
     }
     if (client->pending_by_id.size >= BT_RPC_MAX_CALLS_PER_PEER) {
         return bt_error_set(error, BT_ERR_EXHAUSTED, "%s: more than %d open calls",
@@ -589,11 +614,11 @@ enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_
         free(pending);
         return call_refused(client, status, spec->method, error);
     }
-    if (ring_empty(&client->open)) {
+    if (bt_pending_ring_empty(&client->open)) {
         client->silent_ticks = 0;
         bt_loop_timer_set(client->tick, bt_clock_now_ns() + client->keepalive_ns);
     }
-    ring_add(&client->open, pending);
+    bt_pending_ring_add(&client->open, pending);
     if (ret_pending) {
         *ret_pending = pending;
     }
@@ -622,21 +647,24 @@ enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
                                     struct bt_error *error, struct bt_rpc_client **ret_client)
 {
     BT_ASSERT(endpoint);
-    if (strlen(endpoint) >= ENDPOINT_SIZE) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "connect %.100s...: name too long",
-                            endpoint);
-    }
     struct bt_rpc_client *client = calloc(1, sizeof *client);
     if (!client) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for an rpc client");
     }
     client->loop = loop;
+    client->security = bt_loop_security(loop);
+    client->watch = (struct bt_curve_watch){.changed = on_keys_changed, .context = client};
     client->keepalive_ns = BT_RPC_KEEPALIVE_MS * BT_NS_PER_MS;
-    memcpy(client->endpoint, endpoint, strlen(endpoint) + 1);
     bt_map_init(&client->pending_by_id);
-    ring_init(&client->open);
-    ring_init(&client->failing);
-    enum bt_status status = BT_ERR_NO_MEMORY;
+    bt_pending_ring_init(&client->open);
+    bt_pending_ring_init(&client->failing);
+    enum bt_status status = bt_curve_client_address(client->security, endpoint, error,
+                                                    client->endpoint, &client->server_key);
+    if (status != BT_OK) {
+        bt_error_prefix(error, "connect");
+        goto err_client;
+    }
+    status = BT_ERR_NO_MEMORY;
     client->tick = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, client);
     client->reopen = bt_loop_add_timer(loop, BT_NEVER_NS, on_reopen, client);
     if (!client->tick || !client->reopen) {
@@ -646,6 +674,9 @@ enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
     status = client_open(client, error);
     if (status != BT_OK) {
         goto err_client;
+    }
+    if (client->security) {
+        bt_curve_watch_add(bt_loop_security(loop), &client->watch);
     }
     *ret_client = client;
     return BT_OK;
@@ -666,10 +697,11 @@ void bt_rpc_client_destroy(struct bt_rpc_client *client)
     client_enter(client);
     client->dead = true;
     client_close(client); /* the server hears of it by the end of the connection */
+    bt_curve_watch_remove(&client->watch);
     bt_loop_remove(client->tick);
     bt_loop_remove(client->reopen);
     bt_map_finish(&client->pending_by_id);
-    ring_move(&client->failing, &client->open);
+    bt_pending_ring_move(&client->failing, &client->open);
     ring_finish(&client->failing, BT_ERR_CANCELLED, "the client was closed");
     client_leave(client);
 }
@@ -691,10 +723,10 @@ enum bt_status bt_rpc_client_call_wait(struct bt_rpc_client *client,
                                        const struct bt_rpc_call_spec *spec, struct bt_error *error,
                                        ProtobufCMessage **ret_response)
 {
-    struct wait wait = {0};
+    struct bt_rpc_wait wait = {0};
     struct bt_rpc_pending *pending;
     struct bt_loop *loop = client->loop;
-    char endpoint[ENDPOINT_SIZE]; /* a callback may destroy the client meanwhile */
+    char endpoint[BT_ENDPOINT_SIZE]; /* a callback may destroy the client meanwhile */
     memcpy(endpoint, client->endpoint, sizeof endpoint);
     enum bt_status status = bt_rpc_client_call(client, spec, error, &pending);
     if (status != BT_OK) {

@@ -1,4 +1,3 @@
-#include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -6,14 +5,20 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/messaging/bind.h"
+#include "common/messaging/connection.h"
+#include "common/messaging/curve.h"
 #include "common/messaging/monitor.h"
 #include "common/messaging/peer.h"
+#include "common/messaging/refusal.h"
 #include "common/messaging/rpc.h"
 #include "common/messaging/wire.h"
 
 #define MESSAGES_PER_ROUND 64
 #define CLOSE_LINGER_MS    500
-#define ENDPOINT_SIZE      512
+#define CONNECTION_EVENTS                                                                          \
+    (ZMQ_EVENT_ACCEPTED | ZMQ_EVENT_DISCONNECTED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |          \
+     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL)
 
 struct bt_rpc_call {
     struct bt_rpc_server *server;
@@ -36,10 +41,15 @@ struct bt_rpc_server {
     struct bt_loop_source *socket_source;
     struct bt_loop_source *monitor_source;
     struct bt_peers peers;
+    struct bt_connections connections;
+    const struct bt_security *security; /* NULL: plain */
+    struct bt_curve_watch watch;
+    bool keys_changed;              /* since connections were looked through */
+    struct bt_monitor_event failed; /* of a connection that is about to end; event 0: none */
     size_t open_calls;
     unsigned depth; /* callbacks of the loop on the stack */
     bool dead;
-    char endpoint[ENDPOINT_SIZE];
+    char endpoint[BT_BOUND_ENDPOINT_SIZE];
 };
 
 enum bt_status bt_rpc_call_send(struct bt_rpc_call *call, const ProtobufCMessage *message)
@@ -129,6 +139,11 @@ bool bt_rpc_call_cancelled(const struct bt_rpc_call *call)
     return call->cancelled;
 }
 
+const char *bt_rpc_call_key_name(const struct bt_rpc_call *call)
+{
+    return call->peer->key ? call->peer->key->name : NULL;
+}
+
 int64_t bt_rpc_call_deadline_ns(const struct bt_rpc_call *call)
 {
     return call->deadline_ns;
@@ -185,18 +200,16 @@ static void peer_cancel_calls(struct bt_peer *peer)
     }
 }
 
-/* The connection is gone: nothing more can be sent or will come. */
-/* A client that was only silent hears, when it goes on, that its calls are over. As far as there is
- * room: a closed connection takes nothing. */
-static void peer_tell(struct bt_peer *peer)
+/* A client that is still there hears why its calls are over. As far as there is room: a closed
+ * connection takes nothing. */
+static void peer_tell(struct bt_peer *peer, const char *text)
 {
     size_t cursor = 0;
     uint64_t id;
     void *call;
     while (bt_map_next(&peer->calls, &cursor, &id, &call)) {
         struct bt_wire_packet packet;
-        if (bt_peer_pack_end(id, BT_ERR_UNAVAILABLE, "the client was silent for too long", NULL,
-                             &packet) != BT_OK) {
+        if (bt_peer_pack_end(id, BT_ERR_UNAVAILABLE, text, NULL, &packet) != BT_OK) {
             return;
         }
         enum bt_status sent =
@@ -210,9 +223,9 @@ static void peer_tell(struct bt_peer *peer)
     }
 }
 
-static void peer_lose(struct bt_peer *peer)
+static void peer_lose(struct bt_peer *peer, const char *text)
 {
-    peer_tell(peer);
+    peer_tell(peer, text);
     peer->holds++;
     peer->lost = true;
     bt_peer_retire(peer);
@@ -312,6 +325,7 @@ static void frame_call(struct bt_rpc_server *server, struct bt_peer *peer,
         stranger_refuse(server, message);
         return;
     }
+    peer->key = message->user;
     if (bt_map_get(&peer->calls, message->frame->call_id)) {
         server->peers.dropped++; /* an END would end the call that has this id by right */
         return;
@@ -339,18 +353,38 @@ static void frame_ping(struct bt_rpc_server *server, struct bt_wire_message *mes
                  &pong, NULL);
 }
 
-static void connections_update(struct bt_rpc_server *server);
+static void events_take(struct bt_rpc_server *server);
+static void connection_revoke(struct bt_rpc_server *server, struct bt_connection *connection);
+
+/* Whether the message counts: on a secured server it must come from a key that is admitted now. */
+static bool message_admit(struct bt_rpc_server *server, struct bt_wire_message *message)
+{
+    struct bt_connection *connection = bt_connections_find(&server->connections, message->fd);
+    if (server->security) {
+        message->user = bt_curve_user(server->security, &message->payload);
+    }
+    if (server->security && (!message->user || !message->user->allowed)) {
+        server->peers.dropped++;
+        if (connection && connection->state != BT_CONNECTION_BROKEN) {
+            connection->key = message->user;
+            connection_revoke(server, connection);
+        }
+        return false;
+    }
+    if (connection && connection->state == BT_CONNECTION_NEW) {
+        connection->key = message->user;
+        bt_connections_move(&server->connections, connection, BT_CONNECTION_PROVEN);
+    }
+    return true;
+}
 
 static void message_handle(struct bt_rpc_server *server, struct bt_wire_message *message)
 {
     const unsigned char *identity = zmq_msg_data(&message->identity);
     size_t identity_size = zmq_msg_size(&message->identity);
-    if (message->frame->kind == BATON__V1__FRAME__KIND__CALL) {
-        /* Its identity or descriptor may be in use again: hear of the old connection's end first.
-         */
-        connections_update(server);
-    }
-    if (server->dead) {
+    /* Its identity or descriptor may be in use again: hear of the old connection's end first. */
+    events_take(server);
+    if (server->dead || !message_admit(server, message)) {
         return;
     }
     struct bt_peer *peer = bt_peer_find(&server->peers, identity, identity_size);
@@ -394,23 +428,115 @@ static void on_readable(void *context)
     server_leave(server);
 }
 
-static void connection_lose(struct bt_rpc_server *server, int fd)
+/* ------------------------------------------------------------------ connections */
+
+static void connection_lose(struct bt_rpc_server *server, int fd, const char *text)
 {
     for (struct bt_peer *peer = server->peers.first; peer; peer = peer->next) {
         if (peer->fd == fd && !peer->gone) {
-            peer_lose(peer);
+            peer_lose(peer, text);
             return; /* a connection is one peer */
         }
     }
 }
 
-static void connections_update(struct bt_rpc_server *server)
+/* A connection ended in its handshake. Who only opened and closed it (a probe whether the port is
+ * open) is not worth a line. */
+static void handshake_refused(struct bt_rpc_server *server, const struct bt_connection *connection)
+{
+    struct bt_refusals *refusals = bt_loop_refusals(server->loop);
+    char who[BT_CONNECTION_TEXT_SIZE];
+    bt_connection_text(connection, who);
+    if (server->failed.event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) {
+        bt_refusal_add(refusals, BT_REFUSED_HANDSHAKE, "from %s: %s", who,
+                       bt_curve_explain_client(server->security, server->failed.value));
+    } else {
+        bt_refusal_add(refusals, BT_REFUSED_HANDSHAKE, "%s", "");
+    }
+}
+
+static void connection_closed(struct bt_rpc_server *server, int fd)
+{
+    const struct bt_connection *connection = bt_connections_find(&server->connections, fd);
+    bool ours = connection && connection->state == BT_CONNECTION_BROKEN;
+    if (server->failed.event && !ours) {
+        handshake_refused(server, connection);
+    }
+    server->failed.event = 0;
+    bt_connections_closed(&server->connections, fd);
+    connection_lose(server, fd, "the connection was closed");
+}
+
+/* The library's thread tells of a failed handshake and of the connection's end in one go. */
+static void events_take(struct bt_rpc_server *server)
 {
     struct bt_monitor_event event;
     while (!server->dead && bt_monitor_next(&server->monitor, &event)) {
-        if (event.event == ZMQ_EVENT_DISCONNECTED) {
-            connection_lose(server, event.value);
+        if (event.event == ZMQ_EVENT_ACCEPTED) {
+            bt_connections_accepted(&server->connections, event.value);
+        } else if (event.event == ZMQ_EVENT_DISCONNECTED) {
+            connection_closed(server, event.value);
+        } else {
+            server->failed = event;
         }
+    }
+}
+
+/* The connection may end by itself in here, and callbacks destroy the server. */
+static void connection_break(struct bt_rpc_server *server, const struct bt_connection *connection,
+                             const char *text)
+{
+    int fd = connection->fd;
+    uint64_t serial = connection->serial;
+    struct bt_connection *found = NULL;
+    bool held = bt_connections_hold(&server->connections, connection);
+    events_take(server);
+    if (!server->dead) {
+        found = bt_connections_find(&server->connections, fd);
+        found = found && found->serial == serial ? found : NULL;
+    }
+    if (held) {
+        bt_connections_break_held(&server->connections, found);
+    } else if (found) {
+        bt_connections_move(&server->connections, found, BT_CONNECTION_BROKEN);
+    }
+    if (found) {
+        connection_lose(server, fd, text);
+    }
+}
+
+static void connection_revoke(struct bt_rpc_server *server, struct bt_connection *connection)
+{
+    char who[BT_CONNECTION_TEXT_SIZE];
+    bt_connection_text(connection, who);
+    bt_refusal_add(bt_loop_refusals(server->loop), BT_REFUSED_REMOVED,
+                   "from %s: the key of '%s' is admitted no more", who,
+                   connection->key ? connection->key->name : "");
+    connection_break(server, connection, "the client's key is admitted no more");
+}
+
+static void connections_recheck(struct bt_rpc_server *server)
+{
+    struct bt_connection *connection;
+    server->keys_changed = false;
+    bt_connections_doom(&server->connections);
+    while (!server->dead &&
+           (connection = bt_connections_first(&server->connections, BT_CONNECTION_DOOMED))) {
+        connection_revoke(server, connection);
+    }
+}
+
+/* Descriptors are for those who speak. */
+static void connections_limit(struct bt_rpc_server *server)
+{
+    const struct bt_connection *connection;
+    while (!server->dead && (connection = bt_connections_excess(&server->connections))) {
+        char who[BT_CONNECTION_TEXT_SIZE];
+        bt_connection_text(connection, who);
+        bt_refusal_add(bt_loop_refusals(server->loop), BT_REFUSED_FLOOD,
+                       "from %s: it is the oldest of %zu that have said nothing", who,
+                       server->connections.counts[BT_CONNECTION_NEW]);
+        connection_break(server, connection, "too many connections");
     }
 }
 
@@ -418,8 +544,16 @@ static void on_connection(void *context)
 {
     struct bt_rpc_server *server = context;
     server_enter(server);
-    connections_update(server);
+    events_take(server);
+    connections_limit(server);
     server_leave(server);
+}
+
+static void on_keys_changed(void *context)
+{
+    struct bt_rpc_server *server = context;
+    server->keys_changed = true;
+    bt_loop_timer_bring_forward(server->peers.tick, 0);
 }
 
 /* ------------------------------------------------------------------ the tick */
@@ -428,6 +562,9 @@ static void on_tick(void *context)
 {
     struct bt_rpc_server *server = context;
     server_enter(server);
+    if (server->keys_changed) {
+        connections_recheck(server);
+    }
     bt_peers_flush(&server->peers);
     int64_t now_ns = bt_clock_now_ns();
     if (now_ns >= server->peers.sweep_ns) {
@@ -436,7 +573,7 @@ static void on_tick(void *context)
     }
     struct bt_peer *peer;
     while (!server->dead && (peer = bt_peers_find_lost(&server->peers))) {
-        peer_lose(peer);
+        peer_lose(peer, "the client was silent for too long");
     }
     if (!server->dead && server->peers.first) {
         bt_loop_timer_bring_forward(server->peers.tick, server->peers.sweep_ns);
@@ -455,53 +592,9 @@ static void server_leave(struct bt_rpc_server *server)
 {
     if (--server->depth == 0 && server->dead) {
         bt_peers_finish(&server->peers);
+        bt_connections_finish(&server->connections);
         free(server);
     }
-}
-
-/* "tcp://127.0.0.1:5", "tcp://10.0.0.1:*" */
-static bool names_ipv4(const char *endpoint)
-{
-    static const char scheme[] = "tcp://";
-    char host[INET_ADDRSTRLEN];
-    struct in_addr address;
-    if (strncmp(endpoint, scheme, sizeof scheme - 1) != 0) {
-        return false;
-    }
-    const char *name = endpoint + sizeof scheme - 1;
-    size_t size = strcspn(name, ":");
-    if (size >= sizeof host) {
-        return false;
-    }
-    memcpy(host, name, size);
-    host[size] = '\0';
-    return inet_pton(AF_INET, host, &address) == 1;
-}
-
-static enum bt_status server_bind(struct bt_rpc_server *server, const char *endpoint,
-                                  struct bt_error *error)
-{
-    int mandatory = 1;
-    int ipv6 = !names_ipv4(endpoint); /* else the endpoint is reported as tcp://[::ffff:…] */
-    enum bt_status status = bt_wire_socket_setup(server->socket, error);
-    if (status != BT_OK) {
-        return status;
-    }
-    if (zmq_setsockopt(server->socket, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory) < 0 ||
-        zmq_setsockopt(server->socket, ZMQ_IPV6, &ipv6, sizeof ipv6) < 0) {
-        return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
-    }
-    if (zmq_bind(server->socket, endpoint) < 0) {
-        bool bad = errno == EINVAL || errno == EPROTONOSUPPORT || errno == ENOCOMPATPROTO;
-        return bt_error_set(error, bad ? BT_ERR_INVALID_ARGUMENT : BT_ERR_IO, "bind %s: %s",
-                            endpoint, zmq_strerror(errno));
-    }
-    size_t size = sizeof server->endpoint;
-    if (zmq_getsockopt(server->socket, ZMQ_LAST_ENDPOINT, server->endpoint, &size) < 0) {
-        return bt_error_set(error, BT_ERR_INTERNAL, "endpoint of %s: %s", endpoint,
-                            zmq_strerror(errno));
-    }
-    return BT_OK;
 }
 
 static bool sources_add(struct bt_rpc_server *server)
@@ -527,7 +620,13 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
                                     struct bt_error *error, struct bt_rpc_server **ret_server)
 {
     BT_ASSERT(endpoint);
-    enum bt_status status;
+    const struct bt_security *security = bt_loop_security(loop);
+    char address[BT_ENDPOINT_SIZE];
+    enum bt_status status = bt_curve_server_address(security, endpoint, error, address);
+    if (status != BT_OK) {
+        bt_error_prefix(error, "bind");
+        return status;
+    }
     struct bt_rpc_server *server = calloc(1, sizeof *server);
     if (!server) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for an rpc server");
@@ -535,24 +634,33 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
     server->loop = loop;
     server->methods = methods;
     server->context = context;
+    server->security = security;
+    server->watch = (struct bt_curve_watch){.changed = on_keys_changed, .context = server};
+    status = bt_connections_init(&server->connections, error);
+    if (status != BT_OK) {
+        goto err_server;
+    }
     server->socket = zmq_socket(bt_loop_zmq(loop), ZMQ_ROUTER);
     if (!server->socket) {
         status = bt_error_set(error, BT_ERR_INTERNAL, "zmq_socket: %s", zmq_strerror(errno));
-        goto err_server;
+        goto err_connections;
     }
     bt_peers_init(&server->peers, server->socket);
-    status = bt_monitor_init(&server->monitor, bt_loop_zmq(loop), server->socket,
-                             ZMQ_EVENT_DISCONNECTED, error);
+    status = bt_monitor_init(&server->monitor, bt_loop_zmq(loop), server->socket, CONNECTION_EVENTS,
+                             error);
     if (status != BT_OK) {
         goto err_socket;
     }
-    status = server_bind(server, endpoint, error);
+    status = bt_bind(security, server->socket, address, error, server->endpoint);
     if (status != BT_OK) {
         goto err_monitor;
     }
     if (!sources_add(server)) {
         status = bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for an rpc server");
         goto err_sources;
+    }
+    if (security) {
+        bt_curve_watch_add(bt_loop_security(loop), &server->watch);
     }
     *ret_server = server;
     return BT_OK;
@@ -563,6 +671,8 @@ err_monitor:
     bt_monitor_finish(&server->monitor);
 err_socket:
     zmq_close(server->socket);
+err_connections:
+    bt_connections_finish(&server->connections);
 err_server:
     free(server);
     return status;
@@ -618,6 +728,7 @@ void bt_rpc_server_destroy(struct bt_rpc_server *server)
     calls_end_all(server);
     peers_drop(server);
     sources_remove(server);
+    bt_curve_watch_remove(&server->watch);
     bt_monitor_finish(&server->monitor);
     int linger_ms = CLOSE_LINGER_MS;
     zmq_setsockopt(server->socket, ZMQ_LINGER, &linger_ms, sizeof linger_ms);

@@ -6,7 +6,8 @@
 
 #include "common/messaging/rpc.h"
 
-#define HANDSHAKE_TIMEOUT_MS 5000
+/* Connections that wait to be accepted: all workers come at once when a router was restarted. */
+#define BACKLOG 1024
 /* Idle connections of hosts that vanished are closed after about two minutes; connections with open
  * calls have the protocol's own keepalive. */
 #define TCP_IDLE_S     60
@@ -20,7 +21,8 @@ enum bt_status bt_wire_socket_setup(void *socket, struct bt_error *error)
     int linger_ms = 0;
     int queue = BT_RPC_SEND_QUEUE_MESSAGES;
     int64_t max_bytes = BT_RPC_MAX_MESSAGE_BYTES;
-    int handshake_ms = HANDSHAKE_TIMEOUT_MS;
+    int handshake_ms = BT_WIRE_HANDSHAKE_MS;
+    int backlog = BACKLOG;
     int on = 1, idle_s = TCP_IDLE_S, interval_s = TCP_INTERVAL_S, probes = TCP_PROBES;
     if (zmq_setsockopt(socket, ZMQ_TCP_KEEPALIVE, &on, sizeof on) < 0 ||
         zmq_setsockopt(socket, ZMQ_TCP_KEEPALIVE_IDLE, &idle_s, sizeof idle_s) < 0 ||
@@ -32,7 +34,8 @@ enum bt_status bt_wire_socket_setup(void *socket, struct bt_error *error)
         zmq_setsockopt(socket, ZMQ_SNDHWM, &queue, sizeof queue) < 0 ||
         zmq_setsockopt(socket, ZMQ_RCVHWM, &queue, sizeof queue) < 0 ||
         zmq_setsockopt(socket, ZMQ_MAXMSGSIZE, &max_bytes, sizeof max_bytes) < 0 ||
-        zmq_setsockopt(socket, ZMQ_HANDSHAKE_IVL, &handshake_ms, sizeof handshake_ms) < 0) {
+        zmq_setsockopt(socket, ZMQ_HANDSHAKE_IVL, &handshake_ms, sizeof handshake_ms) < 0 ||
+        zmq_setsockopt(socket, ZMQ_BACKLOG, &backlog, sizeof backlog) < 0) {
         return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
     }
     return BT_OK;

@@ -11,7 +11,10 @@
 #include "proto/rpc.pb-c.h"
 
 #define BT_WIRE_VERSION            1
+#define BT_WIRE_HANDSHAKE_MS       5000
 #define BT_WIRE_MAX_IDENTITY_BYTES 255
+
+struct bt_known_key;
 
 /* Linger, queues, size limit and handshake time that all RPC sockets share. */
 enum bt_status bt_wire_socket_setup(void *socket, struct bt_error *error);
@@ -22,7 +25,8 @@ struct bt_wire_message {
     zmq_msg_t identity; /* empty on a DEALER */
     zmq_msg_t payload;
     Baton__V1__Frame *frame;
-    int fd; /* of the connection it came by; -1: unknown */
+    int fd;                          /* of the connection it came by; -1: unknown */
+    const struct bt_known_key *user; /* NULL, until a secured server finds out */
 };
 
 /* OK: `ret_message` must be closed. IN_PROGRESS: nothing there. PROTOCOL: one message was taken
