@@ -6,24 +6,6 @@
 #include "common/base/clock.h"
 #include "router/core_state.h"
 
-void rt_core_hear_time(struct rt_core *core, int64_t now_ns)
-{
-    if (now_ns > core->now_ns) {
-        core->now_ns = now_ns;
-    }
-}
-
-struct rt_worker *rt_core_worker_get(const struct rt_core *core, rt_worker_ref ref)
-{
-    return ref == RT_NO_WORKER ? NULL : rt_worker_table_get(&core->workers, ref);
-}
-
-const char *rt_core_worker_name(const struct rt_core *core, rt_worker_ref ref)
-{
-    const struct rt_worker *worker = rt_core_worker_get(core, ref);
-    return worker ? worker->info.id : "a worker that left";
-}
-
 /* ---- emitting */
 
 bool rt_core_reserve_actions(struct rt_core *core, size_t count)
@@ -96,7 +78,6 @@ bool rt_core_emit_tokens(struct rt_core *core, const struct rt_request *request,
 
 void rt_request_free(struct rt_request *request)
 {
-    free(request->refusals);
     free(request->delivered);
     free(request);
 }
@@ -104,9 +85,8 @@ void rt_request_free(struct rt_request *request)
 void rt_attempt_release(struct rt_core *core, struct rt_request *request, enum rt_rest rest,
                         bool stop_run)
 {
+    core->dispatch_due = true; /* where it did not fit, those behind it may */
     if (request->state == RT_QUEUED) {
-        rt_request_queue_remove(&core->queue, request);
-        core->dispatch_due = true; /* those behind it may fit where it did not */
         return;
     }
     if (request->run_open && stop_run) {
@@ -118,12 +98,10 @@ void rt_attempt_release(struct rt_core *core, struct rt_request *request, enum r
         }
         rt_core_emit(core, RT_ACTION_CANCEL_DECODE, request);
     }
-    rt_worker_uncount_prefill(rt_core_worker_get(core, request->prefill), request);
-    rt_worker_uncount_decode(rt_core_worker_get(core, request->decode), request);
-    request->prefill = request->decode = RT_NO_WORKER;
+    rt_worker_leave_prefill(&core->workers, request, core->now_ns);
+    rt_worker_leave_decode(&core->workers, request);
     request->epoch = 0;
     request->run_open = false;
-    core->dispatch_due = true;
 }
 
 void rt_request_end(struct rt_core *core, struct rt_request *request, enum rt_finish finish,
@@ -140,7 +118,13 @@ void rt_request_end(struct rt_core *core, struct rt_request *request, enum rt_fi
         .text = finish == RT_FINISH_ERROR ? text : NULL,
     };
     rt_action_queue_push(&core->actions, &action);
-    rt_deadline_heap_remove(&core->deadlines, request);
+    if (finish == RT_FINISH_STOP || finish == RT_FINISH_LENGTH) {
+        rt_output_mean_learn(&core->outputs, request->spec.tenant, request->spec.prompt_class,
+                             request->delivered_count);
+    }
+    rt_admission_hear(&core->admission, core->queue.count > 0, core->now_ns);
+    rt_request_queue_forget(&core->queue, request);
+    rt_order_remove(&core->deadlines, &request->deadline);
     bt_map_remove(&core->requests, request->spec.id);
     rt_request_free(request);
 }
@@ -157,15 +141,22 @@ void rt_request_fail(struct rt_core *core, struct rt_request *request, enum rt_r
     rt_request_end(core, request, RT_FINISH_ERROR, status, text);
 }
 
-void rt_request_requeue(struct rt_core *core, struct rt_request *request)
+/* rest_until_ns: it gets no turn before; 0: at once. */
+static void wait_again(struct rt_core *core, struct rt_request *request, int64_t rest_until_ns)
 {
     request->state = RT_QUEUED;
-    rt_request_queue_insert(&core->queue, request);
+    rt_admission_hear(&core->admission, core->queue.count > 0, core->now_ns);
+    rt_request_queue_return(&core->queue, request, rest_until_ns);
     core->dispatch_due = true;
 }
 
-/* Remembers not to ask this worker again until its load changes or the hold is over. False: no
- * memory. */
+void rt_request_requeue(struct rt_core *core, struct rt_request *request)
+{
+    wait_again(core, request, 0);
+}
+
+/* Remembers not to ask this worker again until its load changes or the hold is over. False: so many
+ * are remembered that the request had better rest. */
 static bool note_refusal(struct rt_core *core, struct rt_request *request, rt_worker_ref ref)
 {
     const struct rt_worker *worker = rt_core_worker_get(core, ref);
@@ -173,24 +164,15 @@ static bool note_refusal(struct rt_core *core, struct rt_request *request, rt_wo
         return true;
     }
     request->hold_until_ns = core->now_ns + core->options.reserve_retry_ns;
-    struct rt_refusal refusal = {ref, worker->load_serial};
-    for (uint32_t i = 0; i < request->refusal_count; i++) {
-        if (request->refusals[i].worker == ref) {
-            request->refusals[i] = refusal;
-            return true;
-        }
+    uint32_t i = 0;
+    while (i < request->refusal_count && request->refusals[i].worker != ref) {
+        i++;
     }
-    if (request->refusal_count == request->refusal_capacity) {
-        uint32_t capacity = request->refusal_capacity ? request->refusal_capacity * 2 : 4;
-        struct rt_refusal *grown = realloc(request->refusals, capacity * sizeof *grown);
-        if (!grown) {
-            return false;
-        }
-        request->refusals = grown;
-        request->refusal_capacity = capacity;
+    if (i < RT_REFUSALS_MAX) {
+        request->refusals[i] = (struct rt_refusal){ref, worker->load_serial};
+        request->refusal_count += i == request->refusal_count;
     }
-    request->refusals[request->refusal_count++] = refusal;
-    return true;
+    return request->refusal_count < RT_REFUSALS_MAX;
 }
 
 /* The request itself is at fault: it would fail everywhere. */
@@ -205,10 +187,40 @@ static bool no_room(enum bt_status status)
     return status == BT_ERR_EXHAUSTED || status == BT_ERR_UNAVAILABLE;
 }
 
+/* Something broke, and counts. False: it was the request's last attempt, which ended it. */
+static bool may_try_again(struct rt_core *core, struct rt_request *request, rt_worker_ref culprit,
+                          enum rt_rest rest, enum bt_status status, const char *text)
+{
+    const char *name = rt_core_worker_name(core, culprit);
+    if (++request->failures >= core->options.max_attempts) {
+        rt_request_fail(core, request, rest, status,
+                        "gave up after %u attempts, the last on %s: %s", request->failures, name,
+                        text);
+        return false;
+    }
+    /* What a lost worker ran is always run again: it is bounded by what ran there. */
+    if (status != BT_ERR_PEER_LOST &&
+        !rt_admission_retry(&core->admission, &core->options, core->now_ns)) {
+        core->counts.budget_refused++;
+        rt_request_fail(core, request, rest, status, "%s failed, and so do too many: %s", name,
+                        text);
+        return false;
+    }
+    return true;
+}
+
+/* One that is lost is out already. */
+static void blame(struct rt_core *core, rt_worker_ref culprit)
+{
+    struct rt_worker *worker = rt_core_worker_get(core, culprit);
+    if (worker && !worker->life.lost) {
+        rt_core_worker_failed(core, worker);
+    }
+}
+
 void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_worker_ref culprit,
                        enum rt_rest rest, enum bt_status status, const char *text)
 {
-    const char *name = rt_core_worker_name(core, culprit);
     if (!text || text[0] == '\0') {
         text = bt_status_name(status);
     }
@@ -216,16 +228,34 @@ void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_work
         rt_request_fail(core, request, rest, status, "%s", text);
         return;
     }
-    /* A refusal that can't be remembered counts, or the worker would be asked for ever. */
-    bool noted = note_refusal(core, request, culprit);
-    if (!(no_room(status) && noted) && ++request->failures >= core->options.max_attempts) {
-        rt_request_fail(core, request, rest, status,
-                        "gave up after %u attempts, the last on %s: %s", request->failures, name,
-                        text);
-        return;
+    bool room = note_refusal(core, request, culprit);
+    if (no_room(status)) {
+        core->counts.refusals++;
+    } else {
+        blame(core, culprit);
+        if (!may_try_again(core, request, culprit, rest, status, text)) {
+            return;
+        }
+        core->counts.retries++;
     }
     rt_attempt_release(core, request, rest, true);
-    rt_request_requeue(core, request);
+    wait_again(core, request, room ? 0 : request->hold_until_ns);
+}
+
+void rt_attempt_lost(struct rt_core *core, struct rt_request *request,
+                     const struct rt_worker *worker, bool died)
+{
+    /* It may be cut off and yet alive, holding pages. */
+    if (died && ++request->deaths == core->options.poison_deaths) {
+        core->counts.poisoned++;
+        rt_request_fail(core, request, RT_REST_HELD, BT_ERR_PEER_LOST,
+                        "%u workers were lost while it ran there, the last is %s: %s",
+                        request->deaths, worker->info.id, worker->why_lost);
+        return;
+    }
+    char text[RT_WHY_LOST_SIZE + 16];
+    snprintf(text, sizeof text, "worker lost: %s", worker->why_lost);
+    rt_attempt_failed(core, request, worker->ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
 }
 
 void rt_attempt_preempted(struct rt_core *core, struct rt_request *request, const char *text)
@@ -235,6 +265,7 @@ void rt_attempt_preempted(struct rt_core *core, struct rt_request *request, cons
         return;
     }
     request->full = true;
+    core->counts.preemptions++;
     rt_attempt_release(core, request, RT_REST_DECODED, true);
     rt_request_requeue(core, request);
 }

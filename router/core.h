@@ -13,6 +13,11 @@
  * and runs again from its prompt: tokens are a function of (prompt, parameters, seed, position), so
  * those that the client has already are recognised by index and not sent twice.
  *
+ * Whose turn it is, says the queue (request_queue.h): priorities, fair shares of tenants, short
+ * prompts first with ageing. Who runs it, say predictions: of a prefill worker's time, from what it
+ * reported (prefill_line.h), and of a decode rank's pages. A request that would miss its objective
+ * is shed when it is submitted. No event and no decision looks at all workers or all requests.
+ *
  * A worker may be one rank of a group that serves as one worker: its state is the worst of all
  * ranks, and none is READY before all are there. Of a decode group every rank registers, has its
  * own load and gets its own requests; of a prefill group rank 0 alone.
@@ -27,8 +32,14 @@
 #include "common/base/status.h"
 
 #define RT_WORKER_ID_SIZE 64
-#define RT_MAX_WORKERS    4096
+#define RT_MAX_WORKERS    65536 /* ranks */
 #define RT_GROUP_SIZE_MAX 64
+#define RT_MAX_TENANTS    4096
+#define RT_MAX_WEIGHT     10000
+#define RT_PRIORITIES     4
+#define RT_CACHED_MAX     8
+/* A client that was refused is asked to wait for so long at least. */
+#define RT_RETRY_AFTER_MIN_NS (INT64_C(100) * 1000000)
 
 enum rt_role { RT_ROLE_PREFILL, RT_ROLE_DECODE };
 
@@ -71,12 +82,31 @@ typedef uint32_t rt_worker_ref;
 
 enum rt_request_state { RT_QUEUED, RT_RESERVING, RT_PREFILLING, RT_DECODING };
 
+/* A prefill worker that has the first `tokens` of the prompt in its cache. */
+struct rt_cached {
+    rt_worker_ref worker;
+    uint32_t tokens;
+};
+
 struct rt_request_spec {
     uint64_t id; /* new, not 0 */
     uint32_t prompt_tokens;
     uint32_t max_tokens;
     int64_t arrival_ns;
-    int64_t deadline_ns; /* BT_NEVER_NS: none */
+    int64_t deadline_ns;   /* BT_NEVER_NS: none */
+    uint32_t tenant;       /* < RT_MAX_TENANTS */
+    uint32_t priority;     /* < RT_PRIORITIES; 0 goes first */
+    uint32_t prompt_class; /* requests of a tenant that generate alike share a number */
+    int64_t slo_ttft_ns;   /* shed if the first token is predicted to come later; 0: never */
+    const struct rt_cached *cached; /* [cached_count], most tokens first; copied, RT_CACHED_MAX */
+    uint32_t cached_count;
+};
+
+/* Of one tenant; until set, weight 1 and no limits. */
+struct rt_tenant_limits {
+    uint32_t weight;      /* 1..RT_MAX_WEIGHT: its share among tenants that wait */
+    uint32_t max_running; /* taken from the queue and not over; 0: no limit */
+    uint32_t max_waiting; /* 0: the queue's */
 };
 
 enum rt_finish {
@@ -86,6 +116,19 @@ enum rt_finish {
     RT_FINISH_DEADLINE,
     RT_FINISH_ERROR, /* gave up; status and text say why */
 };
+
+/* How a decode rank is chosen among those that have the pages. */
+enum rt_decode_policy {
+    RT_DECODE_KV_UTILIZATION, /* least share of its pages in use, with the request */
+    RT_DECODE_ROUND_ROBIN,
+    RT_DECODE_REMAINING_SLOTS, /* most sequences of the usual size would still run at once */
+    RT_DECODE_MEAN_KV_LENGTH,  /* shortest sequences: attention of a step costs their length */
+    RT_DECODE_POWER_OF_TWO,    /* the less utilised one of two drawn at random */
+};
+extern const char *const rt_decode_policy_names[]; /* by policy, as in a flag; ends with NULL */
+
+/* The circuit breaker of a worker: worker_health.h. */
+enum rt_breaker { RT_BREAKER_CLOSED, RT_BREAKER_OPEN, RT_BREAKER_HALF_OPEN, RT_BREAKER_PROBING };
 
 /* A generated token as it arrived; `payload` is the I/O layer's (logprobs), passed through. */
 struct rt_token {
@@ -121,12 +164,36 @@ struct rt_action {
 struct rt_core_options {
     uint32_t queue_capacity; /* waiting requests; more are refused with EXHAUSTED */
     uint32_t max_attempts;   /* of a request that may fail; refusals and preemptions not counted */
-    uint32_t expected_output_tokens; /* projected KV of a request: prompt + min(max_tokens, this) */
-    uint32_t prefill_depth_tokens;   /* a prefill worker is given work up to this backlog */
-    int64_t silent_after_ns;         /* without heartbeat */
-    int64_t lost_after_ns;           /* silent for so long: its requests are run elsewhere */
+    /* Before requests of a class ended: projected KV is prompt + min(max_tokens, this). Later the
+     * mean of what they generated takes its place. */
+    uint32_t expected_output_tokens;
+    int64_t silent_after_ns;  /* without heartbeat */
+    int64_t lost_after_ns;    /* silent for so long: its requests are run elsewhere */
     int64_t reserve_retry_ns; /* after every decode rank refused: try again this much later */
+
+    /* A prefill worker is given work while it has less than this ahead; > 0. */
+    int64_t prefill_depth_ns;
+    /* What a prefill takes before any worker reported one. */
+    int64_t prefill_base_ns, prefill_token_ns;
+
+    enum rt_decode_policy decode_policy;
+    uint64_t seed; /* of draws */
+
+    /* A prompt lets pass what comes within patience * its expected time (request_queue.h); 0: all
+     * in order of submission. */
+    double patience;
+    int64_t promote_after_ns; /* waiting makes up for a level of priority; 0: never */
+
+    uint32_t breaker_failures; /* of a worker within the window open its breaker; 0: never */
+    int64_t breaker_window_ns;
+    int64_t breaker_open_ns, breaker_open_max_ns; /* at first, and after doubling */
+    uint32_t flap_lives; /* so many lives in a row shorter than flap_life_ns: kept out; 0: never */
+    int64_t flap_life_ns;
+    uint32_t poison_deaths; /* workers that die while a request runs there end it; 0: never */
+    uint32_t retry_budget;  /* failed attempts repeated in RT_RETRY_WINDOW_NS; 0: no limit */
 };
+
+#define RT_RETRY_WINDOW_NS (INT64_C(10) * 1000000000)
 
 struct rt_core;
 
@@ -149,17 +216,26 @@ enum bt_status rt_core_worker_heartbeat(struct rt_core *core, const char *id, ui
                                         const struct rt_load *load, bool draining, int64_t now_ns);
 /* Load that came with a step, fresher than the heartbeat's. */
 void rt_core_worker_load(struct rt_core *core, rt_worker_ref worker, const struct rt_load *load);
-/* Process or connection gone, or it deregistered; all ranks of its group are lost with it. Any
- * number of times. */
+/* Process or connection gone; all ranks of its group are lost with it. Any number of times. */
 void rt_core_worker_lost(struct rt_core *core, rt_worker_ref worker, const char *why,
                          int64_t now_ns);
+/* The same of one that deregistered: nobody is blamed for its end. */
+void rt_core_worker_left(struct rt_core *core, rt_worker_ref worker, int64_t now_ns);
 
 /* ---- requests, from the client's side */
 
-/* EXHAUSTED: the queue is full. INVALID_ARGUMENT: can never fit any registered decode rank (says
- * by how much). UNAVAILABLE: no worker of a role has ever registered. */
+/* EXHAUSTED: the queue is full, the tenant has its limit waiting, or the first token would come too
+ * late; *ret_retry_after_ns (may be NULL) says when it may be worth another try. INVALID_ARGUMENT:
+ * can never fit any registered decode rank (says by how much). UNAVAILABLE: no worker of a role
+ * has ever registered. */
 enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec *spec,
-                              int64_t now_ns, struct bt_error *error);
+                              int64_t now_ns, struct bt_error *error, int64_t *ret_retry_after_ns);
+/* The time to the first token of such a request, were it submitted now. 0: nothing is known. */
+int64_t rt_core_predict_ttft_ns(struct rt_core *core, const struct rt_request_spec *spec,
+                                int64_t now_ns);
+/* NO_MEMORY. tenant < RT_MAX_TENANTS, weight in its range. */
+enum bt_status rt_core_tenant_set(struct rt_core *core, uint32_t tenant,
+                                  const struct rt_tenant_limits *limits);
 /* The client went away, or the service found a stop string (then RT_FINISH_STOP). Unknown ids are
  * fine: it ended meanwhile. */
 void rt_core_finish(struct rt_core *core, uint64_t request, enum rt_finish finish, int64_t now_ns);
@@ -173,6 +249,10 @@ void rt_core_reserved(struct rt_core *core, uint64_t request, uint32_t attempt,
                       int64_t now_ns);
 void rt_core_first_token(struct rt_core *core, uint64_t request, uint32_t attempt,
                          const struct rt_token *token, int64_t now_ns);
+/* What the worker reports of its prefill: the prediction learns of it. computed_tokens 0: as many
+ * as the core believed. */
+void rt_core_prefill_done(struct rt_core *core, uint64_t request, uint32_t attempt,
+                          int64_t compute_ns, uint32_t computed_tokens);
 /* The Run call ended: BT_OK after the handoff was accepted. */
 void rt_core_prefill_ended(struct rt_core *core, uint64_t request, uint32_t attempt,
                            enum bt_status status, const char *text, int64_t now_ns);
@@ -199,6 +279,7 @@ struct rt_request_view {
     uint32_t attempt, prompt_tokens, generated_tokens;
     rt_worker_ref prefill, decode;
     int64_t arrival_ns, dispatched_ns /* sent to prefill, 0: not yet */;
+    uint32_t tenant;
 };
 struct rt_worker_view {
     const struct rt_worker_info *info; /* with the latest load */
@@ -206,6 +287,19 @@ struct rt_worker_view {
     int64_t last_heartbeat_ns;
     uint32_t projected_pages; /* decode: what running and coming requests are expected to need */
     const char *why_lost;     /* "" unless LOST */
+    enum rt_breaker breaker;
+    int64_t breaker_until_ns; /* OPEN: when it is tried again */
+    uint32_t requests;        /* of this core, that are on it */
+    int64_t ahead_ns;         /* prefill: predicted time until it can begin a new prompt */
+    double prefill_base_ns, prefill_token_ns; /* prefill: its line */
+};
+/* Since the core was made. */
+struct rt_core_counts {
+    uint64_t submitted, decisions;
+    uint64_t shed_queue, shed_tenant, shed_slo; /* refused at submit, and why */
+    uint64_t retries, preemptions, refusals; /* attempts that were followed by another, and why */
+    uint64_t poisoned, budget_refused;       /* ended for it */
+    uint64_t breakers_opened, kept_out;
 };
 bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view);
 bool rt_core_worker(const struct rt_core *core, rt_worker_ref worker,
@@ -215,5 +309,6 @@ bool rt_core_next_request(const struct rt_core *core, size_t *cursor,
                           struct rt_request_view *ret_view);
 bool rt_core_next_worker(const struct rt_core *core, size_t *cursor, rt_worker_ref *ret_worker);
 uint32_t rt_core_queued(const struct rt_core *core);
+void rt_core_counts(const struct rt_core *core, struct rt_core_counts *ret_counts);
 
 #endif

@@ -18,10 +18,13 @@
 #define LOST_AFTER_BEATS   30
 #define RESERVE_RETRY_NS   (50 * BT_NS_PER_MS)
 #define STOP_LINGER_NS     (100 * BT_NS_PER_MS)
+/* What a prefill takes before a worker has reported one. */
+#define PREFILL_BASE_NS  (2 * BT_NS_PER_MS)
+#define PREFILL_TOKEN_NS 50000
 
 struct arguments {
     const char *model, *served_model_name, *host, *worker_endpoint, *ready_file;
-    int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_tokens;
+    int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_ns;
     int64_t request_timeout_ns, max_model_len, heartbeat_ms, max_connections, max_body_bytes;
     int log_level;
     bool die_with_parent;
@@ -54,8 +57,8 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "How often a request is tried when workers fail."},
         {"expected-output-tokens", BT_OPTION_INT, &a->expected_output_tokens, "256", .min = 1,
          .max = 1 << 20, .help = "Output that placement expects of a request, at most its limit."},
-        {"prefill-depth-tokens", BT_OPTION_INT, &a->prefill_depth_tokens, "16384", .min = 1,
-         .max = 1 << 30, .help = "A prefill worker gets work up to this backlog of tokens."},
+        {"prefill-depth", BT_OPTION_DURATION, &a->prefill_depth_ns, "1s", .min = 0.001, .max = 3600,
+         .help = "A prefill worker gets work while it is expected to be busy for less than this."},
         {"request-timeout", BT_OPTION_DURATION, &a->request_timeout_ns, "10m", .min = 0.001,
          .max = 86400, .help = "Default and largest time a request may take."},
         {"max-model-len", BT_OPTION_INT, &a->max_model_len, "0", .max = 1 << 30,
@@ -86,7 +89,9 @@ static enum bt_status create_service(struct bt_loop *loop, const struct argument
         .core = {.queue_capacity = (uint32_t)a->queue_capacity,
                  .max_attempts = (uint32_t)a->max_attempts,
                  .expected_output_tokens = (uint32_t)a->expected_output_tokens,
-                 .prefill_depth_tokens = (uint32_t)a->prefill_depth_tokens,
+                 .prefill_depth_ns = a->prefill_depth_ns,
+                 .prefill_base_ns = PREFILL_BASE_NS,
+                 .prefill_token_ns = PREFILL_TOKEN_NS,
                  .silent_after_ns = SILENT_AFTER_BEATS * heartbeat_ns,
                  .lost_after_ns = LOST_AFTER_BEATS * heartbeat_ns,
                  .reserve_retry_ns = RESERVE_RETRY_NS},

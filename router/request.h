@@ -6,6 +6,11 @@
 #define BATON_ROUTER_REQUEST_H
 
 #include "router/core.h"
+#include "router/order_tree.h"
+
+/* So many workers that refused are remembered; after the last one the request rests until its hold
+ * ends. */
+#define RT_REFUSALS_MAX 16
 
 /* A worker that refused or failed this request. It is passed over until its load changes or the
  * request's hold ends. */
@@ -14,40 +19,61 @@ struct rt_refusal {
     uint64_t load_serial;
 };
 
+struct rt_request_link {
+    struct rt_request *prev, *next;
+};
+
 struct rt_request {
-    struct rt_request_spec spec;
-    uint64_t serial; /* order of submission; the queue's order */
+    struct rt_request_spec spec; /* its list of cached prefixes is the one below */
+    struct rt_cached cached[RT_CACHED_MAX];
+    uint64_t serial; /* order of submission */
     enum rt_request_state state;
 
     uint32_t attempt;  /* a new one with every RESERVE */
     uint32_t failures; /* attempts that count against max_attempts */
+    uint32_t deaths;   /* workers that died while it ran there */
     bool full;         /* preempted once: reserves for max_tokens from now on */
+    bool budgeted;     /* its next attempt is paid out of the retry budget */
 
     /* Of the current attempt. From RESERVING on both workers are chosen; `prefill` may become
      * RT_NO_WORKER until the Reserve is answered. */
     rt_worker_ref prefill, decode;
     uint64_t epoch; /* 0 until the Reserve is answered */
     bool run_open;  /* the Run call is not known to have ended */
-    int64_t dispatched_ns;
+    int64_t taken_ns, dispatched_ns;
+    int64_t predicted_ns;     /* from taking to the first token, as predicted when it was taken */
+    uint32_t uncached_tokens; /* on the prefill worker, as far as the core knows */
 
     /* Accounting at the workers: worker_table.h. */
-    uint32_t backlog_tokens;
-    uint32_t unseen_pages;
-    struct rt_request *unseen_prev, *unseen_next;
+    struct rt_request_link on_worker[2]; /* [role], among the requests of that worker */
+    int64_t ahead_ns;                    /* prefill: its share of the backlog */
+    uint32_t backlog_tokens;             /* prefill: the same in tokens */
+    uint32_t unseen_pages, placed_pages; /* decode */
+    struct rt_request_link unseen;
 
-    struct rt_request *queue_prev, *queue_next;
-    size_t heap_index; /* in the deadline heap; SIZE_MAX: not in it */
+    /* In the queue: request_queue.h. */
+    struct rt_order_node turn, age;
+    uint32_t level, bucket;
+    int64_t due_ns;
+    int64_t cost_ns; /* of its bucket, as counted in the queue */
+    bool resting, charged, holds_share;
 
-    struct rt_refusal *refusals;
-    uint32_t refusal_count, refusal_capacity;
+    struct rt_order_node deadline;
+
+    struct rt_refusal refusals[RT_REFUSALS_MAX];
+    uint32_t refusal_count;
     int64_t hold_until_ns; /* refusals count until then */
 
     uint32_t *delivered; /* [delivered_count], the tokens the client has */
     uint32_t delivered_count, delivered_capacity;
 };
 
-/* Pages the request is expected to need on a decode rank, or all it can ever need. */
-uint32_t rt_request_pages(const struct rt_request *request, uint32_t expected_output_tokens);
+/* Pages for the prompt and `output_tokens`, or all that it can ever need where `full`. */
+uint32_t rt_request_pages(const struct rt_request *request, uint32_t output_tokens);
 uint32_t rt_request_full_pages(const struct rt_request_spec *spec);
+/* Tokens of the prompt that `worker` has to compute. */
+uint32_t rt_request_uncached(const struct rt_request *request, rt_worker_ref worker);
+/* The same where most is cached. */
+uint32_t rt_request_least_uncached(const struct rt_request_spec *spec);
 
 #endif

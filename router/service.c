@@ -201,7 +201,7 @@ static enum bt_status submit_stream(struct rt_service *service, struct rt_stream
         .arrival_ns = now_ns,
         .deadline_ns = stream->deadline_ns,
     };
-    enum bt_status status = rt_core_submit(service->core, &spec, now_ns, error);
+    enum bt_status status = rt_core_submit(service->core, &spec, now_ns, error, NULL);
     if (status != BT_OK) {
         bt_map_remove(&service->streams, stream->id);
         return status;

@@ -3,6 +3,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
+#include "router/placement.h"
+
+/* The array keeps at most as many holes as workers, and these. */
+#define HOLES_MIN 64
+
+void rt_worker_table_init(struct rt_worker_table *table, const struct rt_core_options *options)
+{
+    *table = (struct rt_worker_table){.options = options};
+    rt_prefill_line_init(&table->line, (struct rt_line){(double)options->prefill_base_ns,
+                                                        (double)options->prefill_token_ns});
+}
+
 void rt_worker_table_finish(struct rt_worker_table *table)
 {
     for (uint32_t i = 0; i < table->count; i++) {
@@ -16,133 +29,86 @@ void rt_worker_table_finish(struct rt_worker_table *table)
         free(group);
     }
     bt_map_finish(&table->groups);
+    bt_map_finish(&table->by_ref);
+    bt_map_finish(&table->by_id);
+    for (int role = 0; role < 2; role++) {
+        rt_worker_index_finish(&table->willing[role]);
+        rt_worker_index_finish(&table->live[role]);
+    }
     *table = (struct rt_worker_table){0};
 }
 
-static int compare_ref(const void *key, const void *element)
+/* ---- by ref and by id */
+
+static uint64_t hash_id(const char *id)
 {
-    rt_worker_ref ref = *(const rt_worker_ref *)key;
-    const struct rt_worker *worker = *(struct rt_worker *const *)element;
-    return (ref > worker->ref) - (ref < worker->ref);
+    uint64_t hash = UINT64_C(0xcbf29ce484222325); /* FNV-1a */
+    for (; *id; id++) {
+        hash = (hash ^ (unsigned char)*id) * UINT64_C(0x100000001b3);
+    }
+    return hash;
 }
 
 struct rt_worker *rt_worker_table_get(const struct rt_worker_table *table, rt_worker_ref ref)
 {
-    if (table->count == 0) {
-        return NULL;
-    }
-    struct rt_worker **found =
-        bsearch(&ref, table->workers, table->count, sizeof(struct rt_worker *), compare_ref);
-    return found ? *found : NULL;
+    return bt_map_get(&table->by_ref, ref);
 }
 
 struct rt_worker *rt_worker_table_find(const struct rt_worker_table *table, const char *id)
 {
-    for (uint32_t i = 0; i < table->count; i++) {
-        if (strcmp(table->workers[i]->info.id, id) == 0) {
-            return table->workers[i];
-        }
+    struct rt_worker *worker = bt_map_get(&table->by_id, hash_id(id));
+    while (worker && strcmp(worker->info.id, id) != 0) {
+        worker = worker->same_hash;
     }
-    return NULL;
+    return worker;
 }
 
-/* ---- groups */
-
-enum bt_status rt_worker_table_check_group(const struct rt_worker_table *table,
-                                           const struct rt_worker_info *info,
-                                           const struct rt_worker *worker, struct bt_error *error)
+static bool enter_maps(struct rt_worker_table *table, struct rt_worker *worker)
 {
-    const struct rt_group_member *member = &info->group;
-    const struct rt_group *group = bt_map_get(&table->groups, member->incarnation);
-    if (member->incarnation == 0 || !group) {
-        return BT_OK;
+    uint64_t hash = hash_id(worker->info.id);
+    worker->same_hash = bt_map_get(&table->by_id, hash);
+    if (!bt_map_put(&table->by_ref, worker->ref, worker)) {
+        return false;
     }
-    if (group->size != member->size) {
-        return bt_error_set(error, BT_ERR_MISMATCH, "group.size: %u, and group %s has %u ranks",
-                            member->size, group->name, group->size);
+    if (!bt_map_put(&table->by_id, hash, worker)) {
+        bt_map_remove(&table->by_ref, worker->ref);
+        return false;
     }
-    if (strcmp(group->name, member->name) != 0) {
-        return bt_error_set(error, BT_ERR_MISMATCH, "group.name: %s, and the group is %s",
-                            member->name, group->name);
-    }
-    if (group->role != info->role) {
-        return bt_error_set(error, BT_ERR_MISMATCH, "role: group %s has another", group->name);
-    }
-    const struct rt_worker *holder = group->ranks[member->rank];
-    if (holder && holder != worker) {
-        return bt_error_set(error, BT_ERR_ALREADY_EXISTS,
-                            "group.rank: rank %u of group %s is %s, which is alive", member->rank,
-                            group->name, holder->info.id);
-    }
-    return BT_OK;
-}
-
-/* The worker is live. False: no memory. */
-static bool group_join(struct rt_worker_table *table, struct rt_worker *worker)
-{
-    const struct rt_group_member *member = &worker->info.group;
-    if (member->incarnation == 0) {
-        return true;
-    }
-    BT_ASSERT(member->size <= RT_GROUP_SIZE_MAX && member->rank < member->size);
-    struct rt_group *group = bt_map_get(&table->groups, member->incarnation);
-    if (!group) {
-        group = calloc(1, sizeof *group);
-        if (!group || !bt_map_put(&table->groups, member->incarnation, group)) {
-            free(group);
-            return false;
-        }
-        group->incarnation = member->incarnation;
-        memcpy(group->name, member->name, sizeof group->name);
-        group->role = worker->info.role;
-        group->size = member->size;
-    }
-    BT_ASSERT(!group->ranks[member->rank]);
-    group->members++;
-    group->ranks[member->rank] = worker;
-    worker->group = group;
     return true;
 }
 
-static void group_part(struct rt_worker_table *table, struct rt_worker *worker)
+static void leave_maps(struct rt_worker_table *table, struct rt_worker *worker)
 {
-    struct rt_group *group = worker->group;
-    if (!group) {
-        return;
+    uint64_t hash = hash_id(worker->info.id);
+    struct rt_worker *first = bt_map_get(&table->by_id, hash);
+    if (first == worker && !worker->same_hash) {
+        bt_map_remove(&table->by_id, hash);
+    } else if (first == worker) {
+        bt_map_put(&table->by_id, hash, worker->same_hash); /* replaces: needs no memory */
+    } else {
+        while (first->same_hash != worker) {
+            first = first->same_hash;
+        }
+        first->same_hash = worker->same_hash;
     }
-    rt_worker_set_life(worker, (struct rt_worker_life){.lost = true});
-    worker->group = NULL;
-    if (--group->members == 0) {
-        bt_map_remove(&table->groups, group->incarnation);
-        free(group);
-    }
+    bt_map_remove(&table->by_ref, worker->ref);
 }
 
-/* Only rank 0 of a prefill group registers: it speaks for the others. */
-static bool group_up(const struct rt_group *group)
-{
-    return group->connected == (group->role == RT_ROLE_PREFILL ? 1 : group->size);
-}
+/* ---- the array */
 
-/* ---- the table */
-
-/* The one lost for longest makes room. */
-static bool evict_lost(struct rt_worker_table *table)
+static void close_holes(struct rt_worker_table *table)
 {
-    struct rt_worker *oldest = NULL;
+    uint32_t kept = 0;
     for (uint32_t i = 0; i < table->count; i++) {
-        struct rt_worker *worker = table->workers[i];
-        if (worker->life.lost && (!oldest || worker->lost_ns < oldest->lost_ns)) {
-            oldest = worker;
+        if (table->workers[i]) {
+            table->workers[i]->place = kept;
+            table->workers[kept++] = table->workers[i];
         }
     }
-    if (oldest) {
-        rt_worker_table_remove(table, oldest);
-    }
-    return oldest != NULL;
+    table->count = kept;
 }
 
-static bool reserve_slot(struct rt_worker_table *table)
+static bool reserve_place(struct rt_worker_table *table)
 {
     if (table->count < table->capacity) {
         return true;
@@ -157,42 +123,104 @@ static bool reserve_slot(struct rt_worker_table *table)
     return true;
 }
 
+/* The one lost for longest makes room. */
+static bool evict_lost(struct rt_worker_table *table)
+{
+    if (!table->lost_first) {
+        return false;
+    }
+    rt_worker_table_remove(table, table->lost_first);
+    return true;
+}
+
+/* Its slots in both indices. */
+static bool take_slots(struct rt_worker_table *table, struct rt_worker *worker)
+{
+    enum rt_role role = worker->info.role;
+    if (!rt_worker_index_add(&table->willing[role], worker, &worker->slot)) {
+        return false;
+    }
+    if (!rt_worker_index_add(&table->live[role], worker, &worker->live_slot)) {
+        rt_worker_index_drop(&table->willing[role], worker->slot);
+        return false;
+    }
+    return true;
+}
+
+static void give_slots(struct rt_worker_table *table, struct rt_worker *worker)
+{
+    rt_worker_index_drop(&table->willing[worker->info.role], worker->slot);
+    rt_worker_index_drop(&table->live[worker->info.role], worker->live_slot);
+}
+
+/* Everything that may fail. */
+static bool enter(struct rt_worker_table *table, struct rt_worker *worker)
+{
+    if (!take_slots(table, worker)) {
+        return false;
+    }
+    if (!enter_maps(table, worker)) {
+        goto err_slots;
+    }
+    if (!rt_group_join(table, worker)) {
+        goto err_maps;
+    }
+    return true;
+
+err_maps:
+    leave_maps(table, worker);
+err_slots:
+    give_slots(table, worker);
+    return false;
+}
+
 enum bt_status rt_worker_table_add(struct rt_worker_table *table, const struct rt_worker_info *info,
                                    struct bt_error *error, struct rt_worker **ret_worker)
 {
-    if (table->count == RT_MAX_WORKERS && !evict_lost(table)) {
+    if (table->present == RT_MAX_WORKERS && !evict_lost(table)) {
         return bt_error_set(error, BT_ERR_EXHAUSTED, "the router has its limit of %d workers",
                             RT_MAX_WORKERS);
     }
-    struct rt_worker *worker = reserve_slot(table) ? calloc(1, sizeof *worker) : NULL;
+    struct rt_worker *worker = reserve_place(table) ? calloc(1, sizeof *worker) : NULL;
     if (!worker) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for worker %s", info->id);
     }
     worker->info = *info;
-    if (!group_join(table, worker)) {
+    worker->ref = table->next_ref;
+    rt_prefill_line_init(&worker->line, table->line.line);
+    if (!enter(table, worker)) {
         free(worker);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for worker %s", info->id);
     }
-    worker->ref = table->next_ref++;
+    table->next_ref++;
     table->known[info->role] = true;
+    table->live_count[info->role]++;
+    worker->place = table->count;
     table->workers[table->count++] = worker;
+    table->present++;
+    rt_worker_relive(table, worker);
     *ret_worker = worker;
     return BT_OK;
 }
 
 void rt_worker_table_remove(struct rt_worker_table *table, struct rt_worker *worker)
 {
-    BT_ASSERT(!worker->unseen && worker->backlog_tokens == 0);
-    uint32_t i = 0;
-    while (table->workers[i] != worker) {
-        i++;
-    }
-    group_part(table, worker);
-    table->count--;
-    memmove(&table->workers[i], &table->workers[i + 1],
-            (table->count - i) * sizeof(struct rt_worker *));
+    BT_ASSERT(worker->life.lost && !worker->first && !worker->unseen);
+    rt_group_part(table, worker);
+    *(worker->lost_prev ? &worker->lost_prev->lost_next : &table->lost_first) = worker->lost_next;
+    *(worker->lost_next ? &worker->lost_next->lost_prev : &table->lost_last) = worker->lost_prev;
+    rt_order_remove(&table->timers, &worker->timer);
+    leave_maps(table, worker);
+    give_slots(table, worker);
+    table->workers[worker->place] = NULL;
+    table->present--;
     free(worker);
+    if (table->count > 2 * table->present + HOLES_MIN) {
+        close_holes(table);
+    }
 }
+
+/* ---- life and load */
 
 enum rt_worker_state rt_worker_state(const struct rt_worker *worker)
 {
@@ -206,99 +234,110 @@ enum rt_worker_state rt_worker_state(const struct rt_worker *worker)
     if (group ? group->draining > 0 : worker->life.draining) {
         return RT_WORKER_DRAINING;
     }
-    return (group ? group_up(group) : worker->life.connected) ? RT_WORKER_READY
-                                                              : RT_WORKER_CONNECTING;
+    return (group ? rt_group_up(group) : worker->life.connected) ? RT_WORKER_READY
+                                                                 : RT_WORKER_CONNECTING;
 }
 
-void rt_worker_set_life(struct rt_worker *worker, struct rt_worker_life life)
+void rt_worker_reindex(struct rt_worker_table *table, struct rt_worker *worker)
 {
-    struct rt_worker_life before = worker->life;
-    struct rt_group *group = worker->group;
-    BT_ASSERT(!life.lost || !(life.connected || life.draining || life.silent));
-    worker->life = life;
-    if (!group) {
+    enum rt_role role = worker->info.role;
+    struct rt_index_key key;
+    bool willing = rt_worker_state(worker) == RT_WORKER_READY && rt_health_willing(&worker->health);
+    table->willing_count[role] += (uint32_t)willing - (uint32_t)worker->willing;
+    worker->willing = willing;
+    if (!willing) {
+        rt_worker_index_clear(&table->willing[role], worker->slot);
         return;
     }
-    group->connected += (uint32_t)life.connected - (uint32_t)before.connected;
-    group->silent += (uint32_t)life.silent - (uint32_t)before.silent;
-    group->draining += (uint32_t)life.draining - (uint32_t)before.draining;
-    if (life.lost != before.lost) {
-        struct rt_worker **place = &group->ranks[worker->info.group.rank];
-        BT_ASSERT(*place == (life.lost ? worker : NULL));
-        *place = life.lost ? NULL : worker;
+    if (role == RT_ROLE_PREFILL) {
+        rt_placement_prefill_key(worker, &key);
+    } else {
+        rt_placement_decode_key(table, worker, &key);
+    }
+    rt_worker_index_set(&table->willing[role], worker->slot, &key);
+}
+
+void rt_worker_relive(struct rt_worker_table *table, struct rt_worker *worker)
+{
+    struct rt_worker_index *live = &table->live[worker->info.role];
+    struct rt_index_key key;
+    if (worker->life.lost) {
+        rt_worker_index_clear(live, worker->live_slot);
+    } else {
+        rt_placement_size_key(worker, &key);
+        rt_worker_index_set(live, worker->live_slot, &key);
     }
 }
 
-void rt_worker_set_load(struct rt_worker *worker, const struct rt_load *load)
+/* It is lost, or was. */
+static void turn_lost(struct rt_worker_table *table, struct rt_worker *worker)
 {
+    if (worker->life.lost) {
+        table->live_count[worker->info.role]--;
+        worker->lost_prev = table->lost_last;
+        worker->lost_next = NULL;
+        *(table->lost_last ? &table->lost_last->lost_next : &table->lost_first) = worker;
+        table->lost_last = worker;
+    } else {
+        table->live_count[worker->info.role]++;
+        *(worker->lost_prev ? &worker->lost_prev->lost_next : &table->lost_first) =
+            worker->lost_next;
+        *(worker->lost_next ? &worker->lost_next->lost_prev : &table->lost_last) =
+            worker->lost_prev;
+        worker->lost_prev = worker->lost_next = NULL;
+    }
+    rt_worker_relive(table, worker);
+}
+
+/* Where the state of a group turns, all its ranks turn with it. */
+static void reindex_group(struct rt_worker_table *table, const struct rt_group *group)
+{
+    for (uint32_t i = 0; i < group->size; i++) {
+        if (group->ranks[i]) {
+            rt_worker_reindex(table, group->ranks[i]);
+        }
+    }
+}
+
+void rt_worker_set_life(struct rt_worker_table *table, struct rt_worker *worker,
+                        struct rt_worker_life life)
+{
+    struct rt_worker_life before = worker->life;
+    enum rt_worker_state state = rt_worker_state(worker);
+    BT_ASSERT(!life.lost || !(life.connected || life.draining || life.silent));
+    worker->life = life;
+    if (worker->group) {
+        rt_group_follow(worker, before);
+    }
+    if (life.lost != before.lost) {
+        turn_lost(table, worker);
+    }
+    if (rt_worker_state(worker) != state) {
+        rt_worker_reindex(table, worker);
+        if (worker->group) {
+            reindex_group(table, worker->group);
+        }
+    }
+}
+
+void rt_worker_set_load(struct rt_worker_table *table, struct rt_worker *worker,
+                        const struct rt_load *load)
+{
+    bool resized = worker->info.load.pages_total != load->pages_total;
     worker->info.load = *load;
     worker->load_serial++;
     worker->foreign_tokens = load->waiting_tokens > worker->backlog_tokens
                                  ? load->waiting_tokens - worker->backlog_tokens
                                  : 0;
     for (struct rt_request *request = worker->unseen, *next; request; request = next) {
-        next = request->unseen_next;
+        next = request->unseen.next;
         if (request->epoch != 0) {
-            rt_worker_uncount_decode(worker, request);
+            rt_worker_seen(worker, request);
         }
     }
-}
-
-uint64_t rt_worker_projected_pages(const struct rt_worker *worker)
-{
-    const struct rt_load *load = &worker->info.load;
-    uint32_t free_pages =
-        load->pages_free < load->pages_total ? load->pages_free : load->pages_total;
-    return load->pages_total - free_pages + worker->unseen_pages;
-}
-
-uint64_t rt_worker_backlog(const struct rt_worker *worker)
-{
-    return worker->backlog_tokens + worker->foreign_tokens;
-}
-
-void rt_worker_count_decode(struct rt_worker *worker, struct rt_request *request, uint32_t pages)
-{
-    BT_ASSERT(request->unseen_pages == 0 && pages > 0);
-    request->unseen_pages = pages;
-    request->unseen_prev = NULL;
-    request->unseen_next = worker->unseen;
-    if (worker->unseen) {
-        worker->unseen->unseen_prev = request;
+    rt_prefill_line_follow(&worker->line, table->line.line);
+    if (resized) {
+        rt_worker_relive(table, worker);
     }
-    worker->unseen = request;
-    worker->unseen_pages += pages;
-}
-
-void rt_worker_uncount_decode(struct rt_worker *worker, struct rt_request *request)
-{
-    if (!worker || request->unseen_pages == 0) {
-        return;
-    }
-    worker->unseen_pages -= request->unseen_pages;
-    request->unseen_pages = 0;
-    if (request->unseen_prev) {
-        request->unseen_prev->unseen_next = request->unseen_next;
-    } else {
-        worker->unseen = request->unseen_next;
-    }
-    if (request->unseen_next) {
-        request->unseen_next->unseen_prev = request->unseen_prev;
-    }
-    request->unseen_prev = request->unseen_next = NULL;
-}
-
-void rt_worker_count_prefill(struct rt_worker *worker, struct rt_request *request)
-{
-    BT_ASSERT(request->backlog_tokens == 0);
-    request->backlog_tokens = request->spec.prompt_tokens;
-    worker->backlog_tokens += request->backlog_tokens;
-}
-
-void rt_worker_uncount_prefill(struct rt_worker *worker, struct rt_request *request)
-{
-    if (worker) {
-        worker->backlog_tokens -= request->backlog_tokens;
-        request->backlog_tokens = 0;
-    }
+    rt_worker_reindex(table, worker);
 }

@@ -10,17 +10,25 @@
  * such a report was made with the pages already taken. A heartbeat comes over another connection:
  * one that was under way when the Reserve was served hides the request until the next report. One
  * that overtakes the answer counts it twice for as long. Both heal with the next report, and the
- * rank itself has the last word on admission.
+ * rank itself has the last word on admission. A rank is projected to need that, or all that the
+ * core's requests on it are expected to need when they are done (`placed`), whichever is more.
  *
- * Prefill. The core counts a prompt from the RESERVE on until its first token is known or its run
- * is over; it knows this earlier than any report does. A report adds only what is not the core's:
- * foreign = max(0, waiting_tokens - what the core counted when the report came in).
+ * Prefill. The core counts a prompt, in predicted time, from the RESERVE on until its first token
+ * is known or its run is over; it knows this earlier than any report does. A report adds only what
+ * is not the core's: foreign = max(0, waiting_tokens - what the core counted when the report came
+ * in). The work ahead of a new prompt shrinks as time goes, down to what can't have been begun: all
+ * but the oldest prompt.
+ *
+ * Whatever changes a worker here also moves it in the index that placement searches.
  */
 #ifndef BATON_ROUTER_WORKER_TABLE_H
 #define BATON_ROUTER_WORKER_TABLE_H
 
 #include "common/base/map.h"
+#include "router/prefill_line.h"
 #include "router/request.h"
+#include "router/worker_health.h"
+#include "router/worker_index.h"
 
 /* A lost worker stays visible to operators for so long. */
 #define RT_LOST_KEPT_NS (INT64_C(60) * 1000000000)
@@ -47,28 +55,59 @@ struct rt_worker_life {
 struct rt_worker {
     struct rt_worker_info info;
     rt_worker_ref ref;
+    uint32_t place;              /* in the table's array */
+    uint32_t slot, live_slot;    /* in the indices of its role */
+    struct rt_worker *same_hash; /* the next whose id has the same hash */
+    struct rt_worker *lost_prev, *lost_next;
+    struct rt_order_node timer;
+
     struct rt_group *group;     /* NULL: of one rank */
     struct rt_worker_life life; /* changed by rt_worker_set_life */
+    struct rt_worker_health health;
     int64_t last_heartbeat_ns;
     int64_t lost_ns;
+    bool blameless; /* lost through no doing of its own */
+    bool willing;   /* in the index of those that may get requests */
     char why_lost[RT_WHY_LOST_SIZE];
     uint64_t load_serial; /* counts reports */
 
-    uint64_t unseen_pages; /* decode */
+    struct rt_request *first, *last; /* the requests that are on it, oldest first */
+    uint32_t request_count;
+
+    uint64_t unseen_pages, unseen_tokens; /* decode */
+    uint32_t unseen_count;
     struct rt_request *unseen;
-    uint64_t backlog_tokens; /* prefill: of this core's requests */
-    uint64_t foreign_tokens; /* prefill: of others */
+    uint64_t placed_pages;
+
+    struct rt_prefill_line line;
+    int64_t backlog_ns;           /* prefill: of this core's requests */
+    uint64_t backlog_tokens;      /* the same in tokens */
+    uint64_t foreign_tokens;      /* prefill: of others */
+    int64_t done_ns;              /* when all of it is expected to be done */
+    struct rt_request *computing; /* the oldest of the backlog */
 };
 
 struct rt_worker_table {
-    struct rt_worker **workers; /* [count], ascending ref */
+    const struct rt_core_options *options;
+    struct rt_worker **workers; /* [count], ascending ref; NULL where one was removed */
     uint32_t count, capacity;
-    struct bt_map groups;   /* incarnation -> struct rt_group, while it has members */
-    rt_worker_ref next_ref; /* refs are never used again */
-    bool known[2];          /* [role] one has registered at some time */
+    uint32_t present;                  /* without the holes */
+    struct bt_map by_ref, by_id;       /* by_id: hash of the id -> the first that has it */
+    struct bt_map groups;              /* incarnation -> struct rt_group, while it has members */
+    struct rt_worker_index willing[2]; /* [role] that may get requests, by what placement asks */
+    struct rt_worker_index live[2];    /* [role] that are not lost, by what they can hold */
+    uint32_t live_count[2], willing_count[2];
+    struct rt_worker *lost_first, *lost_last; /* by time of loss */
+    struct rt_order_tree timers;              /* when to look at a worker again */
+    rt_worker_ref next_ref;                   /* refs are never used again */
+    bool known[2];                            /* [role] one has registered at some time */
+    struct rt_prefill_line line;              /* of all prefill workers */
+    int64_t backlog_ns;                       /* of all prefill workers */
+    double mean_pages;                        /* sliding, of what requests were placed with */
 };
 
-void rt_worker_table_finish(struct rt_worker_table *table); /* a zeroed table is ready for use */
+void rt_worker_table_init(struct rt_worker_table *table, const struct rt_core_options *options);
+void rt_worker_table_finish(struct rt_worker_table *table);
 
 struct rt_worker *rt_worker_table_get(const struct rt_worker_table *table, rt_worker_ref ref);
 struct rt_worker *rt_worker_table_find(const struct rt_worker_table *table, const char *id);
@@ -80,20 +119,53 @@ enum bt_status rt_worker_table_check_group(const struct rt_worker_table *table,
 /* After that check. EXHAUSTED: RT_MAX_WORKERS, none of them lost. NO_MEMORY. `info` is copied. */
 enum bt_status rt_worker_table_add(struct rt_worker_table *table, const struct rt_worker_info *info,
                                    struct bt_error *error, struct rt_worker **ret_worker);
-/* Its ref names nothing from now on. No request may be counted on it. */
+/* Its ref names nothing from now on. No request may be on it. */
 void rt_worker_table_remove(struct rt_worker_table *table, struct rt_worker *worker);
 
 enum rt_worker_state rt_worker_state(const struct rt_worker *worker);
 /* One that was lost may come back only where rt_worker_table_check_group allows it. */
-void rt_worker_set_life(struct rt_worker *worker, struct rt_worker_life life);
-void rt_worker_set_load(struct rt_worker *worker, const struct rt_load *load);
-uint64_t rt_worker_projected_pages(const struct rt_worker *worker);
-uint64_t rt_worker_backlog(const struct rt_worker *worker);
+void rt_worker_set_life(struct rt_worker_table *table, struct rt_worker *worker,
+                        struct rt_worker_life life);
+void rt_worker_set_load(struct rt_worker_table *table, struct rt_worker *worker,
+                        const struct rt_load *load);
+/* After a change of its health or line. */
+void rt_worker_reindex(struct rt_worker_table *table, struct rt_worker *worker);
+/* After a change of what it can hold, or of lost. */
+void rt_worker_relive(struct rt_worker_table *table, struct rt_worker *worker);
 
-/* The books; undone by the functions below, any number of times. `worker` may be NULL there. */
-void rt_worker_count_decode(struct rt_worker *worker, struct rt_request *request, uint32_t pages);
-void rt_worker_uncount_decode(struct rt_worker *worker, struct rt_request *request);
-void rt_worker_count_prefill(struct rt_worker *worker, struct rt_request *request);
-void rt_worker_uncount_prefill(struct rt_worker *worker, struct rt_request *request);
+/* ---- worker_group.c */
+
+/* The worker is live. False: no memory. */
+bool rt_group_join(struct rt_worker_table *table, struct rt_worker *worker);
+/* The worker is lost. */
+void rt_group_part(struct rt_worker_table *table, struct rt_worker *worker);
+bool rt_group_up(const struct rt_group *group);
+/* The counts follow the life of one of its ranks. */
+void rt_group_follow(struct rt_worker *worker, struct rt_worker_life before);
+
+/* ---- worker_books.c */
+
+uint64_t rt_worker_used_pages(const struct rt_worker *worker);      /* reported, and in transit */
+uint64_t rt_worker_projected_pages(const struct rt_worker *worker); /* and expected to grow to */
+uint32_t rt_worker_rows(const struct rt_worker *worker);            /* sequences, and in transit */
+uint64_t rt_worker_kv_tokens(const struct rt_worker *worker);
+
+/* From RESERVE on, until rt_worker_leave: the request is on both, and counts. */
+void rt_worker_place_prefill(struct rt_worker_table *table, struct rt_worker *worker,
+                             struct rt_request *request, int64_t now_ns);
+void rt_worker_place_decode(struct rt_worker_table *table, struct rt_worker *worker,
+                            struct rt_request *request, uint32_t pages);
+/* Takes it off, with whatever it counts there; its refs are cleared. None there is fine. */
+void rt_worker_leave_prefill(struct rt_worker_table *table, struct rt_request *request,
+                             int64_t now_ns);
+void rt_worker_leave_decode(struct rt_worker_table *table, struct rt_request *request);
+/* Its prompt is computed, though its run may go on. Any number of times. */
+void rt_worker_prompt_done(struct rt_worker_table *table, struct rt_request *request,
+                           int64_t now_ns);
+/* What it reports of a prefill. */
+void rt_worker_learn_line(struct rt_worker_table *table, struct rt_worker *worker, uint32_t tokens,
+                          int64_t compute_ns);
+/* The rank's report has its pages now. */
+void rt_worker_seen(struct rt_worker *worker, struct rt_request *request);
 
 #endif

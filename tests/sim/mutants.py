@@ -147,7 +147,7 @@ MUTANTS = {
     "other-incarnation-quiesces": ("only the holder of the lease gives it up",
                                    "decode-node/service.c", [
         ("    return holder != 0 && holder != incarnation;", "    return holder == incarnation;")]),
-    "tokens-sent-twice": ("the client sees no repeat", "router/core.c", [
+    "tokens-sent-twice": ("the client sees no repeat", "router/token_order.c", [
         ("uint32_t delivered_before = request->delivered_count;",
          "uint32_t delivered_before = count > 0 ? tokens[0].index : request->delivered_count;")]),
 }

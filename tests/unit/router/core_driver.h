@@ -26,7 +26,8 @@ static const struct rt_core_options default_options = {
     .queue_capacity = 8,
     .max_attempts = 3,
     .expected_output_tokens = 64,
-    .prefill_depth_tokens = 1000,
+    .prefill_depth_ns = 1000 * MS, /* 1000 tokens */
+    .prefill_token_ns = MS,
     .silent_after_ns = 3000 * MS,
     .lost_after_ns = 10000 * MS,
     .reserve_retry_ns = 50 * MS,
@@ -98,8 +99,12 @@ static inline enum rt_worker_state worker_state(rt_worker_ref ref)
 static inline enum bt_status submit_until(uint64_t id, uint32_t prompt, uint32_t max_tokens,
                                           int64_t deadline_ns)
 {
-    struct rt_request_spec spec = {id, prompt, max_tokens, now, deadline_ns};
-    return rt_core_submit(core, &spec, now, NULL);
+    struct rt_request_spec spec = {.id = id,
+                                   .prompt_tokens = prompt,
+                                   .max_tokens = max_tokens,
+                                   .arrival_ns = now,
+                                   .deadline_ns = deadline_ns};
+    return rt_core_submit(core, &spec, now, NULL, NULL);
 }
 
 static inline void submit(uint64_t id, uint32_t prompt, uint32_t max_tokens)

@@ -65,24 +65,28 @@ static void test_submit_is_refused_for_what_can_never_run(void **state)
 {
     (void)state;
     core_open(NULL);
-    struct rt_request_spec spec = {1, 100, 5, now, BT_NEVER_NS};
+    struct rt_request_spec spec = {.id = 1,
+                                   .prompt_tokens = 100,
+                                   .max_tokens = 5,
+                                   .arrival_ns = now,
+                                   .deadline_ns = BT_NEVER_NS};
     struct bt_error error;
-    assert_int_equal(rt_core_submit(core, &spec, now, &error), BT_ERR_UNAVAILABLE);
+    assert_int_equal(rt_core_submit(core, &spec, now, &error, NULL), BT_ERR_UNAVAILABLE);
     assert_non_null(strstr(error.text, "prefill"));
     worker_add("p0", RT_ROLE_PREFILL, 0);
-    assert_int_equal(rt_core_submit(core, &spec, now, &error), BT_ERR_UNAVAILABLE);
+    assert_int_equal(rt_core_submit(core, &spec, now, &error, NULL), BT_ERR_UNAVAILABLE);
     assert_non_null(strstr(error.text, "decode"));
     worker_add("d0", RT_ROLE_DECODE, 10);
     worker_add("d1", RT_ROLE_DECODE, 12);
     spec.max_tokens = 12 * 64 - 100;
-    assert_int_equal(rt_core_submit(core, &spec, now, &error), BT_OK);
+    assert_int_equal(rt_core_submit(core, &spec, now, &error, NULL), BT_OK);
     spec.id = 2;
     spec.max_tokens += 64 * 3; /* 3 pages more than the largest has */
-    assert_int_equal(rt_core_submit(core, &spec, now, &error), BT_ERR_INVALID_ARGUMENT);
+    assert_int_equal(rt_core_submit(core, &spec, now, &error, NULL), BT_ERR_INVALID_ARGUMENT);
     assert_non_null(strstr(error.text, " 3 more"));
     spec.id = 1;
     spec.max_tokens = 1;
-    assert_int_equal(rt_core_submit(core, &spec, now, &error), BT_ERR_ALREADY_EXISTS);
+    assert_int_equal(rt_core_submit(core, &spec, now, &error, NULL), BT_ERR_ALREADY_EXISTS);
 }
 
 static void test_queue_is_bounded_and_first_come_first_served(void **state)

@@ -89,9 +89,13 @@ static uint32_t scenario(long from)
     fails_from = from;
     uint32_t refused = 0;
     for (uint64_t id = 1; id <= REQUESTS; id++) {
-        struct rt_request_spec spec = {id, 60, 10, now, now + 1000 * MS};
+        struct rt_request_spec spec = {.id = id,
+                                       .prompt_tokens = 60,
+                                       .max_tokens = 10,
+                                       .arrival_ns = now,
+                                       .deadline_ns = now + 1000 * MS};
         struct bt_error error;
-        enum bt_status status = rt_core_submit(core, &spec, now, &error);
+        enum bt_status status = rt_core_submit(core, &spec, now, &error, NULL);
         accepted[id] = status == BT_OK;
         ended[id] = false;
         assert_true(status == BT_OK || status == BT_ERR_NO_MEMORY);
@@ -139,7 +143,7 @@ static void end_all_without_memory(uint32_t tokens_before)
 {
     struct rt_core_options options = default_options;
     options.queue_capacity = REQUESTS;
-    options.prefill_depth_tokens = 1u << 20;
+    options.prefill_depth_ns = BT_NEVER_NS;
     core_open(&options);
     worker_add("p0", RT_ROLE_PREFILL, 0);
     rt_worker_ref d = worker_add("d0", RT_ROLE_DECODE, 1000);
@@ -189,30 +193,6 @@ static void test_the_end_of_an_accepted_request_needs_no_memory(void **state)
     end_all_without_memory(5);
 }
 
-/* A refusal that can't be remembered must not lead to another request of the same at once, for
- * ever. */
-static void test_refusals_without_memory_come_to_an_end(void **state)
-{
-    (void)state;
-    core_open(NULL);
-    worker_add("p0", RT_ROLE_PREFILL, 0);
-    worker_add("d0", RT_ROLE_DECODE, 10);
-    submit(1, 60, 10);
-    allocations = 0;
-    fails_from = 0;
-    uint32_t reserves = 0;
-    struct rt_action action;
-    while (rt_core_next_action(core, &action) && reserves < 1000) {
-        if (action.kind == RT_ACTION_RESERVE) {
-            reserves++;
-            rt_core_reserved(core, 1, action.attempt, action.decode, BT_ERR_EXHAUSTED, "full", 0,
-                             now);
-        }
-    }
-    fails_from = -1;
-    assert_int_equal(reserves, default_options.max_attempts);
-}
-
 #define TEST(name) cmocka_unit_test_teardown(name, core_close)
 
 int main(void)
@@ -220,7 +200,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_every_allocation_may_fail),
         TEST(test_the_end_of_an_accepted_request_needs_no_memory),
-        TEST(test_refusals_without_memory_come_to_an_end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -433,10 +433,13 @@ static void on_submit(const struct event *event)
 {
     struct sim_request *request = &requests[event->request];
     int64_t deadline_ns = request->never ? BT_NEVER_NS : now + (int64_t)draw(4000) * MS;
-    struct rt_request_spec spec = {event->request, request->prompt, request->max_tokens, now,
-                                   deadline_ns};
+    struct rt_request_spec spec = {.id = event->request,
+                                   .prompt_tokens = request->prompt,
+                                   .max_tokens = request->max_tokens,
+                                   .arrival_ns = now,
+                                   .deadline_ns = deadline_ns};
     uint32_t queued = rt_core_queued(core);
-    enum bt_status status = rt_core_submit(core, &spec, now, NULL);
+    enum bt_status status = rt_core_submit(core, &spec, now, NULL, NULL);
     assert_int_equal(status, queued >= QUEUE_CAPACITY ? BT_ERR_EXHAUSTED : BT_OK);
     if (status == BT_ERR_EXHAUSTED) {
         refused_count++;

@@ -1,0 +1,82 @@
+/* Looking into the core. */
+#include "router/core_state.h"
+
+static void view_request(const struct rt_request *request, struct rt_request_view *ret_view)
+{
+    *ret_view = (struct rt_request_view){
+        .id = request->spec.id,
+        .state = request->state,
+        .attempt = request->attempt,
+        .prompt_tokens = request->spec.prompt_tokens,
+        .generated_tokens = request->delivered_count,
+        .prefill = request->prefill,
+        .decode = request->decode,
+        .arrival_ns = request->spec.arrival_ns,
+        .dispatched_ns = request->dispatched_ns,
+        .tenant = request->spec.tenant,
+    };
+}
+
+bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view)
+{
+    const struct rt_request *request = bt_map_get(&core->requests, id);
+    if (request) {
+        view_request(request, ret_view);
+    }
+    return request != NULL;
+}
+
+bool rt_core_worker(const struct rt_core *core, rt_worker_ref ref, struct rt_worker_view *ret_view)
+{
+    const struct rt_worker *worker = rt_core_worker_get(core, ref);
+    if (worker) {
+        *ret_view = (struct rt_worker_view){
+            .info = &worker->info,
+            .state = rt_worker_state(worker),
+            .last_heartbeat_ns = worker->last_heartbeat_ns,
+            .projected_pages = (uint32_t)rt_worker_projected_pages(worker),
+            .why_lost = worker->why_lost,
+            .breaker = worker->health.breaker,
+            .breaker_until_ns = worker->health.open_until_ns,
+            .requests = worker->request_count,
+            .ahead_ns = rt_placement_ahead_ns(worker, core->now_ns),
+            .prefill_base_ns = worker->line.line.base_ns,
+            .prefill_token_ns = worker->line.line.token_ns,
+        };
+    }
+    return worker != NULL;
+}
+
+bool rt_core_next_request(const struct rt_core *core, size_t *cursor,
+                          struct rt_request_view *ret_view)
+{
+    uint64_t id;
+    void *request;
+    if (!bt_map_next(&core->requests, cursor, &id, &request)) {
+        return false;
+    }
+    view_request(request, ret_view);
+    return true;
+}
+
+bool rt_core_next_worker(const struct rt_core *core, size_t *cursor, rt_worker_ref *ret_worker)
+{
+    while (*cursor < core->workers.count) {
+        const struct rt_worker *worker = core->workers.workers[(*cursor)++];
+        if (worker) {
+            *ret_worker = worker->ref;
+            return true;
+        }
+    }
+    return false;
+}
+
+uint32_t rt_core_queued(const struct rt_core *core)
+{
+    return core->queue.count;
+}
+
+void rt_core_counts(const struct rt_core *core, struct rt_core_counts *ret_counts)
+{
+    *ret_counts = core->counts;
+}
