@@ -179,16 +179,13 @@ static size_t step_back(const char *text, size_t at)
 
 /*
  * `$` is the end of the text or the place before a line feed, so a run of spaces is taken whole at
- * the end and up to its last line feed elsewhere; and once what a run has before it was looked at,
- * no later start in the run gives a match.
+ * the end and up to its last line feed elsewhere. No later start in a run gives a match where the
+ * first gives none.
  */
 static bool find_tail(const struct bt_split_scan *scan, const struct bt_code_class *classes,
                       const char *text, size_t size, size_t from, size_t *ret_from, size_t *ret_to)
 {
     size_t at = from, length;
-    if (at > 0 && at < size &&
-        (bt_code_class_get(classes, text + step_back(text, at), &length) & scan->space))
-        at = skip(classes, text, size, at, scan->space);
     while (at < size) {
         if (!(bt_code_class_get(classes, text + at, &length) & scan->space)) {
             at += length;

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "common/text/byte_level.h"
+#include "common/text/word_cache.h"
 #include "tests/unit/text/fixture.h"
 
 #define MAX_BYTES 200
@@ -114,33 +115,62 @@ static void test_letters(void **state)
     (void)state;
 }
 
+/* Eight letters somewhere in a word of `size` same ones; the ids must give the word back. */
+static void check_word(const struct bt_tokenizer *tokenizer, uint32_t number, size_t at,
+                       size_t size, struct bt_token_buffer *ids)
+{
+    char word[40], back[40] = "";
+    size_t used = 0;
+    memset(word, 'x', sizeof word);
+    for (uint32_t rest = number * 7919u, k = 0; k < 8; k++, rest /= 7)
+        word[at + k] = "etaoins"[rest % 7];
+    ids->count = 0;
+    assert_int_equal(bt_tokenizer_encode(tokenizer, word, size, false, NULL, ids), BT_OK);
+    for (size_t k = 0; k < ids->count; k++) {
+        size_t bytes;
+        const char *token = bt_tokenizer_bytes(tokenizer, ids->ids[k], &bytes);
+        assert_true(used + bytes <= size);
+        memcpy(back + used, token, bytes);
+        used += bytes;
+    }
+    assert_int_equal(used, size);
+    assert_memory_equal(back, word, size);
+}
+
 /* More words than are kept, so that they meet in the table; each must come back with its own ids.
  */
 static void test_words_that_meet(void **state)
 {
-    enum { WORDS = 30000 };
+    enum { WORDS = 20000 };
     struct bt_tokenizer *tokenizer = fixture_load(fixture_tiny_dir());
     struct bt_token_buffer ids = {0};
-    for (int round = 0; round < 2; round++) {
-        for (uint32_t i = 0; i < WORDS; i++) {
-            char word[16], back[16] = "";
-            size_t used = 0;
-            for (uint32_t rest = i * 7919u, k = 0; k < 8; k++, rest /= 7)
-                word[k] = "etaoins"[rest % 7];
-            ids.count = 0;
-            assert_int_equal(bt_tokenizer_encode(tokenizer, word, 8, false, NULL, &ids), BT_OK);
-            for (size_t k = 0; k < ids.count; k++) {
-                size_t size;
-                const char *bytes = bt_tokenizer_bytes(tokenizer, ids.ids[k], &size);
-                assert_true(used + size <= 8);
-                memcpy(back + used, bytes, size);
-                used += size;
-            }
-            assert_memory_equal(back, word, 8);
-        }
-    }
+    for (size_t at = 0; at <= 24; at += 8)
+        for (uint32_t i = 0; i < WORDS; i++)
+            check_word(tokenizer, i, at, at + 8, &ids);
+    for (size_t size = 8; size <= 33; size++) /* a word and the same with more after it */
+        check_word(tokenizer, 1, 0, size, &ids);
     free(ids.ids);
     bt_tokenizer_destroy(tokenizer);
+    (void)state;
+}
+
+/* A word is known by its size and every byte. */
+static void test_word_entry(void **state)
+{
+    char piece[BT_WORD_CACHE_MAX_BYTES] = {0};
+    for (size_t size = 1; size <= sizeof piece; size++) {
+        struct bt_word_entry entry = {.size = (uint8_t)size};
+        struct bt_word_key key = bt_word_key_of(piece, size, sizeof piece);
+        entry.key = key;
+        assert_true(bt_word_entry_holds(&entry, &key, size));
+        assert_false(bt_word_entry_holds(&entry, &key, size - 1));
+        for (size_t at = 0; at < sizeof piece; at++) {
+            piece[at] = 1;
+            key = bt_word_key_of(piece, size, sizeof piece);
+            assert_int_equal(bt_word_entry_holds(&entry, &key, size), at >= size);
+            piece[at] = 0;
+        }
+    }
     (void)state;
 }
 
@@ -149,6 +179,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_letters),
         cmocka_unit_test(test_words_that_meet),
+        cmocka_unit_test(test_word_entry),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,7 +12,7 @@
 
 #include "tests/unit/text/fixture.h"
 
-#define MUTATIONS 200
+#define MUTATIONS 120
 
 /* The value at a path such as "model.vocab" or "added_tokens.0.id". */
 static json_t *walk(json_t *value, const char *path, char ret_last[static 64])

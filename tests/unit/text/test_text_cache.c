@@ -124,9 +124,10 @@ static void test_keys(void **state)
     (void)state;
 }
 
-static const char *const words[] = {
-    "hello", " world", " the", "\n", "\n\n", " 123", "中文", "，也",       "。",
-    ".",     "!?",     "  ",   "\t", "é",    " x=1", "…",    "<｜User｜>", "<｜end▁of▁sentence｜>"};
+static const char *const words[] = {"hello", " world", " the", "\n", "\n\n", " 123", "中文", "，也",
+                                    "。",    ".",      "!?",   "  ", "\t",   "é",    " x=1", "…"};
+/* Rare, so that there are long texts between them. */
+static const char *const marks[] = {"<｜User｜>", "<｜end▁of▁sentence｜>"};
 
 static char *random_content(uint64_t *state, size_t most, size_t *ret_size)
 {
@@ -134,7 +135,9 @@ static char *random_content(uint64_t *state, size_t most, size_t *ret_size)
     char *text = malloc(wanted + 64);
     assert_non_null(text);
     while (size < wanted) {
-        const char *word = words[fixture_random(state, sizeof words / sizeof *words)];
+        const char *word = fixture_random(state, 500)
+                               ? words[fixture_random(state, sizeof words / sizeof *words)]
+                               : marks[fixture_random(state, 2)];
         memcpy(text + size, word, strlen(word));
         size += strlen(word);
     }

@@ -283,6 +283,42 @@ static void test_cancel(void **state)
     (void)state;
 }
 
+/* Cancelled when it was seen to be done, or in work: that of the next job comes instead. */
+static void test_cancel_late(void **state)
+{
+    struct fixture f;
+    struct bt_tokenize_job *job;
+    struct bt_tokenize_result result;
+    struct bt_tokenize_pool_stats stats;
+    int first, second;
+    setup(&f, 1, 3, 4u << 20);
+    struct bt_tokenize_input input = text_input("first", &first), next = text_input("2", &second);
+    struct pollfd wait = {.fd = bt_tokenize_pool_fd(f.pool), .events = POLLIN};
+    assert_int_equal(bt_tokenize_pool_submit(f.pool, &input, NULL, &job), BT_OK);
+    assert_int_equal(poll(&wait, 1, -1), 1);
+    bt_tokenize_pool_cancel(f.pool, job);
+    assert_false(bt_tokenize_pool_take(f.pool, &result));
+    bt_tokenize_pool_read(f.pool, &stats);
+    assert_int_equal(stats.waiting + stats.running + stats.done + stats.bytes, 0);
+
+    char *text = malloc(2u << 20);
+    memset(text, 'x', 2u << 20);
+    input.text = text;
+    input.size = 2u << 20;
+    assert_int_equal(bt_tokenize_pool_submit(f.pool, &input, NULL, &job), BT_OK);
+    do
+        bt_tokenize_pool_read(f.pool, &stats);
+    while (stats.waiting > 0);
+    bt_tokenize_pool_cancel(f.pool, job);
+    run(&f, &next, &result);
+    free(result.ids.ids);
+    bt_tokenize_pool_read(f.pool, &stats);
+    assert_int_equal(stats.waiting + stats.running + stats.done + stats.bytes, 0);
+    free(text);
+    teardown(&f);
+    (void)state;
+}
+
 /* Waiting jobs, running ones and results that nobody takes: nothing leaks, nothing hangs. */
 static void test_destroy_with_jobs(void **state)
 {
@@ -304,13 +340,10 @@ static void test_destroy_with_jobs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ids),
-        cmocka_unit_test(test_chat),
-        cmocka_unit_test(test_bos),
-        cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_bounds),
-        cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_destroy_with_jobs),
+        cmocka_unit_test(test_ids),         cmocka_unit_test(test_chat),
+        cmocka_unit_test(test_bos),         cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_bounds),      cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_cancel_late), cmocka_unit_test(test_destroy_with_jobs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
