@@ -170,13 +170,14 @@ static void save(struct bt_rebalance *r)
         bt_log_warn(0, "expert loads: %s", error.text);
 }
 
+/* Who sees the loads sees the imbalance that belongs to them. */
 static void report(struct bt_rebalance *r)
 {
+    if (r->options.placement)
+        r->imbalance = bt_placement_imbalance(&r->now, r->sum);
     pthread_mutex_lock(&r->report_lock);
     memcpy(r->reported, r->sum, cells(r) * sizeof(*r->reported));
     pthread_mutex_unlock(&r->report_lock);
-    if (r->options.placement)
-        r->imbalance = bt_placement_imbalance(&r->now, r->sum);
 }
 
 /* ---- the thread: plans ---- */
@@ -575,10 +576,10 @@ enum bt_status bt_rebalance_agreed(struct bt_rebalance *r, const uint64_t *words
 void bt_rebalance_look(struct bt_rebalance *r, struct bt_rebalance_report *ret_report,
                        uint64_t *ret_loads)
 {
+    if (ret_loads) {
+        pthread_mutex_lock(&r->report_lock);
+        memcpy(ret_loads, r->reported, cells(r) * sizeof(*ret_loads));
+        pthread_mutex_unlock(&r->report_lock);
+    }
     *ret_report = (struct bt_rebalance_report){r->imbalance, r->moves, r->rebalances, r->ended};
-    if (!ret_loads)
-        return;
-    pthread_mutex_lock(&r->report_lock);
-    memcpy(ret_loads, r->reported, cells(r) * sizeof(*ret_loads));
-    pthread_mutex_unlock(&r->report_lock);
 }

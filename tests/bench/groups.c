@@ -13,6 +13,9 @@
  *                                     for this layout: rows that have an expert on the other rank,
  *                                     once a rank, and every remote expert's row on its way back.
  *
+ *     bytes_LAYOUT_KIND_per_token     what all ranks together send for a token of the tiny model;
+ * LIMIT is the prediction of wire_bytes.h, RATIO VALUE / LIMIT.
+ *
  * And what placement.h and steps.h say. `--rows A,B`: the median step of bench_uneven_steps alone.
  *
  * RATIO is LIMIT / VALUE, the share of the limit that is reached; of wire_bytes_over_formula,
@@ -37,6 +40,7 @@
 #include "common/parallel/group.h"
 #include "tests/bench/placement.h"
 #include "tests/bench/steps.h"
+#include "tests/unit/model-groups/wire_bytes.h"
 
 #define SIZE         2
 #define HIDDEN       7168
@@ -403,8 +407,22 @@ static int run_steps(void)
     return bench_steps((uint32_t)rounds) ? 0 : 1;
 }
 
+/* What ranks of the tiny model send each other for a token, over what the model of it says. */
+static int run_bytes(void)
+{
+    struct wire_figure figures[WIRE_FIGURES_MAX];
+    size_t count = wire_bytes_measure(TESTS_MODELS, figures);
+    for (size_t i = 0; i < count; i++) {
+        char name[96];
+        snprintf(name, sizeof(name), "bytes_%s_per_token", figures[i].name);
+        print_figure(name, figures[i].sent, "B", figures[i].predicted,
+                     figures[i].sent / figures[i].predicted);
+    }
+    return count > 0 ? 0 : 1;
+}
+
 /* Each prints its figures; 0: well. */
-static int (*const sections[])(void) = {run_collectives, run_placement, run_steps};
+static int (*const sections[])(void) = {run_collectives, run_placement, run_steps, run_bytes};
 
 int main(int argc, char **argv)
 {

@@ -11,7 +11,7 @@
 #define MAX_LAYERS  8
 #define MAX_EXPERTS 32
 #define PATTERNS    4
-#define ROWS        32 /* of a step on each rank */
+#define ROWS        16 /* of a step on each rank */
 #define NOBODY      MAX_RANKS
 
 /* When the ranks stop. */
