@@ -414,7 +414,7 @@ static int run_bytes(void)
     size_t count = wire_bytes_measure(TESTS_MODELS, figures);
     for (size_t i = 0; i < count; i++) {
         char name[96];
-        snprintf(name, sizeof(name), "bytes_%s_per_token", figures[i].name);
+        snprintf(name, sizeof(name), "bytes_%.64s_per_token", figures[i].name);
         print_figure(name, figures[i].sent, "B", figures[i].predicted,
                      figures[i].sent / figures[i].predicted);
     }

@@ -22,7 +22,7 @@
 #define MOE_LAYERS 3
 #define HOT        8 /* experts of a layer */
 #define HOT_RUN    8 /* neighbours, at most */
-#define PREFERENCE 0.3F
+#define PREFERENCE 0.26F
 #define WARM_UP    3
 #define POSITION   40 /* of the rows, in a page of their own */
 
