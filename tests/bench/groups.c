@@ -407,18 +407,20 @@ static int run_steps(void)
     return bench_steps((uint32_t)rounds) ? 0 : 1;
 }
 
-/* What ranks of the tiny model send each other for a token, over what the model of it says. */
+/* What ranks of the tiny model send each other for a token, over what the model of it says; and how
+ * evenly four of them are loaded. */
 static int run_bytes(void)
 {
-    struct wire_figure figures[WIRE_FIGURES_MAX];
-    size_t count = wire_bytes_measure(TESTS_MODELS, figures);
-    for (size_t i = 0; i < count; i++) {
+    struct wire_report report;
+    if (!wire_bytes_measure(TESTS_MODELS, &report))
+        return 1;
+    for (size_t i = 0; i < report.count; i++) {
+        const struct wire_figure *figure = &report.figures[i];
         char name[96];
-        snprintf(name, sizeof(name), "bytes_%.64s_per_token", figures[i].name);
-        print_figure(name, figures[i].sent, "B", figures[i].predicted,
-                     figures[i].sent / figures[i].predicted);
+        snprintf(name, sizeof(name), "bytes_%.64s_per_token", figure->name);
+        print_figure(name, figure->sent, "B", figure->predicted, figure->sent / figure->predicted);
     }
-    return count > 0 ? 0 : 1;
+    return bench_placement_of("tiny_", report.layers, report.experts, 4, report.loads) ? 0 : 1;
 }
 
 /* Each prints its figures; 0: well. */

@@ -36,28 +36,45 @@ static void draw_layer(uint32_t layer, uint64_t *loads)
     }
 }
 
-static bool print_figure(const char *name, enum bt_placement_kind kind, const uint64_t *loads)
+static bool print_figure(const char *name, const struct bt_placement_options *options)
 {
-    struct bt_placement_options options = {
-        .kind = kind,
-        .layers = LAYERS,
-        .experts = EXPERTS,
-        .ranks = RANKS,
-        .machines = 1,
-        .groups = 1,
-        .replicas = kind == BT_PLACEMENT_BALANCED ? REPLICAS : 0,
-        .loads = loads,
-    };
     struct bt_placement *placement;
     struct bt_error error;
-    if (bt_placement_create(&options, &error, &placement) != BT_OK) {
+    if (bt_placement_create(options, &error, &placement) != BT_OK) {
         fprintf(stderr, "%s\n", error.text);
         return false;
     }
-    double value = bt_placement_imbalance(placement, loads);
+    double value = bt_placement_imbalance(placement, options->loads);
     printf("figure %s_max_over_mean %.4f x 1 %.4f\n", name, value, 1 / value);
     bt_placement_destroy(placement);
     return true;
+}
+
+static bool print_figures(const char *prefix, struct bt_placement_options options,
+                          uint32_t replicas)
+{
+    static const char *const names[] = {"contiguous", "roundrobin", "balanced"};
+    bool done = true;
+    for (int kind = 0; kind <= BT_PLACEMENT_BALANCED && done; kind++) {
+        char name[64];
+        snprintf(name, sizeof(name), "%s%s", prefix, names[kind]);
+        options.kind = (enum bt_placement_kind)kind;
+        options.replicas = kind == BT_PLACEMENT_BALANCED ? replicas : 0;
+        done = print_figure(name, &options);
+    }
+    return done;
+}
+
+bool bench_placement_of(const char *prefix, uint32_t layers, uint32_t experts, uint32_t ranks,
+                        const uint64_t *loads)
+{
+    const struct bt_placement_options options = {.layers = layers,
+                                                 .experts = experts,
+                                                 .ranks = ranks,
+                                                 .machines = 1,
+                                                 .groups = 1,
+                                                 .loads = loads};
+    return print_figures(prefix, options, 0);
 }
 
 bool bench_placement(void)
@@ -70,9 +87,13 @@ bool bench_placement(void)
     printf("placement: %d layers, %d experts, %d of them hit 5 times as often in runs of "
            "neighbours, %d ranks, %d replicas, seed %" PRIu64 "\n",
            LAYERS, EXPERTS, HOT, RANKS, REPLICAS, SEED);
-    bool done = print_figure("contiguous", BT_PLACEMENT_CONTIGUOUS, loads) &&
-                print_figure("roundrobin", BT_PLACEMENT_ROUND_ROBIN, loads) &&
-                print_figure("balanced", BT_PLACEMENT_BALANCED, loads);
+    const struct bt_placement_options options = {.layers = LAYERS,
+                                                 .experts = EXPERTS,
+                                                 .ranks = RANKS,
+                                                 .machines = 1,
+                                                 .groups = 1,
+                                                 .loads = loads};
+    bool done = print_figures("", options, REPLICAS);
     free(loads);
     return done;
 }

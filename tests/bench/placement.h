@@ -3,6 +3,7 @@
 #define BATON_TESTS_BENCH_PLACEMENT_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 /*
  * Prints `figure {contiguous,roundrobin,balanced}_max_over_mean VALUE x 1 RATIO`: the largest load
@@ -11,5 +12,9 @@
  * hit five times as often as the others. False: no memory.
  */
 bool bench_placement(void);
+
+/* The same figures, after `prefix`, of loads [layers][experts] on so many ranks; no replicas. */
+bool bench_placement_of(const char *prefix, uint32_t layers, uint32_t experts, uint32_t ranks,
+                        const uint64_t *loads);
 
 #endif

@@ -18,7 +18,6 @@
 #define MAX_TOKENS 160
 #define PAGES      (MAX_TOKENS / BT_PAGE_TOKENS + 1)
 #define MAX_K      8
-#define MAX_LAYERS 8
 #define LIMIT_S    300
 #define TIMEOUT_NS (200 * BT_NS_PER_S)
 
@@ -32,7 +31,7 @@ static const struct layout {
 struct prompt {
     uint32_t tokens[MAX_TOKENS], count;
     /* By MoE layer; run alone. */
-    uint32_t experts[MAX_LAYERS][MAX_TOKENS * MAX_K];
+    uint32_t experts[WIRE_LAYERS_MAX][MAX_TOKENS * MAX_K];
 };
 
 /* Shared with the ranks. */
@@ -269,7 +268,8 @@ static bool open_setting(struct setting *setting, const char *models, const char
         return false;
     }
     if (setting->config.route.experts_per_token > MAX_K ||
-        bt_model_moe_layers(&setting->config) > MAX_LAYERS)
+        bt_model_moe_layers(&setting->config) > WIRE_LAYERS_MAX ||
+        setting->config.n_routed_experts > WIRE_EXPERTS_MAX)
         return false;
     for (uint32_t i = 0; i < MAX_RANKS; i++)
         if (!read_prompt(models, prompts[i], &setting->prompts[i]))
@@ -317,23 +317,38 @@ static size_t measure(struct setting *setting, const struct layout *layout,
                       predicted.reduce / tokens);
 }
 
-size_t wire_bytes_measure(const char *models, struct wire_figure ret_figures[WIRE_FIGURES_MAX])
+static void count_loads(const struct setting *setting, struct wire_report *report)
 {
-    size_t count = 0;
+    const struct bt_model_config *c = &setting->config;
+    report->layers = bt_model_moe_layers(c);
+    report->experts = c->n_routed_experts;
+    for (uint32_t i = 0; i < MAX_RANKS; i++) {
+        const struct prompt *prompt = &setting->prompts[i];
+        for (uint32_t layer = 0; layer < report->layers; layer++)
+            for (uint32_t pick = 0; pick < prompt->count * c->route.experts_per_token; pick++)
+                report->loads[layer * report->experts + prompt->experts[layer][pick]]++;
+    }
+}
+
+bool wire_bytes_measure(const char *models, struct wire_report *ret_report)
+{
     char dir[] = "/tmp/baton-wire-XXXXXX";
     struct setting *setting =
         mmap(NULL, sizeof(*setting), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (setting == MAP_FAILED || !mkdtemp(dir)) {
         perror("wire bytes");
-        return 0;
+        return false;
     }
     bool well = open_setting(setting, models, dir);
+    *ret_report = (struct wire_report){0};
     for (size_t i = 0; well && i < sizeof(layouts) / sizeof(layouts[0]); i++) {
-        size_t more = measure(setting, &layouts[i], ret_figures, count);
-        well = more > count;
-        count = more;
+        size_t more = measure(setting, &layouts[i], ret_report->figures, ret_report->count);
+        well = more > ret_report->count;
+        ret_report->count = more;
     }
+    if (well)
+        count_loads(setting, ret_report);
     rmdir(dir);
     munmap(setting, sizeof(*setting));
-    return well ? count : 0;
+    return well;
 }

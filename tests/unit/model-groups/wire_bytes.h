@@ -17,16 +17,26 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #define WIRE_FIGURES_MAX 16
+#define WIRE_LAYERS_MAX  8
+#define WIRE_EXPERTS_MAX 32
 
 struct wire_figure {
     char name[64];          /* "tp2_ep2_dispatch" */
     double sent, predicted; /* bytes a token, all ranks together */
 };
 
+struct wire_report {
+    struct wire_figure figures[WIRE_FIGURES_MAX];
+    size_t count;
+    uint32_t layers, experts;                           /* MoE layers */
+    uint64_t loads[WIRE_LAYERS_MAX * WIRE_EXPERTS_MAX]; /* [layers][experts] of the prompts */
+};
+
 /* The tiny model of `models` in bfloat16, a prompt for each tp group: TP2, TP2+EP2, TP4+EP4, EP2,
- * EP4. How many figures there are; 0: it failed, and was said. */
-size_t wire_bytes_measure(const char *models, struct wire_figure ret_figures[WIRE_FIGURES_MAX]);
+ * EP4. False: it failed, and was said. */
+bool wire_bytes_measure(const char *models, struct wire_report *ret_report);
 
 #endif
