@@ -274,3 +274,38 @@ void expect_text(const char *text, const char *part)
         fail_msg("'%s' does not hold '%s'", text, part);
     }
 }
+
+const char *endpoint_of(struct world *world, size_t party)
+{
+    return bt_rpc_server_endpoint(world->parties[party].harness.server);
+}
+
+/* The address of a server, with another key or none. */
+const char *endpoint_with(struct world *world, const char *key, char *ret_text, size_t size)
+{
+    const char *endpoint = endpoint_of(world, 0);
+    snprintf(ret_text, size, "%.*s%s%s", (int)strcspn(endpoint, "#"), endpoint, key ? "#" : "",
+             key ? key : "");
+    return ret_text;
+}
+
+/* 0 serves all; 1 and 2 are connected. */
+void serve_two(struct world *world)
+{
+    for (size_t i = 0; i < 3; i++) {
+        party_allow(world, i, ALL);
+        party_secure(world, i);
+    }
+    party_serve(world, 0, NULL);
+    party_connect(world, 1, endpoint_of(world, 0));
+    party_connect(world, 2, endpoint_of(world, 0));
+}
+
+void expect_call(struct world *world, size_t party, enum bt_status status, const char *text)
+{
+    struct outcome outcome;
+    world_call(world, party, "test/echo", "hello", &outcome);
+    assert_string_equal(bt_status_name(outcome.status), bt_status_name(status));
+    expect_text(outcome.text, text);
+    assert_int_equal(outcome.id_count, status == BT_OK ? 5 : 0);
+}

@@ -12,6 +12,7 @@
 
 #define MAX_PARTIES 4
 #define PATH_SIZE   256
+#define ALL         0xfu /* the set of all parties */
 
 struct party {
     char secret_path[PATH_SIZE];
@@ -60,6 +61,14 @@ void world_call(struct world *world, size_t party, const char *method, const cha
 void world_start(struct world *world, size_t party, const char *method, struct outcome *outcome);
 /* Calls until it works. */
 void world_call_until_ok(struct world *world, size_t party);
+
+/* Of the party's server. */
+const char *endpoint_of(struct world *world, size_t party);
+/* The address of party 0's server, with another key or none. */
+const char *endpoint_with(struct world *world, const char *key, char *ret_text, size_t size);
+/* 0 serves all; 1 and 2 are connected. */
+void serve_two(struct world *world);
+void expect_call(struct world *world, size_t party, enum bt_status status, const char *text);
 
 void world_log_read(struct world *world, char *ret_text, size_t size);
 void expect_text(const char *text, const char *part);
