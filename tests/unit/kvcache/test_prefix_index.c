@@ -317,6 +317,23 @@ static void test_collisions_give_no_wrong_pages(void **state)
     rig_finish(&rig);
 }
 
+/* Equal hashes, and one token that is another: in every place of a block. */
+static void test_every_token_counts(void **state)
+{
+    struct rig rig = rig_make();
+    (void)state;
+    run(&rig, "ab.", 0);
+    for (uint32_t i = 0; i < 2 * BT_PAGE_TOKENS; i++) {
+        struct prompt *prompt = prompt_make(&rig, "ab.");
+        prompt->tokens[i] += 1;
+        uint32_t count = bt_prefix_index_match(rig.index, &prompt->text, prompt->pages);
+        assert_int_equal(count, i / BT_PAGE_TOKENS);
+        bt_prefix_index_unpin(rig.index, prompt->pages, count);
+        free(prompt);
+    }
+    rig_finish(&rig);
+}
+
 /* ------------------------------------------------------------------ changes */
 
 static uint64_t id_of(struct rig *rig, const char *text)
@@ -471,6 +488,7 @@ int main(void)
         cmocka_unit_test(test_pinned_blocks_stay),
         cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_collisions_give_no_wrong_pages),
+        cmocka_unit_test(test_every_token_counts),
         cmocka_unit_test(test_changes),
         cmocka_unit_test(test_changes_are_no_more_than_pages),
         cmocka_unit_test(test_misuse_is_asserted),
