@@ -311,7 +311,7 @@ static bool is_work(enum phase phase)
     return phase == PLANNING || phase == LOADING || phase == ENDING;
 }
 
-/* The lock is held. A plan that was given up meanwhile is let go of first. */
+/* The lock is held. */
 static void set_phase(struct bt_rebalance *r, enum phase phase)
 {
     atomic_store(&r->phase, phase);
@@ -346,6 +346,7 @@ static void *thread_main(void *context)
         pthread_mutex_unlock(&r->lock);
         enum phase next = work(r, phase);
         pthread_mutex_lock(&r->lock);
+        /* a plan that was given up meanwhile is let go of first */
         set_phase(r, phase != ENDING && (enum phase)r->phase == ENDING ? ENDING : next);
     }
     pthread_mutex_unlock(&r->lock);
