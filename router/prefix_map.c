@@ -452,10 +452,11 @@ struct lookup {
     uint32_t spread, max, count;
 };
 
-/* Different for all workers. */
+/* Different for all workers, in another order for each spread. */
 static uint32_t turn(const struct lookup *lookup, rt_worker_ref worker)
 {
-    return worker * UINT32_C(2654435761) ^ lookup->spread;
+    uint32_t value = (worker ^ lookup->spread) * UINT32_C(0x9e3779b1);
+    return (value ^ value >> 15) * UINT32_C(0x85ebca6b);
 }
 
 static bool better(const struct lookup *lookup, const struct rt_cached *a,
