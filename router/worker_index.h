@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define RT_INDEX_FIELDS 5
-#define RT_INDEX_VISITS 256
+#define RT_INDEX_VISITS 64
 #define RT_NO_SLOT      UINT32_MAX
 
 struct rt_index_key {

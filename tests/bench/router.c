@@ -11,7 +11,8 @@
  *     decisions_per_s                    of one core, with all events that they bring along: the
  *                                        request's own, and the ranks' reports
  *     report_p99_us                      one load report of a rank, with what it sets in motion
- *     rank_lost_us                       the loss of a whole decode worker, per request that ran there
+ *     rank_lost_us                       the loss of a whole decode worker, per request that ran
+ * there
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,8 +126,8 @@ static rt_worker_ref join(const char *name, uint32_t number, uint32_t rank, enum
     struct rt_worker_info info = {.incarnation = (uint64_t)number * 64 + rank + 1, .role = role};
     snprintf(info.id, sizeof info.id, "%s-%u.%u", name, number, rank);
     if (role == RT_ROLE_DECODE) {
-        info.group = (struct rt_group_member){
-            .incarnation = number + 1, .rank = rank, .size = rank_count};
+        info.group =
+            (struct rt_group_member){.incarnation = number + 1, .rank = rank, .size = rank_count};
         snprintf(info.group.name, sizeof info.group.name, "%s-%u", name, number);
         info.load.pages_total = info.load.pages_free = PAGES;
     }
@@ -145,8 +146,8 @@ static void open_cluster(void)
     }
     ranks = grow(NULL, (size_t)worker_count * rank_count * sizeof *ranks);
     for (uint32_t i = 0; i < worker_count * rank_count; i++) {
-        ranks[i] = (struct rank){
-            .ref = join("decode", i / rank_count, i % rank_count, RT_ROLE_DECODE)};
+        ranks[i] =
+            (struct rank){.ref = join("decode", i / rank_count, i % rank_count, RT_ROLE_DECODE)};
     }
     first_decode = ranks[0].ref;
 }
@@ -243,7 +244,8 @@ static void report(uint32_t rank, bool timed)
     }
 }
 
-/* One end, the report that tells of it, those of others, and the decision that it makes room for. */
+/* One end, the report that tells of it, those of others, and the decision that it makes room for.
+ */
 static void round_of(bool timed)
 {
     now += 20000;
