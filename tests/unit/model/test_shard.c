@@ -422,6 +422,11 @@ static void test_change_is_not_made(void **state)
     assert_null(change);
     assert_int_equal(bt_model_load_experts(part, 2, to, NULL, &error, &change), BT_OK);
     bt_expert_change_destroy(change);
+    atomic_bool cancel = true;
+    change = NULL;
+    assert_int_equal(bt_model_load_experts(part, 2, to, &cancel, &error, &change),
+                     BT_ERR_CANCELLED);
+    assert_null(change);
     bt_expert_change_destroy(NULL);
     compare_experts(whole, part, now);
     assert_int_equal(block_count(part), 0);
@@ -430,6 +435,33 @@ static void test_change_is_not_made(void **state)
     bt_placement_destroy(from);
     bt_placement_destroy(to);
     bt_placement_destroy(wrong);
+}
+
+/* Experts that come need room beside those that are there. */
+static void test_no_room_for_experts(void **state)
+{
+    (void)state;
+    struct bt_error error = {0};
+    struct bt_expert_change *change = NULL;
+    struct bt_placement *from = place(BT_PLACEMENT_CONTIGUOUS, LAYERS - 1, 4);
+    struct bt_placement *to = place(BT_PLACEMENT_ROUND_ROBIN, LAYERS - 1, 4);
+    struct bt_model_options options = {
+        .dir = TINY, .kernels = "ref", .dtype = BT_MODEL_BFLOAT16, .placement = from};
+    struct bt_model *part = load(&options);
+    options.memory_bytes = part->memory.bytes;
+    bt_model_destroy(part);
+    part = load(&options);
+    assert_int_equal(bt_model_load_experts(part, 0, to, NULL, &error, &change), BT_ERR_NO_MEMORY);
+    assert_null(change);
+    part->memory_limit += HUGE; /* one block */
+    change_layer(part, 0, to);
+    part->memory_limit -= HUGE / 2;
+    assert_int_equal(bt_model_load_experts(part, 1, to, NULL, &error, &change), BT_ERR_NO_MEMORY);
+    part->memory_limit += HUGE;
+    change_layer(part, 1, to);
+    bt_model_destroy(part);
+    bt_placement_destroy(from);
+    bt_placement_destroy(to);
 }
 
 int main(void)
@@ -444,6 +476,7 @@ int main(void)
         cmocka_unit_test(test_memory),
         cmocka_unit_test(test_experts_come_and_go),
         cmocka_unit_test(test_change_is_not_made),
+        cmocka_unit_test(test_no_room_for_experts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -95,6 +95,8 @@ static void test_window(void **state)
     add_same(loads, 0, 0, 0); /* the fifth: the second goes */
     expect_sum(loads, (const uint64_t[]){0, 10, 25, 100, 0, 5}, 6);
     assert_int_equal(bt_expert_loads_rows(loads), 35);
+    assert_int_equal(bt_expert_loads_layer_rows(loads, 0), 35);
+    assert_int_equal(bt_expert_loads_layer_rows(loads, 1), 105);
     bt_expert_loads_destroy(loads);
     loads = make(1, 3, 1, 1);
     add_same(loads, 0, 0, 2);
