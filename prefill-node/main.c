@@ -11,8 +11,9 @@
 #include "prefill-node/options.h"
 
 #define STOP_NS (10 * BT_NS_PER_S)
-/* For a goodbye when a rank of the group is lost. */
-#define LOST_NS (2 * BT_NS_PER_S)
+/* For a goodbye when a rank of the group is lost; and for its last words on their way out. */
+#define LOST_NS       (2 * BT_NS_PER_S)
+#define LAST_WORDS_NS (100 * BT_NS_PER_MS)
 /* A rank that was told to end waits for rank 0, which first ends its runs. */
 #define FOLLOWER_STOP_NS (STOP_NS + 5 * BT_NS_PER_S)
 
@@ -48,6 +49,9 @@ static enum bt_status serve_runs(struct bt_loop *loop, const struct bt_model *mo
     }
     bool idle = stop_in_order(loop, worker, pf_worker_lost(worker, NULL) ? LOST_NS : STOP_NS);
     if (pf_worker_lost(worker, NULL)) {
+        int64_t until_ns = bt_clock_now_ns() + LAST_WORDS_NS;
+        while (bt_clock_now_ns() < until_ns && bt_loop_run_once(loop, until_ns, error) == BT_OK) {
+        }
         _exit(1); /* the others know: nothing of a group that is over ends in order */
     }
     if (!idle) {

@@ -218,6 +218,14 @@ static void test_cancel(void **state)
 
 /* ---- the end of the worker ---- */
 
+/* By rank 0's last word, or by its end where that was sooner. */
+static void expect_run_elsewhere(const struct attempt *attempt)
+{
+    if (attempt->run_status != BT_ERR_UNAVAILABLE && attempt->run_status != BT_ERR_PEER_LOST) {
+        fail_msg("%s: %s", bt_status_name(attempt->run_status), attempt->run_text);
+    }
+}
+
 /* With a run that computes: it ends with an error that has it run elsewhere, all in order. */
 static void stop_by(uint32_t rank)
 {
@@ -228,7 +236,7 @@ static void stop_by(uint32_t rank)
     cluster_until(&ranks.cluster, attempt.started);
     ranks_signal(&ranks, rank, SIGTERM);
     cluster_until(&ranks.cluster, attempt.run_ended);
-    assert_int_equal(attempt.run_status, BT_ERR_UNAVAILABLE);
+    expect_run_elsewhere(&attempt);
     cluster_until(&ranks.cluster, ranks_all_ended(&ranks));
     assert_true(ranks_exited(&ranks, 0, 0));
     assert_true(ranks_exited(&ranks, 1, 0));
@@ -275,9 +283,7 @@ static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
     printf("all ended after %d ms\n", (int)((bt_clock_now_ns() - lost_ns) / BT_NS_PER_MS));
     if (computing) {
         cluster_until(&ranks.cluster, attempt.run_ended);
-        assert_int_equal(attempt.run_status, victim == 0 && signal == SIGKILL ? attempt.run_status
-                                                                              : BT_ERR_UNAVAILABLE);
-        assert_int_not_equal(attempt.run_status, BT_OK);
+        expect_run_elsewhere(&attempt);
     }
     if (signal == SIGSTOP) { /* it may go on writing */
         cluster_cancel(&ranks.cluster, 1, attempt.epoch);
