@@ -122,6 +122,9 @@ void rt_request_end(struct rt_core *core, struct rt_request *request, enum rt_fi
         rt_output_mean_learn(&core->outputs, request->spec.tenant, request->spec.prompt_class,
                              request->delivered_count);
     }
+    if (request->holds_share) {
+        rt_admission_ended(&core->admission, request, core->now_ns);
+    }
     rt_admission_hear(&core->admission, core->queue.count > 0, core->now_ns);
     rt_request_queue_forget(&core->queue, request);
     rt_order_remove(&core->deadlines, &request->deadline);

@@ -90,6 +90,7 @@ static bool request_enter(struct rt_core *core, struct rt_request *request)
     rt_deadlines_insert(&core->deadlines, request);
     rt_admission_hear(&core->admission, core->queue.count > 0, core->now_ns);
     rt_request_queue_submit(&core->queue, request, core->workers.line.line, core->now_ns);
+    rt_admission_submitted(&core->admission, request, core->now_ns);
     core->dispatch_due = true;
     return true;
 }

@@ -153,9 +153,9 @@ MUTANTS = {
 }
 
 
-def commands(build):
+def commands(build, target="tests/sim/simulate"):
     """The compile command of each source file, and the link command."""
-    lines = subprocess.run(["ninja", "-C", build, "-t", "commands", "tests/sim/simulate"],
+    lines = subprocess.run(["ninja", "-C", build, "-t", "commands", target],
                            check=True, capture_output=True, text=True).stdout.splitlines()
     compile_of = {}
     for line in lines:
