@@ -34,6 +34,7 @@ static enum bt_status serve(struct bt_loop *loop, struct bt_model *model, struct
     worker_options.rank = rank;
     worker_options.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
     enum bt_status status = dc_worker_create(loop, model, &worker_options, error, &worker);
+    bt_process_start_end();
     if (status != BT_OK) {
         return status;
     }
@@ -91,6 +92,9 @@ static enum bt_status run(const struct dc_options *options, struct bt_error *err
         status = bt_process_die_with_parent();
     }
     if (status == BT_OK) {
+        status = bt_process_start_begin(error);
+    }
+    if (status == BT_OK) {
         status = bt_team_create(&options->team, error, &team);
     }
     if (status == BT_OK) {
@@ -102,6 +106,7 @@ static enum bt_status run(const struct dc_options *options, struct bt_error *err
     if (status == BT_OK) {
         status = serve(loop, model, rank, options, error);
     }
+    bt_process_start_end();
     bt_rank_leave(rank);
     bt_model_destroy(model);
     bt_team_destroy(team);

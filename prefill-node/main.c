@@ -39,6 +39,7 @@ static enum bt_status serve_runs(struct bt_loop *loop, const struct bt_model *mo
 {
     struct pf_worker *worker;
     enum bt_status status = pf_worker_create(loop, model, options, error, &worker);
+    bt_process_start_end();
     if (status != BT_OK) {
         return status;
     }
@@ -85,6 +86,7 @@ static enum bt_status serve_rank(struct bt_loop *loop, const struct bt_model *mo
     struct pf_follower *follower;
     struct bt_error over = {0};
     enum bt_status status = pf_follower_create(loop, model, options, error, &follower);
+    bt_process_start_end();
     if (status != BT_OK) {
         return status;
     }
@@ -177,6 +179,9 @@ static enum bt_status run(struct pf_options *options, struct bt_error *error)
         status = bt_process_die_with_parent();
     }
     if (status == BT_OK) {
+        status = bt_process_start_begin(error);
+    }
+    if (status == BT_OK) {
         status = bt_team_create(&options->team, error, &team);
     }
     if (status == BT_OK) {
@@ -189,6 +194,7 @@ static enum bt_status run(struct pf_options *options, struct bt_error *error)
     if (status == BT_OK) {
         status = serve(loop, model, options, rank, error);
     }
+    bt_process_start_end();
     bt_rank_leave(rank);
     bt_model_destroy(model);
     bt_team_destroy(team);

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -151,4 +153,47 @@ enum bt_status bt_process_die_with_parent(void)
     pid_t after = getppid();
     bool orphan = after == 1 && getsid(0) != getsid(1);
     return after != before || orphan ? BT_ERR_PEER_LOST : BT_OK;
+}
+
+/* A process starts once; both calls are of one thread. */
+static struct {
+    bool begun;
+    pthread_t thread;
+    sem_t end;
+} start;
+
+/* The one thread that a signal can reach. */
+static void *start_main(void *argument)
+{
+    sigset_t signals;
+    (void)argument;
+    sigemptyset(&signals);
+    sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGTERM);
+    pthread_sigmask(SIG_UNBLOCK, &signals, NULL);
+    while (sem_wait(&start.end) != 0) {
+    }
+    return NULL;
+}
+
+enum bt_status bt_process_start_begin(struct bt_error *error)
+{
+    sem_init(&start.end, 0, 0);
+    if (pthread_create(&start.thread, NULL, start_main, NULL) != 0) {
+        sem_destroy(&start.end);
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "start: no memory for a thread");
+    }
+    start.begun = true;
+    return BT_OK;
+}
+
+void bt_process_start_end(void)
+{
+    if (!start.begun) {
+        return;
+    }
+    sem_post(&start.end);
+    pthread_join(start.thread, NULL);
+    sem_destroy(&start.end);
+    start.begun = false;
 }

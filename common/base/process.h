@@ -40,4 +40,11 @@ bool bt_process_same_host(const struct bt_process_id *a, const struct bt_process
  */
 enum bt_status bt_process_die_with_parent(void);
 
+/*
+ * Between the two, SIGINT and SIGTERM do to the process what they do by default, whatever threads
+ * block: it starts, waits for others, and has nothing yet to end in order. NO_MEMORY: no thread.
+ */
+enum bt_status bt_process_start_begin(struct bt_error *error);
+void bt_process_start_end(void); /* harmless without the other */
+
 #endif

@@ -10,6 +10,7 @@
 
 #include "common/base/log.h"
 #include "common/base/random.h"
+#include "common/model/loading.h"
 #include "common/model/rank_metrics.h"
 #include "common/model/rebalance.h"
 
@@ -23,8 +24,9 @@ _Static_assert(BT_RANK_WORDS == BT_REBALANCE_WORDS, "the words are all for the e
 struct bt_rank {
     struct bt_rank_options options;
     struct bt_model_config config;
-    uint32_t layers;        /* MoE layers */
-    struct bt_group *group; /* NULL: alone */
+    uint32_t layers;            /* MoE layers */
+    struct bt_group *group;     /* NULL: alone */
+    struct bt_loading *loading; /* from join to start; NULL: alone */
     uint64_t incarnation;
     struct bt_placement *placement; /* at the start; NULL: this rank has all experts */
     struct bt_expert_loads *loads;  /* NULL: no experts */
@@ -274,13 +276,15 @@ static enum bt_status join(struct bt_rank *rank, const char *model_dir, struct b
         if (status == BT_OK)
             status = check_terms(rank, error);
     }
-    if (rank->layers == 0)
-        return status;
-    if (status == BT_OK)
+    if (status == BT_OK && rank->layers > 0)
         status = find_loads(rank, error);
-    if (status == BT_OK)
+    if (status == BT_OK && rank->layers > 0)
         status = place_experts(rank, error);
-    return status == BT_OK ? watch_experts(rank, error) : status;
+    if (status == BT_OK && rank->layers > 0)
+        status = watch_experts(rank, error);
+    if (status == BT_OK && rank->group)
+        status = bt_loading_begin(rank->group, error, &rank->loading);
+    return status;
 }
 
 enum bt_status bt_rank_join(const struct bt_rank_options *options, const char *model_dir,
@@ -309,6 +313,7 @@ void bt_rank_leave(struct bt_rank *rank)
     if (!rank) {
         return;
     }
+    bt_loading_destroy(rank->loading);
     bt_group_destroy(rank->group);
     bt_rebalance_destroy(rank->rebalance);
     bt_placement_destroy(rank->placement);
@@ -361,7 +366,15 @@ void bt_rank_forward(const struct bt_rank *rank, struct bt_forward_options *opti
 enum bt_status bt_rank_start(struct bt_rank *rank, struct bt_model *model,
                              struct bt_forward *forward, struct bt_error *error)
 {
-    return rank->rebalance ? bt_rebalance_start(rank->rebalance, model, forward, error) : BT_OK;
+    enum bt_status status = BT_OK;
+    if (rank->loading) {
+        status = bt_loading_end(rank->loading, rank->options.connect_timeout_ns, error);
+        bt_loading_destroy(rank->loading);
+        rank->loading = NULL;
+    }
+    if (status == BT_OK && rank->rebalance)
+        status = bt_rebalance_start(rank->rebalance, model, forward, error);
+    return status;
 }
 
 enum bt_status bt_rank_exchange(struct bt_rank *rank, const void *mine, size_t bytes, void *ret_all)

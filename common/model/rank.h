@@ -67,7 +67,12 @@ uint64_t bt_rank_incarnation(const struct bt_rank *rank);
 void bt_rank_part(const struct bt_rank *rank, struct bt_model_options *options);
 void bt_rank_forward(const struct bt_rank *rank, struct bt_forward_options *options);
 
-/* The model and pass that this rank runs; borrowed until bt_rank_leave. NO_MEMORY: no thread. */
+/*
+ * The model and pass that this rank runs; borrowed until bt_rank_leave. The group belongs to the
+ * rank from join until this returns on all ranks: it waits for those that still load as long as
+ * they live, at most connect_timeout_ns, and fails as the group does, or with UNAVAILABLE that
+ * names who has not loaded. NO_MEMORY: no thread.
+ */
 enum bt_status bt_rank_start(struct bt_rank *rank, struct bt_model *model,
                              struct bt_forward *forward, struct bt_error *error);
 
