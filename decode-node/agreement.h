@@ -28,6 +28,7 @@ struct dc_agreement {
 /* What all said, the same on all ranks. */
 struct dc_consent {
     uint32_t largest; /* rows of the rank that has the most; 0: there is no step */
+    uint32_t drawing; /* sequences that draw, of the rank that has the most of them */
     bool leaves, drains;
     bool drained; /* all drain, and none is busy */
 };
@@ -36,8 +37,8 @@ bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank); /*
 void dc_agreement_finish(struct dc_agreement *agreement);
 
 /* Both fail as the group does; `begin` returns at once, `end` waits for the others. */
-enum bt_status dc_agreement_begin(struct dc_agreement *agreement, uint32_t rows, unsigned flags,
-                                  struct bt_error *error);
+enum bt_status dc_agreement_begin(struct dc_agreement *agreement, uint32_t rows, uint32_t drawing,
+                                  unsigned flags, struct bt_error *error);
 enum bt_status dc_agreement_end(struct dc_agreement *agreement, struct bt_error *error,
                                 struct dc_consent *ret_consent);
 

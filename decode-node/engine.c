@@ -12,13 +12,15 @@ struct dc_engine {
     struct bt_sampler *sampler;
     struct dc_sequence **sequences; /* [max_sequences], in the order they were added */
     uint32_t sequence_count;
-    bool stirred; /* something was added, stopped or grown since the last step */
+    bool stirred;    /* something was added, stopped or grown since the last step */
+    uint32_t beside; /* see dc_engine_beside */
 
     /* One step. */
     struct dc_sequence **batch;    /* [max_num_seqs] */
     struct bt_sequence_rows *rows; /* likewise */
     uint32_t *tokens;              /* likewise */
     uint32_t *logit_rows;          /* likewise */
+    uint32_t logit_count;
 };
 
 static bool engine_alloc(struct dc_engine *engine)
@@ -125,7 +127,8 @@ void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence)
 {
     BT_ASSERT(engine->sequence_count < engine->options.max_sequences);
     BT_ASSERT(sequence->page_count >= bt_kv_pages_for(sequence->prompt_tokens));
-    sequence->generated = 0;
+    BT_ASSERT(sequence->replay_count < sequence->sampling->max_tokens);
+    sequence->generated = sequence->forced = 0;
     sequence->finish = DC_RUNNING;
     sequence->asked = sequence->stalled = sequence->joined = false;
     engine->sequences[engine->sequence_count++] = sequence;
@@ -163,10 +166,15 @@ void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, 
     }
 }
 
-/* KV positions in use; the next step's token goes to this position. */
+void dc_engine_beside(struct dc_engine *engine, uint32_t drawing)
+{
+    engine->beside = drawing;
+}
+
+/* KV positions in use; the first row of the next step goes to this position. */
 static uint32_t kv_length(const struct dc_sequence *sequence)
 {
-    return sequence->prompt_tokens + sequence->generated - 1;
+    return sequence->prompt_tokens + sequence->generated - 1 - sequence->forced;
 }
 
 static uint32_t free_slots(const struct dc_sequence *sequence)
@@ -255,6 +263,20 @@ static void remove_finished(struct dc_engine *engine)
     engine->sequence_count = kept;
 }
 
+/* The tokens up to the replay's last were reported elsewhere. */
+static void join(struct dc_engine *engine, struct dc_sequence *sequence, struct dc_step *step)
+{
+    sequence->joined = true;
+    if (sequence->replay_count == 0) {
+        accept_token(engine, sequence, step);
+        return;
+    }
+    BT_ASSERT(sequence->last.token == sequence->replay[0]);
+    sequence->generated = sequence->replay_count;
+    sequence->forced = sequence->replay_count - 1;
+    sequence->last.token = sequence->replay[sequence->forced];
+}
+
 /* Ends those that were stopped, reports token 0 of the new ones. */
 static void admit(struct dc_engine *engine, struct dc_step *step)
 {
@@ -263,48 +285,104 @@ static void admit(struct dc_engine *engine, struct dc_step *step)
         if (sequence->finish != DC_RUNNING) {
             step_entry(step, sequence)->finish = sequence->finish;
         } else if (!sequence->joined) {
-            sequence->joined = true;
-            accept_token(engine, sequence, step);
+            join(engine, sequence, step);
         }
     }
     remove_finished(engine);
     engine->stirred = false;
 }
 
-static uint32_t gather(struct dc_engine *engine)
+/* One row for each sequence, as many as there is room for. */
+static uint32_t choose(struct dc_engine *engine, uint32_t *ret_drawing)
 {
     uint32_t count = 0;
+    *ret_drawing = 0;
     for (uint32_t i = 0; i < engine->sequence_count && count < engine->options.max_num_seqs; i++) {
         struct dc_sequence *sequence = engine->sequences[i];
         if (can_run(sequence)) {
-            engine->batch[count] = sequence;
-            engine->tokens[count] = sequence->last.token;
-            engine->logit_rows[count] = count;
-            engine->rows[count] = (struct bt_sequence_rows){
-                .pages = sequence->pages,
-                .start = kv_length(sequence),
-                .first_row = count,
-                .row_count = 1,
-            };
-            count++;
+            sequence->rows = 1;
+            *ret_drawing += sequence->forced == 0;
+            engine->batch[count++] = sequence;
         }
     }
     return count;
 }
 
-static enum bt_status forward(struct dc_engine *engine, uint32_t count, const float **ret_logits)
+/* More rows for those that replay; how many there are in all. */
+static uint32_t force(struct dc_engine *engine, uint32_t count, uint32_t drawing)
+{
+    uint32_t most = engine->options.max_num_seqs, room = most - count, rows = count;
+    uint32_t others = drawing > engine->beside ? drawing : engine->beside;
+    if (others > 0) {
+        uint32_t bound = others > most / 4 ? others : most / 4;
+        room = bound < room ? bound : room;
+    }
+    for (uint32_t i = 0; i < count && room > 0; i++) {
+        struct dc_sequence *sequence = engine->batch[i];
+        uint32_t slots = free_slots(sequence) - 1;
+        uint32_t more = sequence->forced < slots ? sequence->forced : slots;
+        more = more < room ? more : room;
+        sequence->rows += more;
+        rows += more;
+        room -= more;
+    }
+    return rows;
+}
+
+/* Whether its rows reach the newest token, and a token is drawn after it. */
+static bool draws(const struct dc_sequence *sequence)
+{
+    return sequence->rows > sequence->forced;
+}
+
+static void fill_rows(struct dc_engine *engine, uint32_t index, uint32_t first_row)
+{
+    const struct dc_sequence *sequence = engine->batch[index];
+    engine->rows[index] = (struct bt_sequence_rows){
+        .pages = sequence->pages,
+        .start = kv_length(sequence),
+        .first_row = first_row,
+        .row_count = sequence->rows,
+    };
+    uint32_t replayed = draws(sequence) ? sequence->forced : sequence->rows;
+    for (uint32_t i = 0; i < replayed; i++) {
+        uint32_t number = sequence->generated - 1 - sequence->forced + i;
+        engine->tokens[first_row + i] = sequence->replay[number];
+    }
+    if (draws(sequence)) {
+        engine->tokens[first_row + replayed] = sequence->last.token;
+    }
+}
+
+static void gather(struct dc_engine *engine, struct dc_step *step)
+{
+    step->sequences = choose(engine, &step->drawing);
+    step->rows = force(engine, step->sequences, step->drawing);
+    uint32_t row = 0;
+    engine->logit_count = 0;
+    for (uint32_t i = 0; i < step->sequences; i++) {
+        fill_rows(engine, i, row);
+        row += engine->batch[i]->rows;
+        if (draws(engine->batch[i])) {
+            engine->logit_rows[engine->logit_count++] = row - 1;
+        }
+    }
+}
+
+static enum bt_status forward(struct dc_engine *engine, const struct dc_step *step,
+                              const float **ret_logits)
 {
     const struct bt_forward_batch batch = {
         .form = BT_FORWARD_ABSORBED,
         .tokens = engine->tokens,
-        .rows = count,
+        .rows = step->rows,
         .sequences = engine->rows,
-        .sequence_count = count,
+        .sequence_count = step->sequences,
         .kv_pool = engine->options.kv_pool,
         .layout = engine->options.layout,
         .pool_pages = engine->options.pool_pages,
         .logit_rows = engine->logit_rows,
-        .logit_count = count,
+        .logit_count = engine->logit_count,
     };
     return bt_forward_run(engine->forward, &batch, ret_logits);
 }
@@ -312,10 +390,16 @@ static enum bt_status forward(struct dc_engine *engine, uint32_t count, const fl
 static void sample(struct dc_engine *engine, const float *logits, struct dc_step *step)
 {
     size_t vocab_size = engine->options.model->config.vocab_size;
-    for (uint32_t i = 0; i < step->rows; i++) {
+    for (uint32_t i = 0; i < step->sequences; i++) {
         struct dc_sequence *sequence = engine->batch[i];
-        bt_sampler_draw(engine->sampler, &logits[i * vocab_size], sequence->sampling,
-                        sequence->history, sequence->generated, &sequence->last);
+        if (!draws(sequence)) {
+            sequence->forced -= sequence->rows;
+            continue;
+        }
+        sequence->forced = 0;
+        bt_sampler_draw(engine->sampler, logits, sequence->sampling, sequence->history,
+                        sequence->generated, &sequence->last);
+        logits += vocab_size;
         accept_token(engine, sequence, step);
     }
 }
@@ -327,8 +411,8 @@ static void wish_pages(struct dc_engine *engine, struct dc_step *step)
         struct dc_sequence *sequence = engine->sequences[i];
         uint32_t slots = free_slots(sequence);
         bool stalls = slots == 0 && !sequence->stalled;
-        bool asks =
-            slots < BT_PAGE_TOKENS && slots < steps_left(engine, sequence) && !sequence->asked;
+        uint32_t wanted = steps_left(engine, sequence) + sequence->forced;
+        bool asks = slots < BT_PAGE_TOKENS && slots < wanted && !sequence->asked;
         if (asks || stalls) {
             sequence->asked = true;
             sequence->stalled = slots == 0;
@@ -344,7 +428,7 @@ uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step)
     step->entry_count = step->wish_count = 0;
     step->begin_ns = step->end_ns = bt_clock_now_ns();
     admit(engine, step);
-    step->rows = gather(engine);
+    gather(engine, step);
     return step->rows;
 }
 
@@ -353,7 +437,7 @@ enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step)
     const float *logits = NULL;
     enum bt_status status = BT_OK;
     if (step->rows > 0 || engine->shares_experts) {
-        status = forward(engine, step->rows, &logits);
+        status = forward(engine, step, &logits);
     }
     if (status == BT_OK && step->rows > 0) {
         sample(engine, logits, step);

@@ -12,6 +12,14 @@
  * A sequence joins and leaves between steps. Its tokens depend on itself alone, whoever is beside
  * it (design: determinism). Token 0 came from prefill; after g tokens the KV holds prompt + g - 1
  * tokens, and a step appends the KV of the last token and draws token g.
+ *
+ * A sequence that ran elsewhere before brings the tokens that it had there (replay). Their KV is
+ * appended first, many rows of the sequence in a step, and nothing is drawn for them; then it goes
+ * on as if it had always been here. Every sequence of a batch has a row; what is left of
+ * max_num_seqs goes to replays, the eldest first. Beside a sequence that draws, here or on another
+ * rank, they get no more than those have rows, or a quarter of max_num_seqs where that is more: a
+ * step takes at most about twice the time that it took, or that of a batch of a quarter of what the
+ * operator allows, and each row of a step costs less the more there are.
  */
 #ifndef BATON_DECODE_NODE_ENGINE_H
 #define BATON_DECODE_NODE_ENGINE_H
@@ -44,13 +52,19 @@ struct dc_sequence {
     uint32_t page_count;
     uint32_t page_capacity; /* of prompt_tokens + sampling->max_tokens at least */
     const struct bt_sampling *sampling;
-    struct bt_sampler_history *history; /* NULL: no penalty needs it; holds the prompt already,
-                                           and has room for max_tokens more */
+    struct bt_sampler_history *history; /* NULL: no penalty needs it; holds prompt and replay
+                                           already, and has room for all other tokens */
     struct bt_sample last;              /* the newest token; at first token 0 */
+    /* Tokens 0 … replay_count - 1 of its output, less than sampling->max_tokens, for which there
+     * are pages; token 0 is that of `last`. The first one reported is number replay_count. */
+    const uint32_t *replay;
+    uint32_t replay_count; /* 0: none */
     void *user;
 
     /* The engine's. */
-    uint32_t generated; /* tokens, token 0 included */
+    uint32_t generated; /* tokens, token 0 and replayed ones included */
+    uint32_t forced;    /* of the replay, but for its last: their KV is still to be appended */
+    uint32_t rows;      /* in the batch */
     enum dc_finish finish;
     bool asked;   /* for a page, and did not get it yet */
     bool stalled; /* said so: no slot is left for the next token's KV */
@@ -93,6 +107,10 @@ void dc_engine_stop_all(struct dc_engine *engine, enum dc_finish finish);
 /* One more page. Harmless likewise (its owner frees all pages of a finished sequence together). */
 void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, uint32_t page);
 
+/* Sequences that draw on the rank that has most of them, as the group last said: replays make way
+ * for them. */
+void dc_engine_beside(struct dc_engine *engine, uint32_t drawing);
+
 /* Whether a step has anything to do: false until something is added, stopped or grown. */
 bool dc_engine_runnable(const struct dc_engine *engine);
 
@@ -117,7 +135,9 @@ struct dc_step {
     uint32_t entry_count, entry_capacity;
     struct dc_page_wish *wishes; /* [wish_capacity] */
     uint32_t wish_count, wish_capacity;
-    uint32_t rows;      /* sequences in the batch */
+    uint32_t rows;      /* in the batch */
+    uint32_t sequences; /* likewise */
+    uint32_t drawing;   /* likewise, those that have nothing to replay */
     uint64_t kv_tokens; /* sum of KV lengths of the sequences inside, after the step */
     int64_t begin_ns, end_ns;
 };
@@ -129,11 +149,11 @@ void dc_step_finish(struct dc_step *step);
 
 /*
  * Ends those that were stopped, reports token 0 of new sequences and gathers the batch: every
- * sequence that has room, at most max_num_seqs of them. Returns its rows.
+ * sequence that has room, and rows that are replayed, at most max_num_seqs. Returns its rows.
  */
 uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step);
-/* Computes one token of each sequence of the batch. In a group it fails as bt_forward_run does; the
- * engine is of no use then but to be destroyed. */
+/* Computes one token of each sequence of the batch that has not more to replay. In a group it fails
+ * as bt_forward_run does; the engine is of no use then but to be destroyed. */
 enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step);
 /* What else there is to report of the step: page wishes, KV in use. May come after the begin of the
  * next one. */

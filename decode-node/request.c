@@ -241,11 +241,20 @@ static void request_join(struct request *request)
     sequence->prompt_tokens = landing->prompt_tokens;
     sequence->sampling = &request->reservation.sampling;
     sequence->history = request->reservation.history;
+    sequence->replay = request->reservation.replay;
+    sequence->replay_count = request->reservation.replay_count;
     sequence->user = request;
     request->in_engine = true;
     request->joined_ns = bt_clock_now_ns();
     requests->running[requests->running_count++] = request;
     dc_stepper_add(requests->options.stepper, sequence);
+}
+
+/* The tokens that are to be replayed go on from the one that prefill drew. */
+static bool replay_fits(const struct request *request)
+{
+    const struct dc_reservation *reservation = &request->reservation;
+    return reservation->replay_count == 0 || request->sequence.last.token == reservation->replay[0];
 }
 
 /*
@@ -256,6 +265,10 @@ static void request_verdict(struct request *request, enum bt_status sum, const c
 {
     struct dc_requests *requests = request->owner;
     struct kvt_landing *landing;
+    if (sum == BT_OK && !replay_fits(request)) {
+        sum = BT_ERR_MISMATCH;
+        why = "replay: the prompt's first token is another than replay[0]";
+    }
     enum bt_status status = kvt_landing_verified(requests->landings, request->reservation.request,
                                                  request->epoch, sum == BT_OK, &landing);
     if (status == BT_OK) {
@@ -474,6 +487,8 @@ static void count_token(struct request *request, const struct dc_entry *entry, i
     const struct dc_metrics *metrics = request->owner->options.metrics;
     if (entry->index > 0) {
         bt_counter_add(metrics->generated, 1);
+    }
+    if (request->token_ns > 0) {
         bt_histogram_observe(metrics->inter_token_seconds,
                              (double)(now_ns - request->token_ns) * 1e-9);
     }
@@ -484,13 +499,16 @@ static void count_finish(const struct request *request, enum dc_finish finish, i
 {
     const struct dc_metrics *metrics = request->owner->options.metrics;
     struct bt_counter *const counters[] = {
-        [DC_FINISH_STOP] = metrics->stopped,        [DC_FINISH_LENGTH] = metrics->lengthy,
-        [DC_FINISH_CANCELLED] = metrics->cancelled, [DC_FINISH_PREEMPTED] = metrics->preempted,
+        [DC_FINISH_STOP] = metrics->stopped,
+        [DC_FINISH_LENGTH] = metrics->lengthy,
+        [DC_FINISH_CANCELLED] = metrics->cancelled,
+        [DC_FINISH_PREEMPTED] = metrics->preempted,
     };
     bt_counter_add(counters[finish], 1);
     if (finish == DC_FINISH_STOP || finish == DC_FINISH_LENGTH) {
         double seconds = (double)(now_ns - request->joined_ns) * 1e-9;
-        uint32_t later = request->sequence.generated - 1;
+        uint32_t before = request->reservation.replay_count;
+        uint32_t later = request->sequence.generated - (before > 0 ? before : 1);
         bt_histogram_observe(metrics->decode_seconds, seconds);
         bt_histogram_observe(metrics->per_token_seconds, later ? seconds / later : 0);
     }

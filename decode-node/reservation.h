@@ -7,6 +7,8 @@
 
 struct dc_reservation_limits {
     uint32_t vocab_size;
+    const uint32_t *eos; /* [eos_count]; borrowed */
+    uint32_t eos_count;
     uint32_t max_model_len; /* prompt and output */
     uint32_t expected_output_tokens;
 };
@@ -18,8 +20,10 @@ struct dc_reservation {
     uint32_t max_pages;                 /* of prompt and max_tokens */
     bool full;                          /* extra_tokens is all it can need */
     struct bt_sampling sampling;        /* max_tokens cut to the context */
-    struct bt_sampler_history *history; /* with the prompt, and room for all tokens; NULL: no
+    struct bt_sampler_history *history; /* with prompt and replay, and room for all tokens; NULL: no
                                            penalty needs it */
+    uint32_t *replay;                   /* [replay_count] */
+    uint32_t replay_count;              /* less than max_tokens; 0: none */
 };
 
 /* INVALID_ARGUMENT names the field. */

@@ -164,7 +164,7 @@ static enum bt_status step_alone(struct dc_stepper *stepper, struct dc_step *ste
     struct dc_agreement *agreement = &stepper->agreement;
     uint32_t rows = dc_engine_begin(stepper->engine, step);
     count_step(stepper, rows, rows);
-    enum bt_status status = dc_agreement_begin(agreement, rows, 0, error);
+    enum bt_status status = dc_agreement_begin(agreement, rows, step->drawing, 0, error);
     if (status == BT_OK) {
         status = dc_agreement_keep(agreement, error);
     }
@@ -249,7 +249,8 @@ static enum bt_status agree(struct dc_stepper *stepper, struct dc_step *next, st
 {
     struct dc_agreement *agreement = &stepper->agreement;
     uint32_t rows = dc_engine_begin(stepper->engine, next);
-    enum bt_status status = dc_agreement_begin(agreement, rows, atomic_load(&stepper->told), error);
+    enum bt_status status =
+        dc_agreement_begin(agreement, rows, next->drawing, atomic_load(&stepper->told), error);
     if (last) {
         report(stepper, last);
     }
@@ -257,6 +258,7 @@ static enum bt_status agree(struct dc_stepper *stepper, struct dc_step *next, st
         status = dc_agreement_end(agreement, error, ret_consent);
     }
     if (status == BT_OK) {
+        dc_engine_beside(stepper->engine, ret_consent->drawing);
         publish(stepper, ret_consent);
     }
     return status == BT_OK && !ret_consent->leaves ? dc_agreement_keep(agreement, error) : status;

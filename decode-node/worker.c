@@ -8,6 +8,7 @@
 #include "decode-node/worker_state.h"
 
 #define MIN_TICK_NS (5 * BT_NS_PER_MS)
+#define GOODBYE_NS  (10 * BT_NS_PER_MS) /* between looks whether routers have answered it */
 
 struct kvt_landing_table *dc_worker_landings(const struct dc_worker *worker)
 {
@@ -128,9 +129,16 @@ void dc_worker_settle(void *context)
 
 /* ------------------------------------------------------------------ events of threads and time */
 
+static void on_notice(void *context);
+
+/* A notice comes before the steps that follow it. */
 static void on_step(void *context)
 {
     struct dc_worker *worker = context;
+    on_notice(worker);
+    if (worker->holding) {
+        return;
+    }
     struct dc_step *step;
     while (bt_queue_try_pop(dc_stepper_steps(worker->stepper), &step)) {
         dc_requests_step(worker->requests, step);
@@ -170,10 +178,48 @@ void dc_worker_tick_by(struct dc_worker *worker, int64_t when_ns)
     bt_loop_timer_bring_forward(worker->tick_timer, when_ns);
 }
 
+static void deregister(struct dc_worker *worker)
+{
+    if (worker->registration && !worker->deregistered) {
+        bt_registration_deregister(worker->registration);
+    }
+    worker->deregistered = true;
+}
+
+/* Routers that know that all ranks leave send what comes back from them elsewhere, not to the next
+ * rank. Of those that do not answer nothing is waited for after a second. */
+static void on_goodbye(void *context)
+{
+    struct dc_worker *worker = context;
+    if (worker->registration && !bt_registration_gone(worker->registration)) {
+        bt_loop_timer_set(worker->goodbye_timer, bt_clock_now_ns() + GOODBYE_NS);
+        return;
+    }
+    if (!worker->step_source) {
+        worker->step_source = bt_loop_add_fd(
+            worker->loop, bt_queue_fd(dc_stepper_steps(worker->stepper)), on_step, worker);
+    }
+    if (!worker->step_source) { /* no memory: looks again and again */
+        bt_loop_timer_set(worker->goodbye_timer, bt_clock_now_ns() + GOODBYE_NS);
+    }
+    worker->holding = false;
+    on_step(worker);
+}
+
+static void hold_steps(struct dc_worker *worker)
+{
+    worker->holding = true;
+    bt_loop_remove(worker->step_source);
+    worker->step_source = NULL;
+    deregister(worker);
+    bt_loop_timer_set(worker->goodbye_timer, bt_clock_now_ns() + GOODBYE_NS);
+}
+
 static void group_left(struct dc_worker *worker)
 {
     bt_log_info(0, "the group stops");
     worker->left = true;
+    hold_steps(worker);
     if (worker->leaving) {
         dc_requests_cancel_all(worker->requests); /* those that no step thread has */
         dc_worker_settle(worker);
@@ -377,8 +423,11 @@ static enum bt_status create_requests(struct dc_worker *worker, struct bt_error 
         .pages = worker->pages,
         .subscribers = worker->subscribers,
         .metrics = &worker->metrics,
-        .limits = {worker->model->config.vocab_size, worker->options.max_model_len,
-                   worker->options.expected_output_tokens},
+        .limits = {.vocab_size = worker->model->config.vocab_size,
+                   .eos = worker->model->config.eos_token_ids,
+                   .eos_count = worker->model->config.eos_token_count,
+                   .max_model_len = worker->options.max_model_len,
+                   .expected_output_tokens = worker->options.expected_output_tokens},
         .first_epoch = (uint64_t)bt_clock_unix_ns(),
         .lease_ns = worker->options.lease_ms * BT_NS_PER_MS,
         .max_requests = worker->options.max_reserved,
@@ -411,8 +460,9 @@ static enum bt_status create_sources(struct dc_worker *worker, struct bt_error *
     worker->target_source =
         bt_loop_add_fd(loop, bt_queue_fd(kvt_target_events(worker->target)), on_target, worker);
     worker->tick_timer = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, worker);
+    worker->goodbye_timer = bt_loop_add_timer(loop, BT_NEVER_NS, on_goodbye, worker);
     return worker->step_source && worker->notice_source && worker->target_source &&
-                   worker->tick_timer
+                   worker->tick_timer && worker->goodbye_timer
                ? BT_OK
                : bt_error_set(error, BT_ERR_NO_MEMORY, "event loop: no memory");
 }
@@ -487,6 +537,7 @@ void dc_worker_destroy(struct dc_worker *worker)
     bt_loop_remove(worker->notice_source);
     bt_loop_remove(worker->target_source);
     bt_loop_remove(worker->tick_timer);
+    bt_loop_remove(worker->goodbye_timer);
     dc_stepper_destroy(worker->stepper);
     dc_ranks_destroy(worker->ranks);
     dc_cutoffs_destroy(worker->cutoffs);
@@ -507,9 +558,7 @@ const char *dc_worker_endpoint(const struct dc_worker *worker)
 void dc_worker_stop(struct dc_worker *worker)
 {
     worker->draining = worker->leaving = true;
-    if (worker->registration) {
-        bt_registration_deregister(worker->registration);
-    }
+    deregister(worker);
     if (!in_group(worker) || worker->left || worker->failed) {
         dc_requests_cancel_all(worker->requests);
     }

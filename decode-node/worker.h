@@ -40,8 +40,8 @@ struct dc_worker_options {
 
 struct dc_worker;
 
-/* `model` must outlive the worker. In a group waits for the other ranks, at most as long as the
- * group does, and fails as it does. */
+/* `model` must outlive the worker. In a group waits for the other ranks, and fails, as
+ * bt_rank_start does. */
 enum bt_status dc_worker_create(struct bt_loop *loop, struct bt_model *model,
                                 const struct dc_worker_options *options, struct bt_error *error,
                                 struct dc_worker **ret_worker);
@@ -50,7 +50,8 @@ void dc_worker_destroy(struct dc_worker *worker); /* NULL is fine */
 const char *dc_worker_endpoint(const struct dc_worker *worker);
 
 /* Deregisters, takes nothing new, cancels what is here; in a group, once all ranks have stopped
- * stepping. What was running there comes back PREEMPTED: routers run it elsewhere. */
+ * stepping. What was running there comes back PREEMPTED, after the goodbye where routers answer
+ * that: they run it elsewhere. */
 void dc_worker_stop(struct dc_worker *worker);
 /* No request is left, the routers answered goodbye. */
 bool dc_worker_quiet(const struct dc_worker *worker);

@@ -33,6 +33,7 @@ struct dc_worker {
     struct dc_cutoffs *cutoffs;
     struct bt_rpc_server *server;
     struct bt_loop_source *step_source, *notice_source, *target_source, *tick_timer;
+    struct bt_loop_source *goodbye_timer;
 
     Baton__V1__LayoutFingerprint fingerprint_message;
     Baton__V1__ProcessId process_message;
@@ -44,6 +45,8 @@ struct dc_worker {
     bool leaving;  /* and said so to the group */
     bool left;     /* the group did: no step follows */
     bool failed;   /* the group is over */
+    bool deregistered;
+    bool holding; /* steps that came after the group's last, until routers know that it leaves */
 
     struct bt_rpc_call *drains[DC_MAX_DRAIN_CALLS];
     uint32_t drain_count;

@@ -82,6 +82,7 @@ static void on_step(void *context, const ProtobufCMessage *message)
             attempt->tokens[attempt->token_count++] = step->tokens[k]->token;
         }
         attempt->finish = step->finish;
+        snprintf(attempt->error, sizeof(attempt->error), "%s", step->error);
     }
 }
 
@@ -192,6 +193,14 @@ void attempt_init(struct attempt *attempt, uint64_t request, const uint32_t *pro
     attempt->sampling.max_tokens = max_tokens;
 }
 
+void attempt_replay(struct attempt *attempt, const struct attempt *before, uint32_t count)
+{
+    attempt->replay = before->tokens;
+    attempt->replay_count = attempt->token_count = count;
+    memcpy(attempt->tokens, before->tokens, count * sizeof(uint32_t));
+    memcpy(attempt->logprobs, before->logprobs, count * sizeof(float));
+}
+
 void attempt_finish(struct attempt *attempt)
 {
     if (attempt->reserved) {
@@ -208,6 +217,8 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
     request.sampling = &attempt->sampling;
     request.full = attempt->full;
     request.router_incarnation = ROUTER;
+    request.replay = (uint32_t *)attempt->replay;
+    request.n_replay = attempt->replay_count;
     if (attempt->sampling.repetition_penalty != 1) {
         request.prompt = (uint32_t *)attempt->prompt;
         request.n_prompt = attempt->prompt_tokens;

@@ -21,6 +21,8 @@ struct attempt {
     Baton__V1__SamplingParams sampling;
     bool full;
     int64_t deadline_ns; /* of the Run call */
+    const uint32_t *replay;
+    uint32_t replay_count;
 
     Baton__V1__ReserveResponse *reserved; /* after cluster_reserve */
     uint64_t epoch;
@@ -31,10 +33,11 @@ struct attempt {
     uint64_t kv_bytes, writes;
     int first_token; /* -1: not yet */
 
-    uint32_t tokens[MAX_TOKENS]; /* from Steps */
+    uint32_t tokens[MAX_TOKENS]; /* from Steps, and before them from attempt_replay */
     float logprobs[MAX_TOKENS];
     uint32_t token_count;
     Baton__V1__FinishReason finish;
+    char error[256];
 };
 
 struct cluster {
@@ -80,6 +83,8 @@ enum bt_status cluster_call(struct cluster *cluster, struct bt_rpc_client *clien
 
 void attempt_init(struct attempt *attempt, uint64_t request, const uint32_t *prompt,
                   uint32_t prompt_tokens, uint32_t max_tokens);
+/* It goes on where `before`, which lives as long, had `count` tokens. */
+void attempt_replay(struct attempt *attempt, const struct attempt *before, uint32_t count);
 void attempt_finish(struct attempt *attempt);
 enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt);
 /* Starts Prefill/Run with the landing of the attempt. */

@@ -146,7 +146,13 @@ void group_turn(struct group *group)
     assert_int_equal(bt_loop_run_once(group->loop, bt_clock_now_ns() + 50 * BT_NS_PER_MS, &error),
                      BT_OK);
     for (uint32_t r = 0; r < group->size; r++) {
+        const struct cluster *cluster = &group->ranks[r].cluster;
         look_at(&group->ranks[r], WNOHANG);
+        for (uint32_t i = 0; i < cluster->attempt_count; i++) {
+            assert_true(cluster->attempts[i]->finish !=
+                            BATON__V1__FINISH_REASON__FINISH_PREEMPTED ||
+                        group->ranks[r].deregistered);
+        }
     }
 }
 
@@ -186,7 +192,7 @@ static void open_prefill(struct group *group)
     }
 }
 
-void group_open(struct group *group, uint32_t size, const char *const *flags)
+static void open_around(struct group *group, uint32_t size)
 {
     struct bt_error error;
     char path[128];
@@ -203,6 +209,11 @@ void group_open(struct group *group, uint32_t size, const char *const *flags)
         snprintf(group->ranks[r].worker_id, sizeof(group->ranks[r].worker_id),
                  r == 0 ? "decode-g" : "decode-g.%u", r);
     }
+}
+
+void group_open(struct group *group, uint32_t size, const char *const *flags)
+{
+    open_around(group, size);
     for (uint32_t r = 0; r < size; r++) {
         group->ranks[r].pid = spawn(group, r, flags);
     }
@@ -211,6 +222,16 @@ void group_open(struct group *group, uint32_t size, const char *const *flags)
     for (uint32_t r = 0; r < size; r++) {
         connect_rank(group, &group->ranks[r]);
     }
+}
+
+void group_open_one(struct group *group)
+{
+    char path[128];
+    open_around(group, 2);
+    snprintf(path, sizeof(path), "%s/meet", group->directory);
+    group->ranks[0].pid = spawn(group, 0, (const char *[]){NULL});
+    open_prefill(group);
+    group_until(group, access(path, F_OK) == 0);
 }
 
 void group_close(struct group *group)

@@ -38,6 +38,8 @@ struct group {
 
 /* `flags`: more of each rank, NULL at the end. All ranks are ready after it. */
 void group_open(struct group *group, uint32_t size, const char *const *flags);
+/* Of two ranks the first alone, which listens for the other one. */
+void group_open_one(struct group *group);
 /* Kills what still runs. */
 void group_close(struct group *group);
 
@@ -50,6 +52,7 @@ void group_close(struct group *group);
             group_turn(group);                                                                     \
         }                                                                                          \
     } while (0)
+/* What comes back from a group that leaves does so when the rank has said goodbye. */
 void group_turn(struct group *group);
 
 /* Waits until all but `except` (or size) have ended, with this status. */

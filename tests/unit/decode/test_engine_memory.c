@@ -65,8 +65,9 @@ static void reserve(const struct bt_model *model, struct dc_reservation *ret_res
     struct bt_error error;
     Baton__V1__SamplingParams sampling = BATON__V1__SAMPLING_PARAMS__INIT;
     Baton__V1__ReserveRequest message = BATON__V1__RESERVE_REQUEST__INIT;
-    const struct dc_reservation_limits limits = {model->config.vocab_size, PAGES * BT_PAGE_TOKENS,
-                                                 MAX_TOKENS};
+    const struct dc_reservation_limits limits = {.vocab_size = model->config.vocab_size,
+                                                 .max_model_len = PAGES * BT_PAGE_TOKENS,
+                                                 .expected_output_tokens = MAX_TOKENS};
     sampling.seed = 3;
     sampling.temperature = 2;
     sampling.top_p = 1;

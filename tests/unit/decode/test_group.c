@@ -137,6 +137,46 @@ static void test_tokens_balanced(void **state)
                                "--rebalance-interval", "50ms", NULL});
 }
 
+/* ------------------------------------------------------------------ replay */
+
+/* Cut at every kind of point, on ranks that have other work beside. */
+static void replays(uint32_t size)
+{
+    struct group group;
+    static struct attempt attempts[2 * REQUESTS];
+    group_open(&group, size, (const char *[]){NULL});
+    for (uint32_t n = 0; n < 2 * REQUESTS; n++) {
+        uint32_t i = n % REQUESTS, most = expected[i].token_count - 1;
+        uint32_t edge = BT_PAGE_TOKENS - expected[i].prompt_tokens % BT_PAGE_TOKENS;
+        const uint32_t cuts[] = {1, most, edge, edge + 1, most / 2, 0};
+        uint32_t cut = cuts[(n + n / REQUESTS) % 6];
+        subject_init(&attempts[n], i);
+        attempts[n].request = n + 1; /* `seed` stays */
+        attempt_replay(&attempts[n], &expected[i], cut <= most ? cut : 1 + n % most);
+        assert_int_equal(cluster_reserve(&group.ranks[n % size].cluster, &attempts[n]), BT_OK);
+        cluster_run(&group.ranks[n % size].cluster, &attempts[n]);
+    }
+    for (uint32_t n = 0; n < 2 * REQUESTS; n++) {
+        group_until(&group, attempts[n].finish != 0);
+        expect_prefix(&attempts[n], n % REQUESTS);
+        assert_int_equal(attempts[n].finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+        assert_int_equal(attempts[n].token_count, expected[n % REQUESTS].token_count);
+    }
+    group_close(&group);
+}
+
+static void test_replays_of_two(void **state)
+{
+    (void)state;
+    replays(2);
+}
+
+static void test_replays_of_four(void **state)
+{
+    (void)state;
+    replays(4);
+}
+
 /* ------------------------------------------------------------------ rest and wake */
 
 static double heartbeats(struct group *group)
@@ -318,6 +358,20 @@ static void test_one_that_stops_stops_all(void **state)
     one_stops_all(2, 0, false);
 }
 
+/* A rank that waits for others that never come ends when it is told to, not when it gives up. */
+static void test_one_that_waits_alone_is_ended(void **state)
+{
+    (void)state;
+    struct group group;
+    for (int signal = 0; signal < 2; signal++) {
+        group_open_one(&group);
+        assert_int_equal(kill(group.ranks[0].pid, signal ? SIGINT : SIGTERM), 0);
+        group_until(&group, group.ranks[0].exited);
+        assert_true(WIFSIGNALED(group.ranks[0].exit_status));
+        group_close(&group);
+    }
+}
+
 /* ------------------------------------------------------------------ loss */
 
 static void one_is_lost(uint32_t size, uint32_t lost, int signal, bool busy,
@@ -362,8 +416,11 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup(test_tokens_of_four, expect_of_one_rank),
         cmocka_unit_test_setup(test_tokens_contiguous, expect_of_one_rank),
         cmocka_unit_test_setup(test_tokens_balanced, expect_of_one_rank),
+        cmocka_unit_test_setup(test_replays_of_two, expect_of_one_rank),
+        cmocka_unit_test_setup(test_replays_of_four, expect_of_one_rank),
         cmocka_unit_test_setup(test_work_ends_the_rest_of_all, expect_of_one_rank),
         cmocka_unit_test(test_wake_of_another_group),
+        cmocka_unit_test(test_one_that_waits_alone_is_ended),
         cmocka_unit_test(test_one_that_drains_drains_all),
         cmocka_unit_test(test_one_that_stops_stops_all),
         cmocka_unit_test(test_one_that_is_killed_ends_all),

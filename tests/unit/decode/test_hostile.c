@@ -120,6 +120,77 @@ static void test_reserve(void **state)
     }
 }
 
+/* What is wrong with a replay is said by name. */
+static void test_replay(void **state)
+{
+    struct cluster *cluster = *state;
+    uint32_t tokens[64] = {0};
+    const struct bt_model_config *config = &cluster->model->config;
+    static const char *const wrong[] = {"replay: 20 tokens, at most 19", "replay[18]: token",
+                                        "replay[3]: token", "replay: 64 tokens, at most 23"};
+    struct reserve bad[4];
+    struct bt_error error;
+    for (int i = 0; i < 4; i++) {
+        reserve_init(&bad[i]);
+        bad[i].message.replay = tokens;
+        bad[i].message.n_replay = 19;
+    }
+    for (int i = 0; i < 4; i++) {
+        memset(tokens, 0, sizeof(tokens));
+        switch (i) {
+        case 0:
+            bad[i].message.n_replay = 20; /* of max_tokens 20 */
+            break;
+        case 1:
+            tokens[18] = config->vocab_size;
+            break;
+        case 2:
+            tokens[3] = config->eos_token_ids[0];
+            bad[i].sampling.ignore_eos = false;
+            break;
+        case 3: /* the context holds 24 more */
+            bad[i].message.prompt_tokens = 16 * 64 - 24;
+            bad[i].sampling.max_tokens = 1000;
+            bad[i].message.n_replay = 64;
+            break;
+        }
+        const struct bt_rpc_call_spec spec = {
+            .method = "baton.v1.Decode/Reserve",
+            .request = &bad[i].message.base,
+            .response = &baton__v1__reserve_response__descriptor,
+            .deadline_ns = bt_clock_now_ns() + 30 * BT_NS_PER_S,
+        };
+        assert_int_equal(bt_rpc_client_call_wait(cluster->to_decode, &spec, &error, NULL),
+                         BT_ERR_INVALID_ARGUMENT);
+        if (!strstr(error.text, wrong[i])) {
+            fail_msg("%s; expected: %s", error.text, wrong[i]);
+        }
+    }
+    assert_int_equal(dc_worker_requests(cluster->decode), 0);
+}
+
+/* Tokens that prefill does not draw end the request, and say so to both. */
+static void test_replay_of_another_prompt(void **state)
+{
+    struct cluster *cluster = *state;
+    static struct attempt before, attempt;
+    attempt_init(&before, 60, prompt, 100, 20);
+    attempt_init(&attempt, 61, prompt, 100, 20);
+    assert_int_equal(cluster_reserve(cluster, &before), BT_OK);
+    cluster_run(cluster, &before);
+    cluster_until(cluster, before.run_ended && before.finish != 0);
+    attempt_replay(&attempt, &before, 5);
+    before.tokens[0] ^= 1;
+    assert_int_equal(cluster_reserve(cluster, &attempt), BT_OK);
+    cluster_run(cluster, &attempt);
+    cluster_until(cluster, attempt.run_ended && attempt.finish != 0);
+    assert_int_equal(attempt.run_status, BT_ERR_MISMATCH);
+    assert_int_equal(attempt.finish, BATON__V1__FINISH_REASON__FINISH_ERROR);
+    assert_non_null(strstr(attempt.error, "replay[0]"));
+    assert_non_null(strstr(attempt.run_text, "replay[0]"));
+    assert_int_equal(attempt.token_count, 5);
+}
+
 /* ------------------------------------------------------------------ Lease, HandoffDone, the rest
  */
 
@@ -383,6 +454,8 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, cluster_setup, cluster_teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_reserve),
+        TEST(test_replay),
+        TEST(test_replay_of_another_prompt),
         TEST(test_lease),
         TEST(test_lease_held_by_another),
         TEST(test_handoff_done),
