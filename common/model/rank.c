@@ -14,8 +14,8 @@
 #include "common/model/rank_metrics.h"
 #include "common/model/rebalance.h"
 
-#define SECRET_MAX      1024
-#define LOADS_WINDOWS   16
+#define SECRET_MAX 1024
+
 #define LOADS_SPAN      4096 /* rows */
 #define BROADCAST_BYTES ((size_t)64 << 10)
 
@@ -112,23 +112,30 @@ static enum bt_status meet(struct bt_rank *rank, struct bt_error *error)
 /* No padding: it is sent. */
 struct terms {
     uint64_t tensor_parallel, expert_parallel, placement, redundant_experts, payload, dispatch;
-    uint64_t load_windows, load_span, layers;
+    uint64_t load_windows, load_span, layers, wait_timeout_ns;
 };
 
 static struct terms terms_of(const struct bt_rank *rank)
 {
     const struct bt_rank_options *options = &rank->options;
-    return (struct terms){options->tensor_parallel,   options->expert_parallel, options->placement,
-                          options->redundant_experts, options->payload,         options->dispatch,
-                          options->load_windows,      options->load_span,       rank->layers};
+    return (struct terms){options->tensor_parallel,
+                          options->expert_parallel,
+                          options->placement,
+                          options->redundant_experts,
+                          options->payload,
+                          options->dispatch,
+                          options->load_windows,
+                          options->load_span,
+                          rank->layers,
+                          (uint64_t)options->wait_timeout_ns};
 }
 
 static enum bt_status compare_terms(const struct terms *all, uint32_t size, struct bt_error *error)
 {
     static const char *const names[] = {
-        "tensor_parallel",     "expert_parallel",  "--expert-placement",
-        "--redundant-experts", "--dispatch-dtype", "dispatch mode",
-        "load windows",        "load span",        "MoE layers"};
+        "tensor_parallel",  "expert_parallel",      "--expert-placement", "--redundant-experts",
+        "--dispatch-dtype", "dispatch mode",        "load windows",       "load span",
+        "MoE layers",       "--group-timeout in ns"};
     const uint64_t *first = (const uint64_t *)all;
     size_t count = sizeof(*all) / sizeof(*first);
     _Static_assert(sizeof(names) / sizeof(names[0]) == sizeof(*all) / sizeof(*first), "names");
@@ -296,7 +303,8 @@ enum bt_status bt_rank_join(const struct bt_rank_options *options, const char *m
     }
     rank->options = *options;
     rank->options.size = options->size ? options->size : 1;
-    rank->options.load_windows = options->load_windows ? options->load_windows : LOADS_WINDOWS;
+    rank->options.load_windows =
+        options->load_windows ? options->load_windows : BT_RANK_LOAD_WINDOWS;
     rank->options.load_span = options->load_span ? options->load_span : LOADS_SPAN;
     rank->incarnation = bt_random_entropy();
     enum bt_status status = join(rank, model_dir, error);

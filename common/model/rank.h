@@ -14,8 +14,9 @@
 #include "common/base/metrics.h"
 #include "common/model/forward.h"
 
-#define BT_RANK_WORDS      2   /* of each agreement */
-#define BT_RANK_CARD_BYTES 512 /* at most, of one bt_rank_exchange */
+#define BT_RANK_WORDS        2   /* of each agreement */
+#define BT_RANK_LOAD_WINDOWS 16  /* spans that the window of loads slides over, where not said */
+#define BT_RANK_CARD_BYTES   512 /* at most, of one bt_rank_exchange */
 
 struct bt_rank_options {
     uint32_t rank, size;     /* 0, 1: alone; of what follows only placement and loads count */

@@ -49,6 +49,8 @@ enum bt_status bt_rank_options_check(const struct bt_rank_values *values, uint32
         .placement = (enum bt_placement_kind)values->placement,
         .redundant_experts = (uint32_t)values->redundant_experts,
         .expert_loads_file = values->expert_loads,
+        .load_windows = BT_RANK_LOAD_WINDOWS,
+        .load_span = (uint64_t)values->load_window / BT_RANK_LOAD_WINDOWS,
         .rebalance_interval_ns = values->rebalance_interval,
     };
     return BT_OK;

@@ -6,7 +6,7 @@
 #include "common/model/rank.h"
 
 struct bt_rank_values {
-    int64_t rank, redundant_experts;
+    int64_t rank, redundant_experts, load_window;
     const char *endpoint, *host, *secret_file, *expert_loads;
     int64_t timeout, connect_timeout, rebalance_interval;
     int placement, payload;
@@ -37,6 +37,8 @@ extern const char *const bt_rank_payloads[];   /* in the order of enum bt_forwar
      .help = "With balanced: copies of hot experts, in each layer."}, \
     {"expert-loads", BT_OPTION_STRING, &(v).expert_loads, NULL, .metavar = "FILE", \
      .help = "How often each expert was chosen: read at the start by balanced, written by rank 0."}, \
+    {"expert-load-window", BT_OPTION_INT, &(v).load_window, "64k", BT_RANK_LOAD_WINDOWS, 1 << 30, \
+     .help = "Rows of a layer, of all ranks, that loads are counted over: no layer moves before as many."}, \
     {"rebalance-interval", BT_OPTION_DURATION, &(v).rebalance_interval, "60s", 0, 86400 * 7, \
      .help = "How often balanced asks whether moving experts pays, and the loads are saved; 0: never, and at the end."}, \
     {"dispatch-dtype", BT_OPTION_CHOICE, &(v).payload, "auto", .choices = bt_rank_payloads, \

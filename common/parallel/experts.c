@@ -96,26 +96,68 @@ void bt_experts_destroy(struct bt_experts *e)
 
 /* ---- where picks go ---- */
 
-/* Of an expert's ranks: this one; else one of this machine; else any, by row and rank. */
-static uint32_t choose_rank(const struct bt_ranks *ranks, const uint32_t *holders, uint32_t count,
-                            uint32_t row)
+/* Ranks that hold an expert, and of which of them it may be asked for. */
+struct copies {
+    const uint32_t *ranks;
+    uint32_t count;
+};
+
+static struct copies copies_of(const struct bt_placement_layer *placement, uint32_t expert)
 {
-    uint32_t near = 0, machine = bt_ranks_machine(ranks);
-    if (count == 1)
-        return holders[0];
-    for (uint32_t i = 0; i < count; i++) {
-        if (holders[i] == ranks->rank)
-            return holders[i];
-        near += ranks->machine_of[holders[i]] == machine;
+    const uint32_t *begin = placement->begin + expert;
+    BT_ASSERT(begin[1] > begin[0]);
+    return (struct copies){placement->ranks + begin[0], begin[1] - begin[0]};
+}
+
+/* Those of this machine alone, where it has some: they are neighbours in the list. */
+static struct copies near_copies(const struct bt_ranks *ranks, struct copies all)
+{
+    uint32_t machine = bt_ranks_machine(ranks), first = 0, count = 0;
+    while (first < all.count && ranks->machine_of[all.ranks[first]] != machine)
+        first++;
+    while (first + count < all.count && ranks->machine_of[all.ranks[first + count]] == machine)
+        count++;
+    return count ? (struct copies){all.ranks + first, count} : all;
+}
+
+/* The rank with fewest picks; of equals this one, else the next from a place that turns. */
+static uint32_t least_loaded(const struct bt_ranks *ranks, struct copies copies,
+                             const uint32_t *picks_to, uint32_t row)
+{
+    uint32_t start = (row + ranks->rank) % copies.count, best = copies.ranks[start];
+    for (uint32_t i = 1; i < copies.count; i++) {
+        uint32_t rank = copies.ranks[(start + i) % copies.count];
+        bool is_own = rank == ranks->rank;
+        if (picks_to[rank] < picks_to[best] || (is_own && picks_to[rank] == picks_to[best]))
+            best = rank;
     }
-    uint32_t wanted = (row + ranks->rank) % (near ? near : count);
-    for (uint32_t i = 0; i < count; i++) {
-        if (near && ranks->machine_of[holders[i]] != machine)
+    return best;
+}
+
+/* Picks that have no choice first, so that the others know what every rank has to do anyway. */
+static void choose_ranks(struct bt_experts *e, const struct bt_ranks *ranks,
+                         const uint32_t *experts, const struct bt_placement_layer *placement)
+{
+    uint32_t load[BT_GROUP_RANKS_MAX] = {0};
+    size_t picks = (size_t)e->rows * e->k;
+    bool choices = false;
+    for (size_t pick = 0; pick < picks; pick++) {
+        BT_ASSERT(experts[pick] < e->experts);
+        struct copies copies = copies_of(placement, experts[pick]);
+        BT_ASSERT(copies.ranks[copies.count - 1] < e->size);
+        e->dest[pick] = (uint8_t)copies.ranks[0];
+        choices = choices || copies.count > 1;
+        load[copies.ranks[0]] += copies.count == 1;
+    }
+    for (size_t pick = 0; pick < picks && choices; pick++) {
+        struct copies copies = copies_of(placement, experts[pick]);
+        if (copies.count == 1)
             continue;
-        if (wanted-- == 0)
-            return holders[i];
+        uint32_t rank =
+            least_loaded(ranks, near_copies(ranks, copies), load, (uint32_t)(pick / e->k));
+        e->dest[pick] = (uint8_t)rank;
+        load[rank]++;
     }
-    return holders[0];
 }
 
 void bt_experts_choose(struct bt_experts *e, const struct bt_ranks *ranks, const uint32_t *experts,
@@ -127,15 +169,10 @@ void bt_experts_choose(struct bt_experts *e, const struct bt_ranks *ranks, const
     memset(last_row, 0xff, sizeof(last_row));
     memset(e->rows_to, 0, sizeof(e->rows_to));
     memset(e->picks_to, 0, sizeof(e->picks_to));
+    choose_ranks(e, ranks, experts, placement);
     for (uint32_t row = 0; row < rows; row++) {
         for (size_t pick = (size_t)row * e->k; pick < (size_t)(row + 1) * e->k; pick++) {
-            uint32_t expert = experts[pick];
-            BT_ASSERT(expert < e->experts);
-            const uint32_t *begin = placement->begin + expert;
-            uint32_t rank =
-                choose_rank(ranks, placement->ranks + begin[0], begin[1] - begin[0], row);
-            BT_ASSERT(begin[1] > begin[0] && rank < e->size);
-            e->dest[pick] = (uint8_t)rank;
+            uint32_t rank = e->dest[pick];
             e->index[pick] = e->picks_to[rank]++;
             e->rows_to[rank] += last_row[rank] != row;
             last_row[rank] = row;

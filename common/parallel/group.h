@@ -137,7 +137,12 @@ struct bt_arrivals {
  * Sends each row of x [rows][hidden] to the ranks that hold its experts by `placement`, once a
  * rank. Rows differ from rank to rank, and may be 0. payload: F32, BF16 (rounded to nearest even),
  * or F8_E4M3 with an f32 scale (max |x| / 448) for every 128 elements; rows that stay on this rank
- * are rounded alike. Which replica of an expert a row goes to depends on row and rank only.
+ * are rounded alike.
+ *
+ * Where an expert has several copies, this rank spreads its own picks: those of experts with one
+ * copy are counted first, then each other one, by row and place, goes to the copy whose rank has
+ * fewest of this call's picks of this rank so far; to copies of this machine alone, where there are
+ * some; of equals to this rank, else to the first of the list from (row + rank) % copies on.
  *
  * `begin` sends what goes at once (of THROUGHPUT the first run) and returns; `finish` waits for
  * what others send. Between the two, work that needs no arrivals; x, routing and placement stay as

@@ -25,8 +25,9 @@ struct world {
     const struct scene *scene;
     uint32_t size, rank, machines, experts, k, hidden;
     uint32_t rows[BT_GROUP_RANKS_MAX];
-    uint32_t *routed[BT_GROUP_RANKS_MAX]; /* [rank][row][k] */
-    uint32_t *begin, *ranks;              /* the placement */
+    uint32_t *routed[BT_GROUP_RANKS_MAX];  /* [rank][row][k] experts */
+    uint32_t *goes_to[BT_GROUP_RANKS_MAX]; /* likewise, ranks */
+    uint32_t *begin, *ranks;               /* the placement */
     uint32_t machine_of[BT_GROUP_RANKS_MAX];
 };
 
@@ -92,6 +93,8 @@ static float input(const struct world *w, uint32_t rank, uint32_t row, uint32_t 
     return row % 7 == 6 ? 0.0f : value;
 }
 
+static void give_out(struct world *w, uint32_t source);
+
 static void make_world(struct world *w, struct bt_group *group, const struct scene *scene,
                        const struct bt_group_limits *limits, uint32_t ranks_per_machine)
 {
@@ -114,6 +117,7 @@ static void make_world(struct world *w, struct bt_group *group, const struct sce
         CHECK(w->routed[r]);
         for (uint32_t row = 0; row < w->rows[r]; row++)
             route_row(w, r, row, w->routed[r] + (size_t)row * w->k);
+        give_out(w, r);
     }
 }
 
@@ -121,24 +125,64 @@ static void free_world(struct world *w)
 {
     for (uint32_t r = 0; r < w->size; r++)
         free(w->routed[r]);
+    for (uint32_t r = 0; r < w->size; r++)
+        free(w->goes_to[r]);
     free(w->begin);
     free(w->ranks);
 }
 
 /* ---- what the contract says ---- */
 
-/* The replica that a row goes to: the source itself, one of its machine, any; by row and rank. */
+/* The copy that a pick goes to: the least loaded by what the source has given out before. */
 static uint32_t replica(const struct world *w, uint32_t source, uint32_t row, uint32_t expert)
 {
-    uint32_t near[BT_GROUP_RANKS_MAX], count = 0;
-    const uint32_t *all = w->ranks + w->begin[expert];
-    uint32_t all_count = w->begin[expert + 1] - w->begin[expert];
-    if (holds(w, expert, source))
-        return source;
-    for (uint32_t i = 0; i < all_count; i++)
-        if (w->machine_of[all[i]] == w->machine_of[source])
-            near[count++] = all[i];
-    return count ? near[(row + source) % count] : all[(row + source) % all_count];
+    for (uint32_t place = 0; place < w->k; place++)
+        if (w->routed[source][row * w->k + place] == expert)
+            return w->goes_to[source][row * w->k + place];
+    CHECK(false);
+    return 0;
+}
+
+/* Copies that `source` may ask, in their order. */
+static uint32_t allowed(const struct world *w, uint32_t source, uint32_t expert, uint32_t *ret)
+{
+    uint32_t first = w->begin[expert], end = w->begin[expert + 1], near = 0;
+    for (uint32_t i = first; i < end; i++)
+        near += w->machine_of[w->ranks[i]] == w->machine_of[source];
+    uint32_t count = 0;
+    for (uint32_t i = first; i < end; i++)
+        if (!near || w->machine_of[w->ranks[i]] == w->machine_of[source])
+            ret[count++] = w->ranks[i];
+    return count;
+}
+
+static void give_out(struct world *w, uint32_t source)
+{
+    uint32_t given[BT_GROUP_RANKS_MAX] = {0}, copies[BT_GROUP_RANKS_MAX];
+    size_t picks = (size_t)w->rows[source] * w->k;
+    w->goes_to[source] = malloc((picks + 1) * sizeof(uint32_t));
+    CHECK(w->goes_to[source]);
+    for (uint32_t turn = 0; turn < 2; turn++) {
+        for (size_t pick = 0; pick < picks; pick++) {
+            uint32_t expert = w->routed[source][pick];
+            bool single = w->begin[expert + 1] - w->begin[expert] == 1;
+            if (single != (turn == 0))
+                continue;
+            uint32_t count = allowed(w, source, expert, copies), fewest = UINT32_MAX;
+            uint32_t from = (uint32_t)(pick / w->k) + source, chosen = UINT32_MAX;
+            for (uint32_t i = 0; i < count; i++)
+                if (given[copies[i]] < fewest)
+                    fewest = given[copies[i]];
+            for (uint32_t i = 0; i < count; i++)
+                if (copies[i] == source && given[source] == fewest)
+                    chosen = source;
+            for (uint32_t i = 0; i < count && chosen == UINT32_MAX; i++)
+                if (given[copies[(from + i) % count]] == fewest)
+                    chosen = copies[(from + i) % count];
+            w->goes_to[source][pick] = chosen;
+            given[chosen]++;
+        }
+    }
 }
 
 static void wanted_row(const struct world *w, uint32_t source, uint32_t row, float *out)
