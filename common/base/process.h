@@ -47,4 +47,8 @@ enum bt_status bt_process_die_with_parent(void);
 enum bt_status bt_process_start_begin(struct bt_error *error);
 void bt_process_start_end(void); /* harmless without the other */
 
+/* As many descriptors as the hard limit allows: each peer and client is one, whom a low soft limit
+ * would turn away. */
+void bt_process_raise_file_limit(void);
+
 #endif
