@@ -49,8 +49,9 @@ void bt_loop_export_refused(struct bt_loop *loop, struct bt_metrics *metrics)
         char label[64];
         snprintf(label, sizeof label, "reason=\"%s\"", reason_names[i]);
         refusals->counters[i] =
-            bt_metrics_counter(metrics, "baton_rpc_refused_total", label,
-                               "RPC connections that were refused or broken, by reason.");
+            metrics ? bt_metrics_counter(metrics, "baton_rpc_refused_total", label,
+                                         "RPC connections that were refused or broken, by reason.")
+                    : NULL;
         bt_counter_add(refusals->counters[i], refusals->counts[i]);
     }
 }

@@ -562,8 +562,11 @@ static enum bt_status call_send(struct bt_rpc_client *client, const struct bt_rp
     frame.timeout_ms = timeout_to_wire(spec->deadline_ns, now_ns);
     frame.version = BT_WIRE_VERSION;
     enum bt_status status = bt_wire_send(client->socket, NULL, 0, &frame, spec->request);
+    /* Where a server refused us the library has no queue any more, before the loop hears why. */
+    bool no_queue = status == BT_ERR_EXHAUSTED && !client->connected &&
+                    client->pending_by_id.size < BT_RPC_SEND_QUEUE_MESSAGES;
     /* A connection that broke in the middle is reported by its monitor, which ends the call. */
-    return status == BT_ERR_PEER_LOST ? BT_OK : status;
+    return status == BT_ERR_PEER_LOST || no_queue ? BT_OK : status;
 }
 
 static enum bt_status call_refused(struct bt_rpc_client *client, enum bt_status status,

@@ -71,7 +71,8 @@ enum bt_refusal {
 /* By all servers of the loop, plain or secured, since its start. */
 uint64_t bt_loop_refused(const struct bt_loop *loop, enum bt_refusal reason);
 
-/* Adds baton_rpc_refused_total{reason=…} to `metrics`, which must outlive the loop's last round. */
+/* Adds baton_rpc_refused_total{reason=…} to `metrics`, which must outlive the loop's last round, or
+ * the next call of this. NULL: counts are told to none from now on. */
 void bt_loop_export_refused(struct bt_loop *loop, struct bt_metrics *metrics);
 
 #endif

@@ -10,6 +10,8 @@
 #include "common/messaging/curve.h"
 #include "tests/unit/messaging/secured.h"
 
+#define MANY_CALLS 40
+
 /* A client that hears of the end of its connection in the middle of a call says so first. */
 static void expect_refused(struct world *world, size_t party, const char *text)
 {
@@ -409,6 +411,27 @@ static void test_plain_client(void **state)
     expect_call(world, 1, BT_OK, "");
 }
 
+/* A server may refuse before the first call, and before the client's loop has run to hear of it. */
+static void test_refused_before_calling(void **state)
+{
+    struct world *world = *state;
+    struct outcome outcomes[MANY_CALLS];
+    char endpoint[512];
+    serve_two(world);
+    party_plain(world, 3);
+    party_connect(world, 3, endpoint_with(world, NULL, endpoint, sizeof endpoint));
+    for (size_t i = 0; i < MANY_CALLS; i++) {
+        bt_loop_run_once(world->parties[0].harness.loop, bt_clock_now_ns() + 5 * BT_NS_PER_MS,
+                         NULL);
+        world_start(world, 3, "test/echo", &outcomes[i]);
+    }
+    for (size_t i = 0; i < MANY_CALLS; i++) {
+        world_run_int(world, &outcomes[i].ends, 1);
+        assert_int_equal(outcomes[i].status, BT_ERR_UNAVAILABLE);
+        expect_text(outcomes[i].text, "CURVE");
+    }
+}
+
 static void test_plain_server(void **state)
 {
     struct world *world = *state;
@@ -534,6 +557,7 @@ int main(int argc, char **argv)
         WORLD_TEST(test_file_is_watched),
         WORLD_TEST(test_endpoints),
         WORLD_TEST(test_plain_client),
+        WORLD_TEST(test_refused_before_calling),
         WORLD_TEST(test_plain_server),
         WORLD_TEST(test_nobody_answers_for_admission),
         WORLD_TEST(test_server_restarts),
