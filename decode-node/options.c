@@ -26,6 +26,7 @@ static struct {
     int64_t expected_output_tokens, lease;
     int64_t threads, data_parallel_size, heartbeat;
     struct bt_rank_values rank;
+    struct bt_security_values security;
     const char *cpus;
     int dtype, kv_cache_dtype, kernels, transport, log_level;
     bool checksum, die_with_parent, forbid_fallback;
@@ -74,6 +75,7 @@ static const struct bt_option table[] = {
     {"data-parallel-size", BT_OPTION_INT, &values.data_parallel_size, "1", 1, BT_GROUP_RANKS_MAX,
      .help = "Ranks of this worker, a process each: requests are dealt out, experts are shared."},
     BT_RANK_OPTIONS(values.rank),
+    BT_SECURITY_OPTIONS(values.security),
     {"group-heartbeat", BT_OPTION_DURATION, &values.heartbeat, "100ms", 0.001, 3600,
      .help = "How long a group without work sleeps at a time; at most a third of --group-timeout."},
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
@@ -166,6 +168,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
         .team = {(uint32_t)values.threads, values.cpus},
         .log_level = (enum bt_log_level)values.log_level,
         .die_with_parent = values.die_with_parent,
+        .security = values.security,
         .worker =
             {
                 .worker_id = worker_id,

@@ -3,6 +3,7 @@
 #define BATON_DECODE_NODE_OPTIONS_H
 
 #include "common/base/log.h"
+#include "common/messaging/security.h"
 #include "common/model/rank_options.h"
 #include "decode-node/worker.h"
 
@@ -14,6 +15,7 @@ struct dc_options {
     struct bt_team_options team;
     enum bt_log_level log_level;
     bool die_with_parent;
+    struct bt_security_values security;
     struct bt_rank_options rank;
     struct dc_worker_options
         worker; /* but kv_dtype, rank; its strings live as long as the process */

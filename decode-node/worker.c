@@ -5,6 +5,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/random.h"
+#include "common/messaging/security.h"
 #include "decode-node/worker_state.h"
 
 #define MIN_TICK_NS (5 * BT_NS_PER_MS)
@@ -499,6 +500,9 @@ enum bt_status dc_worker_create(struct bt_loop *loop, struct bt_model *model,
         status = dc_metrics_init(&worker->metrics, options->served_model_name, options->kv_pages,
                                  bt_dtype_name(options->kv_dtype), error);
     }
+    if (status == BT_OK) {
+        bt_loop_export_refused(worker->loop, worker->metrics.registry);
+    }
     if (status == BT_OK && options->engine_labels) {
         dc_metrics_engine(&worker->metrics, options->engine_labels);
     }
@@ -546,6 +550,7 @@ void dc_worker_destroy(struct dc_worker *worker)
     dc_engine_destroy(worker->engine);
     bt_page_pool_destroy(worker->pages);
     kvt_target_destroy(worker->target);
+    bt_loop_export_refused(worker->loop, NULL);
     dc_metrics_finish(&worker->metrics);
     free(worker);
 }
