@@ -19,7 +19,7 @@
 #include "proto/worker.pb-c.h"
 #include "router/core.h"
 
-#define RT_LINK_ENDPOINT_SIZE  256
+#define RT_LINK_ENDPOINT_SIZE  384 /* a host name as long as they come, and a key */
 #define RT_LINK_TRANSPORT_SIZE 32
 /* More unanswered cancels than this, and the link is cut: the rank then drops everything. */
 #define RT_LINK_MAX_CANCELS 4096

@@ -47,6 +47,23 @@ static void test_every_field_of_a_registration_is_checked(void **state)
     baton__v1__status_response__free_unpacked(status, NULL);
 }
 
+/* tcp://HOST:PORT#KEY, where a host has 253 characters at most; it is shown whole. Nobody answers
+ * to that name, and a plain router does not speak to who has a key. */
+static void test_longest_endpoint(void **state)
+{
+    (void)state;
+    char endpoint[400], host[254];
+    memset(host, 'h', 253);
+    host[253] = '\0';
+    fake_worker_open(&p0, loop, "p0", false);
+    Baton__V1__RegisterRequest r = *fake_worker_registration(&p0);
+    r.control_endpoint = endpoint;
+    snprintf(endpoint, sizeof endpoint, "tcp://%s:65535#%064x", host, 1);
+    expect_refused(&r, BT_ERR_INVALID_ARGUMENT, "--curve-secret-file");
+    snprintf(endpoint, sizeof endpoint, "tcp://%s:65535#%0120x", host, 1);
+    expect_refused(&r, BT_ERR_INVALID_ARGUMENT, "control_endpoint");
+}
+
 static void test_endpoint_that_can_not_be_connected_to(void **state)
 {
     (void)state;
@@ -399,6 +416,7 @@ int main(void)
                 BT_LOG_ERROR); /* losses and refusals are what it is about */
     const struct CMUnitTest tests[] = {
         TEST(test_every_field_of_a_registration_is_checked),
+        TEST(test_longest_endpoint),
         TEST(test_endpoint_that_can_not_be_connected_to),
         TEST(test_other_fingerprint_is_refused_by_field),
         TEST(test_unknown_worker_is_told_to_register),
