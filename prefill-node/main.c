@@ -174,7 +174,11 @@ static enum bt_status run(struct pf_options *options, struct bt_error *error)
     if (!loop) {
         return error->status;
     }
+    bt_process_raise_file_limit();
     enum bt_status status = bt_loop_stop_on_signals(loop, error);
+    if (status == BT_OK) {
+        status = bt_loop_secure(loop, &options->security, error);
+    }
     if (status == BT_OK && options->die_with_parent) {
         status = bt_process_die_with_parent();
     }

@@ -7,6 +7,7 @@
 #include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/messaging/registration.h"
+#include "common/messaging/security.h"
 #include "kvtransfer/preflight.h"
 
 /* ---- calls of both kinds of ranks ---- */
@@ -171,6 +172,9 @@ static enum bt_status create_metrics(struct pf_node *node, struct bt_error *erro
     if (status == BT_OK && options->engine_labels) {
         pf_metrics_engine(&node->metrics, options->engine_labels);
     }
+    if (status == BT_OK) {
+        bt_loop_export_refused(node->loop, node->metrics.registry);
+    }
     if (status == BT_OK && options->rank) {
         bt_rank_metrics(options->rank, node->metrics.registry, "role=\"prefill\"");
     }
@@ -258,6 +262,7 @@ void pf_node_finish(struct pf_node *node)
     pf_node_close(node);
     pf_peers_destroy(node->peers);
     kvt_source_destroy(node->source);
+    bt_loop_export_refused(node->loop, NULL);
     pf_metrics_finish(&node->metrics);
 }
 

@@ -3,6 +3,7 @@
 #define BATON_PREFILL_NODE_OPTIONS_H
 
 #include "common/base/log.h"
+#include "common/messaging/security.h"
 #include "common/model/rank_options.h"
 #include "prefill-node/worker.h"
 
@@ -15,6 +16,7 @@ struct pf_options {
     const char *cache_dir; /* see pf_budget_find */
     enum bt_log_level log_level;
     bool die_with_parent;
+    struct bt_security_values security;
     struct bt_rank_options group;    /* but max_rows */
     struct pf_worker_options worker; /* but rank, kv_dtype, and a chunk size of 0 of a rank alone;
                                         its strings live as long as the process */

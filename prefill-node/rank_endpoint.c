@@ -4,7 +4,7 @@
 #include <string.h>
 
 #define MAX_BLOB_BYTES 65536 /* of a transport address or key */
-#define MAX_TEXT_BYTES 256
+#define MAX_TEXT_BYTES 383
 
 static enum bt_status check_text(const char *text, const char *field, struct bt_error *error)
 {
