@@ -20,10 +20,11 @@
 #include "common/base/random.h"
 #include "deploy/batonctl/cores.h"
 #include "deploy/batonctl/interrupt.h"
+#include "deploy/batonctl/keys.h"
 #include "deploy/batonctl/launch.h"
 #include "deploy/batonctl/ready.h"
 
-static bool name_ok(const char *name)
+bool ctl_name_ok(const char *name)
 {
     static const char allowed[] =
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
@@ -46,7 +47,7 @@ enum bt_status ctl_cluster_init(struct ctl_cluster *cluster, const char *state_d
                                 const char *name, struct bt_error *error)
 {
     memset(cluster, 0, sizeof(*cluster));
-    if (!name_ok(name))
+    if (!ctl_name_ok(name))
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "--name '%s': letters, digits, '-', '_' and '.' only, up to %d", name,
                             CTL_NAME_SIZE - 1);
@@ -95,9 +96,9 @@ static enum bt_status save(const struct ctl_cluster *cluster, struct bt_error *e
                                         "host", p->process.host, "pid", (json_int_t)p->process.pid,
                                         "start_ticks", (json_int_t)p->process.start_ticks));
     }
-    json_t *root =
-        json_pack("{s:s, s:s, s:s, s:s, s:o}", "name", cluster->name, "model", cluster->model,
-                  "http", cluster->http, "rpc", cluster->rpc, "processes", processes);
+    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "name", cluster->name, "model",
+                             cluster->model, "http", cluster->http, "rpc", cluster->rpc, "curve",
+                             cluster->curve, "processes", processes);
     int failed = root ? json_dump_file(root, path, JSON_INDENT(2)) : -1;
     json_decref(root);
     if (failed)
@@ -132,14 +133,16 @@ enum bt_status ctl_cluster_load(struct ctl_cluster *cluster, struct bt_error *er
     json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &where);
     const char *model, *http, *rpc;
     json_t *processes;
+    int curve = 0;
     enum bt_status status = BT_OK;
-    if (!root || json_unpack(root, "{s:s, s:s, s:s, s:o}", "model", &model, "http", &http, "rpc",
-                             &rpc, "processes", &processes) != 0)
+    if (!root || json_unpack(root, "{s:s, s:s, s:s, s?b, s:o}", "model", &model, "http", &http,
+                             "rpc", &rpc, "curve", &curve, "processes", &processes) != 0)
         status = BT_ERR_INVALID_ARGUMENT;
     if (status == BT_OK) {
         snprintf(cluster->model, sizeof(cluster->model), "%s", model);
         snprintf(cluster->http, sizeof(cluster->http), "%s", http);
         snprintf(cluster->rpc, sizeof(cluster->rpc), "%s", rpc);
+        cluster->curve = curve;
         size_t index;
         json_t *value;
         json_array_foreach(processes, index, value)
@@ -259,6 +262,12 @@ static enum bt_status start_process(struct start *start, const char *id, const c
     id_path(cluster, id, ".log", log);
     id_path(cluster, id, ".ready", ready);
     ctl_command_add_all(command, (const char *[]){"--ready-file", ready, NULL});
+    if (cluster->curve) {
+        struct ctl_keys keys;
+        ctl_keys_init(&keys, cluster->dir, id);
+        ctl_command_add_all(command, (const char *[]){"--curve-secret-file", keys.secret_file,
+                                                      "--curve-allow-file", keys.allow_file, NULL});
+    }
 
     struct ctl_process *process = &cluster->processes[cluster->process_count];
     snprintf(process->id, sizeof(process->id), "%s", id);
@@ -419,6 +428,34 @@ static enum bt_status check_sockets(const struct ctl_cluster *cluster,
     return BT_OK;
 }
 
+static enum bt_status make_worker_keys(const struct ctl_cluster *cluster,
+                                       const struct workers *workers, struct bt_error *error)
+{
+    char id[CTL_NAME_SIZE];
+    enum bt_status status = BT_OK;
+    for (int64_t i = 0; i < workers->count * workers->ranks && status == BT_OK; i++) {
+        worker_id(workers, i / workers->ranks, i % workers->ranks, id);
+        status = ctl_keys_add(cluster->dir, id, error);
+    }
+    return status;
+}
+
+/* Before anybody reads the list. */
+static enum bt_status make_keys(const struct ctl_cluster *cluster, const struct workers *prefill,
+                                const struct workers *decode, struct bt_error *error)
+{
+    enum bt_status status = ctl_keys_begin(cluster->dir, error);
+    if (status == BT_OK)
+        status = ctl_keys_add(cluster->dir, CTL_KEYS_OPERATOR, error);
+    if (status == BT_OK)
+        status = ctl_keys_add(cluster->dir, "router", error);
+    if (status == BT_OK)
+        status = make_worker_keys(cluster, decode, error);
+    if (status == BT_OK)
+        status = make_worker_keys(cluster, prefill, error);
+    return status;
+}
+
 static enum bt_status prepare(struct ctl_cluster *cluster, const struct ctl_up_options *options,
                               struct bt_error *error)
 {
@@ -431,6 +468,7 @@ static enum bt_status prepare(struct ctl_cluster *cluster, const struct ctl_up_o
     if (!realpath(options->model, cluster->model))
         return bt_error_set(error, BT_ERR_IO, "--model %s: %s", options->model, strerror(errno));
     remove_dir(cluster);
+    cluster->curve = options->curve;
     return make_dir(cluster->dir, error);
 }
 
@@ -449,7 +487,10 @@ static bool cores_are_given(const struct ctl_up_options *options)
 static enum bt_status start_all(struct start *start, const struct workers *prefill,
                                 const struct workers *decode, struct bt_error *error)
 {
-    enum bt_status status = start_router(start, error);
+    enum bt_status status =
+        start->cluster->curve ? make_keys(start->cluster, prefill, decode, error) : BT_OK;
+    if (status == BT_OK)
+        status = start_router(start, error);
     if (status == BT_OK)
         status = start_workers(start, decode, error);
     if (status == BT_OK)

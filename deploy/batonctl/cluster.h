@@ -1,8 +1,8 @@
 /*
  * A local cluster: the processes that `batonctl up` started, remembered in a directory
  * STATE/NAME/ (cluster.json, one log and one ready file a process, a socket and a secret for each
- * group of ranks) so that any later batonctl finds them by name. A process is known by pid and
- * start time, so a reused pid is never signalled.
+ * group of ranks, and keys where RPC is secured) so that any later batonctl finds them by name. A
+ * process is known by pid and start time, so a reused pid is never signalled.
  */
 #ifndef BATON_DEPLOY_BATONCTL_CLUSTER_H
 #define BATON_DEPLOY_BATONCTL_CLUSTER_H
@@ -15,9 +15,9 @@
 #include "common/base/status.h"
 
 #define CTL_NAME_SIZE     64
-#define CTL_ENDPOINT_SIZE 256
-#define CTL_MAX_WORKERS   16 /* of a role */
-#define CTL_MAX_RANKS     16 /* of a worker */
+#define CTL_ENDPOINT_SIZE 640 /* BT_ENDPOINT_SIZE, and a key */
+#define CTL_MAX_WORKERS   16  /* of a role */
+#define CTL_MAX_RANKS     16  /* of a worker */
 #define CTL_MAX_PROCESSES (1 + 2 * CTL_MAX_WORKERS * CTL_MAX_RANKS)
 
 struct ctl_process {
@@ -31,7 +31,8 @@ struct ctl_cluster {
     char dir[PATH_MAX - 256]; /* STATE/NAME; leaves room for a file name */
     char model[PATH_MAX];
     char http[CTL_ENDPOINT_SIZE]; /* "http://127.0.0.1:8000" */
-    char rpc[CTL_ENDPOINT_SIZE];  /* "tcp://127.0.0.1:5557" */
+    char rpc[CTL_ENDPOINT_SIZE];  /* "tcp://127.0.0.1:5557", secured "tcp://127.0.0.1:5557#KEY" */
+    bool curve;                   /* RPC is secured; see ctl_keys_init */
     struct ctl_process processes[CTL_MAX_PROCESSES];
     uint32_t process_count;
 };
@@ -46,8 +47,12 @@ struct ctl_up_options {
     const char *dtype;                                    /* NULL: each worker's default */
     const char *prefill_cpus, *decode_cpus;               /* NULL: see ctl_cores_divide */
     const char *router_args, *prefill_args, *decode_args; /* split at spaces; NULL: none */
+    bool curve;                                           /* keys for all, and RPC with them */
     int64_t wait_ns;
 };
+
+/* Letters, digits, '-', '_' and '.', not first, up to CTL_NAME_SIZE - 1. */
+bool ctl_name_ok(const char *name);
 
 /* Where clusters live: `state_dir`, or $XDG_RUNTIME_DIR/baton, or /tmp/baton-UID. `name` holds only
  * letters, digits, '-', '_' and '.'. */

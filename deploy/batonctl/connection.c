@@ -4,16 +4,22 @@
 
 #include "common/base/clock.h"
 
-enum bt_status ctl_connection_init(struct ctl_connection *connection, const char *endpoint,
-                                   int64_t timeout_ns, struct bt_error *error)
+enum bt_status ctl_connection_init(struct ctl_connection *connection,
+                                   const struct ctl_target *target, struct bt_error *error)
 {
+    static struct ctl_address address;
     memset(connection, 0, sizeof(*connection));
-    connection->timeout_ns = timeout_ns;
+    connection->timeout_ns = target->timeout_ns;
+    enum bt_status status = ctl_target_find(target, error, &address);
+    if (status != BT_OK)
+        return status;
     connection->loop = bt_loop_create(error);
     if (!connection->loop)
         return BT_ERR_NO_MEMORY;
-    enum bt_status status =
-        bt_rpc_client_create(connection->loop, endpoint, error, &connection->client);
+    status = bt_loop_secure(connection->loop, &address.security, error);
+    if (status == BT_OK)
+        status =
+            bt_rpc_client_create(connection->loop, address.endpoint, error, &connection->client);
     if (status != BT_OK)
         ctl_connection_finish(connection);
     return status;

@@ -9,6 +9,7 @@
 #include "common/base/status.h"
 #include "common/messaging/loop.h"
 #include "common/messaging/rpc.h"
+#include "deploy/batonctl/verbs.h"
 #include "proto/router.pb-c.h"
 
 struct ctl_connection {
@@ -17,9 +18,9 @@ struct ctl_connection {
     int64_t timeout_ns; /* of unary calls */
 };
 
-/* `endpoint`: the router's RPC endpoint. Returns before the connection is up. */
-enum bt_status ctl_connection_init(struct ctl_connection *connection, const char *endpoint,
-                                   int64_t timeout_ns, struct bt_error *error);
+/* To the router that --rpc or --name stand for. Returns before the connection is up. */
+enum bt_status ctl_connection_init(struct ctl_connection *connection,
+                                   const struct ctl_target *target, struct bt_error *error);
 void ctl_connection_finish(struct ctl_connection *connection);
 
 /* Free with baton__v1__status_response__free_unpacked. */

@@ -344,18 +344,14 @@ enum bt_status ctl_doctor_pair(struct ctl_report *report, const struct ctl_targe
                                const char *worker_a, const char *worker_b, const char *expected,
                                uint32_t tokens, struct bt_error *error)
 {
-    static struct ctl_cluster cluster;
     struct pair pair = {.report = report,
                         .timeout_ns = target->timeout_ns,
                         .next_request = bt_random_entropy(),
                         .incarnation = bt_random_entropy()};
     struct ctl_connection connection;
     Baton__V1__StatusResponse *status = NULL;
-    const char *endpoint;
-    enum bt_status result = ctl_target_endpoint(target, &cluster, error, &endpoint);
+    enum bt_status result = ctl_connection_init(&connection, target, error);
 
-    if (result == BT_OK)
-        result = ctl_connection_init(&connection, endpoint, target->timeout_ns, error);
     if (result != BT_OK)
         return result;
     pair.loop = connection.loop;

@@ -192,11 +192,7 @@ static char *join_words(int argc, char **argv, int first)
 static enum bt_status connect_router(const struct ctl_target *target,
                                      struct ctl_connection *connection, struct bt_error *error)
 {
-    static struct ctl_cluster cluster;
-    const char *endpoint;
-    enum bt_status status = ctl_target_endpoint(target, &cluster, error, &endpoint);
-    if (status == BT_OK)
-        status = ctl_connection_init(connection, endpoint, target->timeout_ns, error);
+    enum bt_status status = ctl_connection_init(connection, target, error);
     if (status != BT_OK)
         return status;
     status = bt_loop_stop_on_signals(connection->loop, error);

@@ -115,13 +115,9 @@ static int print_json(json_t *json)
 static int fetch(const char *verb, const struct ctl_target *target,
                  Baton__V1__StatusResponse **ret_status)
 {
-    static struct ctl_cluster cluster;
     struct ctl_connection connection;
     struct bt_error error;
-    const char *endpoint;
-    enum bt_status status = ctl_target_endpoint(target, &cluster, &error, &endpoint);
-    if (status == BT_OK)
-        status = ctl_connection_init(&connection, endpoint, target->timeout_ns, &error);
+    enum bt_status status = ctl_connection_init(&connection, target, &error);
     if (status != BT_OK)
         return ctl_fail(verb, &error);
     status = ctl_connection_status(&connection, &error, ret_status);

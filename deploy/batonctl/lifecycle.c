@@ -38,6 +38,10 @@ int ctl_verb_up(int argc, char **argv)
          "address of the HTTP API", false},
         {"port", BT_OPTION_INT, &up.port, "8000", 0, 65535, NULL, NULL,
          "port of the HTTP API; 0: any free one", false},
+        {"curve", BT_OPTION_BOOL, &up.curve, "false", 0, 0, NULL, NULL,
+         "RPC encrypted, each process with a key of its own, made here; without it RPC is plain, "
+         "and as HTTP is on this machine's loopback alone",
+         false},
         {"dtype", BT_OPTION_STRING, &up.dtype, NULL, 0, 0, NULL, "NAME",
          "arithmetic of all workers: auto, float32, bfloat16", false},
         {"prefill-cpus", BT_OPTION_STRING, &up.prefill_cpus, NULL, 0, 0, NULL, "LIST",
@@ -76,6 +80,8 @@ int ctl_verb_up(int argc, char **argv)
     workers_text(up.decode, "decode", up.decode_dp, decode);
     printf("cluster %s: router, %s, %s\n  http  %s/v1\n  rpc   %s\n  logs  %s\n", cluster.name,
            prefill, decode, cluster.http, cluster.rpc, cluster.dir);
+    if (cluster.curve)
+        printf("  keys  %s/*.key, list %s/allow\n", cluster.dir, cluster.dir);
     return CTL_EXIT_OK;
 }
 
@@ -112,20 +118,19 @@ int ctl_verb_hints(int argc, char **argv)
     int code = ctl_parse(options, "batonctl hints [--name NAME]", argc, argv, NULL);
     if (code >= 0)
         return code;
-    static struct ctl_cluster cluster;
+    static struct ctl_address address;
+    const struct ctl_cluster *cluster = &address.cluster;
     struct bt_error error;
     target.endpoint = NULL;
-    const char *endpoint;
-    enum bt_status status = ctl_target_endpoint(&target, &cluster, &error, &endpoint);
-    if (status != BT_OK)
+    if (ctl_target_find(&target, &error, &address) != BT_OK)
         return ctl_fail("hints", &error);
     char own[PATH_MAX] = "batonctl";
     ssize_t own_size = readlink("/proc/self/exe", own, sizeof(own) - 1);
     if (own_size > 0)
         own[own_size] = '\0';
     char name[CTL_NAME_SIZE + 16] = "";
-    if (strcmp(cluster.name, "default") != 0)
-        snprintf(name, sizeof(name), " --name %s", cluster.name);
+    if (strcmp(cluster->name, "default") != 0)
+        snprintf(name, sizeof(name), " --name %s", cluster->name);
     printf("\nThe cluster stays up. Try:\n\n"
            "  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
            "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], "
@@ -136,6 +141,6 @@ int ctl_verb_hints(int argc, char **argv)
            "  batonctl status%s\n"
            "  batonctl get workers%s\n"
            "  batonctl down%s\n",
-           cluster.http, own, name, name, name, name, name);
+           cluster->http, own, name, name, name, name, name);
     return CTL_EXIT_OK;
 }

@@ -16,6 +16,7 @@ static const struct verb {
     {"chat", ctl_verb_chat, "talk to the model, or ask one question"},
     {"generate", ctl_verb_generate, "continue a text"},
     {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers"},
+    {"keygen", ctl_verb_keygen, "make a key for encrypted RPC"},
     {"hints", ctl_verb_hints, "lines worth trying against a running cluster"},
     {"quantize", ctl_verb_quantize, "round a checkpoint's weights to int8 or int4"},
 };

@@ -6,8 +6,8 @@
 
 /* What a program writes to its --ready-file, cluster.dir/ID.ready. */
 struct ctl_ready {
-    char http[256];
-    char rpc[256];
+    char http[CTL_ENDPOINT_SIZE];
+    char rpc[CTL_ENDPOINT_SIZE];
 };
 
 /*

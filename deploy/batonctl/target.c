@@ -31,13 +31,19 @@ int ctl_fail(const char *verb, const struct bt_error *error)
     }
 }
 
-enum bt_status ctl_target_endpoint(const struct ctl_target *target, struct ctl_cluster *cluster,
-                                   struct bt_error *error, const char **ret_endpoint)
+static bool are_given(const struct bt_security_values *security)
 {
-    if (target->endpoint) {
-        *ret_endpoint = target->endpoint;
+    return security->secret_file || security->allow_file;
+}
+
+enum bt_status ctl_target_find(const struct ctl_target *target, struct bt_error *error,
+                               struct ctl_address *ret_address)
+{
+    struct ctl_cluster *cluster = &ret_address->cluster;
+    ret_address->security = target->security;
+    ret_address->endpoint = target->endpoint;
+    if (target->endpoint)
         return BT_OK;
-    }
     enum bt_status status = ctl_cluster_init(cluster, target->state_dir, target->name, error);
     if (status == BT_OK)
         status = ctl_cluster_load(cluster, error);
@@ -47,6 +53,10 @@ enum bt_status ctl_target_endpoint(const struct ctl_target *target, struct ctl_c
         return bt_error_set(error, BT_ERR_UNAVAILABLE,
                             "cluster '%s' is not running any more; its logs are in %s",
                             cluster->name, cluster->dir);
-    *ret_endpoint = cluster->rpc;
+    ret_address->endpoint = cluster->rpc;
+    if (cluster->curve && !are_given(&target->security)) {
+        ctl_keys_init(&ret_address->keys, cluster->dir, CTL_KEYS_OPERATOR);
+        ret_address->security = ret_address->keys.values;
+    }
     return BT_OK;
 }

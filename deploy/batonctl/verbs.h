@@ -8,7 +8,9 @@
 
 #include "common/base/option.h"
 #include "common/base/status.h"
+#include "common/messaging/security.h"
 #include "deploy/batonctl/cluster.h"
+#include "deploy/batonctl/keys.h"
 
 enum ctl_exit { CTL_EXIT_OK = 0, CTL_EXIT_FAILED = 1, CTL_EXIT_USAGE = 2, CTL_EXIT_NO_CLUSTER = 3 };
 
@@ -19,6 +21,7 @@ int ctl_verb_status(int argc, char **argv);
 int ctl_verb_chat(int argc, char **argv);
 int ctl_verb_generate(int argc, char **argv);
 int ctl_verb_hints(int argc, char **argv);
+int ctl_verb_keygen(int argc, char **argv);
 int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
 int ctl_verb_quantize(int argc, char **argv);
 
@@ -26,7 +29,8 @@ int ctl_verb_quantize(int argc, char **argv);
 struct ctl_target {
     const char *name;
     const char *state_dir;
-    const char *endpoint; /* --rpc: instead of a cluster started by `up` here */
+    const char *endpoint;               /* --rpc: instead of a cluster started by `up` here */
+    struct bt_security_values security; /* as flags say; of neither: those of the cluster */
     int64_t timeout_ns;
 };
 
@@ -47,8 +51,9 @@ struct ctl_target {
      0,                                                                                            \
      NULL,                                                                                         \
      "ENDPOINT",                                                                                   \
-     "a router's RPC endpoint, tcp://HOST:PORT, instead of --name",                                \
+     "a router's RPC endpoint, tcp://HOST:PORT, of a secured one with #KEY, instead of --name",    \
      false},                                                                                       \
+        BT_SECURITY_OPTIONS((target).security),                                                    \
     {                                                                                              \
         "timeout", BT_OPTION_DURATION, &(target).timeout_ns, "10s", 0.001, 86400, NULL, NULL,      \
             "how long to wait for an answer", false                                                \
@@ -61,9 +66,16 @@ int ctl_parse(const struct bt_option *options, const char *usage, int argc, char
 /* Prints "batonctl VERB: text" and gives the exit code. */
 int ctl_fail(const char *verb, const struct bt_error *error);
 
-/* The router's RPC endpoint of --rpc or of the named cluster. `cluster` is filled in for the
- * latter. */
-enum bt_status ctl_target_endpoint(const struct ctl_target *target, struct ctl_cluster *cluster,
-                                   struct bt_error *error, const char **ret_endpoint);
+/* Where a router is, and with which keys it is spoken to. */
+struct ctl_address {
+    struct ctl_cluster cluster; /* filled in where it is one of `up` here */
+    struct ctl_keys keys;       /* of the operator, of a secured one */
+    const char *endpoint;
+    struct bt_security_values security;
+};
+
+/* The router of --rpc or of the named cluster; points into `target` and itself. */
+enum bt_status ctl_target_find(const struct ctl_target *target, struct bt_error *error,
+                               struct ctl_address *ret_address);
 
 #endif

@@ -12,6 +12,7 @@ import tempfile
 import time
 
 import zmq
+import zmq.utils.z85
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -44,13 +45,23 @@ class RpcError(Exception):
 
 
 class Client:
-    """One DEALER. Calls are answered in any order; each has its own call id."""
+    """One DEALER. Calls are answered in any order; each has its own call id.
 
-    def __init__(self, endpoint):
+    An endpoint with a key, tcp://HOST:PORT#KEY, is spoken to with the secret key of `secret_file`.
+    """
+
+    def __init__(self, endpoint, secret_file=None):
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.connect(endpoint)
+        address, _, server_key = endpoint.partition("#")
+        if server_key:
+            words = [line.split() for line in open(secret_file, encoding="ascii")]
+            secret = next(line[1] for line in words if line[:1] == ["secret-key"])
+            self.socket.curve_secretkey = secret = zmq.utils.z85.encode(bytes.fromhex(secret))
+            self.socket.curve_publickey = zmq.curve_public(secret)
+            self.socket.curve_serverkey = zmq.utils.z85.encode(bytes.fromhex(server_key))
+        self.socket.connect(address)
         self.next_id = 1
         self.waiting = {}
 

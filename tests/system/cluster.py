@@ -54,7 +54,7 @@ def until(condition, seconds, what):
 
 
 class Cluster:
-    """with Cluster(prefill=1, decode=2, prefill_args="…") as c: c.http, c.rpc, c.status()"""
+    """with Cluster(prefill=1, decode=2, prefill_args="…", curve=True) as c: c.http, c.rpc, c.status()"""
 
     def __init__(self, prefill=1, decode=1, model=MODEL, **args):
         self.dir = tempfile.mkdtemp(prefix="baton-test-")
@@ -62,7 +62,7 @@ class Cluster:
         self.args = ["--prefill", str(prefill), "--decode", str(decode), "--model", str(model),
                      "--port", "0", "--wait", "400s"]
         for name, value in args.items():
-            self.args += ["--" + name.replace("_", "-"), str(value)]
+            self.args += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
         self.guard = subprocess.Popen([sys.executable, "-c", GUARD, str(BATONCTL), self.dir],
                                       stdin=subprocess.PIPE, start_new_session=True)
 

@@ -24,6 +24,10 @@ held = [int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, [])]
 secret = args.get("--group-secret-file")
 args.update(pid=os.getpid(), held=held, secret=secret and open(secret).read(),
             secret_mode=secret and os.stat(secret).st_mode & 0o777)
+key = args.get("--curve-secret-file")
+if key:
+    args.update(key=open(key).read(), key_mode=os.stat(key).st_mode & 0o777,
+                allow=open(args["--curve-allow-file"]).read())
 (told / (name + ".new")).write_text(json.dumps(args))
 (told / (name + ".new")).rename(told / (name + ".told"))
 if (told / (name + ".ends")).exists():
@@ -37,7 +41,8 @@ def nap():
 while not all((told / (r + ".told")).exists() for r in ranks) or (told / (name + ".waits")).exists():
     nap()
 path = pathlib.Path(args["--ready-file"])
-path.with_suffix(".tmp").write_text(json.dumps({"http": "http://h", "rpc": "tcp://127.0.0.1:1"}))
+path.with_suffix(".tmp").write_text(json.dumps({"http": "http://h", "rpc": "tcp://" + "h" * 253 +
+                                               ":65535" + ("#" + "ab" * 32 if key else "")}))
 path.with_suffix(".tmp").rename(path)
 while True:
     nap()
@@ -191,6 +196,38 @@ def interrupted_start_leaves_nothing():
         s.assert_all_gone()
 
 
+def keys_are_made_for_all():
+    """Before the first process starts, for each its own; the router's stands in its endpoint."""
+    with stubs() as s:
+        code, out, err = run(*s.command("--prefill-tp", 2, "--decode", 2, "--curve"), binary=s.binary)
+        assert code == 0 and f"{s.state}/default/allow" in out, (out, err)
+        told = s.told()
+        assert set(told) == {"router", "prefill-0", "prefill-0.1", "decode-0", "decode-1"}, told
+        for name, args in told.items():
+            assert args["--curve-secret-file"] == f"{s.state}/default/{name}.key", (name, args)
+            assert args["key_mode"] == 0o600 and "secret-key " in args["key"], (name, args)
+            public = args["key"].split()[3]
+            assert f"{public} {name}\n" in args["allow"] and args["allow"].count(public) == 1, args
+            assert args["allow"] == told["router"]["allow"], "the list is whole before anybody starts"
+            assert name == "router" or args["--router"] == f"tcp://{'h' * 253}:65535#{'ab' * 32}", args
+        assert len({args["key"] for args in told.values()}) == 5
+        assert " operator\n" in told["router"]["allow"]
+        state = json.loads((s.state / "default/cluster.json").read_text())
+        assert state["curve"] is True and state["rpc"] == told["decode-0"]["--router"], state
+        code, _, err = run("down", "--state-dir", s.state, binary=s.binary)
+        assert code == 0, err
+        s.assert_all_gone()
+        s.mark("decode-0", "ends").touch()
+        code, _, err = run(*s.command("--curve"), binary=s.binary)
+        assert code == 3 and "decode-0 ended while starting" in err, (code, err)
+        s.assert_all_gone()
+        code, _, err = run(*s.command(), binary=s.binary)
+        assert code == 0 and "key" not in s.told()["router"], (err, s.told())
+        assert json.loads((s.state / "default/cluster.json").read_text())["curve"] is False
+        run("down", "--state-dir", s.state, binary=s.binary)
+        s.assert_all_gone()
+
+
 def wrong_usage(state):
     code, out, _ = run("--help")
     assert code == 0 and "chat" in out
@@ -202,6 +239,7 @@ def wrong_usage(state):
             (["up", "--model", state, "--prefill-tp", "17"], 2, "--prefill-tp"),
             (["up", "--model", state, "--decode-dp", "0"], 2, "--decode-dp"),
             (["up", "--model", state, "--name", "../x"], 2, "--name"),
+            (["up", "--help"], 0, "loopback"), (["keygen", "--out", "/does/not/exist/k"], 1, "exist"),
             (["up", "--model", cluster.MODEL, "--port", "0", "--decode-cpus", "0-x", "--state-dir", state],
              2, "no number at 'x'"),
             (["down", "--state-dir", state], 3, "default"),
@@ -260,6 +298,7 @@ def main():
     ranks_are_started_together()
     rank_that_ends_ends_the_start()
     interrupted_start_leaves_nothing()
+    keys_are_made_for_all()
     cores_of_their_own()
     groups_serve()
     with tempfile.TemporaryDirectory(prefix="baton-test-") as state:
