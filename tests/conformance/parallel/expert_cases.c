@@ -117,8 +117,9 @@ static void make_world(struct world *w, struct bt_group *group, const struct sce
         CHECK(w->routed[r]);
         for (uint32_t row = 0; row < w->rows[r]; row++)
             route_row(w, r, row, w->routed[r] + (size_t)row * w->k);
-        give_out(w, r);
     }
+    for (uint32_t r = 0; r < w->size; r++)
+        give_out(w, r);
 }
 
 static void free_world(struct world *w)
