@@ -48,8 +48,8 @@ static void be_born(struct rt_core *core, struct rt_worker *worker,
 void rt_core_worker_failed(struct rt_core *core, struct rt_worker *worker)
 {
     bool was_open = worker->health.breaker == RT_BREAKER_OPEN;
-    rt_health_failed(&worker->health, &core->options, can_spare(core, worker->info.role, 1),
-                     core->now_ns);
+    rt_health_failed(&worker->health, &core->options,
+                     can_spare(core, worker->info.role, worker->willing), core->now_ns);
     if (!was_open && worker->health.breaker == RT_BREAKER_OPEN) {
         core->counts.breakers_opened++;
         look_at(core, worker, worker->health.open_until_ns);

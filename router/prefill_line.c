@@ -6,8 +6,10 @@
 
 /* Where the prior's second sample stands; the first stands at no tokens. */
 #define PRIOR_TOKENS 1024.0
+/* What each of its two samples weighs. */
+#define PRIOR_WEIGHT 0.1
 /* So many samples are taken as they are: before, the deviation says nothing. */
-#define UNCLIPPED 4
+#define UNCLIPPED 16
 /* The deviation is a mean of about so many, and at least this share of the time. */
 #define DEVIATION_SPAN  8.0
 #define DEVIATION_LEAST 0.05
@@ -49,17 +51,20 @@ static double clipped(struct rt_prefill_line *fit, uint32_t tokens, double time)
 static struct rt_line solve(const struct rt_prefill_line *fit, struct rt_line prior)
 {
     double far = prior.base_ns + prior.token_ns * PRIOR_TOKENS;
-    double n = fit->weight + 2;
-    double x = fit->tokens + PRIOR_TOKENS;
-    double xx = fit->tokens_squared + PRIOR_TOKENS * PRIOR_TOKENS;
-    double y = fit->time + prior.base_ns + far;
-    double xy = fit->tokens_time + far * PRIOR_TOKENS;
+    double n = fit->weight + 2 * PRIOR_WEIGHT;
+    double x = fit->tokens + PRIOR_WEIGHT * PRIOR_TOKENS;
+    double xx = fit->tokens_squared + PRIOR_WEIGHT * PRIOR_TOKENS * PRIOR_TOKENS;
+    double y = fit->time + PRIOR_WEIGHT * (prior.base_ns + far);
+    double xy = fit->tokens_time + PRIOR_WEIGHT * far * PRIOR_TOKENS;
     double slope = (n * xy - x * y) / (n * xx - x * x);
     double base = (y - slope * x) / n;
-    if (slope < 0) {
-        return (struct rt_line){y / n, 0};
+    double expected = prior.base_ns * fit->weight + prior.token_ns * fit->tokens;
+    if (slope <= 0 &&
+        expected > 0) { /* lengths say nothing: the prior's form, as high as the samples */
+        double scale = fit->time / expected;
+        return (struct rt_line){prior.base_ns * scale, prior.token_ns * scale};
     }
-    if (base < 0) {
+    if (base < 0 || slope < 0) {
         return (struct rt_line){0, xy / xx};
     }
     return (struct rt_line){base, slope};

@@ -3,11 +3,11 @@
  * what it reports. Internal to the core.
  *
  * Least squares with weights that fade by RT_LINE_FADE a sample, drawn to a prior line by two
- * samples of weight one that never fade: without a sample it is the prior, and samples of one
- * length alone leave the share of base and slope as the prior has it. A sample that is far from the
- * line counts as one at RT_LINE_CLIP mean deviations: a single one moves little, a worker that
- * really became slower is believed after a few, since the deviation grows with them. Neither base
- * nor slope is negative, whatever comes in.
+ * samples of a small weight that never fade: without a sample it is the prior, and samples of one
+ * length alone leave the share of base and slope about as the prior has it. A sample that is far
+ * from the line counts as one at RT_LINE_CLIP mean deviations: a single one moves little, a worker
+ * that really became slower is believed after a few, since the deviation grows with them. Neither
+ * base nor slope is negative, whatever comes in.
  */
 #ifndef BATON_ROUTER_PREFILL_LINE_H
 #define BATON_ROUTER_PREFILL_LINE_H
