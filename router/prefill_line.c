@@ -4,10 +4,8 @@
 
 #include "common/base/clock.h"
 
-/* Where the prior's second sample stands; the first stands at no tokens. */
-#define PRIOR_TOKENS 1024.0
-/* What each of its two samples weighs. */
-#define PRIOR_WEIGHT 0.1
+/* What each of the prior's two samples weighs. */
+#define PRIOR_WEIGHT 0.5
 /* So many samples are taken as they are: before, the deviation says nothing. */
 #define UNCLIPPED 16
 /* The deviation is a mean of about so many, and at least this share of the time. */
@@ -47,27 +45,35 @@ static double clipped(struct rt_prefill_line *fit, uint32_t tokens, double time)
     return expected + off;
 }
 
-/* The least squares of the sums with the prior's two samples. */
+/* The prior's form, as high as the samples are in the mean. */
+static struct rt_line scaled(const struct rt_prefill_line *fit, struct rt_line prior)
+{
+    double expected = prior.base_ns * fit->weight + prior.token_ns * fit->tokens;
+    if (!(expected > 0)) {
+        return (struct rt_line){0, fit->time / fit->tokens};
+    }
+    double scale = fit->time / expected;
+    return (struct rt_line){prior.base_ns * scale, prior.token_ns * scale};
+}
+
+/* The least squares of the sums with two samples of the scaled prior, at no tokens and at twice the
+ * mean. */
 static struct rt_line solve(const struct rt_prefill_line *fit, struct rt_line prior)
 {
-    double far = prior.base_ns + prior.token_ns * PRIOR_TOKENS;
+    struct rt_line form = scaled(fit, prior);
+    double far = 2 * fit->tokens / fit->weight;
+    double far_ns = form.base_ns + form.token_ns * far;
     double n = fit->weight + 2 * PRIOR_WEIGHT;
-    double x = fit->tokens + PRIOR_WEIGHT * PRIOR_TOKENS;
-    double xx = fit->tokens_squared + PRIOR_WEIGHT * PRIOR_TOKENS * PRIOR_TOKENS;
-    double y = fit->time + PRIOR_WEIGHT * (prior.base_ns + far);
-    double xy = fit->tokens_time + PRIOR_WEIGHT * far * PRIOR_TOKENS;
+    double x = fit->tokens + PRIOR_WEIGHT * far;
+    double xx = fit->tokens_squared + PRIOR_WEIGHT * far * far;
+    double y = fit->time + PRIOR_WEIGHT * (form.base_ns + far_ns);
+    double xy = fit->tokens_time + PRIOR_WEIGHT * far_ns * far;
     double slope = (n * xy - x * y) / (n * xx - x * x);
     double base = (y - slope * x) / n;
-    double expected = prior.base_ns * fit->weight + prior.token_ns * fit->tokens;
-    if (slope <= 0 &&
-        expected > 0) { /* lengths say nothing: the prior's form, as high as the samples */
-        double scale = fit->time / expected;
-        return (struct rt_line){prior.base_ns * scale, prior.token_ns * scale};
+    if (slope < 0) {
+        return form;
     }
-    if (base < 0 || slope < 0) {
-        return (struct rt_line){0, xy / xx};
-    }
-    return (struct rt_line){base, slope};
+    return base < 0 ? (struct rt_line){0, xy / xx} : (struct rt_line){base, slope};
 }
 
 void rt_prefill_line_learn(struct rt_prefill_line *fit, struct rt_line prior, uint32_t tokens,

@@ -2,12 +2,12 @@
  * How long a prefill worker computes: a line, base + per_token * uncached tokens, fitted online to
  * what it reports. Internal to the core.
  *
- * Least squares with weights that fade by RT_LINE_FADE a sample, drawn to a prior line by two
- * samples of a small weight that never fade: without a sample it is the prior, and samples of one
- * length alone leave the share of base and slope about as the prior has it. A sample that is far
- * from the line counts as one at RT_LINE_CLIP mean deviations: a single one moves little, a worker
- * that really became slower is believed after a few, since the deviation grows with them. Neither
- * base nor slope is negative, whatever comes in.
+ * Least squares with weights that fade by RT_LINE_FADE a sample, drawn to the form of a prior line
+ * (raised to the height of the samples) by two samples that never fade: without a sample it is the
+ * prior, and samples of one length alone leave the share of base and slope as the prior has it. A
+ * sample that is far from the line counts as one at RT_LINE_CLIP mean deviations: a single one
+ * moves little, a worker that really became slower is believed after a few, since the deviation
+ * grows with them. Neither base nor slope is negative, whatever comes in.
  */
 #ifndef BATON_ROUTER_PREFILL_LINE_H
 #define BATON_ROUTER_PREFILL_LINE_H
