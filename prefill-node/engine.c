@@ -28,6 +28,7 @@ static struct pf_plan_limits plan_limits(const struct pf_engine_options *options
 {
     return (struct pf_plan_limits){.max_chunks = options->limits.max_jobs,
                                    .max_rows = options->limits.budget_tokens,
+                                   .max_tokens = options->max_tokens,
                                    .pool_pages = options->pool_pages};
 }
 
@@ -107,7 +108,8 @@ void pf_engine_enter(struct pf_engine *engine)
 void pf_engine_add(struct pf_engine *engine, struct pf_job *job)
 {
     BT_ASSERT(engine->job_count < engine->options.max_jobs);
-    BT_ASSERT(job->token_count > 0);
+    uint32_t computed = atomic_load_explicit(&job->computed, memory_order_relaxed);
+    BT_ASSERT(computed < job->token_count && computed % BT_PAGE_TOKENS == 0);
     engine->jobs[engine->job_count++] = job;
 }
 

@@ -33,11 +33,14 @@ struct pf_job {
     int64_t arrival_ns;
     void *user;
 
+    /* Tokens; may be read while the engine works. Those whose KV is in the pages already are the
+     * caller's to set: < token_count, a multiple of BT_PAGE_TOKENS; their pages are only read. */
+    _Atomic uint32_t computed;
+
     /* Results. */
-    _Atomic uint32_t computed; /* tokens; may be read while the engine works */
-    int64_t started_ns;        /* before the first chunk; 0: not started */
-    int64_t computed_ns;       /* after the last layer of the last chunk */
-    struct bt_sample first;    /* token 0 */
+    int64_t started_ns;     /* before the first chunk; 0: not started */
+    int64_t computed_ns;    /* after the last layer of the last chunk */
+    struct bt_sample first; /* token 0 */
 };
 
 struct pf_engine_options {
@@ -48,7 +51,8 @@ struct pf_engine_options {
     void *kv_pool; /* [layer][page][token][dim] */
     uint32_t pool_pages;
     struct pf_schedule_limits limits;
-    uint32_t max_jobs; /* in the engine, waiting ones included */
+    uint32_t max_jobs;   /* in the engine, waiting ones included */
+    uint32_t max_tokens; /* of a prompt; in a group */
 };
 
 struct pf_engine;

@@ -269,9 +269,9 @@ static void handle_push(void *context, struct bt_rpc_call *call, const ProtobufC
     if (push->request.probe) {
         kvt_push_finish(push->delivery.push);
     } else {
-        const struct pf_follower_push known = {push->request.serial, push->delivery.push,
-                                               push->request.source_pages,
-                                               push->request.prompt_tokens};
+        const struct pf_follower_push known = {
+            push->request.serial, push->delivery.push, push->request.source_pages,
+            push->request.prompt_tokens, push->request.cached_tokens};
         BT_ASSERT(pf_follower_compute_add(follower->compute, &known, &error) == BT_OK);
     }
     Baton__V1__RankPushOpened opened = BATON__V1__RANK_PUSH_OPENED__INIT;

@@ -66,7 +66,7 @@ enum bt_status pf_follower_compute_add(struct pf_follower_compute *compute,
         status = bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " pushes are here already",
                               compute->options.max_pushes);
     } else {
-        *free_entry = (struct entry){.push = *push};
+        *free_entry = (struct entry){.push = *push, .computed = push->cached_tokens};
     }
     pthread_mutex_unlock(&compute->lock);
     return status;
@@ -121,6 +121,20 @@ static enum bt_status take_pushes(struct pf_follower_compute *compute)
     return status;
 }
 
+/* Final on all layers. */
+static void push_cached(const struct pf_follower_compute *compute)
+{
+    for (uint32_t i = 0; i < compute->chunk_count; i++) {
+        const struct entry *entry = compute->entries[i];
+        bool first = entry && entry->computed == entry->push.cached_tokens;
+        uint32_t layers =
+            first && entry->computed > 0 ? compute->options.pass.layout.layer_count : 0;
+        for (uint32_t layer = 0; layer < layers; layer++) {
+            kvt_push_ready(compute->pushes[i], layer, entry->computed);
+        }
+    }
+}
+
 static void release_pushes(struct pf_follower_compute *compute)
 {
     pthread_mutex_lock(&compute->lock);
@@ -170,6 +184,7 @@ static enum bt_status follow(struct pf_follower_compute *compute, uint32_t word_
         status = take_pushes(compute);
     }
     if (status == BT_OK) {
+        push_cached(compute);
         status = pf_pass_run(compute->pass, compute->chunks, compute->pushes, compute->chunk_count,
                              &compute->error, &logits, &computed_ns);
         release_pushes(compute);

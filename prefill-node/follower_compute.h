@@ -1,7 +1,8 @@
 /*
  * The compute thread of a prefill worker's ranks other than 0: computes what rank 0 plans, and
  * tells the pushes of this rank how far each layer is. The control thread adds pushes and takes
- * them back.
+ * them back. What is cached of a prompt goes out with its first chunk: not before this rank, too,
+ * has computed all that came before it.
  *
  * A plan may name a job whose push is not here, as it was cancelled: then nothing of it is pushed.
  * A plan that makes no sense, or does not fit the pushes, ends the group.
@@ -35,6 +36,7 @@ struct pf_follower_push {
     struct kvt_push *push;
     const uint32_t *pages; /* [bt_kv_pages_for(prompt_tokens)], until it was taken back */
     uint32_t prompt_tokens;
+    uint32_t cached_tokens; /* whose KV is in the pages when a plan names the job */
 };
 
 struct pf_follower_compute;

@@ -225,6 +225,7 @@ static void ask_all(struct pf_joint *joint, const struct pf_joint_spec *spec,
     request.n_source = runs->count;
     request.layerwise = spec->layerwise;
     request.probe = spec->probe;
+    request.cached_tokens = spec->cached_tokens;
     for (uint32_t rank = 0; rank < joint->group->options.size; rank++) {
         struct bt_error error;
         if (!joint->group->clients[rank]) {

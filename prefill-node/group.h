@@ -61,7 +61,8 @@ struct pf_joint_spec {
     uint64_t serial, request;
     uint32_t prompt_tokens;
     const Baton__V1__Landing *landing;
-    const uint32_t *pages; /* [bt_kv_pages_for(prompt_tokens)], of every pool */
+    const uint32_t *pages;  /* [bt_kv_pages_for(prompt_tokens)], of every pool */
+    uint32_t cached_tokens; /* whose KV every pool has */
     bool layerwise, probe;
     void (*changed)(void *context);
     void *context;

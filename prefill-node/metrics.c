@@ -31,6 +31,8 @@ static void register_gauges(struct pf_metrics *metrics, const char *labels)
                                         "Requests that wait for KV pages.");
     metrics->kv_usage = bt_metrics_gauge(registry, "vllm:kv_cache_usage_perc", labels,
                                          "Share of the KV pages in use, 0 to 1.");
+    metrics->prefix_pages = bt_metrics_gauge(registry, "baton_prefix_pages", labels,
+                                             "KV pages of prefixes that are kept for prompts.");
     metrics->unacknowledged =
         bt_metrics_gauge(registry, "baton_quiesced_unacknowledged", labels,
                          "Epochs that a decode rank was told are over and has not acknowledged.");
@@ -40,7 +42,18 @@ static void register_counters(struct pf_metrics *metrics, const char *labels)
 {
     struct bt_metrics *registry = metrics->registry;
     metrics->prompt_tokens =
-        bt_metrics_counter(registry, "vllm:prompt_tokens_total", labels, "Prompt tokens computed.");
+        bt_metrics_counter(registry, "vllm:prompt_tokens_total", labels,
+                           "Tokens of prompts whose KV was complete, cached ones included.");
+    metrics->computed_tokens = bt_metrics_counter(registry, "baton_prefill_computed_tokens_total",
+                                                  labels, "Of them, computed for that prompt.");
+    metrics->prefix_queries =
+        bt_metrics_counter(registry, "vllm:prefix_cache_queries_total", labels,
+                           "Prompt tokens that were looked for in the prefix cache.");
+    metrics->prefix_hits = bt_metrics_counter(registry, "vllm:prefix_cache_hits_total", labels,
+                                              "Of them, found there.");
+    metrics->prefix_evictions =
+        bt_metrics_counter(registry, "baton_prefix_evictions_total", labels,
+                           "Pages that the prefix cache gave up for other prompts.");
     metrics->kv_bytes = bt_metrics_counter(registry, "baton_kv_pushed_bytes_total", labels,
                                            "KV bytes written to decode ranks.");
     metrics->kv_bytes_hidden =
@@ -118,6 +131,14 @@ void pf_metrics_finish(struct pf_metrics *metrics)
 static void count_up_to(struct bt_counter *counter, uint64_t value)
 {
     bt_counter_add(counter, value - bt_counter_value(counter));
+}
+
+void pf_metrics_prefixes(struct pf_metrics *metrics, const struct pf_pages *pages)
+{
+    bt_gauge_set(metrics->prefix_pages, bt_page_pool_count(pages->pool, BT_PAGE_CACHED));
+    if (pages->prefixes) {
+        count_up_to(metrics->prefix_evictions, bt_prefix_index_evictions(pages->prefixes));
+    }
 }
 
 void pf_metrics_transfer(struct pf_metrics *metrics, const struct kvt_source *source)

@@ -27,7 +27,7 @@ static struct {
     const char *cpus, *cache_dir;
     int dtype, kv_cache_dtype, kernels, transport, log_level;
     int64_t tensor_parallel_size;
-    bool checksum, die_with_parent, forbid_fallback, expert_parallel;
+    bool checksum, die_with_parent, forbid_fallback, expert_parallel, prefix_caching;
     struct bt_rank_values rank;
 } values;
 
@@ -95,6 +95,8 @@ static const struct bt_option table[] = {
     {"layerwise-threshold", BT_OPTION_INT, &values.layerwise_threshold, "0", 0, 1 << 24,
      .help = "Prompts of more tokens are pushed layer by layer, shorter ones as a whole; 0: all "
              "layer by layer."},
+    {"enable-prefix-caching", BT_OPTION_BOOL, &values.prefix_caching, "true",
+     .help = "Keep the KV pages of prompts for later ones that begin with the same tokens."},
     {"checksum", BT_OPTION_BOOL, &values.checksum, "true", .help = "Checksum every handoff."},
     {"ready-file", BT_OPTION_STRING, &values.ready_file, NULL, .metavar = "PATH",
      .help = "Written when registered, with all links up: worker id, RPC endpoint, pid."},
@@ -201,6 +203,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
                 .max_model_len = (uint32_t)values.max_model_len,
                 .layerwise_threshold = (uint32_t)values.layerwise_threshold,
                 .checksum = values.checksum,
+                .prefix_caching = values.prefix_caching,
                 .group_timeout_ns = group.wait_timeout_ns,
             },
     };

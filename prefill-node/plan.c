@@ -13,9 +13,18 @@ static uint32_t page_count(const struct pf_plan_chunk *chunk)
     return bt_kv_pages_for((uint64_t)chunk->start + chunk->rows);
 }
 
+/* No page comes twice in one prompt. */
+static uint32_t max_chunk_pages(const struct pf_plan_limits *limits)
+{
+    uint32_t pages = bt_kv_pages_for(limits->max_tokens);
+    return pages < limits->pool_pages ? pages : limits->pool_pages;
+}
+
 uint32_t pf_plan_max_words(const struct pf_plan_limits *limits)
 {
-    return HEAD_WORDS + limits->max_chunks * CHUNK_WORDS + limits->pool_pages + limits->max_rows;
+    uint64_t words = HEAD_WORDS + limits->max_rows +
+                     (uint64_t)limits->max_chunks * (CHUNK_WORDS + max_chunk_pages(limits));
+    return words < UINT32_MAX ? (uint32_t)words : UINT32_MAX;
 }
 
 uint32_t pf_plan_encode(const struct pf_plan_chunk *chunks, uint32_t count,
@@ -34,7 +43,7 @@ uint32_t pf_plan_encode(const struct pf_plan_chunk *chunks, uint32_t count,
         pages += page_count(chunk);
         rows += chunk->rows;
     }
-    BT_ASSERT(pages <= limits->pool_pages && rows <= limits->max_rows);
+    BT_ASSERT(HEAD_WORDS + count * CHUNK_WORDS + pages + rows <= pf_plan_max_words(limits));
     for (uint32_t i = 0; i < count; i++) {
         memcpy(word, chunks[i].pages, page_count(&chunks[i]) * sizeof(*word));
         word += page_count(&chunks[i]);

@@ -27,7 +27,7 @@ struct pf_plan_limits {
     uint32_t pool_pages, vocab_size;
 };
 
-/* Of any plan whose chunks share no page. */
+/* Of any plan; prompts may share pages. */
 uint32_t pf_plan_max_words(const struct pf_plan_limits *limits);
 
 /* ret_words holds pf_plan_max_words; at least one chunk. Returns how many words. */

@@ -215,6 +215,12 @@ static enum bt_status check_rank_push(const Baton__V1__RankPushRequest *message,
                             "prompt_tokens %" PRIu32 " is not in 1..%" PRIu32,
                             message->prompt_tokens, limits->max_model_len - 1);
     }
+    if (message->cached_tokens >= message->prompt_tokens ||
+        message->cached_tokens % BT_PAGE_TOKENS != 0) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "cached_tokens %" PRIu32 " are not whole pages of a part of the prompt",
+                            message->cached_tokens);
+    }
     return check_landing(message->landing, message->request_id, error);
 }
 
@@ -234,6 +240,7 @@ enum bt_status pf_rank_push_init(struct pf_rank_push *push,
     push->request = message->request_id;
     push->epoch = message->landing->epoch;
     push->prompt_tokens = message->prompt_tokens;
+    push->cached_tokens = message->cached_tokens;
     push->lease_ms = message->landing->lease_ms;
     push->layerwise = message->layerwise;
     push->probe = message->probe;

@@ -39,7 +39,7 @@ struct pf_rank_limits {
 struct pf_rank_push {
     uint64_t serial;
     uint64_t request, epoch;
-    uint32_t prompt_tokens;
+    uint32_t prompt_tokens, cached_tokens;
     uint32_t *source_pages, *target_pages; /* [bt_kv_pages_for(prompt_tokens)] */
     uint32_t lease_ms;
     bool layerwise, probe;

@@ -24,8 +24,7 @@ struct run {
     int64_t accepted_ns;
     enum run_state state;
 
-    uint32_t *pages; /* [request.page_count] of our pool; NULL: none yet */
-    enum bt_page_state page_state;
+    struct pf_prompt_pages pages; /* of our pool */
     struct pf_job job;
     bool in_compute;     /* the job is the compute thread's */
     struct pf_cuts cuts; /* that all pushes leave behind; once they ended */
@@ -52,11 +51,6 @@ static void run_advance(struct run *run);
 static void run_start(struct run *run);
 static void runs_admit(struct pf_runs *runs);
 
-static struct bt_page_owner owner_of(const struct run *run)
-{
-    return (struct bt_page_owner){run->request.request, run->request.epoch};
-}
-
 /* ------------------------------------------------------------------ the end */
 
 /* The first error counts. What is under way is asked to stop; run_advance waits for it. */
@@ -77,14 +71,11 @@ static void run_fail(struct run *run, enum bt_status status, const char *text)
     run_advance(run);
 }
 
+/* The job is ours, no push reads the pages. */
 static void run_free_pages(struct run *run)
 {
-    if (run->pages) {
-        bt_page_pool_move(run->runs->options.pages, run->pages, run->request.page_count,
-                          owner_of(run), run->page_state, BT_PAGE_FREE);
-        free(run->pages);
-        run->pages = NULL;
-    }
+    pf_prompt_pages_release(&run->pages,
+                            atomic_load_explicit(&run->job.computed, memory_order_relaxed));
 }
 
 static void run_count_end(const struct run *run)
@@ -137,7 +128,7 @@ static void run_destroy(struct run *run)
         protobuf_c_message_free_unpacked(&run->landing->base, NULL);
     }
     free(run->quiesced);
-    free(run->pages);
+    pf_prompt_pages_finish(&run->pages);
     free(run);
 }
 
@@ -177,6 +168,7 @@ static void fill_done(const struct run *run, Baton__V1__PrefillDone *done)
     done->hidden_bytes = pushed->hidden_bytes + joint->hidden_bytes;
     done->layerwise = run->request.prompt_tokens > run->runs->options.layerwise_threshold;
     done->transport = (char *)pf_peer_transport(run->delivery.peer);
+    done->cached_tokens = pf_prompt_pages_cached_tokens(&run->pages);
 }
 
 /* Each rank counts what it wrote itself. */
@@ -327,13 +319,13 @@ static void run_computed(struct run *run)
 {
     const struct pf_metrics *metrics = run->runs->options.metrics;
     bt_counter_add(metrics->prompt_tokens, run->request.prompt_tokens);
+    bt_counter_add(metrics->computed_tokens,
+                   run->request.prompt_tokens - pf_prompt_pages_cached_tokens(&run->pages));
     bt_histogram_observe(metrics->queue_seconds,
                          (double)(run->job.started_ns - run->accepted_ns) * 1e-9);
     bt_histogram_observe(metrics->prefill_seconds,
                          (double)(run->job.computed_ns - run->job.started_ns) * 1e-9);
-    bt_page_pool_move(run->runs->options.pages, run->pages, run->request.page_count, owner_of(run),
-                      BT_PAGE_RESERVED, BT_PAGE_READY);
-    run->page_state = BT_PAGE_READY;
+    pf_prompt_pages_computed(&run->pages);
     if (!run->ending) {
         send_first_token(run);
     }
@@ -416,7 +408,7 @@ static enum bt_status run_open_push(struct run *run, struct bt_error *error)
 {
     const struct pf_runs_options *options = &run->runs->options;
     const struct pf_delivery_pages pages = {
-        .source = run->pages,
+        .source = run->pages.list,
         .target = run->request.target_pages,
         .prompt_tokens = run->request.prompt_tokens,
         .layerwise = run->request.prompt_tokens > options->layerwise_threshold,
@@ -434,7 +426,8 @@ static void run_open_joint(struct run *run)
         .request = run->request.request,
         .prompt_tokens = run->request.prompt_tokens,
         .landing = run->landing,
-        .pages = run->pages,
+        .pages = run->pages.list,
+        .cached_tokens = pf_prompt_pages_cached_tokens(&run->pages),
         .layerwise = run->request.prompt_tokens > options->layerwise_threshold,
         .probe = run->request.probe,
         .changed = on_joint,
@@ -452,12 +445,13 @@ static void run_compute(struct run *run)
         .request = run->request.request,
         .tokens = run->request.prompt,
         .token_count = run->request.prompt_tokens,
-        .pages = run->pages,
+        .pages = run->pages.list,
         .sampling = &run->request.sampling,
         .history = run->request.history,
         .push = run->delivery.push,
         .arrival_ns = run->accepted_ns,
         .user = run,
+        .computed = pf_prompt_pages_cached_tokens(&run->pages),
     };
     run->in_compute = true;
     pf_compute_add(run->runs->options.compute, &run->job);
@@ -474,23 +468,38 @@ static void run_start(struct run *run)
     }
 }
 
+/* What is cached is final on all layers: it goes out while the rest is computed. */
+static void run_push_cached(const struct run *run)
+{
+    uint32_t tokens = pf_prompt_pages_cached_tokens(&run->pages);
+    for (uint32_t layer = 0; tokens > 0 && layer < run->runs->options.layer_count; layer++) {
+        kvt_push_ready(run->delivery.push, layer, tokens);
+    }
+}
+
+static void run_count_cached(const struct run *run)
+{
+    const struct pf_metrics *metrics = run->runs->options.metrics;
+    if (run->pages.hashes) {
+        bt_counter_add(metrics->prefix_queries, run->request.prompt_tokens);
+        bt_counter_add(metrics->prefix_hits, pf_prompt_pages_cached_tokens(&run->pages));
+    }
+}
+
 /* False: no pages are free for it now. */
 static bool run_admit(struct run *run)
 {
-    uint32_t *pages = calloc(run->request.page_count, sizeof(uint32_t));
-    if (!pages || !bt_page_pool_alloc(run->runs->options.pages, run->request.page_count,
-                                      owner_of(run), pages)) {
-        free(pages);
+    if (!pf_prompt_pages_take(&run->pages)) {
         return false;
     }
-    run->pages = pages;
-    run->page_state = BT_PAGE_RESERVED;
     struct bt_error error;
     enum bt_status status = run_open_push(run, &error);
     if (status != BT_OK) {
         run_fail(run, status, error.text); /* frees the run, and admits again */
         return true;
     }
+    run_count_cached(run);
+    run_push_cached(run);
     run->state = RUN_OPENING;
     run->job.serial = ++run->runs->next_serial;
     run_open_joint(run);
@@ -541,7 +550,7 @@ static enum bt_status run_check(const struct run *run, struct bt_error *error)
         return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " requests are here already",
                             runs->options.max_runs);
     }
-    uint32_t total = bt_page_pool_total(runs->options.pages);
+    uint32_t total = bt_page_pool_total(runs->options.pages->pool);
     if (run->request.page_count > total) {
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "prompt: %" PRIu32 " pages, this worker has %" PRIu32,
@@ -564,6 +573,16 @@ static enum bt_status run_copy_landing(struct run *run, const Baton__V1__Landing
     return run->landing ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "landing: no memory");
 }
 
+static enum bt_status run_init_pages(struct run *run, struct bt_error *error)
+{
+    const struct pf_request *request = &run->request;
+    const struct bt_page_owner owner = {request->request, request->epoch};
+    return pf_prompt_pages_init(&run->pages, run->runs->options.pages, owner, request->prompt,
+                                request->prompt_tokens, !request->probe)
+               ? BT_OK
+               : bt_error_set(error, BT_ERR_NO_MEMORY, "prompt: no memory");
+}
+
 static enum bt_status run_begin(struct run *run, const Baton__V1__PrefillRequest *message,
                                 struct bt_error *error)
 {
@@ -574,6 +593,9 @@ static enum bt_status run_begin(struct run *run, const Baton__V1__PrefillRequest
     }
     if (status == BT_OK && options->group) {
         status = run_copy_landing(run, message->landing, error);
+    }
+    if (status == BT_OK) {
+        status = run_init_pages(run, error);
     }
     if (status != BT_OK) {
         return status;
@@ -690,6 +712,8 @@ void pf_runs_look(const struct pf_runs *runs, struct pf_runs_view *ret_view)
         } else {
             view.running++;
             computed = atomic_load_explicit(&run->job.computed, memory_order_relaxed);
+            uint32_t cached = pf_prompt_pages_cached_tokens(&run->pages);
+            computed = computed > cached ? computed : cached;
         }
         view.waiting_tokens += run->request.prompt_tokens - computed;
     }

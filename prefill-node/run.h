@@ -7,19 +7,19 @@
  *
  * Whatever goes wrong - cancel, deadline, a lease refused, the push broken, HandoffDone refused -
  * leads to the same end: the compute thread gives the job back, the pushes of all ranks end, the
- * pages become free, the decode rank is told Quiesced, the call gets its END with the first error.
- * Where a rank of the group is lost, it is not told: what was lost may go on writing until it is
- * dead. Control thread only.
+ * pages become free or stay for later prompts, the decode rank is told Quiesced, the call gets its
+ * END with the first error. Where a rank of the group is lost, it is not told: what was lost may go
+ * on writing until it is dead. Control thread only.
  */
 #ifndef BATON_PREFILL_NODE_RUN_H
 #define BATON_PREFILL_NODE_RUN_H
 
-#include "common/kvcache/page_pool.h"
 #include "common/messaging/rpc.h"
 #include "prefill-node/compute.h"
 #include "prefill-node/group.h"
 #include "prefill-node/metrics.h"
 #include "prefill-node/peer.h"
+#include "prefill-node/prompt_pages.h"
 #include "prefill-node/request.h"
 
 struct pf_runs;
@@ -31,7 +31,8 @@ struct pf_runs_options {
     struct pf_peers *peers;
     struct pf_group *group; /* NULL: alone */
     struct kvt_share share; /* of this rank; count 0: all pages */
-    struct bt_page_pool *pages;
+    struct pf_pages *pages;
+    uint32_t layer_count;
     struct pf_metrics *metrics;
     struct pf_request_limits limits;
     bool checksum;

@@ -7,6 +7,7 @@
 #include "common/base/log.h"
 #include "common/messaging/registration.h"
 #include "prefill-node/node.h"
+#include "prefill-node/prefix_summary.h"
 #include "prefill-node/run.h"
 
 #define READY_CHECK_NS   (20 * BT_NS_PER_MS)
@@ -15,7 +16,8 @@
 
 struct pf_worker {
     struct pf_node node;
-    struct bt_page_pool *pages;
+    struct pf_pages pages;
+    struct pf_prefix_summary prefix_summary;
     struct pf_engine *engine;
     struct pf_compute *compute;
     struct pf_group *group; /* NULL: alone */
@@ -35,20 +37,23 @@ struct pf_worker {
 static void worker_load(void *context, Baton__V1__RankLoad *ret_load, bool *ret_draining)
 {
     const struct pf_worker *worker = context;
-    const struct bt_page_pool *pages = worker->pages;
     struct pf_runs_view view;
     pf_runs_look(worker->runs, &view);
-    ret_load->pages_total = bt_page_pool_total(pages);
-    ret_load->pages_free = bt_page_pool_count(pages, BT_PAGE_FREE);
-    ret_load->pages_reserved =
-        bt_page_pool_count(pages, BT_PAGE_RESERVED) + bt_page_pool_count(pages, BT_PAGE_LANDING);
-    ret_load->pages_ready = bt_page_pool_count(pages, BT_PAGE_READY);
-    ret_load->pages_quarantined = bt_page_pool_count(pages, BT_PAGE_QUARANTINED);
+    pf_pages_load(&worker->pages, ret_load);
     ret_load->running = view.running;
     ret_load->waiting = view.waiting;
     ret_load->waiting_tokens = view.waiting_tokens;
     ret_load->max_running = worker->node.options.max_queued;
     *ret_draining = worker->draining;
+}
+
+static bool worker_prefixes(void *context, uint64_t since, Baton__V1__PrefixSummary *ret_summary,
+                            bool *ret_more)
+{
+    struct pf_worker *worker = context;
+    return worker->pages.prefixes &&
+           pf_prefix_summary_fill(&worker->prefix_summary, worker->pages.prefixes, since,
+                                  ret_summary, ret_more);
 }
 
 static void worker_update_gauges(struct pf_worker *worker)
@@ -152,6 +157,7 @@ static void handle_metrics(void *context, struct bt_rpc_call *call, const Protob
     struct pf_worker *worker = context;
     (void)request;
     worker_update_gauges(worker);
+    pf_metrics_prefixes(&worker->node.metrics, &worker->pages);
     pf_node_answer_metrics(&worker->node, call);
 }
 
@@ -229,8 +235,8 @@ static int64_t heartbeat_ns(const struct pf_worker_options *options)
 static enum bt_status create_engine(struct pf_worker *worker, struct bt_error *error)
 {
     const struct pf_worker_options *options = &worker->node.options;
-    worker->pages = bt_page_pool_create(options->kv_pages);
-    if (!worker->pages) {
+    if (!pf_pages_init(&worker->pages, options->kv_pages, &worker->node.fingerprint,
+                       options->prefix_caching)) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "page pool: no memory");
     }
     const struct pf_engine_options engine = {
@@ -242,6 +248,7 @@ static enum bt_status create_engine(struct pf_worker *worker, struct bt_error *e
         .pool_pages = options->kv_pages,
         .limits = {options->chunked_prefill_size, options->max_num_seqs, PF_AGEING_TOKENS_PER_S},
         .max_jobs = options->max_queued,
+        .max_tokens = options->max_model_len,
     };
     return pf_engine_create(&engine, error, &worker->engine);
 }
@@ -282,7 +289,8 @@ static enum bt_status create_runs(struct pf_worker *worker, struct bt_error *err
         .peers = node->peers,
         .group = worker->group,
         .share = {node->rank, node->size},
-        .pages = worker->pages,
+        .pages = &worker->pages,
+        .layer_count = node->layout.layer_count,
         .metrics = &node->metrics,
         .limits = {node->model->config.vocab_size, options->max_model_len},
         .checksum = options->checksum,
@@ -301,6 +309,7 @@ static enum bt_status create_registration(struct pf_worker *worker, struct bt_er
     struct pf_node *node = &worker->node;
     const struct bt_registration_events events = {
         .load = worker_load,
+        .prefixes = worker_prefixes,
         .decode_ranks = on_decode_ranks,
         .registered = on_registered,
         .refused = on_refused,
@@ -370,7 +379,7 @@ void pf_worker_destroy(struct pf_worker *worker)
     pf_group_destroy(worker->group);
     pf_engine_destroy(worker->engine);
     pf_node_finish(&worker->node);
-    bt_page_pool_destroy(worker->pages);
+    pf_pages_finish(&worker->pages);
     free(worker);
 }
 
@@ -414,5 +423,5 @@ bool pf_worker_lost(const struct pf_worker *worker, struct bt_error *ret_error)
 
 uint32_t pf_worker_free_pages(const struct pf_worker *worker)
 {
-    return bt_page_pool_count(worker->pages, BT_PAGE_FREE);
+    return pf_pages_free(&worker->pages);
 }

@@ -1,7 +1,7 @@
 /*
  * A prefill worker: KV pool, compute thread, pushing thread, RPC server, registration, put together
  * on one event loop. Serves baton.v1.Prefill/Run, Worker/Metrics, Worker/Drain and
- * Worker/Preflight.
+ * Worker/Preflight. What prompts leave in the pool stays for later ones that begin alike.
  *
  * In a group it is rank 0: it schedules and allocates pages for all ranks, draws the first tokens,
  * and speaks with router and decode ranks; the others (follower.h) compute what it plans, each its
@@ -32,6 +32,7 @@ struct pf_worker_options {
     uint32_t max_model_len; /* 0: the model's */
     uint32_t layerwise_threshold;
     bool checksum;
+    bool prefix_caching;      /* prompts begin with the KV of earlier ones; rank 0 decides */
     struct bt_rank *rank;     /* that joined; outlives the worker. NULL: alone */
     int64_t group_timeout_ns; /* its wait_timeout_ns */
 };
@@ -61,7 +62,7 @@ bool pf_worker_refused(const struct pf_worker *worker);
 /* A rank of the group is lost (*ret_error, may be NULL, says how); the loop was stopped. */
 bool pf_worker_lost(const struct pf_worker *worker, struct bt_error *ret_error);
 
-/* Looking in, for tests. */
+/* Looking in, for tests: those that some prompt could have. */
 uint32_t pf_worker_free_pages(const struct pf_worker *worker);
 
 #endif

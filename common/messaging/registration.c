@@ -31,6 +31,8 @@ struct router {
     int64_t retry_ns; /* wait after the next failure */
     int64_t heartbeat_ns;
     uint64_t sequence;
+    uint64_t prefix_version; /* that the router says it has */
+    uint64_t prefix_sent; /* that it has with the heartbeat that is out, if more is to come; or 0 */
 };
 
 struct bt_registration {
@@ -110,6 +112,7 @@ static void on_registered(void *context, enum bt_status status, const char *text
     const Baton__V1__RegisterResponse *response = (const Baton__V1__RegisterResponse *)message;
     router_reached(router);
     router->state = ROUTER_REGISTERED;
+    router->prefix_version = 0;
     router->heartbeat_ns = heartbeat_interval_ns(response->heartbeat_ms);
     router_wait(router, router->hurry ? 0 : router->heartbeat_ns);
     bt_log_info(0, "registered with router %s", router->endpoint);
@@ -140,7 +143,9 @@ static void on_heartbeat(void *context, enum bt_status status, const char *text,
     }
     const Baton__V1__HeartbeatResponse *response = (const Baton__V1__HeartbeatResponse *)message;
     router_reached(router);
-    router_wait(router, router->hurry ? 0 : router->heartbeat_ns);
+    router->prefix_version = response->prefix_version;
+    bool more = router->prefix_sent != 0 && router->prefix_version == router->prefix_sent;
+    router_wait(router, router->hurry || more ? 0 : router->heartbeat_ns);
     tell_decode_ranks(router->registration, response->decode, response->n_decode);
 }
 
@@ -179,6 +184,17 @@ static void router_register(struct router *router)
                 &baton__v1__register_response__descriptor, CALL_TIMEOUT_NS, on_registered);
 }
 
+/* False: there is nothing to tell. */
+static bool router_prefixes(struct router *router, Baton__V1__PrefixSummary *summary)
+{
+    const struct bt_registration_events *events = &router->registration->events;
+    bool more = false;
+    bool any = events->prefixes &&
+               events->prefixes(events->context, router->prefix_version, summary, &more);
+    router->prefix_sent = any && more ? summary->version : 0;
+    return any;
+}
+
 static void router_heartbeat(struct router *router)
 {
     struct bt_registration *registration = router->registration;
@@ -191,6 +207,8 @@ static void router_heartbeat(struct router *router)
     request.load = &load;
     request.draining = draining;
     request.sequence = ++router->sequence;
+    Baton__V1__PrefixSummary prefix = BATON__V1__PREFIX_SUMMARY__INIT;
+    request.prefix = router_prefixes(router, &prefix) ? &prefix : NULL;
     router->hurry = false;
     router_call(router, "baton.v1.Registry/Heartbeat", &request.base,
                 &baton__v1__heartbeat_response__descriptor, CALL_TIMEOUT_NS, on_heartbeat);
@@ -332,6 +350,7 @@ void bt_registration_deregister(struct bt_registration *registration)
                                  &baton__v1__deregister_response__descriptor, DEREGISTER_TIMEOUT_NS,
                                  on_goodbye) == BT_OK) {
             router->state = ROUTER_REGISTERED;
+            router->prefix_version = 0;
         }
     }
 }

@@ -13,7 +13,8 @@
 #include "common/messaging/loop.h"
 #include "proto/registry.pb-c.h"
 
-#define BT_REGISTRATION_MAX_ROUTERS 16
+#define BT_REGISTRATION_MAX_ROUTERS  16
+#define BT_REGISTRATION_MAX_PREFIXES 2048 /* changes in a PrefixSummary */
 
 struct bt_registration;
 
@@ -27,6 +28,12 @@ struct bt_registration_events {
     /* A router will never take us: MISMATCH or INVALID_ARGUMENT; `text` names router and field. */
     void (*refused)(void *context, enum bt_status status, const char *text);
     void *context;
+    /* Prefill: what changed in its cache of prefixes since the version that a router has, valid
+     * until the next call. False: nothing. *ret_more: so much that the rest takes another
+     * heartbeat, which follows at once when the router has taken this in. NULL: there is no cache.
+     */
+    bool (*prefixes)(void *context, uint64_t since, Baton__V1__PrefixSummary *ret_summary,
+                     bool *ret_more);
 };
 
 /*

@@ -88,16 +88,39 @@ static void handle_register(void *context, struct bt_rpc_call *call,
         ranks->group = *message->group;
     }
     Baton__V1__RegisterResponse response = BATON__V1__REGISTER_RESPONSE__INIT;
-    response.heartbeat_ms = 500;
+    response.heartbeat_ms = ranks->options.heartbeat_ms ? ranks->options.heartbeat_ms : 500;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void take_prefixes(struct ranks_prefixes *prefixes, const Baton__V1__PrefixSummary *summary)
+{
+    assert_true(summary->since == 0 || summary->since == prefixes->version);
+    assert_true(summary->version >= summary->since);
+    assert_int_equal(summary->n_parent, summary->n_page);
+    assert_int_equal(summary->n_block, summary->n_page);
+    if (summary->since == 0) {
+        memset(prefixes->block, 0, sizeof(prefixes->block));
+    }
+    for (size_t i = 0; i < summary->n_page; i++) {
+        assert_true(summary->page[i] < RANKS_PAGES_MAX);
+        prefixes->block[summary->page[i]] = summary->block[i];
+        prefixes->parent[summary->page[i]] = summary->parent[i];
+    }
+    prefixes->version = summary->version;
 }
 
 static void handle_heartbeat(void *context, struct bt_rpc_call *call,
                              const ProtobufCMessage *request)
 {
-    (void)context;
-    (void)request;
+    struct ranks *ranks = context;
+    const Baton__V1__HeartbeatRequest *message = (const Baton__V1__HeartbeatRequest *)request;
     Baton__V1__HeartbeatResponse response = BATON__V1__HEARTBEAT_RESPONSE__INIT;
+    if (ranks->prefixes) {
+        if (message->prefix) {
+            take_prefixes(ranks->prefixes, message->prefix);
+        }
+        response.prefix_version = ranks->prefixes->version;
+    }
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
 }
 
@@ -134,42 +157,44 @@ static void spawn(struct ranks *ranks, uint32_t rank)
     assert_non_null(program);
     const char *expert_parallel =
         options->no_expert_parallel ? "--expert-parallel=false" : "--expert-parallel";
-    const char *arguments[] = {program,
-                               "--model",
-                               TINY_MODEL,
-                               "--worker-id",
-                               id,
-                               "--router",
-                               bt_rpc_server_endpoint(ranks->registry),
-                               "--served-model-name",
-                               "tiny",
-                               "--kv-cache-dtype",
-                               "f32",
-                               "--kv-pages",
-                               options->pages ? options->pages : "64",
-                               "--chunked-prefill-size",
-                               options->chunk ? options->chunk : "128",
-                               "--max-queued",
-                               "32",
-                               "--max-num-seqs",
-                               "4",
-                               "--die-with-parent",
-                               "--ready-file",
-                               ready,
-                               "--rank",
-                               index,
-                               "--tensor-parallel-size",
-                               size,
-                               "--group-endpoint",
-                               endpoint,
-                               "--group-secret-file",
-                               secret,
-                               "--group-timeout",
-                               options->group_timeout ? options->group_timeout : "60s",
-                               expert_parallel,
-                               "--log-level",
-                               "warn",
-                               NULL};
+    const char *arguments[] = {
+        program,
+        "--model",
+        TINY_MODEL,
+        "--worker-id",
+        id,
+        "--router",
+        bt_rpc_server_endpoint(ranks->registry),
+        "--served-model-name",
+        "tiny",
+        "--kv-cache-dtype",
+        options->kv_dtype == BT_F8_E4M3 ? "fp8" : bt_dtype_name(options->kv_dtype),
+        options->no_prefix_caching ? "--enable-prefix-caching=false" : "--enable-prefix-caching",
+        "--kv-pages",
+        options->pages ? options->pages : "64",
+        "--chunked-prefill-size",
+        options->chunk ? options->chunk : "128",
+        "--max-queued",
+        "32",
+        "--max-num-seqs",
+        "4",
+        "--die-with-parent",
+        "--ready-file",
+        ready,
+        "--rank",
+        index,
+        "--tensor-parallel-size",
+        size,
+        "--group-endpoint",
+        endpoint,
+        "--group-secret-file",
+        secret,
+        "--group-timeout",
+        options->group_timeout ? options->group_timeout : "60s",
+        expert_parallel,
+        "--log-level",
+        "warn",
+        NULL};
     assert_int_equal(
         posix_spawn(&ranks->pids[rank], program, NULL, NULL, (char **)arguments, environ), 0);
 }
@@ -256,6 +281,7 @@ static void open_decode(struct ranks *ranks)
     struct dc_worker_options decode = cluster_decode_options();
     const struct bt_model_options load = {.dir = TINY_MODEL};
     decode.lease_ms = ranks->options.lease_ms ? ranks->options.lease_ms : 5000;
+    decode.kv_dtype = ranks->options.kv_dtype;
     cluster->loop = bt_loop_create(&error);
     cluster->decode_pages = decode.kv_pages;
     pool_pages = decode.kv_pages;
@@ -268,7 +294,7 @@ static void open_decode(struct ranks *ranks)
                              &ranks->registry) != BT_OK) {
         fail_msg("%s", error.text);
     }
-    layout = bt_model_kv_layout(cluster->model, BT_F32);
+    layout = bt_model_kv_layout(cluster->model, ranks->options.kv_dtype);
     cluster_subscribe(cluster);
 }
 

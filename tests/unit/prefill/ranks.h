@@ -20,6 +20,18 @@ struct ranks_options {
     const char *chunk;         /* NULL: 128 */
     const char *pages;         /* of a prefill rank's pool; NULL: 64 */
     uint32_t lease_ms;         /* 0: 5000 */
+    enum bt_dtype kv_dtype;    /* f32, bf16 or f8_e4m3 */
+    bool no_prefix_caching;
+    uint32_t heartbeat_ms; /* 0: 500 */
+};
+
+#define RANKS_PAGES_MAX 256
+
+/* What a router that asks for all of it would know. */
+struct ranks_prefixes {
+    uint64_t version;
+    uint64_t block[RANKS_PAGES_MAX];  /* by page; 0: nothing */
+    uint32_t parent[RANKS_PAGES_MAX]; /* likewise */
 };
 
 struct ranks {
@@ -30,7 +42,8 @@ struct ranks {
     int exits[RANKS_MAX];  /* as of waitpid */
     struct bt_rpc_server *registry;
     uint32_t registrations, goodbyes;
-    uint64_t incarnation; /* the leader's */
+    struct ranks_prefixes *prefixes; /* as the heartbeats tell; NULL: not wanted */
+    uint64_t incarnation;            /* the leader's */
     Baton__V1__GroupMember group;
     bool has_group;
     char endpoint[256];

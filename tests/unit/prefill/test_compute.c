@@ -148,6 +148,79 @@ static void test_first_token_is_the_golden_one(void **state)
     bt_safetensors_close(file);
 }
 
+/* To its first token. */
+static void run_one(struct bench *bench, struct pf_job *job)
+{
+    struct pf_jobs jobs = {0};
+    pf_engine_add(bench->engine, job);
+    while (jobs.count == 0) {
+        pf_engine_begin(bench->engine, &jobs);
+        pf_engine_run(bench->engine, &jobs);
+    }
+}
+
+/* KV of the tokens up to `end`, layer by layer: ret_bytes [layers][end]. */
+static size_t read_kv(const struct bench *bench, const uint32_t *pages, uint32_t end,
+                      char *ret_bytes)
+{
+    size_t token_bytes = bt_kv_token_bytes(&bench->layout), at = 0;
+    for (uint32_t layer = 0; layer < bench->layout.layer_count; layer++) {
+        for (uint32_t i = 0; i < end; i++, at += token_bytes) {
+            uint64_t offset = bt_kv_offset(&bench->layout, POOL_PAGES, layer,
+                                           pages[i / BT_PAGE_TOKENS], i % BT_PAGE_TOKENS);
+            memcpy(ret_bytes + at, (const char *)bench->pool + offset, token_bytes);
+        }
+    }
+    return at;
+}
+
+/* With two pages that are there, the rest has the bits of the whole; and the two are read, not
+ * computed again: what is in them stays, whatever it is, and shows in what comes after. */
+static void test_cached_pages_are_read_only(void **state)
+{
+    (void)state;
+    struct bench bench;
+    struct subject whole, rest;
+    bench_open(&bench, 100, 1);
+    subject_init(&whole, 0);
+    subject_init(&rest, 1);
+    for (uint32_t i = 0; i < 250; i++) {
+        whole.prompt[i] = rest.prompt[i] = 2 + (uint32_t)(bt_random_u64(9, 0, i) % 2000);
+    }
+    whole.job.token_count = rest.job.token_count = 250;
+    rest.sampling = whole.sampling;
+    run_one(&bench, &whole.job);
+    size_t bytes = 250 * bench.layout.layer_count * bt_kv_token_bytes(&bench.layout);
+    char *want = malloc(bytes), *got = malloc(bytes), *before = malloc(bytes);
+    assert_int_equal(read_kv(&bench, whole.pages, 250, want), bytes);
+    rest.pages[0] = whole.pages[0];
+    rest.pages[1] = whole.pages[1];
+    rest.job.computed = 128;
+    run_one(&bench, &rest.job);
+    read_kv(&bench, rest.pages, 250, got);
+    assert_memory_equal(got, want, bytes);
+    assert_int_equal(rest.job.first.token, whole.job.first.token);
+    assert_memory_equal(&rest.job.first.logprob, &whole.job.first.logprob, sizeof(float));
+    uint64_t offset = bt_kv_offset(&bench.layout, POOL_PAGES, 0, whole.pages[1], 7);
+    *(float *)((char *)bench.pool + offset) += 8;
+    size_t cached = read_kv(&bench, whole.pages, 128, before);
+    subject_init(&rest, 1);
+    rest.job.tokens = whole.prompt;
+    rest.job.token_count = 250;
+    rest.job.computed = 128;
+    rest.pages[0] = whole.pages[0];
+    rest.pages[1] = whole.pages[1];
+    run_one(&bench, &rest.job);
+    read_kv(&bench, rest.pages, 128, got);
+    assert_memory_equal(got, before, cached);
+    read_kv(&bench, rest.pages, 250, got);
+    assert_true(memcmp(got, want, bytes) != 0);
+    free(want);
+    free(got);
+    free(before);
+    bench_close(&bench);
+}
+
 static void take_event(struct pf_compute *compute, struct pf_compute_event *event)
 {
     struct pollfd poller = {.fd = bt_queue_fd(pf_compute_events(compute)), .events = POLLIN};
@@ -226,6 +299,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chunks_change_no_bit),
         cmocka_unit_test(test_first_token_is_the_golden_one),
+        cmocka_unit_test(test_cached_pages_are_read_only),
         cmocka_unit_test(test_every_job_comes_back_once),
         cmocka_unit_test(test_destroyed_in_the_middle),
     };
