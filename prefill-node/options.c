@@ -29,6 +29,7 @@ static struct {
     int64_t tensor_parallel_size;
     bool checksum, die_with_parent, forbid_fallback, expert_parallel, prefix_caching;
     struct bt_rank_values rank;
+    struct bt_security_values security;
 } values;
 
 static const struct bt_option table[] = {
@@ -79,6 +80,7 @@ static const struct bt_option table[] = {
     {"expert-parallel", BT_OPTION_BOOL, &values.expert_parallel, "true",
      .help = "In a group: experts are shared out; else every rank holds all of them."},
     BT_RANK_OPTIONS(values.rank),
+    BT_SECURITY_OPTIONS(values.security),
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
      .help =
          "What carries the KV cache; auto is the best that both ends have, anything else is that "
@@ -183,6 +185,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
         .team = {(uint32_t)values.threads, values.cpus},
         .log_level = (enum bt_log_level)values.log_level,
         .die_with_parent = values.die_with_parent,
+        .security = values.security,
         .group = group,
         .worker =
             {
