@@ -35,7 +35,7 @@ struct rt_http_connection {
     int fd;
     bool gone;                         /* the client closed its side */
     int64_t receiving_since_ns;        /* BT_NEVER_NS: a request is being answered */
-    struct rt_http_exchange *exchange; /* being answered by an answer, or NULL */
+    struct rt_http_exchange *exchange; /* waits for an answer or ids, or NULL */
     struct rt_http_connection *previous, *next;
 };
 

@@ -5,6 +5,7 @@
 
 #include "common/base/log.h"
 #include "router/http_response.h"
+#include "router/http_tokenize.h"
 
 #define STREAM_BLOCK_BYTES (16u << 10)
 #define FIRST_BODY_BYTES   4096u
@@ -32,6 +33,8 @@ void rt_http_exchange_destroy(struct rt_http_exchange *exchange)
     BT_ASSERT(!exchange->suspended);
     exchange->connection->exchange = NULL;
     rt_openai_answer_destroy(exchange->answer);
+    rt_http_tokenize_cancel(exchange);
+    free(exchange->tokens.ids.ids);
     if (exchange->previous != NULL)
         exchange->previous->next = exchange->next;
     else
@@ -70,15 +73,23 @@ bool rt_http_exchange_receive(struct rt_http_exchange *exchange, const char *dat
     return true;
 }
 
+void rt_http_exchange_drop_body(struct rt_http_exchange *exchange)
+{
+    free(exchange->body);
+    exchange->body = NULL;
+    exchange->body_size = exchange->body_capacity = 0;
+}
+
 /* ------------------------------------------------------------------ suspend and resume */
 
-static void suspend(struct rt_http_exchange *exchange)
+void rt_http_exchange_suspend(struct rt_http_exchange *exchange)
 {
+    exchange->connection->exchange = exchange;
     exchange->suspended = true;
     MHD_suspend_connection(exchange->mhd);
 }
 
-static void resume(struct rt_http_exchange *exchange)
+void rt_http_exchange_resume(struct rt_http_exchange *exchange)
 {
     if (!exchange->suspended)
         return;
@@ -101,18 +112,36 @@ static void on_change(void *context)
         bt_counter_add(exchange->all->slow, 1);
     }
     if (state != RT_ANSWER_WAITING)
-        resume(exchange);
+        rt_http_exchange_resume(exchange);
+}
+
+static void abandon(struct rt_http_exchange *exchange)
+{
+    if (exchange->answer != NULL)
+        rt_openai_answer_abandon(exchange->answer);
+    rt_http_tokenize_cancel(exchange);
 }
 
 void rt_http_exchange_gone(struct rt_http_exchange *exchange)
 {
+    struct rt_openai_answer *answer = exchange->answer;
+    bool waits = answer != NULL ? rt_openai_answer_state(answer) < RT_ANSWER_DONE
+                                : exchange->tokens.job != NULL;
     exchange->gone = true;
-    if (rt_openai_answer_state(exchange->answer) < RT_ANSWER_DONE) {
-        bt_log_debug(rt_openai_answer_request(exchange->answer), "client is gone");
+    if (waits) {
+        bt_log_debug(answer != NULL ? rt_openai_answer_request(answer) : 0, "client is gone");
         bt_counter_add(exchange->all->gone, 1);
     }
-    rt_openai_answer_abandon(exchange->answer);
-    resume(exchange);
+    abandon(exchange);
+    rt_http_exchange_resume(exchange);
+}
+
+bool rt_http_exchanges_busy(const struct rt_http_exchanges *all)
+{
+    const struct rt_http_exchange *exchange = all->first;
+    while (exchange != NULL && !exchange->dispatched)
+        exchange = exchange->next;
+    return exchange != NULL;
 }
 
 void rt_http_exchanges_settle(struct rt_http_exchanges *all)
@@ -137,9 +166,8 @@ void rt_http_exchanges_abandon(struct rt_http_exchanges *all)
     for (struct rt_http_exchange *exchange = all->first; exchange != NULL;
          exchange = exchange->next) {
         exchange->gone = true;
-        if (exchange->answer != NULL)
-            rt_openai_answer_abandon(exchange->answer);
-        resume(exchange);
+        abandon(exchange);
+        rt_http_exchange_resume(exchange);
     }
 }
 
@@ -165,7 +193,7 @@ static ssize_t read_stream(void *context, uint64_t position, char *buffer, size_
         return MHD_CONTENT_READER_END_OF_STREAM;
     if (state == RT_ANSWER_BROKEN)
         return MHD_CONTENT_READER_END_WITH_ERROR;
-    suspend(exchange);
+    rt_http_exchange_suspend(exchange);
     return 0;
 }
 
@@ -184,12 +212,16 @@ static enum MHD_Result respond_stream(struct rt_http_exchange *exchange)
 
 enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange)
 {
-    if (exchange->gone || exchange->answer == NULL)
+    if (exchange->gone)
+        return MHD_NO;
+    if (exchange->tokens.param != NULL)
+        return rt_http_tokenize_respond(exchange);
+    if (exchange->answer == NULL)
         return MHD_NO;
     struct rt_openai_answer *answer = exchange->answer;
     switch (rt_openai_answer_state(answer)) {
     case RT_ANSWER_WAITING:
-        suspend(exchange);
+        rt_http_exchange_suspend(exchange);
         return MHD_YES;
     case RT_ANSWER_FAILED:
         return rt_http_respond_error(exchange, rt_openai_answer_error(answer));
@@ -221,18 +253,14 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
         return MHD_NO;
     enum bt_status status =
         rt_openai_request_parse(kind, exchange->body, exchange->body_size, &error, &request);
+    rt_http_exchange_drop_body(exchange);
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
     request.timing = request.timing || header_asks_timing(exchange);
     status = rt_openai_answer_create(exchange->all->service, &request, on_change, exchange, &error,
                                      &exchange->answer);
-    rt_openai_request_finish(&request);
-    free(exchange->body);
-    exchange->body = NULL;
-    exchange->body_size = exchange->body_capacity = 0;
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
-    exchange->connection->exchange = exchange;
-    suspend(exchange);
+    rt_http_exchange_suspend(exchange);
     return MHD_YES;
 }

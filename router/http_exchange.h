@@ -42,6 +42,14 @@ struct rt_http_route {
     rt_http_handle_fn *handle;
 };
 
+/* What POST /tokenize waits for. */
+struct rt_http_tokens {
+    const char *param; /* NULL: another route */
+    struct rt_tokenization_job *job;
+    struct bt_token_buffer ids;
+    struct rt_openai_error error;
+};
+
 struct rt_http_exchange {
     struct rt_http_exchanges *all;
     struct MHD_Connection *mhd;
@@ -54,6 +62,7 @@ struct rt_http_exchange {
     size_t body_size, body_capacity, discarded;
     bool dispatched, suspended, gone;
     struct rt_openai_answer *answer;
+    struct rt_http_tokens tokens;
     struct rt_http_exchange *previous, *next;
 };
 
@@ -65,14 +74,24 @@ void rt_http_exchange_destroy(struct rt_http_exchange *exchange);
 /* More of the body. False: the connection is to be dropped. */
 bool rt_http_exchange_receive(struct rt_http_exchange *exchange, const char *data, size_t size);
 
+void rt_http_exchange_drop_body(struct rt_http_exchange *exchange);
+
+/* Until a resume the library leaves the connection alone; a client that leaves meanwhile is heard
+ * of by rt_http_exchange_gone. */
+void rt_http_exchange_suspend(struct rt_http_exchange *exchange);
+void rt_http_exchange_resume(struct rt_http_exchange *exchange);
+
 /* Chat and text completions: starts the answer. */
 enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
                                           enum rt_openai_kind kind);
 /* After a resume before the response began. */
 enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange);
 
-/* The client went away while the answer runs. */
+/* The client went away while an answer or ids are awaited. */
 void rt_http_exchange_gone(struct rt_http_exchange *exchange);
+
+/* A whole request has come and its response is not out. */
+bool rt_http_exchanges_busy(const struct rt_http_exchanges *all);
 
 /* Outside of the service's callbacks. */
 void rt_http_exchanges_settle(struct rt_http_exchanges *all);

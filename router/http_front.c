@@ -306,3 +306,8 @@ uint16_t rt_http_front_port(const struct rt_http_front *front)
 {
     return front->port;
 }
+
+bool rt_http_front_busy(const struct rt_http_front *front)
+{
+    return rt_http_exchanges_busy(&front->exchanges);
+}

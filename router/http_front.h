@@ -29,4 +29,7 @@ void rt_http_front_destroy(struct rt_http_front *front); /* NULL is fine */
 
 uint16_t rt_http_front_port(const struct rt_http_front *front);
 
+/* Some request has come whole, and its response is not out. */
+bool rt_http_front_busy(const struct rt_http_front *front);
+
 #endif

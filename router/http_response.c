@@ -19,6 +19,8 @@ enum MHD_Result rt_http_respond(struct rt_http_exchange *exchange, int http_stat
 {
     if (response == NULL)
         return MHD_NO;
+    if (rt_service_draining(exchange->all->service)) /* the next request is for another router */
+        MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     enum MHD_Result result = MHD_queue_response(exchange->mhd, (unsigned)http_status, response);
     MHD_destroy_response(response);
     count(exchange, http_status);

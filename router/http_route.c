@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "router/http_response.h"
+#include "router/http_tokenize.h"
 #include "router/openai_prompt.h"
 
 /* ------------------------------------------------------------------ generation */
@@ -57,56 +58,6 @@ static enum MHD_Result handle_model(struct rt_http_exchange *exchange)
 
 /* ------------------------------------------------------------------ tokens */
 
-static enum bt_status encode(const struct rt_service *service,
-                             const struct rt_openai_request *request, struct rt_openai_error *error,
-                             struct bt_token_buffer *ids)
-{
-    enum bt_status status = rt_openai_prompt_check_model(service, request->model, error);
-    if (status != BT_OK)
-        return status;
-    if (request->message_count > 0)
-        return rt_openai_prompt_encode_messages(service, request->messages, request->message_count,
-                                                error, ids);
-    return rt_openai_prompt_encode_text(service, request->prompts[0].text, request->prompts[0].size,
-                                        request->add_special_tokens, "prompt", error, ids);
-}
-
-static void write_tokens(const struct rt_service *service, const struct bt_token_buffer *ids,
-                         struct rt_openai_json *json)
-{
-    rt_openai_json_literal(json, "{\"tokens\":[");
-    for (size_t i = 0; i < ids->count; i++) {
-        if (i > 0)
-            rt_openai_json_literal(json, ",");
-        rt_openai_json_int(json, ids->ids[i]);
-    }
-    rt_openai_json_literal(json, "],\"count\":");
-    rt_openai_json_int(json, (int64_t)ids->count);
-    rt_openai_json_literal(json, ",\"max_model_len\":");
-    rt_openai_json_int(json, rt_service_max_model_len(service));
-    rt_openai_json_literal(json, "}");
-}
-
-static enum MHD_Result handle_tokenize(struct rt_http_exchange *exchange)
-{
-    const struct rt_service *service = exchange->all->service;
-    struct rt_openai_error error = {0};
-    struct rt_openai_request request;
-    if (rt_openai_request_parse(RT_OPENAI_TOKENIZE, exchange->body, exchange->body_size, &error,
-                                &request) != BT_OK)
-        return rt_http_respond_error(exchange, &error);
-    struct bt_token_buffer ids = {0};
-    struct rt_openai_json json = {0};
-    enum bt_status status = encode(service, &request, &error, &ids);
-    if (status == BT_OK)
-        write_tokens(service, &ids, &json);
-    rt_openai_request_finish(&request);
-    free(ids.ids);
-    if (status != BT_OK)
-        return rt_http_respond_error(exchange, &error);
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
-}
-
 static enum bt_status decode(const struct rt_service *service,
                              const struct rt_openai_prompt *tokens, struct rt_openai_error *error,
                              struct rt_openai_json *text)
@@ -153,7 +104,9 @@ static enum MHD_Result handle_detokenize(struct rt_http_exchange *exchange)
 static enum MHD_Result handle_health(struct rt_http_exchange *exchange)
 {
     struct rt_openai_json json = {0};
-    rt_openai_json_literal(&json, "{\"status\":\"ok\"}");
+    rt_openai_json_literal(&json, rt_service_draining(exchange->all->service)
+                                      ? "{\"status\":\"draining\"}"
+                                      : "{\"status\":\"ok\"}");
     return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
 }
 
@@ -188,7 +141,7 @@ static const struct rt_http_route routes[] = {
     {"POST", "/v1/completions", false, handle_completion},
     {"GET", "/v1/models", false, handle_models},
     {"GET", "/v1/models/", true, handle_model},
-    {"POST", "/tokenize", false, handle_tokenize},
+    {"POST", "/tokenize", false, rt_http_tokenize},
     {"POST", "/detokenize", false, handle_detokenize},
     {"GET", "/health", false, handle_health},
     {"GET", "/ready", false, handle_ready},

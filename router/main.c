@@ -11,13 +11,17 @@
 #include "common/base/log.h"
 #include "common/base/option.h"
 #include "common/base/process.h"
+#include "common/messaging/security.h"
 #include "router/http_front.h"
+#include "router/openai_request.h"
 #include "router/service.h"
 
 #define SILENT_AFTER_BEATS 3
 #define LOST_AFTER_BEATS   30
 #define RESERVE_RETRY_NS   (50 * BT_NS_PER_MS)
 #define STOP_LINGER_NS     (100 * BT_NS_PER_MS)
+/* Bodies of the largest size that wait for their tokens at a time. */
+#define TOKENIZER_BODIES 16
 /* What a prefill takes before a worker has reported one. */
 #define PREFILL_BASE_NS  (2 * BT_NS_PER_MS)
 #define PREFILL_TOKEN_NS 50000
@@ -26,8 +30,10 @@ struct arguments {
     const char *model, *served_model_name, *host, *worker_endpoint, *ready_file;
     int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_ns;
     int64_t request_timeout_ns, max_model_len, heartbeat_ms, max_connections, max_body_bytes;
+    int64_t tokenizer_threads, tokenizer_cache_bytes, tokenizer_queue, drain_timeout_ns;
     int log_level;
     bool die_with_parent;
+    struct bt_security_values security;
 };
 
 static const char usage[] =
@@ -69,6 +75,17 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "HTTP connections at a time."},
         {"max-body-bytes", BT_OPTION_INT, &a->max_body_bytes, "16m", .min = 1024, .max = 1 << 30,
          .help = "Largest HTTP request body."},
+        {"tokenizer-threads", BT_OPTION_INT, &a->tokenizer_threads, "2", .min = 1,
+         .max = BT_TOKENIZE_POOL_MAX_THREADS, .help = "Threads that turn text to tokens."},
+        {"tokenizer-cache", BT_OPTION_INT, &a->tokenizer_cache_bytes, "64m",
+         .max = INT64_C(1) << 40, .metavar = "BYTES",
+         .help = "Memory for the tokens of texts seen before; 0 keeps none."},
+        {"tokenizer-queue", BT_OPTION_INT, &a->tokenizer_queue, "1024",
+         .min = RT_OPENAI_MAX_PROMPTS, .max = 1 << 20, .metavar = "TEXTS",
+         .help = "Texts that wait for their tokens at most; more are refused."},
+        {"drain-timeout", BT_OPTION_DURATION, &a->drain_timeout_ns, "30s", .max = 86400,
+         .help = "Time that requests have to end after SIGTERM; a second one ends them at once."},
+        BT_SECURITY_OPTIONS(a->security),
         {"log-level", BT_OPTION_CHOICE, &a->log_level, "info", .choices = levels,
          .help = "How much is logged to stderr."},
         {"ready-file", BT_OPTION_STRING, &a->ready_file, NULL, .metavar = "PATH",
@@ -101,6 +118,10 @@ static enum bt_status create_service(struct bt_loop *loop, const struct argument
         .request_timeout_ns = a->request_timeout_ns,
         .max_model_len = (uint32_t)a->max_model_len,
         .heartbeat_ms = (uint32_t)a->heartbeat_ms,
+        .tokenizer_threads = (unsigned)a->tokenizer_threads,
+        .tokenizer_max_jobs = (size_t)a->tokenizer_queue,
+        .tokenizer_max_bytes = TOKENIZER_BODIES * (size_t)a->max_body_bytes,
+        .tokenizer_cache_bytes = (size_t)a->tokenizer_cache_bytes,
     };
     return rt_service_create(loop, &options, metrics, error, ret_service);
 }
@@ -150,6 +171,28 @@ static void stop(struct bt_loop *loop, struct rt_service *service)
     }
 }
 
+static bool finished(const struct rt_service *service, const struct rt_http_front *front)
+{
+    return rt_service_drained(service) && !rt_http_front_busy(front);
+}
+
+/* Requests under way go on, until the time is over or a signal comes again. */
+static void drain(struct bt_loop *loop, struct rt_service *service,
+                  const struct rt_http_front *front, int64_t timeout_ns)
+{
+    int64_t until_ns = bt_clock_now_ns() + timeout_ns;
+    rt_service_drain(service);
+    bt_log_info(0, "draining");
+    while (!finished(service, front) && !bt_loop_stopping(loop) && bt_clock_now_ns() < until_ns) {
+        if (bt_loop_run_once(loop, until_ns, NULL) != BT_OK) {
+            break;
+        }
+    }
+    if (bt_loop_stopping(loop)) {
+        bt_loop_run(loop, NULL); /* takes the signal, so that later rounds sleep */
+    }
+}
+
 /* Until a signal. */
 static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
                             struct bt_metrics *metrics, struct bt_error *error)
@@ -171,6 +214,9 @@ static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
     }
     if (status == BT_OK) {
         status = bt_loop_run(loop, error);
+        if (status == BT_OK) {
+            drain(loop, service, front, a->drain_timeout_ns);
+        }
         bt_log_info(0, "stopping");
         stop(loop, service);
     }
@@ -185,9 +231,14 @@ static enum bt_status run(const struct arguments *a, struct bt_error *error)
     if (!loop) {
         return error->status;
     }
+    bt_process_raise_file_limit();
     struct bt_metrics *metrics = bt_metrics_create();
     enum bt_status status = metrics ? bt_loop_stop_on_signals(loop, error)
                                     : bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
+    if (status == BT_OK) {
+        bt_loop_export_refused(loop, metrics);
+        status = bt_loop_secure(loop, &a->security, error);
+    }
     if (status == BT_OK) {
         status = serve(loop, a, metrics, error);
     }

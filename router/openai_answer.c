@@ -19,8 +19,19 @@ struct generation {
     struct rt_openai_choice choice;
 };
 
+/* The ids of one prompt, and until they are there the job that makes them. */
+struct prompt {
+    struct rt_openai_answer *answer;
+    struct rt_tokenization_job *job;
+    struct bt_token_buffer ids;
+};
+
 struct rt_openai_answer {
     struct rt_service *service;
+    struct rt_openai_request request; /* until it is submitted */
+    int64_t arrival_ns, deadline_ns;
+    struct prompt *prompts;
+    size_t prompt_count, encoding;
     struct rt_openai_form form;
     bool timing;
     rt_openai_answer_fn *on_change;
@@ -197,40 +208,20 @@ static void on_end(void *context, const struct rt_result *result)
 
 /* ------------------------------------------------------------------ start */
 
-/* A prompt ready to be submitted. */
-struct encoded {
-    const uint32_t *ids; /* the request's or the buffer's */
-    size_t count;
-    struct bt_token_buffer buffer;
-};
-
-static enum bt_status encode(const struct rt_service *service,
-                             const struct rt_openai_request *request, size_t index,
-                             struct rt_openai_error *error, struct encoded *encoded)
+static void abandon_live(struct rt_openai_answer *answer)
 {
-    char param[RT_OPENAI_PARAM_SIZE] = "messages";
-    enum bt_status status = BT_OK;
-    if (request->kind == RT_OPENAI_CHAT) {
-        status = rt_openai_prompt_encode_messages(service, request->messages,
-                                                  request->message_count, error, &encoded->buffer);
-    } else {
-        const struct rt_openai_prompt *given = &request->prompts[index];
-        snprintf(param, sizeof param, request->prompt_count > 1 ? "prompt[%zu]" : "prompt", index);
-        encoded->ids = given->ids;
-        encoded->count = given->count;
-        if (given->text != NULL)
-            status = rt_openai_prompt_encode_text(service, given->text, given->size,
-                                                  request->add_special_tokens, param, error,
-                                                  &encoded->buffer);
+    for (size_t i = 0; i < answer->prompt_count; i++) {
+        if (answer->prompts[i].job != NULL)
+            rt_tokenization_cancel(answer->prompts[i].job);
+        answer->prompts[i].job = NULL;
     }
-    if (status != BT_OK)
-        return status;
-    if (encoded->ids == NULL) {
-        encoded->ids = encoded->buffer.ids;
-        encoded->count = encoded->buffer.count;
+    for (size_t i = 0; i < answer->generation_count; i++) {
+        struct generation *generation = &answer->generations[i];
+        if (!generation->live)
+            continue;
+        generation->live = false;
+        rt_service_abandon(answer->service, generation->request);
     }
-    return rt_openai_prompt_check_ids(service, encoded->ids, encoded->count,
-                                      request->sampling.max_tokens, param, error);
 }
 
 static enum bt_status submit_one(struct rt_openai_answer *answer,
@@ -246,18 +237,19 @@ static enum bt_status submit_one(struct rt_openai_answer *answer,
 }
 
 /* The n choices of one prompt; the seed of choice i is seed + i. */
-static enum bt_status submit_prompt(struct rt_openai_answer *answer,
-                                    const struct rt_openai_request *request, uint64_t seed,
-                                    const struct encoded *encoded, struct generation *generations,
+static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
+                                    uint64_t seed, struct generation *generations,
                                     struct rt_openai_error *error)
 {
+    const struct rt_openai_request *request = &answer->request;
     struct rt_generation description = {
-        .prompt = encoded->ids,
-        .prompt_tokens = (uint32_t)encoded->count,
+        .prompt = prompt->ids.ids,
+        .prompt_tokens = (uint32_t)prompt->ids.count,
         .sampling = request->sampling,
         .stop = request->stop,
         .stop_count = request->stop_count,
-        .deadline_ns = BT_NEVER_NS,
+        .arrival_ns = answer->arrival_ns,
+        .deadline_ns = answer->deadline_ns,
         .keep_special = request->keep_special,
     };
     enum bt_status status = BT_OK;
@@ -266,6 +258,80 @@ static enum bt_status submit_prompt(struct rt_openai_answer *answer,
         status = submit_one(answer, &description, &generations[i], error);
     }
     return status;
+}
+
+static void free_input(struct rt_openai_answer *answer)
+{
+    for (size_t i = 0; i < answer->prompt_count; i++)
+        free(answer->prompts[i].ids.ids);
+    free(answer->prompts);
+    answer->prompts = NULL;
+    answer->prompt_count = 0;
+    rt_openai_request_finish(&answer->request);
+}
+
+/* All ids are there and checked. */
+static enum bt_status submit(struct rt_openai_answer *answer, struct rt_openai_error *error)
+{
+    const struct rt_openai_request *request = &answer->request;
+    uint64_t seed = request->has_seed ? request->sampling.seed : bt_random_entropy();
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++) {
+        answer->usage.prompt_tokens += answer->prompts[i].ids.count;
+        status = submit_prompt(answer, &answer->prompts[i], seed,
+                               &answer->generations[i * request->n], error);
+    }
+    free_input(answer);
+    if (status != BT_OK)
+        return status;
+    /* The service's id is in all logs; the random part keeps ids apart over restarts. */
+    snprintf(answer->form.id, sizeof answer->form.id, "%s-%016" PRIx64 "%08" PRIx32,
+             answer->form.chat ? "chatcmpl" : "cmpl", answer->generations[0].request,
+             (uint32_t)bt_random_entropy());
+    return BT_OK;
+}
+
+/* "messages", "prompt" or "prompt[3]". */
+static void prompt_name(const struct rt_openai_answer *answer, size_t index,
+                        char name[static RT_OPENAI_PARAM_SIZE])
+{
+    if (answer->form.chat)
+        snprintf(name, RT_OPENAI_PARAM_SIZE, "messages");
+    else
+        snprintf(name, RT_OPENAI_PARAM_SIZE, answer->prompt_count > 1 ? "prompt[%zu]" : "prompt",
+                 index);
+}
+
+static enum bt_status check_prompt(const struct rt_openai_answer *answer,
+                                   const struct prompt *prompt, struct rt_openai_error *error)
+{
+    char name[RT_OPENAI_PARAM_SIZE];
+    prompt_name(answer, (size_t)(prompt - answer->prompts), name);
+    return rt_openai_prompt_check_ids(answer->service, prompt->ids.ids, prompt->ids.count,
+                                      answer->request.sampling.max_tokens, name, error);
+}
+
+static void on_tokenized(void *context, enum bt_status status, const char *text,
+                         struct bt_token_buffer *ids)
+{
+    struct prompt *prompt = context;
+    struct rt_openai_answer *answer = prompt->answer;
+    char name[RT_OPENAI_PARAM_SIZE];
+    prompt->job = NULL;
+    prompt->ids = *ids;
+    answer->encoding--;
+    prompt_name(answer, (size_t)(prompt - answer->prompts), name);
+    status = rt_openai_prompt_result(status, name, text, &answer->error);
+    if (status == BT_OK)
+        status = check_prompt(answer, prompt, &answer->error);
+    if (status == BT_OK && answer->encoding == 0)
+        status = submit(answer, &answer->error);
+    if (status == BT_OK)
+        return;
+    abandon_live(answer);
+    free_input(answer);
+    answer->state = RT_ANSWER_FAILED;
+    answer->on_change(answer->context);
 }
 
 static enum bt_status check_bias(const struct rt_service *service,
@@ -280,27 +346,44 @@ static enum bt_status check_bias(const struct rt_service *service,
     return status;
 }
 
-/* Everything is checked before anything is submitted. */
-static enum bt_status start(struct rt_openai_answer *answer,
-                            const struct rt_openai_request *request, size_t prompt_count,
-                            struct rt_openai_error *error)
+/* Ids are taken as they are, the rest goes to the tokenizer's threads. */
+static enum bt_status encode(struct rt_openai_answer *answer, size_t index,
+                             struct rt_openai_error *error)
 {
-    struct encoded *encoded = calloc(prompt_count, sizeof *encoded);
-    if (encoded == NULL)
-        return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for prompts");
-    uint64_t seed = request->has_seed ? request->sampling.seed : bt_random_entropy();
-    enum bt_status status = check_bias(answer->service, &request->sampling, error);
-    for (size_t i = 0; status == BT_OK && i < prompt_count; i++) {
-        status = encode(answer->service, request, i, error, &encoded[i]);
-        answer->usage.prompt_tokens += encoded[i].count;
+    const struct rt_openai_request *request = &answer->request;
+    struct prompt *prompt = &answer->prompts[index];
+    const struct rt_openai_prompt_sink sink = {
+        .deadline_ns = answer->deadline_ns, .fn = on_tokenized, .context = prompt};
+    struct rt_openai_prompt *given = answer->form.chat ? NULL : &request->prompts[index];
+    enum bt_status status;
+    if (given != NULL && given->text == NULL) {
+        prompt->ids = (struct bt_token_buffer){given->ids, given->count, given->count};
+        given->ids = NULL;
+        return check_prompt(answer, prompt, error);
     }
-    for (size_t i = 0; status == BT_OK && i < prompt_count; i++)
-        status = submit_prompt(answer, request, seed, &encoded[i],
-                               &answer->generations[i * request->n], error);
-    for (size_t i = 0; i < prompt_count; i++)
-        free(encoded[i].buffer.ids);
-    free(encoded);
+    char name[RT_OPENAI_PARAM_SIZE];
+    prompt_name(answer, index, name);
+    if (given != NULL)
+        status = rt_openai_prompt_encode_text(answer->service, given->text, given->size,
+                                              request->add_special_tokens, name, &sink, error,
+                                              &prompt->job);
+    else
+        status = rt_openai_prompt_encode_messages(
+            answer->service, request->messages, request->message_count, &sink, error, &prompt->job);
+    answer->encoding += status == BT_OK;
     return status;
+}
+
+/* Everything is checked before anything is submitted. */
+static enum bt_status start(struct rt_openai_answer *answer, struct rt_openai_error *error)
+{
+    enum bt_status status = check_bias(answer->service, &answer->request.sampling, error);
+    for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++)
+        status = encode(answer, i, error);
+    if (status != BT_OK)
+        return status;
+    rt_openai_request_drop_input(&answer->request);
+    return answer->encoding == 0 ? submit(answer, error) : BT_OK;
 }
 
 static void fill_form(struct rt_openai_answer *answer, const struct rt_openai_request *request)
@@ -321,18 +404,23 @@ static void fill_form(struct rt_openai_answer *answer, const struct rt_openai_re
         snprintf(answer->form.fingerprint, sizeof answer->form.fingerprint, "fp_%016" PRIx64, hash);
 }
 
-static struct rt_openai_answer *allocate(struct rt_service *service, size_t generation_count)
+static struct rt_openai_answer *allocate(struct rt_service *service, size_t prompt_count,
+                                         size_t generation_count)
 {
     struct rt_openai_answer *answer = calloc(1, sizeof *answer);
     if (answer == NULL)
         return NULL;
     answer->service = service;
+    answer->prompts = calloc(prompt_count, sizeof *answer->prompts);
     answer->generations = calloc(generation_count, sizeof *answer->generations);
     answer->timings = calloc(generation_count, sizeof *answer->timings);
-    if (answer->generations == NULL || answer->timings == NULL) {
+    if (answer->prompts == NULL || answer->generations == NULL || answer->timings == NULL) {
         rt_openai_answer_destroy(answer);
         return NULL;
     }
+    answer->prompt_count = prompt_count;
+    for (size_t i = 0; i < prompt_count; i++)
+        answer->prompts[i].answer = answer;
     answer->generation_count = answer->unfinished = generation_count;
     for (size_t i = 0; i < generation_count; i++) {
         answer->generations[i].answer = answer;
@@ -342,54 +430,50 @@ static struct rt_openai_answer *allocate(struct rt_service *service, size_t gene
 }
 
 enum bt_status rt_openai_answer_create(struct rt_service *service,
-                                       const struct rt_openai_request *request,
+                                       struct rt_openai_request *request,
                                        rt_openai_answer_fn *on_change, void *context,
                                        struct rt_openai_error *error,
                                        struct rt_openai_answer **ret_answer)
 {
-    enum bt_status status = rt_openai_prompt_check_model(service, request->model, error);
-    if (status != BT_OK)
-        return status;
     size_t prompt_count = request->kind == RT_OPENAI_CHAT ? 1 : request->prompt_count;
-    struct rt_openai_answer *answer = allocate(service, prompt_count * request->n);
-    if (answer == NULL)
-        return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for a request");
+    struct rt_openai_answer *answer = NULL;
+    enum bt_status status = rt_openai_prompt_check_model(service, request->model, error);
+    if (status == BT_OK) {
+        answer = allocate(service, prompt_count, prompt_count * request->n);
+        if (answer == NULL)
+            status =
+                rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for a request");
+    }
+    if (status != BT_OK) {
+        rt_openai_request_finish(request);
+        return status;
+    }
     answer->on_change = on_change;
     answer->context = context;
     answer->timing = request->timing;
     answer->out.limit = request->stream ? RT_OPENAI_STREAM_LIMIT : 0;
+    answer->arrival_ns = bt_clock_now_ns();
+    answer->deadline_ns = rt_service_deadline_ns(service, answer->arrival_ns, BT_NEVER_NS);
     fill_form(answer, request);
-    status = start(answer, request, prompt_count, error);
+    answer->request = *request;
+    *request = (struct rt_openai_request){0};
+    status = start(answer, error);
     if (status != BT_OK) {
         rt_openai_answer_destroy(answer);
         return status;
     }
-    /* The service's id is in all logs; the random part keeps ids apart over restarts. */
-    snprintf(answer->form.id, sizeof answer->form.id, "%s-%016" PRIx64 "%08" PRIx32,
-             answer->form.chat ? "chatcmpl" : "cmpl", answer->generations[0].request,
-             (uint32_t)bt_random_entropy());
     *ret_answer = answer;
     return BT_OK;
 }
 
 /* ------------------------------------------------------------------ end */
 
-static void abandon_live(struct rt_openai_answer *answer)
-{
-    for (size_t i = 0; i < answer->generation_count; i++) {
-        struct generation *generation = &answer->generations[i];
-        if (!generation->live)
-            continue;
-        generation->live = false;
-        rt_service_abandon(answer->service, generation->request);
-    }
-}
-
 void rt_openai_answer_destroy(struct rt_openai_answer *answer)
 {
     if (answer == NULL)
         return;
     rt_openai_answer_abandon(answer);
+    free_input(answer);
     for (size_t i = 0; i < answer->generation_count; i++) {
         rt_openai_choice_finish(&answer->generations[i].choice);
         rt_openai_json_finish(&answer->timings[i]);

@@ -1,7 +1,7 @@
 /*
- * The answer to one request of the OpenAI API: submits its generations (prompts x n), turns their
- * output to JSON or SSE in one bounded buffer, and says when there is something to send. Loop
- * thread only; knows nothing of HTTP.
+ * The answer to one request of the OpenAI API: has its prompts tokenized, submits its generations
+ * (prompts x n), turns their output to JSON or SSE in one bounded buffer, and says when there is
+ * something to send. Loop thread only; knows nothing of HTTP.
  *
  *   WAITING -> STREAMING -> DONE        what clients hope for; WAITING -> DONE when not a stream
  *   WAITING -> FAILED                   nothing was sent: the error becomes the response
@@ -31,15 +31,17 @@ enum rt_openai_answer_state {
 
 struct rt_openai_answer;
 
-/* Output or state changed. Runs inside callbacks of the service: must not destroy the answer. */
+/* Output or state changed. Runs inside callbacks of the service and of its tokenization: must not
+ * destroy the answer. */
 typedef void rt_openai_answer_fn(void *context);
 
 /*
- * Encodes the prompts, checks them against model and context, submits. `request` is only read and
- * needed no longer. Errors: as the checks and rt_service_submit give them; nothing runs then.
+ * Takes what is in `request`, which is empty then in any case. Texts are tokenized first; when
+ * their ids are there, they are checked against the context and submitted. Errors: what can be said
+ * at once; nothing runs then. What comes later is RT_ANSWER_FAILED.
  */
 enum bt_status rt_openai_answer_create(struct rt_service *service,
-                                       const struct rt_openai_request *request,
+                                       struct rt_openai_request *request,
                                        rt_openai_answer_fn *on_change, void *context,
                                        struct rt_openai_error *error,
                                        struct rt_openai_answer **ret_answer);
@@ -58,7 +60,8 @@ enum rt_openai_answer_state rt_openai_answer_state(const struct rt_openai_answer
 bool rt_openai_answer_is_stream(const struct rt_openai_answer *answer);
 const struct rt_openai_error *rt_openai_answer_error(const struct rt_openai_answer *answer);
 const char *rt_openai_answer_id(const struct rt_openai_answer *answer);
-uint64_t rt_openai_answer_request(const struct rt_openai_answer *answer); /* first one, for logs */
+/* The first one, for logs; 0: not submitted yet. */
+uint64_t rt_openai_answer_request(const struct rt_openai_answer *answer);
 
 /* Bytes to send: of a stream at any time, of a whole response when DONE. */
 struct rt_openai_json *rt_openai_answer_output(struct rt_openai_answer *answer);

@@ -1,8 +1,6 @@
 #include "router/openai_prompt.h"
 
 #include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum bt_status rt_openai_prompt_check_model(const struct rt_service *service, const char *model,
@@ -14,22 +12,6 @@ enum bt_status rt_openai_prompt_check_model(const struct rt_service *service, co
     return rt_openai_error_set(error, BT_ERR_NOT_FOUND, "model", "model_not_found",
                                "model \"%.100s\" does not exist, this server has \"%.100s\"", model,
                                served);
-}
-
-static enum bt_status append(struct bt_token_buffer *buffer, uint32_t id,
-                             struct rt_openai_error *error)
-{
-    if (buffer->count == buffer->capacity) {
-        size_t capacity = buffer->capacity > 0 ? buffer->capacity * 2 : 64;
-        uint32_t *ids = realloc(buffer->ids, capacity * sizeof *ids);
-        if (ids == NULL)
-            return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL,
-                                       "no memory for a prompt");
-        buffer->ids = ids;
-        buffer->capacity = capacity;
-    }
-    buffer->ids[buffer->count++] = id;
-    return BT_OK;
 }
 
 /* A text that can't fit the context is refused before it is tokenized, which takes a while. */
@@ -46,47 +28,55 @@ static enum bt_status check_bytes(const struct rt_service *service, size_t bytes
                                param, bytes, context);
 }
 
-enum bt_status rt_openai_prompt_encode_text(const struct rt_service *service, const char *text,
-                                            size_t size, bool add_special_tokens, const char *param,
-                                            struct rt_openai_error *error,
-                                            struct bt_token_buffer *ret_ids)
+static enum bt_status start(struct rt_service *service, const struct bt_tokenize_input *input,
+                            const char *param, const struct rt_openai_prompt_sink *sink,
+                            struct rt_openai_error *error, struct rt_tokenization_job **ret_job)
 {
-    const struct bt_tokenizer *tokenizer = rt_service_tokenizer(service);
-    int64_t bos = bt_tokenizer_bos(tokenizer);
-    size_t first = ret_ids->count;
-    bool add_bos = add_special_tokens && bos >= 0 && bt_tokenizer_add_bos(tokenizer);
-    enum bt_status status = check_bytes(service, size, param, error);
-    if (status == BT_OK && add_bos)
-        status = append(ret_ids, (uint32_t)bos, error);
-    if (status != BT_OK)
-        return status;
     struct bt_error reason = {0};
-    status = bt_tokenizer_encode(tokenizer, text, size, true, &reason, ret_ids);
-    if (status != BT_OK)
-        return rt_openai_error_set(error, status, param, NULL, "%s: %s", param, reason.text);
-    size_t count = ret_ids->count - first;
-    if (add_bos && count > 1 && ret_ids->ids[first + 1] == (uint32_t)bos) {
-        memmove(ret_ids->ids + first, ret_ids->ids + first + 1, (count - 1) * sizeof *ret_ids->ids);
-        ret_ids->count--;
-    }
-    return BT_OK;
+    enum bt_status status =
+        rt_tokenization_start(rt_service_tokenization(service), input, sink->deadline_ns, sink->fn,
+                              sink->context, &reason, ret_job);
+    return rt_openai_prompt_result(status, param, reason.text, error);
 }
 
-enum bt_status rt_openai_prompt_encode_messages(const struct rt_service *service,
-                                                const struct bt_chat_message *messages,
-                                                size_t message_count, struct rt_openai_error *error,
-                                                struct bt_token_buffer *ret_ids)
+enum bt_status rt_openai_prompt_encode_text(struct rt_service *service, const char *text,
+                                            size_t size, bool add_bos, const char *param,
+                                            const struct rt_openai_prompt_sink *sink,
+                                            struct rt_openai_error *error,
+                                            struct rt_tokenization_job **ret_job)
 {
+    const struct bt_tokenize_input input = {
+        .text = text, .size = size, .special = true, .add_bos = add_bos};
+    enum bt_status status = check_bytes(service, size, param, error);
+    return status == BT_OK ? start(service, &input, param, sink, error, ret_job) : status;
+}
+
+enum bt_status rt_openai_prompt_encode_messages(struct rt_service *service,
+                                                const struct bt_chat_message *messages,
+                                                size_t message_count,
+                                                const struct rt_openai_prompt_sink *sink,
+                                                struct rt_openai_error *error,
+                                                struct rt_tokenization_job **ret_job)
+{
+    const struct bt_tokenize_input input = {.messages = messages, .message_count = message_count};
     size_t bytes = 0;
     for (size_t i = 0; i < message_count; i++)
         bytes += messages[i].content_size;
     enum bt_status status = check_bytes(service, bytes, "messages", error);
-    if (status != BT_OK)
-        return status;
-    struct bt_error reason = {0};
-    status = bt_chat_form_encode(rt_service_chat_form(service), messages, message_count, &reason,
-                                 ret_ids);
-    return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, "messages", reason.text);
+    return status == BT_OK ? start(service, &input, "messages", sink, error, ret_job) : status;
+}
+
+/* What a chat is refused for names its message already. */
+enum bt_status rt_openai_prompt_result(enum bt_status status, const char *param, const char *text,
+                                       struct rt_openai_error *error)
+{
+    if (status == BT_OK)
+        return BT_OK;
+    if (status != BT_ERR_INVALID_ARGUMENT && status != BT_ERR_UNSUPPORTED)
+        return rt_openai_error_from(error, status, NULL, text);
+    if (strcmp(param, "messages") == 0)
+        return rt_openai_error_from(error, status, param, text);
+    return rt_openai_error_set(error, status, param, NULL, "%s: %s", param, text);
 }
 
 static enum bt_status check_context(const struct rt_service *service, size_t count,

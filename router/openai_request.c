@@ -322,7 +322,7 @@ enum bt_status rt_openai_request_parse(enum rt_openai_kind kind, const char *bod
     return BT_OK;
 }
 
-void rt_openai_request_finish(struct rt_openai_request *request)
+void rt_openai_request_drop_input(struct rt_openai_request *request)
 {
     for (size_t i = 0; request->joined != NULL && i < request->message_count; i++)
         free(request->joined[i]);
@@ -331,6 +331,17 @@ void rt_openai_request_finish(struct rt_openai_request *request)
     free(request->messages);
     free(request->joined);
     free(request->prompts);
+    request->messages = NULL;
+    request->joined = NULL;
+    request->prompts = NULL;
+    request->message_count = request->prompt_count = 0;
+    json_object_del(request->root, "messages");
+    json_object_del(request->root, "prompt");
+}
+
+void rt_openai_request_finish(struct rt_openai_request *request)
+{
+    rt_openai_request_drop_input(request);
     free(request->stop);
     free(request->sampling.logit_bias_token);
     free(request->sampling.logit_bias_value);

@@ -61,4 +61,8 @@ enum bt_status rt_openai_request_parse(enum rt_openai_kind kind, const char *bod
                                        struct rt_openai_request *ret_request);
 void rt_openai_request_finish(struct rt_openai_request *request);
 
+/* Messages and prompts are forgotten: what is large, and what nobody reads once it was tokenized.
+ */
+void rt_openai_request_drop_input(struct rt_openai_request *request);
+
 #endif

@@ -13,7 +13,11 @@
 struct stream {
     struct rt_service *service;
     struct bt_rpc_call *call;
-    uint64_t request;
+    struct rt_tokenization_job *job; /* until the prompt's ids are there */
+    const char *prompt_field;        /* what is tokenized */
+    struct rt_generation generation; /* then; of pointers, what `kept` has */
+    Baton__V1__GenerateRequest *kept;
+    uint64_t request;                /* 0: not submitted */
     bool token_events;               /* events carry tokens */
     struct rt_openai_json text;      /* scratch: text as a C string */
     const Baton__V1__Token **tokens; /* scratch: pointers, as protobuf-c wants them */
@@ -25,13 +29,18 @@ static void stream_end(struct stream *stream, enum bt_status status, const char 
 {
     bt_rpc_call_end(stream->call, status, text, NULL);
     rt_openai_json_finish(&stream->text);
+    if (stream->kept != NULL)
+        baton__v1__generate_request__free_unpacked(stream->kept, NULL);
     free(stream->tokens);
     free(stream);
 }
 
 static void stream_drop(struct stream *stream, enum bt_status status, const char *text)
 {
-    rt_service_abandon(stream->service, stream->request);
+    if (stream->job != NULL)
+        rt_tokenization_cancel(stream->job);
+    else
+        rt_service_abandon(stream->service, stream->request);
     stream_end(stream, status, text);
 }
 
@@ -123,12 +132,20 @@ static void on_end(void *context, const struct rt_result *result)
     }
 }
 
+/* Why a call was cancelled: by the client, or by its deadline. */
+static enum bt_status cancel_reason(const struct bt_rpc_call *call, const char **ret_text)
+{
+    bool late = bt_rpc_call_deadline_ns(call) <= bt_clock_now_ns();
+    *ret_text = late ? "the call's deadline passed" : "cancelled by the client";
+    return late ? BT_ERR_DEADLINE : BT_ERR_CANCELLED;
+}
+
 /* The client cancelled or went away, or its deadline passed. */
 static void on_cancel(void *context, struct bt_rpc_call *call)
 {
-    bool late = bt_rpc_call_deadline_ns(call) <= bt_clock_now_ns();
-    stream_drop(context, late ? BT_ERR_DEADLINE : BT_ERR_CANCELLED,
-                late ? "the call's deadline passed" : "cancelled by the client");
+    const char *text;
+    enum bt_status status = cancel_reason(call, &text);
+    stream_drop(context, status, text);
 }
 
 /* ------------------------------------------------------------------ Generate: the request */
@@ -214,9 +231,11 @@ static enum bt_status read_sampling(const struct rt_service *service,
     return status;
 }
 
-static enum bt_status encode_messages(const struct rt_service *service,
+static enum bt_status encode_messages(struct rt_service *service,
                                       Baton__V1__ChatMessage *const *given, size_t count,
-                                      struct rt_openai_error *error, struct bt_token_buffer *ids)
+                                      const struct rt_openai_prompt_sink *sink,
+                                      struct rt_openai_error *error,
+                                      struct rt_tokenization_job **ret_job)
 {
     struct bt_chat_message *messages = calloc(count, sizeof *messages);
     if (messages == NULL)
@@ -226,71 +245,114 @@ static enum bt_status encode_messages(const struct rt_service *service,
         messages[i].content = given[i]->content;
         messages[i].content_size = strlen(given[i]->content);
     }
-    enum bt_status status = rt_openai_prompt_encode_messages(service, messages, count, error, ids);
+    enum bt_status status =
+        rt_openai_prompt_encode_messages(service, messages, count, sink, error, ret_job);
     free(messages);
     return status;
 }
 
-/* `ids` holds what was encoded; prompt_ids are used where they are. */
-static enum bt_status read_prompt(const struct rt_service *service,
-                                  const Baton__V1__GenerateRequest *request, uint32_t max_tokens,
-                                  struct rt_openai_error *error, struct bt_token_buffer *ids,
-                                  struct rt_generation *generation)
+/* The name of the field that has the prompt. */
+static enum bt_status find_prompt(const Baton__V1__GenerateRequest *request,
+                                  struct rt_openai_error *error, const char **ret_field)
 {
     bool text = request->prompt != NULL;
     if (text + (request->n_prompt_ids > 0) + (request->n_messages > 0) != 1)
         return rt_openai_error_field(error, "prompt",
                                      "or prompt_ids or messages must be given, and only one");
-    const char *param = text ? "prompt" : request->n_messages > 0 ? "messages" : "prompt_ids";
     if (text && request->prompt[0] == '\0')
-        return rt_openai_error_field(error, param, "must not be empty");
-    enum bt_status status = BT_OK;
-    generation->prompt = request->prompt_ids;
-    size_t count = request->n_prompt_ids;
-    if (text)
-        status = rt_openai_prompt_encode_text(service, request->prompt, strlen(request->prompt),
-                                              true, param, error, ids);
-    else if (request->n_messages > 0)
-        status = encode_messages(service, request->messages, request->n_messages, error, ids);
-    if (status != BT_OK)
-        return status;
-    if (request->n_prompt_ids == 0) {
-        generation->prompt = ids->ids;
-        count = ids->count;
-    }
-    generation->prompt_tokens = (uint32_t)count;
-    return rt_openai_prompt_check_ids(service, generation->prompt, count, max_tokens, param, error);
+        return rt_openai_error_field(error, "prompt", "must not be empty");
+    *ret_field = text ? "prompt" : request->n_messages > 0 ? "messages" : "prompt_ids";
+    return BT_OK;
 }
 
-static enum bt_status submit(struct stream *stream, const struct rt_generation *generation,
+static enum bt_status submit(struct stream *stream, const uint32_t *ids, size_t count,
                              struct rt_openai_error *error)
 {
     const struct rt_sink sink = {.context = stream, .on_output = on_output, .on_end = on_end};
+    struct rt_generation *generation = &stream->generation;
+    enum bt_status status = rt_openai_prompt_check_ids(
+        stream->service, ids, count, generation->sampling.max_tokens, stream->prompt_field, error);
+    if (status != BT_OK)
+        return status;
+    generation->prompt = ids;
+    generation->prompt_tokens = (uint32_t)count;
     struct bt_error reason = {0};
-    enum bt_status status =
-        rt_service_submit(stream->service, generation, &sink, &reason, &stream->request);
+    status = rt_service_submit(stream->service, generation, &sink, &reason, &stream->request);
     return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, NULL, reason.text);
+}
+
+static void on_tokenized(void *context, enum bt_status status, const char *text,
+                         struct bt_token_buffer *ids)
+{
+    struct stream *stream = context;
+    struct rt_openai_error error = {0};
+    stream->job = NULL;
+    status = rt_openai_prompt_result(status, stream->prompt_field, text, &error);
+    if (status == BT_OK)
+        status = submit(stream, ids->ids, ids->count, &error);
+    free(ids->ids);
+    if (status != BT_OK)
+        stream_end(stream, status, error.text);
+}
+
+/* Keeps what of the request is needed when its ids are there: all but what is being tokenized. */
+static bool keep(struct stream *stream, const Baton__V1__GenerateRequest *request)
+{
+    Baton__V1__GenerateRequest rest = *request;
+    rest.prompt = NULL;
+    rest.n_messages = 0;
+    rest.base.n_unknown_fields = 0;
+    size_t size = baton__v1__generate_request__get_packed_size(&rest);
+    uint8_t *packed = malloc(size + 1);
+    if (packed == NULL)
+        return false;
+    baton__v1__generate_request__pack(&rest, packed);
+    stream->kept = baton__v1__generate_request__unpack(NULL, size, packed);
+    free(packed);
+    if (stream->kept == NULL)
+        return false;
+    stream->generation.sampling.logit_bias_token = stream->kept->logit_bias_token;
+    stream->generation.sampling.logit_bias_value = stream->kept->logit_bias_value;
+    stream->generation.stop = (const char *const *)stream->kept->stop;
+    return true;
+}
+
+static enum bt_status encode(struct stream *stream, const Baton__V1__GenerateRequest *request,
+                             struct rt_openai_error *error)
+{
+    const struct rt_openai_prompt_sink sink = {
+        .deadline_ns = stream->generation.deadline_ns, .fn = on_tokenized, .context = stream};
+    if (!keep(stream, request))
+        return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for a request");
+    if (request->n_messages > 0)
+        return encode_messages(stream->service, request->messages, request->n_messages, &sink,
+                               error, &stream->job);
+    return rt_openai_prompt_encode_text(stream->service, request->prompt, strlen(request->prompt),
+                                        true, stream->prompt_field, &sink, error, &stream->job);
 }
 
 static enum bt_status start(struct stream *stream, const Baton__V1__GenerateRequest *request,
                             struct rt_openai_error *error)
 {
-    struct rt_generation generation = {
+    struct rt_generation *generation = &stream->generation;
+    int64_t now_ns = bt_clock_now_ns();
+    *generation = (struct rt_generation){
         .stop = (const char *const *)request->stop,
         .stop_count = request->n_stop,
-        .deadline_ns = bt_rpc_call_deadline_ns(stream->call),
+        .arrival_ns = now_ns,
+        .deadline_ns =
+            rt_service_deadline_ns(stream->service, now_ns, bt_rpc_call_deadline_ns(stream->call)),
     };
-    struct bt_token_buffer ids = {0};
     enum bt_status status = rt_openai_prompt_check_model(stream->service, request->model, error);
     if (status == BT_OK)
-        status = read_sampling(stream->service, request, error, &generation.sampling);
+        status = read_sampling(stream->service, request, error, &generation->sampling);
     if (status == BT_OK)
-        status = read_prompt(stream->service, request, generation.sampling.max_tokens, error, &ids,
-                             &generation);
-    if (status == BT_OK)
-        status = submit(stream, &generation, error);
-    free(ids.ids);
-    return status;
+        status = find_prompt(request, error, &stream->prompt_field);
+    if (status != BT_OK)
+        return status;
+    if (request->n_prompt_ids > 0)
+        return submit(stream, request->prompt_ids, request->n_prompt_ids, error);
+    return encode(stream, request, error);
 }
 
 static void handle_generate(void *context, struct bt_rpc_call *call,
@@ -342,26 +404,78 @@ static void handle_status(void *context, struct bt_rpc_call *call, const Protobu
     baton__v1__status_response__free_unpacked(response, NULL);
 }
 
+/* ------------------------------------------------------------------ Tokenize */
+
+/* One call, until its ids are there. */
+struct tokens {
+    struct bt_rpc_call *call;
+    const char *field;
+    struct rt_tokenization_job *job;
+};
+
+static void on_tokens(void *context, enum bt_status status, const char *text,
+                      struct bt_token_buffer *ids)
+{
+    struct tokens *tokens = context;
+    struct rt_openai_error error = {0};
+    Baton__V1__TokenizeResponse response = BATON__V1__TOKENIZE_RESPONSE__INIT;
+    response.ids = ids->ids;
+    response.n_ids = ids->count;
+    status = rt_openai_prompt_result(status, tokens->field, text, &error);
+    bt_rpc_call_end(tokens->call, status, status == BT_OK ? NULL : error.text,
+                    status == BT_OK ? &response.base : NULL);
+    free(ids->ids);
+    free(tokens);
+}
+
+static void on_tokens_cancel(void *context, struct bt_rpc_call *call)
+{
+    struct tokens *tokens = context;
+    const char *text;
+    enum bt_status status = cancel_reason(call, &text);
+    rt_tokenization_cancel(tokens->job);
+    bt_rpc_call_end(call, status, text, NULL);
+    free(tokens);
+}
+
+static enum bt_status tokenize(struct rt_service *service, struct tokens *tokens,
+                               const Baton__V1__TokenizeRequest *request,
+                               struct rt_openai_error *error)
+{
+    const struct rt_openai_prompt_sink sink = {
+        .deadline_ns = rt_service_deadline_ns(service, bt_clock_now_ns(),
+                                              bt_rpc_call_deadline_ns(tokens->call)),
+        .fn = on_tokens,
+        .context = tokens,
+    };
+    if (request->n_messages > 0 && request->text[0] != '\0')
+        return rt_openai_error_field(error, "text", "or messages must be given, and only one");
+    tokens->field = request->n_messages > 0 ? "messages" : "text";
+    if (request->n_messages > 0)
+        return encode_messages(service, request->messages, request->n_messages, &sink, error,
+                               &tokens->job);
+    return rt_openai_prompt_encode_text(service, request->text, strlen(request->text), true, "text",
+                                        &sink, error, &tokens->job);
+}
+
 static void handle_tokenize(void *context, struct bt_rpc_call *call,
                             const ProtobufCMessage *message)
 {
-    const Baton__V1__TokenizeRequest *request = (const Baton__V1__TokenizeRequest *)message;
     struct rt_openai_error error = {0};
-    struct bt_token_buffer ids = {0};
-    enum bt_status status;
-    if (request->n_messages > 0 && request->text[0] != '\0')
-        status = rt_openai_error_field(&error, "text", "or messages must be given, and only one");
-    else if (request->n_messages > 0)
-        status = encode_messages(context, request->messages, request->n_messages, &error, &ids);
-    else
-        status = rt_openai_prompt_encode_text(context, request->text, strlen(request->text), true,
-                                              "text", &error, &ids);
-    Baton__V1__TokenizeResponse response = BATON__V1__TOKENIZE_RESPONSE__INIT;
-    response.ids = ids.ids;
-    response.n_ids = ids.count;
-    bt_rpc_call_end(call, status, status == BT_OK ? NULL : error.text,
-                    status == BT_OK ? &response.base : NULL);
-    free(ids.ids);
+    struct tokens *tokens = calloc(1, sizeof *tokens);
+    if (tokens == NULL) {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "no memory for a call", NULL);
+        return;
+    }
+    tokens->call = call;
+    enum bt_status status =
+        tokenize(context, tokens, (const Baton__V1__TokenizeRequest *)message, &error);
+    if (status == BT_OK) {
+        bt_rpc_call_on_cancel(call, on_tokens_cancel, tokens);
+        return;
+    }
+    bt_rpc_call_end(call, status, error.text, NULL);
+    free(tokens);
 }
 
 const struct bt_rpc_method rt_rpc_front_methods[] = {

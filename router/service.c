@@ -67,7 +67,29 @@ static enum bt_status load_model(struct rt_service *service,
     if (status != BT_OK) {
         return status;
     }
+    if (options->tokenizer_cache_bytes > 0) {
+        status =
+            bt_tokenizer_cache_enable(service->tokenizer, options->tokenizer_cache_bytes, error);
+    }
+    if (status != BT_OK) {
+        return status;
+    }
     return bt_chat_form_load(options->model_dir, service->tokenizer, error, &service->chat_form);
+}
+
+static enum bt_status start_tokenization(struct rt_service *service,
+                                         const struct rt_service_options *options,
+                                         struct bt_error *error)
+{
+    const struct rt_tokenization_options tokenization = {
+        .pool = {.tokenizer = service->tokenizer,
+                 .chat_form = service->chat_form,
+                 .thread_count = options->tokenizer_threads,
+                 .max_jobs = options->tokenizer_max_jobs,
+                 .max_bytes = options->tokenizer_max_bytes},
+        .seconds = service->metrics.tokenize,
+    };
+    return rt_tokenization_create(service->loop, &tokenization, error, &service->tokenization);
 }
 
 static enum bt_status start_parts(struct rt_service *service,
@@ -81,6 +103,10 @@ static enum bt_status start_parts(struct rt_service *service,
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
+    enum bt_status status = start_tokenization(service, options, error);
+    if (status != BT_OK) {
+        return status;
+    }
     return bt_rpc_server_create(service->loop, options->worker_endpoint, service->methods, service,
                                 error, &service->server);
 }
@@ -118,7 +144,8 @@ enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_o
 
 void rt_service_stop(struct rt_service *service)
 {
-    service->draining = true;
+    rt_service_drain(service);
+    rt_tokenization_stop(service->tokenization);
     size_t cursor = 0;
     uint64_t id;
     void *value;
@@ -165,6 +192,7 @@ void rt_service_destroy(struct rt_service *service)
     free_streams(service);
     bt_loop_remove(service->timer);
     rt_output_buffer_finish(&service->output);
+    rt_tokenization_destroy(service->tokenization);
     bt_chat_form_destroy(service->chat_form);
     bt_tokenizer_destroy(service->tokenizer);
     free(service->methods);
@@ -183,13 +211,20 @@ static uint64_t new_id(struct rt_service *service)
     return id;
 }
 
+int64_t rt_service_deadline_ns(const struct rt_service *service, int64_t arrival_ns,
+                               int64_t deadline_ns)
+{
+    int64_t latest_ns = arrival_ns + service->options.request_timeout_ns;
+    return deadline_ns < latest_ns ? deadline_ns : latest_ns;
+}
+
 static enum bt_status submit_stream(struct rt_service *service, struct rt_stream *stream,
-                                    int64_t deadline_ns, struct bt_error *error)
+                                    const struct rt_generation *generation, struct bt_error *error)
 {
     int64_t now_ns = bt_clock_now_ns();
-    int64_t latest_ns = now_ns + service->options.request_timeout_ns;
-    stream->arrival_ns = now_ns;
-    stream->deadline_ns = deadline_ns < latest_ns ? deadline_ns : latest_ns;
+    stream->arrival_ns = generation->arrival_ns > 0 ? generation->arrival_ns : now_ns;
+    stream->deadline_ns =
+        rt_service_deadline_ns(service, stream->arrival_ns, generation->deadline_ns);
     stream->id = new_id(service);
     if (!bt_map_put(&service->streams, stream->id, stream)) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
@@ -198,7 +233,7 @@ static enum bt_status submit_stream(struct rt_service *service, struct rt_stream
         .id = stream->id,
         .prompt_tokens = stream->prompt_tokens,
         .max_tokens = stream->sampling.max_tokens,
-        .arrival_ns = now_ns,
+        .arrival_ns = stream->arrival_ns,
         .deadline_ns = stream->deadline_ns,
     };
     enum bt_status status = rt_core_submit(service->core, &spec, now_ns, error, NULL);
@@ -210,11 +245,17 @@ static enum bt_status submit_stream(struct rt_service *service, struct rt_stream
     return BT_OK;
 }
 
+static bool came_too_late(const struct rt_service *service, const struct rt_generation *generation)
+{
+    return service->draining &&
+           (generation->arrival_ns == 0 || generation->arrival_ns >= service->draining_since_ns);
+}
+
 enum bt_status rt_service_submit(struct rt_service *service, const struct rt_generation *generation,
                                  const struct rt_sink *sink, struct bt_error *error,
                                  uint64_t *ret_request)
 {
-    if (service->draining) {
+    if (came_too_late(service, generation)) {
         bt_counter_add(service->metrics.refused, 1);
         return bt_error_set(error, BT_ERR_UNAVAILABLE, "the router takes no new requests");
     }
@@ -226,7 +267,7 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
         status = rt_stream_create(service->tokenizer, generation, max_tokens, sink, error, &stream);
     }
     if (status == BT_OK) {
-        status = submit_stream(service, stream, generation->deadline_ns, error);
+        status = submit_stream(service, stream, generation, error);
     }
     if (status != BT_OK) {
         rt_stream_destroy(stream);
@@ -257,9 +298,9 @@ const struct bt_tokenizer *rt_service_tokenizer(const struct rt_service *service
     return service->tokenizer;
 }
 
-const struct bt_chat_form *rt_service_chat_form(const struct rt_service *service)
+struct rt_tokenization *rt_service_tokenization(struct rt_service *service)
 {
-    return service->chat_form;
+    return service->tokenization;
 }
 
 const char *rt_service_model_name(const struct rt_service *service)
@@ -333,7 +374,23 @@ bool rt_service_ready(const struct rt_service *service, const char **ret_why)
 
 void rt_service_drain(struct rt_service *service)
 {
+    if (service->draining) {
+        return;
+    }
     service->draining = true;
+    service->draining_since_ns = bt_clock_now_ns();
+    rt_tokenization_close(service->tokenization);
+}
+
+bool rt_service_draining(const struct rt_service *service)
+{
+    return service->draining;
+}
+
+bool rt_service_drained(const struct rt_service *service)
+{
+    bool idle = service->streams.size == 0 && rt_tokenization_open(service->tokenization) == 0;
+    return idle || !rt_service_has_live_worker(service);
 }
 
 void rt_service_set_http_endpoint(struct rt_service *service, const char *endpoint)

@@ -18,6 +18,7 @@
 #include "proto/router.pb-c.h"
 #include "proto/types.pb-c.h"
 #include "router/core.h"
+#include "router/tokenization.h"
 
 struct rt_service;
 
@@ -29,6 +30,9 @@ struct rt_service_options {
     int64_t request_timeout_ns;    /* default and maximum deadline of a request */
     uint32_t max_model_len;        /* 0: from the checkpoint */
     uint32_t heartbeat_ms;
+    unsigned tokenizer_threads;
+    size_t tokenizer_max_jobs, tokenizer_max_bytes; /* that wait for their ids */
+    size_t tokenizer_cache_bytes;                   /* 0: none */
 };
 
 /* One generation, checked by the front for form; the service checks limits. */
@@ -41,6 +45,7 @@ struct rt_generation {
     Baton__V1__SamplingParams sampling;
     const char *const *stop;
     size_t stop_count;
+    int64_t arrival_ns;  /* at the front; 0: now. What came before a drain is still taken */
     int64_t deadline_ns; /* BT_NEVER_NS: the default */
     bool keep_special;   /* special tokens appear in the text */
 };
@@ -67,8 +72,9 @@ struct rt_sink {
 enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_options *options,
                                  struct bt_metrics *metrics, struct bt_error *error,
                                  struct rt_service **ret_service);
-/* Takes nothing new and ends every stream: on_end runs in here, with UNAVAILABLE. The loop then
- * still has to carry what fronts and workers are to hear of it. */
+/* Takes nothing new and ends every stream and every text that is tokenized: their callbacks run in
+ * here, with UNAVAILABLE. The loop then still has to carry what fronts and workers are to hear of
+ * it. */
 void rt_service_stop(struct rt_service *service);
 /* After rt_service_stop, which it does where that was not done. NULL is fine. */
 void rt_service_destroy(struct rt_service *service);
@@ -85,8 +91,14 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
 /* The client went away: on_end does NOT run any more, the sink is forgotten. */
 void rt_service_abandon(struct rt_service *service, uint64_t request);
 
+/* What a request of a front may take at most, by the service's own limit and the client's
+ * `deadline_ns`. */
+int64_t rt_service_deadline_ns(const struct rt_service *service, int64_t arrival_ns,
+                               int64_t deadline_ns);
+
+/* Where fronts have prompts tokenized; it takes nothing while draining. */
+struct rt_tokenization *rt_service_tokenization(struct rt_service *service);
 const struct bt_tokenizer *rt_service_tokenizer(const struct rt_service *service);
-const struct bt_chat_form *rt_service_chat_form(const struct rt_service *service);
 const char *rt_service_model_name(const struct rt_service *service);
 uint32_t rt_service_max_model_len(const struct rt_service *service);
 uint64_t rt_service_model_hash(const struct rt_service *service); /* 0 before a worker registered */
@@ -94,7 +106,11 @@ int64_t rt_service_started_unix(const struct rt_service *service); /* seconds */
 
 /* At least one READY worker of each role, and not draining. `ret_why` (static) when not. */
 bool rt_service_ready(const struct rt_service *service, const char **ret_why);
+/* Takes nothing new; requests that came before go on. */
 void rt_service_drain(struct rt_service *service);
+bool rt_service_draining(const struct rt_service *service);
+/* No request is under way, or no worker is left to go on with one. */
+bool rt_service_drained(const struct rt_service *service);
 
 /* Where clients reach the HTTP front, for rt_service_status; copied. */
 void rt_service_set_http_endpoint(struct rt_service *service, const char *endpoint);

@@ -96,6 +96,27 @@ static void init_ended(struct rt_service_metrics *metrics, struct bt_metrics *re
     }
 }
 
+static void init_tokenization(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                              const char *labels)
+{
+    metrics->tokenize = bt_metrics_histogram(
+        registry, "baton_tokenize_seconds", labels,
+        "Text to ids: the wait for a thread and the encoding, together.", SECONDS_BOUNDS);
+    metrics->tokenize_waiting = bt_metrics_gauge(registry, "baton_tokenize_waiting", labels,
+                                                 "Texts that wait for a thread.");
+    metrics->tokenize_running =
+        bt_metrics_gauge(registry, "baton_tokenize_running", labels, "Texts being encoded.");
+    metrics->tokenize_bytes = bt_metrics_gauge(registry, "baton_tokenize_bytes", labels,
+                                               "Memory of texts until their ids are taken.");
+    metrics->tokenize_cache_bytes = bt_metrics_gauge(registry, "baton_tokenize_cache_bytes", labels,
+                                                     "Memory of texts and ids that are kept.");
+    metrics->tokenize_cache_queries =
+        bt_metrics_counter(registry, "baton_tokenize_cache_queries_total", labels,
+                           "Parts of texts that were looked for.");
+    metrics->tokenize_cache_hits = bt_metrics_counter(registry, "baton_tokenize_cache_hits_total",
+                                                      labels, "Of them, those that were found.");
+}
+
 void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metrics *registry,
                              const char *model_name)
 {
@@ -106,6 +127,7 @@ void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metri
     init_histograms(metrics, registry, labels);
     init_counters(metrics, registry, labels);
     init_ended(metrics, registry, labels);
+    init_tokenization(metrics, registry, labels);
     metrics->running =
         bt_metrics_gauge(registry, "vllm:num_requests_running", labels, "Requests on workers.");
     metrics->waiting =
@@ -148,6 +170,27 @@ void rt_service_metrics_end(const struct rt_service_metrics *metrics,
 
 /* ---- rendering */
 
+/* To a count that only grows. */
+static void catch_up(struct bt_counter *counter, uint64_t count)
+{
+    bt_counter_add(counter, count - bt_counter_value(counter));
+}
+
+static void update_tokenization(struct rt_service *service)
+{
+    const struct rt_service_metrics *metrics = &service->metrics;
+    struct bt_tokenize_pool_stats pool;
+    struct bt_tokenizer_cache_stats cache;
+    rt_tokenization_read(service->tokenization, &pool);
+    bt_tokenizer_cache_read(service->tokenizer, &cache);
+    bt_gauge_set(metrics->tokenize_waiting, (double)pool.waiting);
+    bt_gauge_set(metrics->tokenize_running, (double)pool.running);
+    bt_gauge_set(metrics->tokenize_bytes, (double)pool.bytes);
+    bt_gauge_set(metrics->tokenize_cache_bytes, (double)cache.bytes);
+    catch_up(metrics->tokenize_cache_queries, cache.queries);
+    catch_up(metrics->tokenize_cache_hits, cache.hits);
+}
+
 static void update_gauges(struct rt_service *service)
 {
     const struct rt_service_metrics *metrics = &service->metrics;
@@ -163,8 +206,8 @@ static void update_gauges(struct rt_service *service)
             used += view.info->load.pages_total - view.info->load.pages_free;
         }
     }
-    bt_counter_add(metrics->rpc_dropped,
-                   bt_rpc_server_dropped(service->server) - bt_counter_value(metrics->rpc_dropped));
+    update_tokenization(service);
+    catch_up(metrics->rpc_dropped, bt_rpc_server_dropped(service->server));
     bt_gauge_set(metrics->queue_depth, queued);
     bt_gauge_set(metrics->queue_capacity, service->options.core.queue_capacity);
     bt_gauge_set(metrics->waiting, queued);

@@ -14,6 +14,9 @@ struct rt_service;
 struct rt_service_metrics {
     struct bt_gauge *running, *waiting, *kv_usage;
     struct bt_histogram *ttft, *inter_token, *tpot, *e2e, *queue_time, *prefill_time, *decode_time;
+    struct bt_histogram *tokenize;
+    struct bt_gauge *tokenize_waiting, *tokenize_running, *tokenize_bytes, *tokenize_cache_bytes;
+    struct bt_counter *tokenize_cache_queries, *tokenize_cache_hits;
     struct bt_counter *prompt_tokens, *generation_tokens, *preemptions;
     struct bt_counter *ended[RT_FINISH_ERROR + 1]; /* [enum rt_finish] */
     struct bt_gauge *queue_depth, *queue_capacity;

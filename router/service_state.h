@@ -22,12 +22,14 @@ struct rt_service {
     struct rt_checkpoint checkpoint;
     struct bt_tokenizer *tokenizer;
     struct bt_chat_form *chat_form;
+    struct rt_tokenization *tokenization;
 
     struct rt_core *core;
     struct bt_rpc_method *methods;
     struct bt_rpc_server *server;
     struct bt_loop_source *timer;
     bool draining;
+    int64_t draining_since_ns;
     bool pumping; /* actions are being carried out */
     bool closing;
     int64_t started_ns, started_unix;

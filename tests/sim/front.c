@@ -55,6 +55,62 @@ void bt_chat_form_destroy(struct bt_chat_form *form)
     (void)form;
 }
 
+enum bt_status bt_tokenizer_cache_enable(struct bt_tokenizer *tokenizer, size_t capacity_bytes,
+                                         struct bt_error *error)
+{
+    (void)tokenizer;
+    (void)capacity_bytes;
+    (void)error;
+    return BT_OK;
+}
+
+enum bt_status rt_tokenization_create(struct bt_loop *loop,
+                                      const struct rt_tokenization_options *options,
+                                      struct bt_error *error,
+                                      struct rt_tokenization **ret_tokenization)
+{
+    (void)loop;
+    (void)options;
+    (void)error;
+    *ret_tokenization = NULL;
+    return BT_OK;
+}
+
+void rt_tokenization_destroy(struct rt_tokenization *tokenization)
+{
+    (void)tokenization;
+}
+
+void rt_tokenization_close(struct rt_tokenization *tokenization)
+{
+    (void)tokenization;
+}
+
+void rt_tokenization_stop(struct rt_tokenization *tokenization)
+{
+    (void)tokenization;
+}
+
+size_t rt_tokenization_open(const struct rt_tokenization *tokenization)
+{
+    (void)tokenization;
+    return 0;
+}
+
+void rt_tokenization_read(struct rt_tokenization *tokenization,
+                          struct bt_tokenize_pool_stats *ret_stats)
+{
+    (void)tokenization;
+    *ret_stats = (struct bt_tokenize_pool_stats){0};
+}
+
+void bt_tokenizer_cache_read(const struct bt_tokenizer *tokenizer,
+                             struct bt_tokenizer_cache_stats *ret_stats)
+{
+    (void)tokenizer;
+    *ret_stats = (struct bt_tokenizer_cache_stats){0};
+}
+
 struct bt_metrics *bt_metrics_create(void)
 {
     static char nothing;

@@ -39,6 +39,12 @@ struct rt_service *fake_service_create(struct bt_loop *loop)
     assert_int_equal(bt_tokenizer_encode(service->tokenizer, FAKE_TEXT, strlen(FAKE_TEXT), true,
                                          &error, &service->says),
                      BT_OK);
+    const struct rt_tokenization_options options = {.pool = {.tokenizer = service->tokenizer,
+                                                             .chat_form = service->form,
+                                                             .thread_count = 1,
+                                                             .max_jobs = FAKE_MAX_JOBS,
+                                                             .max_bytes = 64 << 20}};
+    assert_int_equal(rt_tokenization_create(loop, &options, &error, &service->tokenization), BT_OK);
     fake_reset(service);
     return service;
 }
@@ -58,6 +64,8 @@ void fake_reset(struct rt_service *service)
         release(&service->requests[i]);
     service->request_count = service->abandoned = service->ended = 0;
     service->ready = service->automatic = true;
+    service->draining = false;
+    service->timeout_ns = BT_NS_PER_S * 600;
     service->context = 4096;
     service->burst = 1;
     service->refuse = BT_OK;
@@ -72,6 +80,7 @@ void fake_service_destroy(struct rt_service *service)
     for (size_t i = 0; i < service->request_count; i++)
         release(&service->requests[i]);
     bt_loop_remove(service->timer);
+    rt_tokenization_destroy(service->tokenization);
     free(service->says.ids);
     bt_chat_form_destroy(service->form);
     bt_tokenizer_destroy(service->tokenizer);
@@ -180,6 +189,10 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
     request->logprobs = generation->sampling.logprobs;
     request->bias_count = generation->sampling.n_logit_bias_token;
     request->stop_count = generation->stop_count;
+    for (size_t i = 0; i < request->bias_count; i++)
+        request->bias_sum += generation->sampling.logit_bias_token[i] +
+                             (double)generation->sampling.logit_bias_value[i];
+    request->arrival_ns = generation->arrival_ns;
     request->deadline_ns = generation->deadline_ns;
     request->max_tokens = generation->sampling.max_tokens;
     if (request->max_tokens == 0)
@@ -208,9 +221,21 @@ const struct bt_tokenizer *rt_service_tokenizer(const struct rt_service *service
     return service->tokenizer;
 }
 
-const struct bt_chat_form *rt_service_chat_form(const struct rt_service *service)
+struct rt_tokenization *rt_service_tokenization(struct rt_service *service)
 {
-    return service->form;
+    return service->tokenization;
+}
+
+int64_t rt_service_deadline_ns(const struct rt_service *service, int64_t arrival_ns,
+                               int64_t deadline_ns)
+{
+    int64_t latest_ns = arrival_ns + service->timeout_ns;
+    return deadline_ns < latest_ns ? deadline_ns : latest_ns;
+}
+
+bool rt_service_draining(const struct rt_service *service)
+{
+    return service->draining;
 }
 
 const char *rt_service_model_name(const struct rt_service *service)

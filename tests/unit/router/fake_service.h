@@ -15,6 +15,7 @@
 #define FAKE_TEXT         "Once upon a time \xE6\x97\xA5\xE6\x9C\xAC \xF0\x9F\xA6\x8A caf\xC3\xA9.\n"
 #define FAKE_MODEL        "tiny"
 #define FAKE_MAX_REQUESTS 4096
+#define FAKE_MAX_JOBS     4 /* that wait to be tokenized */
 
 struct fake_request {
     uint64_t id;
@@ -27,7 +28,8 @@ struct fake_request {
     int32_t logprobs;
     size_t bias_count, stop_count;
     float temperature;
-    int64_t deadline_ns;
+    double bias_sum; /* of tokens and values */
+    int64_t arrival_ns, deadline_ns;
 };
 
 struct rt_service {
@@ -35,10 +37,12 @@ struct rt_service {
     struct bt_loop_source *timer;
     struct bt_tokenizer *tokenizer;
     struct bt_chat_form *form;
+    struct rt_tokenization *tokenization; /* one thread */
     struct bt_token_buffer says;
     struct fake_request requests[FAKE_MAX_REQUESTS];
     size_t request_count, live, abandoned, ended;
-    bool ready, automatic;
+    bool ready, automatic, draining;
+    int64_t timeout_ns;    /* of requests */
     uint32_t context;      /* max_model_len */
     uint32_t burst;        /* tokens of one pump, 1 */
     enum bt_status refuse; /* BT_OK: takes everything */

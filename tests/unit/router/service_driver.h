@@ -225,6 +225,10 @@ static inline int open_service(void **state)
         .worker_endpoint = "tcp://127.0.0.1:*",
         .request_timeout_ns = 60 * BT_NS_PER_S,
         .heartbeat_ms = 250,
+        .tokenizer_threads = 1,
+        .tokenizer_max_jobs = 4,
+        .tokenizer_max_bytes = 1 << 20,
+        .tokenizer_cache_bytes = 1 << 20,
     };
     loop = bt_loop_create(&error);
     metrics = bt_metrics_create();

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "common/base/clock.h"
 #include "router/openai_answer.h"
 #include "tests/unit/router/fake_service.h"
 
@@ -57,7 +58,11 @@ static void start(struct fixture *fixture, const char *body)
         rt_openai_answer_create(fixture->service, &request, on_change, fixture, &error,
                                 &fixture->answer) != BT_OK)
         fail_msg("%s", error.text);
-    rt_openai_request_finish(&request);
+    int64_t until_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+    while (fixture->service->live == 0 && bt_clock_now_ns() < until_ns)
+        bt_loop_run_once(fixture->loop, until_ns, NULL);
+    assert_true(fixture->service->live > 0);
+    assert_int_equal(fixture->changes, 0);
 }
 
 static void expect_state(const struct fixture *fixture, enum rt_openai_answer_state state)

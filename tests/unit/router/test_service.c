@@ -458,6 +458,116 @@ static void test_stop_ends_streams_with_an_error(void **state)
     RUN_UNTIL(p0.run_cancels == 1 && d0.cancel_count == 1);
 }
 
+/* ---- draining */
+
+struct tokenized {
+    bool over;
+    enum bt_status status;
+    size_t count;
+};
+
+static void on_tokenized(void *context, enum bt_status status, const char *text,
+                         struct bt_token_buffer *ids)
+{
+    (void)text;
+    struct tokenized *tokenized = context;
+    assert_false(tokenized->over);
+    *tokenized = (struct tokenized){true, status, ids->count};
+    free(ids->ids);
+}
+
+static enum bt_status tokenize(const char *text, struct tokenized *tokenized)
+{
+    struct rt_tokenization_job *job;
+    struct bt_tokenize_input input = {.text = text, .size = strlen(text), .special = true};
+    *tokenized = (struct tokenized){0};
+    return rt_tokenization_start(rt_service_tokenization(service), &input, BT_NEVER_NS,
+                                 on_tokenized, tokenized, NULL, &job);
+}
+
+/* What came before goes on: streams, texts being tokenized, and the requests these belong to. */
+static void test_drain_ends_what_came_before(void **state)
+{
+    (void)state;
+    static struct seen running, begun, late;
+    struct tokenized text, late_text;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    struct rt_generation before = generation(count);
+    before.arrival_ns = bt_clock_now_ns();
+    submit(&running, count);
+    RUN_UNTIL(p0.run);
+    assert_int_equal(tokenize(script_text, &text), BT_OK);
+    assert_false(rt_service_draining(service));
+    rt_service_drain(service);
+    assert_true(rt_service_draining(service));
+    assert_false(rt_service_drained(service));
+    assert_int_equal(tokenize(script_text, &late_text), BT_ERR_UNAVAILABLE);
+    struct rt_generation after = generation(count);
+    assert_int_equal(submit_to(&late, &after, NULL), BT_ERR_UNAVAILABLE);
+    after.arrival_ns = bt_clock_now_ns();
+    assert_int_equal(submit_to(&late, &after, NULL), BT_ERR_UNAVAILABLE);
+    RUN_UNTIL(text.over);
+    assert_int_equal(text.status, BT_OK);
+    assert_int_equal(text.count, script.count);
+    rt_service_drain(service); /* again: what was before stays before */
+    assert_int_equal(submit_to(&begun, &before, NULL), BT_OK);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(running.ended);
+    check_whole(&running);
+    assert_false(rt_service_drained(service));
+    RUN_UNTIL(p0.run && p0.run_request == begun.request);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(begun.ended);
+    check_whole(&begun);
+    RUN_UNTIL(rt_service_drained(service));
+}
+
+/* Texts count, too; and the deadline runs from the arrival at the front. */
+static void test_texts_and_deadlines(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    struct tokenized text;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    assert_true(rt_service_drained(service));
+    assert_int_equal(tokenize(script_text, &text), BT_OK);
+    assert_false(rt_service_drained(service));
+    RUN_UNTIL(text.over);
+    assert_true(rt_service_drained(service));
+    int64_t now_ns = bt_clock_now_ns();
+    assert_true(rt_service_deadline_ns(service, now_ns, BT_NEVER_NS) == now_ns + 60 * BT_NS_PER_S);
+    assert_true(rt_service_deadline_ns(service, now_ns, now_ns + 5) == now_ns + 5);
+    struct rt_generation g = generation(10);
+    g.arrival_ns = now_ns - 61 * BT_NS_PER_S; /* it was tokenized for long */
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(seen.ended);
+    assert_int_equal(seen.result.finish, RT_FINISH_DEADLINE);
+    assert_int_equal(tokenize(script_text, &text), BT_OK);
+    rt_service_stop(service);
+    assert_true(text.over);
+    assert_int_equal(text.status, BT_ERR_UNAVAILABLE);
+}
+
+static void test_drain_does_not_wait_without_workers(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, 10);
+    RUN_UNTIL(p0.run);
+    rt_service_drain(service);
+    fake_worker_close(&p0);
+    fake_worker_close(&d0);
+    RUN_UNTIL(worker_is("p0", "lost") && worker_is("d0", "lost"));
+    assert_true(rt_service_drained(service));
+}
+
 /* ---- the text of a stream */
 
 static bool realloc_fails;
@@ -539,6 +649,13 @@ static void test_candidates_of_a_token_are_bounded(void **state)
 
 /* ---- looking in */
 
+static double value_of(const char *text, const char *name)
+{
+    const char *line = strstr(text, name);
+    assert_non_null(line);
+    return strtod(line + strlen(name), NULL);
+}
+
 static void test_metrics_and_status(void **state)
 {
     (void)state;
@@ -550,6 +667,16 @@ static void test_metrics_and_status(void **state)
     void *raw = zmq_socket(bt_loop_zmq(loop), ZMQ_DEALER);
     assert_int_equal(zmq_connect(raw, rt_service_rpc_endpoint(service)), 0);
     assert_int_equal(zmq_send(raw, "one part", 8, 0), 8);
+    /* Parts of some KiB are kept. */
+    static char text_twice[1 << 16];
+    struct tokenized tokenized;
+    for (size_t i = 0; i + 1 < sizeof text_twice; i++) {
+        text_twice[i] = i % 7 == 6 ? ' ' : (char)('a' + i % 23);
+    }
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(tokenize(text_twice, &tokenized), BT_OK);
+        RUN_UNTIL(tokenized.over);
+    }
     submit(&seen, 3);
     RUN_UNTIL(p0.run);
     fake_prefill_done(&p0);
@@ -581,6 +708,9 @@ static void test_metrics_and_status(void **state)
         "vllm:num_requests_running{model_name=\"tiny\"} 0\n",
         "vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0.25\n",
         "baton_rpc_dropped_messages_total{model_name=\"tiny\"} 1\n",
+        "baton_tokenize_seconds_count{model_name=\"tiny\"} 2\n",
+        "baton_tokenize_waiting{model_name=\"tiny\"} 0\n",
+        "baton_tokenize_bytes{model_name=\"tiny\"} 0\n",
         "baton_kv_pushed_bytes_total{model_name=\"tiny\"} 4096\n",
         "baton_kv_hidden_bytes_total{model_name=\"tiny\"} 1024\n",
         "baton_worker_up{worker=\"d0\",role=\"decode\"} 1\n",
@@ -591,6 +721,11 @@ static void test_metrics_and_status(void **state)
             fail_msg("no line '%s' in:\n%s", lines[i], text);
         }
     }
+    assert_true(value_of(text, "baton_tokenize_cache_hits_total{model_name=\"tiny\"} ") > 0);
+    assert_true(value_of(text, "baton_tokenize_cache_queries_total{model_name=\"tiny\"} ") >
+                value_of(text, "baton_tokenize_cache_hits_total{model_name=\"tiny\"} "));
+    assert_true(value_of(text, "baton_tokenize_cache_bytes{model_name=\"tiny\"} ") >=
+                sizeof text_twice - 1); /* the text itself is kept */
     free(text);
 }
 
@@ -616,6 +751,9 @@ int main(void)
         TEST(test_penalty_sends_the_prompt_to_the_rank),
         TEST(test_queue_is_bounded),
         TEST(test_stop_ends_streams_with_an_error),
+        TEST(test_drain_ends_what_came_before),
+        TEST(test_texts_and_deadlines),
+        TEST(test_drain_does_not_wait_without_workers),
         TEST(test_stream_without_memory_fails),
         TEST(test_candidates_of_a_token_are_bounded),
         TEST(test_metrics_and_status),
