@@ -247,6 +247,9 @@ void rt_core_finish(struct rt_core *core, uint64_t request, enum rt_finish finis
 void rt_core_reserved(struct rt_core *core, uint64_t request, uint32_t attempt,
                       rt_worker_ref decode, enum bt_status status, const char *text, uint64_t epoch,
                       int64_t now_ns);
+/* Before rt_core_reserved: so many pages has the rank taken for it, which may be more than the core
+ * projected. */
+void rt_core_landed(struct rt_core *core, uint64_t request, uint32_t attempt, uint32_t pages);
 void rt_core_first_token(struct rt_core *core, uint64_t request, uint32_t attempt,
                          const struct rt_token *token, int64_t now_ns);
 /* What the worker reports of its prefill: the prediction learns of it. computed_tokens 0: as many

@@ -204,6 +204,14 @@ void rt_core_reserved(struct rt_core *core, uint64_t id, uint32_t attempt, rt_wo
     rt_core_emit(core, RT_ACTION_PREFILL, request);
 }
 
+void rt_core_landed(struct rt_core *core, uint64_t id, uint32_t attempt, uint32_t pages)
+{
+    struct rt_request *request = bt_map_get(&core->requests, id);
+    if (request && request->attempt == attempt && request->state == RT_RESERVING) {
+        rt_worker_resize(&core->workers, request, pages);
+    }
+}
+
 void rt_core_first_token(struct rt_core *core, uint64_t id, uint32_t attempt,
                          const struct rt_token *token, int64_t now_ns)
 {

@@ -171,6 +171,26 @@ void rt_worker_place_decode(struct rt_worker_table *table, struct rt_worker *wor
     rt_worker_reindex(table, worker);
 }
 
+void rt_worker_resize(struct rt_worker_table *table, struct rt_request *request, uint32_t pages)
+{
+    if (request->decode == RT_NO_WORKER || pages <= request->placed_pages) {
+        return;
+    }
+    struct rt_worker *worker = rt_worker_table_get(table, request->decode);
+    uint32_t more = pages - request->placed_pages;
+    /* A rank can't have taken more than it has, whatever it says. */
+    if (pages > worker->info.load.pages_total) {
+        return;
+    }
+    request->placed_pages += more;
+    worker->placed_pages += more;
+    if (request->unseen_pages > 0) {
+        request->unseen_pages += more;
+        worker->unseen_pages += more;
+    }
+    rt_worker_reindex(table, worker);
+}
+
 void rt_worker_seen(struct rt_worker *worker, struct rt_request *request)
 {
     if (request->unseen_pages == 0) {

@@ -165,6 +165,8 @@ void rt_worker_prompt_done(struct rt_worker_table *table, struct rt_request *req
 /* What it reports of a prefill. */
 void rt_worker_learn_line(struct rt_worker_table *table, struct rt_worker *worker, uint32_t tokens,
                           int64_t compute_ns);
+/* The rank has taken so many pages for it, if that is more than was thought. */
+void rt_worker_resize(struct rt_worker_table *table, struct rt_request *request, uint32_t pages);
 /* The rank's report has its pages now. */
 void rt_worker_seen(struct rt_worker *worker, struct rt_request *request);
 

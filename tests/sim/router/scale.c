@@ -24,7 +24,7 @@ static struct sim_setting base = {.seed = 1,
                                   .decode_count = 4,
                                   .rank_count = 4,
                                   .rank_pages = 256,
-                                  .request_count = 1500,
+                                  .request_count = 1200,
                                   .check_every = 1};
 static double load; /* 0: the world's own */
 static int only_trace = -1, only_policy = -1;

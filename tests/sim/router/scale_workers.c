@@ -141,7 +141,7 @@ static void drop_all(struct sim_worker *worker)
 }
 
 static enum bt_status rank_take(struct sim_worker *worker, const struct sim_event *event,
-                                uint64_t *ret_epoch)
+                                uint64_t *ret_epoch, uint32_t *ret_pages)
 {
     const struct sim_request *request = &sim.requests[event->request];
     if (held_find(worker, event->request)) {
@@ -158,6 +158,7 @@ static enum bt_status rank_take(struct sim_worker *worker, const struct sim_even
         worker->held = sim_grow(worker->held, worker->held_capacity * sizeof *worker->held);
     }
     *ret_epoch = ++sim.epochs;
+    *ret_pages = pages;
     worker->pages_used += pages;
     worker->held[worker->held_count++] = (struct sim_held){.request = event->request,
                                                            .attempt = event->attempt,
@@ -173,7 +174,8 @@ static void on_reserve(struct sim_worker *worker, const struct sim_event *event)
     answer.kind = SIM_RESERVED;
     answer.epoch = 0;
     bool there = worker->alive && worker->incarnation == event->incarnation;
-    answer.status = there ? rank_take(worker, event, &answer.epoch) : BT_ERR_PEER_LOST;
+    answer.status =
+        there ? rank_take(worker, event, &answer.epoch, &answer.tokens) : BT_ERR_PEER_LOST;
     sim_schedule(answer, sim.now_ns + LATENCY_NS);
 }
 
@@ -474,6 +476,9 @@ void sim_workers_event(const struct sim_event *event)
         on_cancel(worker, event);
         break;
     case SIM_RESERVED:
+        if (event->status == BT_OK) {
+            rt_core_landed(sim.core, event->request, event->attempt, event->tokens);
+        }
         rt_core_reserved(sim.core, event->request, event->attempt, event->decode, event->status,
                          "simulated", event->epoch, sim.now_ns);
         break;

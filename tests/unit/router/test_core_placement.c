@@ -246,6 +246,44 @@ static void test_expected_growth_is_reserved(void **state)
     assert_int_equal(view.projected_pages, 10);
 }
 
+static uint32_t projected(rt_worker_ref ref)
+{
+    struct rt_worker_view view;
+    assert_true(rt_core_worker(core, ref, &view));
+    return view.projected_pages;
+}
+
+/* A rank may take more pages than the core thought of: they count at once, not with a report. */
+static void test_pages_that_a_rank_took_count(void **state)
+{
+    (void)state;
+    open_roomy(RT_DECODE_KV_UTILIZATION);
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    rt_worker_ref d = worker_add("d0", RT_ROLE_DECODE, 10);
+    submit(1, 64, 64);
+    struct rt_action reserve = next(RT_ACTION_RESERVE, 1);
+    assert_int_equal(projected(d), 2);
+    rt_core_landed(core, 1, reserve.attempt + 1, 9); /* of another attempt */
+    rt_core_landed(core, 1, reserve.attempt, 11);    /* more than it has */
+    rt_core_landed(core, 1, reserve.attempt, 1);     /* less: it may grow */
+    assert_int_equal(projected(d), 2);
+    rt_core_landed(core, 1, reserve.attempt, 9);
+    rt_core_reserved(core, 1, reserve.attempt, d, BT_OK, NULL, 900, now);
+    next(RT_ACTION_PREFILL, 1);
+    assert_int_equal(projected(d), 9);
+    submit(2, 64, 64);
+    next_none();
+    rt_core_worker_load(core, d, &(struct rt_load){.pages_total = 10, .pages_free = 1});
+    assert_int_equal(projected(d), 9);
+    rt_core_finish(core, 1, RT_FINISH_CANCELLED, now);
+    rt_core_worker_load(core, d, &(struct rt_load){.pages_total = 10, .pages_free = 10});
+    assert_int_equal(projected(d), 0);
+    struct rt_action action;
+    while (rt_core_next_action(core, &action) && action.kind != RT_ACTION_RESERVE) {
+    }
+    assert_int_equal(action.request, 2);
+}
+
 /* Outputs of the class turn out short: more requests fit. */
 static void test_expected_output_is_learned(void **state)
 {
@@ -312,6 +350,7 @@ int main(void)
         TEST(test_mean_kv_length),
         TEST(test_power_of_two),
         TEST(test_expected_growth_is_reserved),
+        TEST(test_pages_that_a_rank_took_count),
         TEST(test_expected_output_is_learned),
         TEST(test_request_that_many_refuse_lets_others_pass),
     };
