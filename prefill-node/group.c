@@ -8,6 +8,10 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/kvcache/layout.h"
+#include "kvtransfer/push.h"
+
+/* A rank that was told to stop may have to flush to a peer that does not answer. */
+#define CANCEL_WAIT_NS (KVT_FLUSH_NS + 10 * BT_NS_PER_S)
 
 /* One rank's push, from the call to its end; it outlives the joint when the group is abandoned. */
 struct rank_push {
@@ -195,6 +199,7 @@ static enum bt_status ask(struct pf_joint *joint, uint32_t rank, const ProtobufC
         .data = &baton__v1__rank_push_opened__descriptor,
         .response = &baton__v1__rank_push_outcome__descriptor,
         .deadline_ns = BT_NEVER_NS,
+        .cancel_wait_ns = CANCEL_WAIT_NS,
         .on_data = on_push_data,
         .on_end = on_push_end,
         .context = push,
@@ -362,6 +367,9 @@ enum bt_status pf_group_create(const struct pf_group_options *options, struct bt
     for (uint32_t rank = 1; rank < options->size && status == BT_OK; rank++) {
         status = bt_rpc_client_create(options->loop, options->endpoints[rank], error,
                                       &group->clients[rank]);
+        if (status == BT_OK) {
+            bt_rpc_client_set_keepalive(group->clients[rank], options->keepalive_ms);
+        }
     }
     if (status != BT_OK) {
         pf_group_destroy(group);

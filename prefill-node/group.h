@@ -21,6 +21,7 @@ struct pf_group_options {
     struct bt_loop *loop;
     uint64_t incarnation; /* of the group */
     uint32_t size;
+    int64_t keepalive_ms;                      /* to the other ranks, see pf_node_keepalive_ms */
     const char (*endpoints)[PF_ENDPOINT_SIZE]; /* [size] of all ranks, this one included; copied */
     void (*lost)(void *context, const char *text); /* once at most */
     void (*warm)(void *context);                   /* no rank is connecting any more */

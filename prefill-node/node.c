@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/messaging/registration.h"
@@ -236,11 +237,20 @@ enum bt_status pf_node_init(struct pf_node *node, struct bt_loop *loop,
     return node->peers ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "decode ranks: no memory");
 }
 
+int64_t pf_node_keepalive_ms(const struct pf_node *node)
+{
+    int64_t least_ms = node->options.group_timeout_ns / BT_RPC_SILENT_TICKS / BT_NS_PER_MS;
+    return least_ms > BT_RPC_KEEPALIVE_MS ? least_ms : BT_RPC_KEEPALIVE_MS;
+}
+
 enum bt_status pf_node_serve(struct pf_node *node, const struct bt_rpc_method *methods,
                              void *context, struct bt_error *error)
 {
     enum bt_status status = bt_rpc_server_create(node->loop, node->options.listen, methods, context,
                                                  error, &node->server);
+    if (status == BT_OK && node->rank > 0) { /* whose only client is rank 0 */
+        bt_rpc_server_set_keepalive(node->server, pf_node_keepalive_ms(node));
+    }
     if (status == BT_OK) {
         fill_identity(node);
     }

@@ -37,6 +37,9 @@ struct pf_node {
 enum bt_status pf_node_init(struct pf_node *node, struct bt_loop *loop,
                             const struct bt_model *model, const struct pf_worker_options *options,
                             void (*changed)(void *context), void *context, struct bt_error *error);
+/* Between ranks: who is silent for the group's timeout is lost, and not before, as the ranks'
+ * agreements have it, too. */
+int64_t pf_node_keepalive_ms(const struct pf_node *node);
 enum bt_status pf_node_serve(struct pf_node *node, const struct bt_rpc_method *methods,
                              void *context, struct bt_error *error);
 /* After serve, before anything is computed: ret_endpoints [size] of all ranks' servers. MISMATCH

@@ -265,6 +265,7 @@ static enum bt_status join_ranks(struct pf_worker *worker, struct bt_error *erro
         .loop = node->loop,
         .incarnation = node->incarnation,
         .size = node->size,
+        .keepalive_ms = pf_node_keepalive_ms(node),
         .endpoints = (const char(*)[PF_ENDPOINT_SIZE])endpoints,
         .lost = on_group_over,
         .warm = worker_check_ready,

@@ -44,8 +44,8 @@ struct bt_loop {
     void *zmq;
     int stop_fd;
     atomic_bool stop;
-    int signal_fd; /* -1: none */
-    sigset_t old_signals;
+    int signal_fd;                 /* -1: none */
+    sigset_t signals, old_signals; /* that stop the loop; blocked before */
     struct bt_loop_source *all;
     struct bt_loop_source *removed; /* memory stays until the round is over */
     struct source_array polled;
@@ -330,6 +330,10 @@ void bt_loop_destroy(struct bt_loop *loop)
     }
     zmq_ctx_term(loop->zmq);
     if (loop->signal_fd >= 0) {
+        /* One that came while the program was ending already must not kill it after that. */
+        const struct timespec none = {0};
+        while (sigtimedwait(&loop->signals, NULL, &none) > 0) {
+        }
         close(loop->signal_fd);
         pthread_sigmask(SIG_SETMASK, &loop->old_signals, NULL);
     }
@@ -511,11 +515,10 @@ static void on_signal(void *context)
 enum bt_status bt_loop_stop_on_signals(struct bt_loop *loop, struct bt_error *error)
 {
     BT_ASSERT(loop->signal_fd < 0);
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    int fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    sigemptyset(&loop->signals);
+    sigaddset(&loop->signals, SIGTERM);
+    sigaddset(&loop->signals, SIGINT);
+    int fd = signalfd(-1, &loop->signals, SFD_CLOEXEC | SFD_NONBLOCK);
     if (fd < 0) {
         return bt_error_set(error, BT_ERR_IO, "signalfd: %s", strerror(errno));
     }
@@ -523,7 +526,7 @@ enum bt_status bt_loop_stop_on_signals(struct bt_loop *loop, struct bt_error *er
         close(fd);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a loop source");
     }
-    pthread_sigmask(SIG_BLOCK, &signals, &loop->old_signals);
+    pthread_sigmask(SIG_BLOCK, &loop->signals, &loop->old_signals);
     signal(SIGPIPE, SIG_IGN);
     loop->signal_fd = fd;
     return BT_OK;

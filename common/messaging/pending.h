@@ -20,6 +20,7 @@ struct bt_rpc_pending {
     struct bt_loop_source *timer; /* NULL until there is a deadline or a cancel */
     int64_t deadline_ns;
     int64_t give_up_ns; /* after a cancel; else BT_NEVER_NS */
+    int64_t cancel_wait_ns;
     bool cancelled;
     bool cancel_unsent;
     const ProtobufCMessageDescriptor *data;

@@ -154,7 +154,8 @@ struct bt_rpc_call_spec {
     const ProtobufCMessageDescriptor *data;     /* stream messages; NULL for unary */
     const ProtobufCMessageDescriptor *response; /* NULL: END carries nothing of use */
     int64_t deadline_ns;                        /* BT_NEVER_NS: none */
-    bt_rpc_data_fn *on_data;                    /* NULL for unary */
+    int64_t cancel_wait_ns;  /* how long a cancelled call waits for its end; 0: the peer timeout */
+    bt_rpc_data_fn *on_data; /* NULL for unary */
     bt_rpc_end_fn *on_end;
     void *context;
 };
@@ -171,7 +172,7 @@ enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_
                                   struct bt_error *error, struct bt_rpc_pending **ret_pending);
 
 /* Asks the server to stop; on_end comes with the server's answer, or CANCELLED at the latest
- * after BT_RPC_PEER_TIMEOUT_MS. */
+ * after the spec's cancel_wait_ns. */
 void bt_rpc_pending_cancel(struct bt_rpc_pending *pending);
 
 /* Blocking unary call on a loop of its own use (operator CLI, tests; never in a callback): runs the

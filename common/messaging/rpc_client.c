@@ -518,6 +518,7 @@ static struct bt_rpc_pending *pending_create(struct bt_rpc_client *client,
                                        .id = client->last_id + 1,
                                        .deadline_ns = spec->deadline_ns,
                                        .give_up_ns = BT_NEVER_NS,
+                                       .cancel_wait_ns = spec->cancel_wait_ns,
                                        .data = spec->data,
                                        .response = spec->response,
                                        .on_data = spec->on_data,
@@ -640,7 +641,9 @@ void bt_rpc_pending_cancel(struct bt_rpc_pending *pending)
     frame.kind = BATON__V1__FRAME__KIND__CANCEL;
     frame.call_id = pending->id;
     pending->cancel_unsent = bt_wire_send(client->socket, NULL, 0, &frame, NULL) != BT_OK;
-    pending->give_up_ns = bt_clock_now_ns() + BT_RPC_SILENT_TICKS * client->keepalive_ns;
+    int64_t wait_ns = pending->cancel_wait_ns > 0 ? pending->cancel_wait_ns
+                                                  : BT_RPC_SILENT_TICKS * client->keepalive_ns;
+    pending->give_up_ns = bt_clock_now_ns() + wait_ns;
     pending_timer_set(pending); /* without memory for it, the loss of the peer ends the call */
 }
 

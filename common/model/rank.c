@@ -371,6 +371,44 @@ void bt_rank_forward(const struct bt_rank *rank, struct bt_forward_options *opti
     options->loads = rank->loads;
 }
 
+/* What the ranks' bits depend on, beside the flags. */
+struct kind {
+    uint64_t model_hash;
+    char dtype[16], kernels[24];
+};
+
+static enum bt_status compare_kinds(const struct kind *all, uint32_t size, struct bt_error *error)
+{
+    for (uint32_t r = 1; r < size; r++) {
+        const struct kind *theirs = &all[r];
+        if (theirs->model_hash != all->model_hash)
+            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                "rank %u has another --model than rank 0", r);
+        if (strncmp(theirs->dtype, all->dtype, sizeof(all->dtype)) != 0)
+            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                "rank %u computes in --dtype %.15s, rank 0 in %.15s", r,
+                                theirs->dtype, all->dtype);
+        if (strncmp(theirs->kernels, all->kernels, sizeof(all->kernels)) != 0)
+            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                "rank %u has --kernels %.23s, rank 0 has %.23s: give the same to "
+                                "all",
+                                r, theirs->kernels, all->kernels);
+    }
+    return BT_OK;
+}
+
+static enum bt_status check_kinds(struct bt_rank *rank, const struct bt_model *model,
+                                  struct bt_error *error)
+{
+    struct kind mine = {.model_hash = model->hash}, all[BT_GROUP_RANKS_MAX];
+    snprintf(mine.dtype, sizeof(mine.dtype), "%s", bt_model_dtype_name(model->dtype));
+    snprintf(mine.kernels, sizeof(mine.kernels), "%s", model->kernels->name);
+    enum bt_status status = bt_rank_exchange(rank, &mine, sizeof(mine), all);
+    if (status != BT_OK)
+        return bt_error_set(error, status, "%s", bt_group_error(rank->group));
+    return compare_kinds(all, rank->options.size, error);
+}
+
 enum bt_status bt_rank_start(struct bt_rank *rank, struct bt_model *model,
                              struct bt_forward *forward, struct bt_error *error)
 {
@@ -380,6 +418,8 @@ enum bt_status bt_rank_start(struct bt_rank *rank, struct bt_model *model,
         bt_loading_destroy(rank->loading);
         rank->loading = NULL;
     }
+    if (status == BT_OK && rank->group)
+        status = check_kinds(rank, model, error);
     if (status == BT_OK && rank->rebalance)
         status = bt_rebalance_start(rank->rebalance, model, forward, error);
     return status;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/base/queue.h"
+#include "common/messaging/security.h"
 #include "tests/sim/seams.h"
 
 #define MAX_SOURCES 256
@@ -234,4 +235,11 @@ void loop_forget(struct node *node)
             queue_nodes[i] = NULL;
         }
     }
+}
+
+/* Nobody is refused here. */
+void bt_loop_export_refused(struct bt_loop *loop, struct bt_metrics *metrics)
+{
+    (void)loop;
+    (void)metrics;
 }

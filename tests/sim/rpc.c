@@ -531,6 +531,19 @@ static void connect_event(void *object, uint64_t unused)
     }
 }
 
+/* Only a network is silent: here connections break. */
+void bt_rpc_client_set_keepalive(struct bt_rpc_client *client, int64_t keepalive_ms)
+{
+    (void)client;
+    (void)keepalive_ms;
+}
+
+void bt_rpc_server_set_keepalive(struct bt_rpc_server *server, int64_t keepalive_ms)
+{
+    (void)server;
+    (void)keepalive_ms;
+}
+
 enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
                                     struct bt_error *error, struct bt_rpc_client **ret_client)
 {
