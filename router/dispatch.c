@@ -250,8 +250,13 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
     bt_counter_add(service->metrics.kv_pushed_bytes, done->kv_bytes);
     bt_counter_add(service->metrics.kv_hidden_bytes, done->hidden_bytes);
     if (stream && stream->run_attempt == attempt) {
+        uint32_t cached = done->cached_tokens < stream->prompt_tokens ? done->cached_tokens : 0;
+        rt_core_prefill_done(service->core, request, attempt,
+                             done->compute_ns < INT64_MAX ? (int64_t)done->compute_ns : INT64_MAX,
+                             stream->prompt_tokens - cached);
         stream->done = *done;
         stream->done.transport = NULL;
+        stream->done.cached_tokens = cached;
         rt_transport_copy(done->transport, stream->transport);
         note_transport(link, request, done->transport);
     }
@@ -432,6 +437,9 @@ static void tend_links(struct rt_service *service)
         struct rt_worker_link *link = *at;
         struct rt_worker_view view;
         bool known = rt_core_worker(service->core, link->ref, &view);
+        if (!known || view.state == RT_WORKER_LOST) {
+            rt_worker_prefixes_forget(service->prefixes, link->ref);
+        }
         if (!known) {
             *at = link->next;
             rt_worker_link_destroy(link);

@@ -193,7 +193,7 @@ struct rt_worker *rt_placement_prefill(const struct rt_worker_table *table,
     double score = INFINITY, cached_score = INFINITY;
     struct rt_worker *best = rt_worker_index_best(&table->willing[RT_ROLE_PREFILL], &query, &score);
     struct rt_worker *cached = best_cached(table, &prefill, &cached_score);
-    if (cached && cached_score < score) {
+    if (cached && cached_score <= score) {
         best = cached;
         score = cached_score;
     }

@@ -246,6 +246,7 @@ static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
         }
         link->next = service->links;
         service->links = link;
+        rt_worker_prefixes_forget(service->prefixes, ref); /* another's that had this number */
     }
     /* A connection of before it left would not be reported as up again. */
     if (link->client && (link->broken || link->left)) {
@@ -394,6 +395,10 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
     }
     Baton__V1__HeartbeatResponse response = BATON__V1__HEARTBEAT_RESPONSE__INIT;
     response.decode = announce(service, link, &response.n_decode);
+    if (link->role == RT_ROLE_PREFILL) {
+        response.prefix_version =
+            rt_worker_prefixes_hear(service->prefixes, link->ref, request->prefix);
+    }
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
     free(response.decode);
 }

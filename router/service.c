@@ -97,9 +97,11 @@ static enum bt_status start_parts(struct rt_service *service,
 {
     service->model_name = model_name(options);
     service->core = rt_core_create(&options->core);
+    service->prefixes = rt_worker_prefixes_create(options->prefix_blocks);
     service->methods = join_methods();
     service->timer = bt_loop_add_timer(service->loop, BT_NEVER_NS, on_timer, service);
-    if (!service->model_name || !service->core || !service->methods || !service->timer) {
+    if (!service->model_name || !service->core || !service->prefixes || !service->methods ||
+        !service->timer) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
@@ -189,6 +191,7 @@ void rt_service_destroy(struct rt_service *service)
         rt_worker_link_destroy(link); /* the ranks drop what they hold when their stream ends */
     }
     rt_core_destroy(service->core);
+    rt_worker_prefixes_destroy(service->prefixes);
     free_streams(service);
     bt_loop_remove(service->timer);
     rt_output_buffer_finish(&service->output);
@@ -218,6 +221,15 @@ int64_t rt_service_deadline_ns(const struct rt_service *service, int64_t arrival
     return deadline_ns < latest_ns ? deadline_ns : latest_ns;
 }
 
+static uint32_t find_cached(struct rt_service *service, const struct rt_stream *stream,
+                            struct rt_cached ret_cached[RT_CACHED_MAX])
+{
+    return service->has_fingerprint
+               ? rt_worker_prefixes_find(service->prefixes, &service->fingerprint, stream->prompt,
+                                         stream->prompt_tokens, (uint32_t)stream->id, ret_cached)
+               : 0;
+}
+
 static enum bt_status submit_stream(struct rt_service *service, struct rt_stream *stream,
                                     const struct rt_generation *generation, struct bt_error *error)
 {
@@ -229,12 +241,15 @@ static enum bt_status submit_stream(struct rt_service *service, struct rt_stream
     if (!bt_map_put(&service->streams, stream->id, stream)) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
     }
+    struct rt_cached cached[RT_CACHED_MAX];
     struct rt_request_spec spec = {
         .id = stream->id,
         .prompt_tokens = stream->prompt_tokens,
         .max_tokens = stream->sampling.max_tokens,
         .arrival_ns = stream->arrival_ns,
         .deadline_ns = stream->deadline_ns,
+        .cached = cached,
+        .cached_count = find_cached(service, stream, cached),
     };
     enum bt_status status = rt_core_submit(service->core, &spec, now_ns, error, NULL);
     if (status != BT_OK) {

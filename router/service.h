@@ -30,6 +30,7 @@ struct rt_service_options {
     int64_t request_timeout_ns;    /* default and maximum deadline of a request */
     uint32_t max_model_len;        /* 0: from the checkpoint */
     uint32_t heartbeat_ms;
+    uint32_t prefix_blocks; /* of workers' caches, that are known at once; 0: 4 million */
     unsigned tokenizer_threads;
     size_t tokenizer_max_jobs, tokenizer_max_bytes; /* that wait for their ids */
     size_t tokenizer_cache_bytes;                   /* 0: none */

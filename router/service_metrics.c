@@ -252,6 +252,7 @@ char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
     if (out) {
         fwrite(registered, 1, registered_size, out);
         render_workers(service, out);
+        rt_worker_prefixes_render(service->prefixes, out);
         if (fclose(out) != 0) {
             free(text);
             text = NULL;

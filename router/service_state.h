@@ -11,6 +11,7 @@
 #include "router/checkpoint.h"
 #include "router/service.h"
 #include "router/stream.h"
+#include "router/worker_prefixes.h"
 
 #define RT_HTTP_ENDPOINT_SIZE 256
 
@@ -44,6 +45,7 @@ struct rt_service {
     uint64_t appearances;              /* of decode ranks */
     struct bt_fingerprint fingerprint; /* of the first worker, while any is left */
     bool has_fingerprint;
+    struct rt_worker_prefixes *prefixes;
 
     struct bt_metrics *registry;
     struct rt_service_metrics metrics;

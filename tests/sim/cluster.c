@@ -92,7 +92,8 @@ static enum bt_status start_router(struct node *node, struct bt_error *error)
                                                .served_model_name = "sim",
                                                .worker_endpoint = node->endpoint,
                                                .request_timeout_ns = 30 * SIM_S,
-                                               .heartbeat_ms = 1000};
+                                               .heartbeat_ms = 1000,
+                                               .prefix_blocks = 1024};
     return rt_service_create(node->loop, &options, bt_metrics_create(), error,
                              (struct rt_service **)&node->program);
 }

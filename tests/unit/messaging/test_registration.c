@@ -25,6 +25,9 @@ struct router {
     bool broken;              /* answers the next heartbeat with INTERNAL */
     struct bt_rpc_call *held; /* a Register that is not answered */
     bool hold;
+    uint64_t prefix_version; /* that it has */
+    uint32_t prefix_changes; /* that it was told */
+    bool prefix_deaf;        /* takes in no summary */
 };
 
 struct world {
@@ -36,6 +39,7 @@ struct world {
     enum bt_status refused_status;
     char refused_text[512];
     bool draining;
+    uint64_t prefix_version; /* 0: there is no cache */
 };
 
 static void handle_register(void *context, struct bt_rpc_call *call,
@@ -75,6 +79,14 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
     router->last_sequence = request->sequence;
     router->last_draining = request->draining;
     router->last_free_pages = request->load->pages_free;
+    if (request->prefix && !router->prefix_deaf) {
+        assert_true(request->prefix->since == 0 ||
+                    request->prefix->since == router->prefix_version);
+        router->prefix_changes = request->prefix->since == 0 ? 0 : router->prefix_changes;
+        router->prefix_version = request->prefix->version;
+        router->prefix_changes += (uint32_t)request->prefix->n_page;
+    }
+    response.prefix_version = router->prefix_version;
     if (router->forgot) {
         router->forgot = false;
         bt_rpc_call_end(call, BT_ERR_NOT_FOUND, "who?", NULL);
@@ -110,6 +122,24 @@ static void on_load(void *context, Baton__V1__RankLoad *ret_load, bool *ret_drai
     struct world *world = context;
     ret_load->pages_free = 321;
     *ret_draining = world->draining;
+}
+
+/* A change a version, two a summary. */
+static bool on_prefixes(void *context, uint64_t since, Baton__V1__PrefixSummary *ret_summary,
+                        bool *ret_more)
+{
+    static uint32_t pages[2] = {5, 6}, parents[2] = {UINT32_MAX, 5};
+    static uint64_t blocks[2] = {77, 78};
+    const struct world *world = context;
+    uint64_t count = world->prefix_version - since < 2 ? world->prefix_version - since : 2;
+    ret_summary->since = since;
+    ret_summary->version = since + count;
+    ret_summary->page = pages;
+    ret_summary->parent = parents;
+    ret_summary->block = blocks;
+    ret_summary->n_page = ret_summary->n_parent = ret_summary->n_block = count;
+    *ret_more = count == 2;
+    return count > 0;
 }
 
 static void on_ranks(void *context, Baton__V1__KvEndpoint *const *ranks, size_t count)
@@ -169,8 +199,8 @@ static int world_teardown(void **state)
 static enum bt_status start(struct world *world, const char *routers)
 {
     struct bt_error error;
-    const struct bt_registration_events events = {on_load, on_ranks, on_registered, on_refused,
-                                                  world};
+    const struct bt_registration_events events = {on_load,    on_ranks, on_registered,
+                                                  on_refused, world,    on_prefixes};
     return bt_registration_create(world->loop, routers, &world->identity, &events, &error,
                                   &world->registration);
 }
@@ -244,6 +274,44 @@ static void test_a_draining_worker_says_so_at_once(void **state)
     world->routers[0].heartbeat_ms = world->routers[1].heartbeat_ms = 60000;
     start_with_both(world);
     until(world, world->routers[0].last_draining && world->routers[1].last_draining);
+}
+
+/* Each from where it is; what does not fit one heartbeat follows at once, but not to a router that
+ * does not take it in. */
+static void test_prefixes_are_told_until_they_are_known(void **state)
+{
+    struct world *world = *state;
+    world->routers[0].heartbeat_ms = world->routers[1].heartbeat_ms = 60000;
+    world->routers[1].prefix_deaf = true;
+    world->prefix_version = 7;
+    start_with_both(world);
+    until(world, world->registered == 2);
+    bt_registration_hurry(world->registration);
+    until(world, world->routers[0].prefix_version == 7 && world->routers[1].heartbeats >= 1);
+    assert_int_equal(world->routers[0].prefix_changes, 7);
+    assert_int_equal(world->routers[0].heartbeats, 4);
+    world->routers[1].prefix_deaf = false;
+    world->prefix_version = 8;
+    bt_registration_hurry(world->registration);
+    until(world, world->routers[0].prefix_version == 8 && world->routers[1].prefix_version == 8);
+    assert_int_equal(world->routers[0].heartbeats, 5);
+    assert_int_equal(world->routers[0].prefix_changes, 8);
+    assert_in_range(world->routers[1].heartbeats, 1 + 4, 1 + 4 + 1);
+    assert_int_equal(world->routers[1].prefix_changes, 8);
+}
+
+/* One that registered the worker anew may have been started anew. */
+static void test_prefixes_are_told_anew_after_a_register(void **state)
+{
+    struct world *world = *state;
+    world->prefix_version = 3;
+    start_with_both(world);
+    until(world, world->routers[0].prefix_version == 3 && world->routers[1].prefix_version == 3);
+    world->routers[1].prefix_version = 0;
+    world->routers[1].prefix_changes = 0;
+    world->routers[1].forgot = true;
+    until(world, world->routers[1].registers == 2 && world->routers[1].prefix_changes == 3);
+    assert_int_equal(world->routers[0].prefix_changes, 3);
 }
 
 static void test_goodbye_follows_a_register_that_is_out(void **state)
@@ -354,6 +422,8 @@ int main(void)
         TEST(test_router_lists),
         TEST(test_after_a_lost_answer_all_ranks_are_asked_for),
         TEST(test_a_draining_worker_says_so_at_once),
+        TEST(test_prefixes_are_told_until_they_are_known),
+        TEST(test_prefixes_are_told_anew_after_a_register),
         TEST(test_goodbye_follows_a_register_that_is_out),
         cmocka_unit_test(test_ready_file),
     };
