@@ -305,6 +305,8 @@ struct rt_core_counts {
     uint64_t breakers_opened, kept_out;
 };
 bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view);
+/* The tokens that its client has, valid until the next call into the core; 0: none, or not known. */
+uint32_t rt_core_delivered(const struct rt_core *core, uint64_t id, const uint32_t **ret_tokens);
 bool rt_core_worker(const struct rt_core *core, rt_worker_ref worker,
                     struct rt_worker_view *ret_view);
 /* Start with *cursor = 0; false at the end. */

@@ -26,6 +26,13 @@ bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_
     return request != NULL;
 }
 
+uint32_t rt_core_delivered(const struct rt_core *core, uint64_t id, const uint32_t **ret_tokens)
+{
+    const struct rt_request *request = bt_map_get(&core->requests, id);
+    *ret_tokens = request ? request->delivered : NULL;
+    return request ? request->delivered_count : 0;
+}
+
 bool rt_core_worker(const struct rt_core *core, rt_worker_ref ref, struct rt_worker_view *ret_view)
 {
     const struct rt_worker *worker = rt_core_worker_get(core, ref);

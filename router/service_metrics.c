@@ -63,6 +63,8 @@ static void init_counters(struct rt_service_metrics *metrics, struct bt_metrics 
         {&metrics->decisions, "baton_router_decisions_total", "Requests placed on workers."},
         {&metrics->reserve_refusals, "baton_router_reserve_refusals_total",
          "Reservations that a decode rank did not grant."},
+        {&metrics->replayed_tokens, "baton_router_replayed_tokens_total",
+         "Tokens that a decode rank took over from one that was lost."},
         {&metrics->retries, "baton_router_retries_total",
          "Requests sent to a prefill worker again."},
         {&metrics->refused, "baton_router_requests_refused_total",

@@ -22,6 +22,7 @@ struct rt_service_metrics {
     struct bt_gauge *queue_depth, *queue_capacity;
     struct bt_counter *rpc_dropped;
     struct bt_counter *decisions, *reserve_refusals, *retries, *refused, *worker_losses;
+    struct bt_counter *replayed_tokens;
     struct bt_counter *kv_pushed_bytes, *kv_hidden_bytes;
 };
 
