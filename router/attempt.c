@@ -184,10 +184,12 @@ static bool request_at_fault(enum bt_status status)
     return status == BT_ERR_INVALID_ARGUMENT || status == BT_ERR_UNSUPPORTED;
 }
 
-/* The worker has no room now; nothing broke. */
+/* The worker has no room now; nothing broke. ALREADY_EXISTS: an attempt before, cancelled already,
+ * has not ended there yet. */
 static bool no_room(enum bt_status status)
 {
-    return status == BT_ERR_EXHAUSTED || status == BT_ERR_UNAVAILABLE;
+    return status == BT_ERR_EXHAUSTED || status == BT_ERR_UNAVAILABLE ||
+           status == BT_ERR_ALREADY_EXISTS;
 }
 
 /* Something broke, and counts. False: it was the request's last attempt, which ended it. */

@@ -285,6 +285,25 @@ static void test_refused_reserve_tries_the_next_rank_then_waits(void **state)
     assert_int_equal(next(RT_ACTION_RESERVE, 1).decode, a);
 }
 
+/* An attempt before has not ended there yet: it is asked to, waited for, and no failure. */
+static void test_a_rank_that_still_has_the_request_is_waited_for(void **state)
+{
+    (void)state;
+    core_open(NULL);
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    rt_worker_ref d = worker_add("d0", RT_ROLE_DECODE, 100);
+    submit(1, 70, 5);
+    for (uint32_t i = 0; i < 20; i++) {
+        struct rt_action reserve = next(RT_ACTION_RESERVE, 1);
+        rt_core_reserved(core, 1, reserve.attempt, d, BT_ERR_ALREADY_EXISTS, "it is here", 0, now);
+        assert_int_equal(next(RT_ACTION_CANCEL_DECODE, 1).epoch, 0);
+        next_none();
+        now += 50 * MS;
+        rt_core_tick(core, now);
+    }
+    next(RT_ACTION_RESERVE, 1);
+}
+
 static void test_preempted_runs_again_at_the_head_in_full(void **state)
 {
     (void)state;
@@ -703,6 +722,7 @@ int main(void)
         TEST(test_idle_prefill_worker_takes_any_prompt),
         TEST(test_backlog_of_others_counts_and_ours_once),
         TEST(test_refused_reserve_tries_the_next_rank_then_waits),
+        TEST(test_a_rank_that_still_has_the_request_is_waited_for),
         TEST(test_preempted_runs_again_at_the_head_in_full),
         TEST(test_a_different_token_on_retry_is_an_error),
         TEST(test_gives_up_after_max_attempts_with_the_reason),
