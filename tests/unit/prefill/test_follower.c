@@ -26,6 +26,7 @@
 #define SHARE      3
 #define JOBS       6
 #define JOB_PAGES  4
+#define MAX_TOKENS 1024
 #define WAIT_NS    (60 * BT_NS_PER_S)
 
 struct side {
@@ -128,6 +129,19 @@ static void link_side(struct pair *pair, struct side *side)
     assert_int_equal(kvt_source_connect(side->source, &remote, &error, &side->link), BT_OK);
 }
 
+/* Where no engine starts the rank. */
+static void *start_rank(void *argument)
+{
+    struct side *side = argument;
+    struct bt_error error = {0};
+    if (bt_rank_start(side->rank, side->model, NULL, &error) != BT_OK) {
+        fprintf(stderr, "start: %s\n", error.text);
+        abort();
+    }
+    return NULL;
+}
+
+/* Returns when rank 0 has started, too. */
 static void start_follower(struct pair *pair)
 {
     struct side *side = &pair->sides[1];
@@ -142,7 +156,7 @@ static void start_follower(struct pair *pair)
                  .max_rows = BUDGET},
         .limits = {.max_chunks = SHARE,
                    .max_rows = BUDGET,
-                   .max_tokens = 1024,
+                   .max_tokens = MAX_TOKENS,
                    .pool_pages = POOL_PAGES,
                    .vocab_size = side->model->config.vocab_size},
         .max_pushes = JOBS,
@@ -289,22 +303,33 @@ static void take_jobs(struct pair *pair, struct pf_compute *compute, struct subj
     }
 }
 
-static void engine_open(struct pair *pair, struct pf_engine **ret_engine)
+struct engine_start {
+    struct pair *pair;
+    struct pf_engine *engine;
+};
+
+/* Returns when rank 1 has started, too. */
+static void *engine_open(void *argument)
 {
+    struct engine_start *start = argument;
+    struct side *side = &start->pair->sides[0];
     struct bt_error error = {0};
     const struct pf_engine_options options = {
-        .model = pair->sides[0].model,
-        .rank = pair->sides[0].rank,
+        .model = side->model,
+        .rank = side->rank,
         .heartbeat_ns = 20 * BT_NS_PER_MS,
-        .layout = pair->layout,
-        .kv_pool = kvt_source_pool(pair->sides[0].source),
+        .layout = start->pair->layout,
+        .kv_pool = kvt_source_pool(side->source),
         .pool_pages = POOL_PAGES,
         .limits = {BUDGET, SHARE, PF_AGEING_TOKENS_PER_S},
         .max_jobs = JOBS,
+        .max_tokens = MAX_TOKENS,
     };
-    if (pf_engine_create(&options, &error, ret_engine) != BT_OK) {
-        fail_msg("%s", error.text);
+    if (pf_engine_create(&options, &error, &start->engine) != BT_OK) {
+        fprintf(stderr, "engine: %s\n", error.text);
+        abort();
     }
+    return NULL;
 }
 
 static void test_both_push_what_is_planned(void **state)
@@ -312,13 +337,16 @@ static void test_both_push_what_is_planned(void **state)
     (void)state;
     static struct pair pair;
     static struct subject subjects[JOBS];
-    struct pf_engine *engine;
     struct pf_compute *compute;
+    pthread_t thread;
     struct pf_follower_event last;
     struct bt_error error = {0};
     pair_open(&pair);
+    struct engine_start start = {.pair = &pair};
+    assert_int_equal(pthread_create(&thread, NULL, engine_open, &start), 0);
     start_follower(&pair);
-    engine_open(&pair, &engine);
+    pthread_join(thread, NULL);
+    struct pf_engine *engine = start.engine;
     assert_int_equal(pf_compute_create(engine, JOBS, &error, &compute), BT_OK);
     for (uint32_t i = 0; i < JOBS; i++) {
         subject_open(&pair, &subjects[i], i);
@@ -365,13 +393,17 @@ static void test_rank_0_beats_and_gives_jobs_back(void **state)
     (void)state;
     static struct pair pair;
     static struct subject subject, late;
-    struct pf_engine *engine;
     struct pf_compute *compute;
+    pthread_t thread;
     struct pf_compute_event event;
     struct bt_error error = {0};
     struct pf_intent all = {0}, mine = {0};
     pair_open(&pair);
-    engine_open(&pair, &engine);
+    struct engine_start start = {.pair = &pair};
+    assert_int_equal(pthread_create(&thread, NULL, engine_open, &start), 0);
+    start_rank(&pair.sides[1]);
+    pthread_join(thread, NULL);
+    struct pf_engine *engine = start.engine;
     assert_int_equal(pf_compute_create(engine, JOBS, &error, &compute), BT_OK);
     for (uint32_t i = 0; i < 10; i++) {
         assert_int_equal(pf_agree(pair.sides[1].rank, &mine, &error, &all), BT_OK);
@@ -414,6 +446,7 @@ struct lie {
     uint32_t words[WORDS_MAX];
     uint32_t agreed, sent; /* words; sent 0: nothing */
     const char *says;      /* the follower */
+    uint32_t cached;       /* tokens, of the push */
 };
 
 static void tell(struct pair *pair, struct lie *lie)
@@ -438,8 +471,10 @@ static void tell(struct pair *pair, struct lie *lie)
 static void plan_fill(struct lie *lie, struct pf_plan_chunk change)
 {
     static uint32_t pages[2] = {3, 4}, tokens[BUDGET];
-    static const struct pf_plan_limits limits = {
-        .max_chunks = SHARE, .max_rows = BUDGET, .pool_pages = POOL_PAGES};
+    static const struct pf_plan_limits limits = {.max_chunks = SHARE,
+                                                 .max_rows = BUDGET,
+                                                 .max_tokens = MAX_TOKENS,
+                                                 .pool_pages = POOL_PAGES};
     change.serial = 9;
     change.pages = change.pages ? change.pages : pages;
     change.tokens = tokens;
@@ -452,8 +487,11 @@ static void expect_lie(struct lie *lie)
     static const uint32_t source[2] = {3, 4}, target[2] = {0, 1};
     struct bt_error error;
     struct kvt_push_event ended;
+    pthread_t thread;
     pair_open(&pair);
+    assert_int_equal(pthread_create(&thread, NULL, start_rank, &pair.sides[0]), 0);
     start_follower(&pair);
+    pthread_join(thread, NULL);
     const struct kvt_push_spec spec = {
         .request = 1,
         .epoch = 1,
@@ -463,7 +501,7 @@ static void expect_lie(struct lie *lie)
         .prompt_tokens = 100,
         .share = {1, 2},
     };
-    struct pf_follower_push push = {9, NULL, source, 100};
+    struct pf_follower_push push = {9, NULL, source, 100, lie->cached};
     assert_int_equal(kvt_push_open(pair.sides[1].source, &spec, &error, &push.push), BT_OK);
     assert_int_equal(pf_follower_compute_add(pair.follower, &push, &error), BT_OK);
     tell(&pair, lie);
@@ -491,10 +529,12 @@ static void test_lies_end_the_group(void **state)
         {.start = 10, .rows = 20},     /* does not go on where it was */
         {.rows = 60, .is_last = true}, /* the prompt does not end there */
         {.rows = 70, .pages = others}, /* other pages */
+        {.rows = 20},                  /* computes what is cached */
     };
     for (size_t i = 0; i < sizeof(changes) / sizeof(changes[0]); i++) {
         plan_fill(&lie, changes[i]);
         lie.says = "do not fit its push";
+        lie.cached = i == 3 ? 64 : 0;
         expect_lie(&lie);
     }
 }

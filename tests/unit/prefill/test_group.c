@@ -405,6 +405,9 @@ static void refuse_all(struct ranks *ranks, const Baton__V1__RankPushRequest *go
     REFUSED(ranks, good, landing, bad.prompt_tokens = 0, BT_ERR_INVALID_ARGUMENT, "prompt_tokens");
     REFUSED(ranks, good, landing, bad.prompt_tokens = UINT32_MAX, BT_ERR_INVALID_ARGUMENT,
             "prompt_tokens");
+    REFUSED(ranks, good, landing, bad.cached_tokens = 65, BT_ERR_INVALID_ARGUMENT, "cached_tokens");
+    REFUSED(ranks, good, landing, bad.cached_tokens = 192, BT_ERR_INVALID_ARGUMENT,
+            "cached_tokens");
     REFUSED(ranks, good, landing, bad.landing = NULL, BT_ERR_INVALID_ARGUMENT, "landing");
     REFUSED(ranks, good, landing, bad_landing.endpoint = NULL, BT_ERR_INVALID_ARGUMENT,
             "landing.endpoint");

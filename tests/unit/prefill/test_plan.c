@@ -80,6 +80,35 @@ static void test_what_goes_in_comes_out(void **state)
     free(words);
 }
 
+/* The longest prompts at once, all with the same pages but the last. */
+static void test_prompts_share_pages(void **state)
+{
+    (void)state;
+    static uint32_t pages[6][16], tokens[300];
+    struct pf_plan_chunk in[6], out[6];
+    struct bt_error error;
+    uint32_t *words = new_words(), count;
+    for (uint32_t i = 0; i < 6; i++) {
+        for (uint32_t k = 0; k < 16; k++) {
+            pages[i][k] = k < 15 ? 40 + k : i;
+        }
+        in[i] = (struct pf_plan_chunk){.serial = i + 1,
+                                       .start = 960,
+                                       .rows = 40,
+                                       .is_last = true,
+                                       .pages = pages[i],
+                                       .tokens = &tokens[40 * i]};
+    }
+    uint32_t length = pf_plan_encode(in, 6, &limits, words);
+    assert_true(length <= pf_plan_max_words(&limits));
+    assert_int_equal(pf_plan_decode(words, length, &limits, &error, out, &count), BT_OK);
+    assert_int_equal(count, 6);
+    for (uint32_t i = 0; i < 6; i++) {
+        assert_memory_equal(out[i].pages, pages[i], sizeof(pages[i]));
+    }
+    free(words);
+}
+
 /* Reads all that a rank would: the sanitizer sees what lies outside of the words. */
 static void expect_computable(const struct pf_plan_chunk *chunks, uint32_t count)
 {
@@ -194,6 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_goes_in_comes_out),
+        cmocka_unit_test(test_prompts_share_pages),
         cmocka_unit_test(test_every_word_changed),
         cmocka_unit_test(test_named_faults),
         cmocka_unit_test(test_noise),
