@@ -173,6 +173,15 @@ static enum bt_status check_landing(const struct rt_worker_link *link,
     return BT_OK;
 }
 
+static uint32_t landed_pages(const Baton__V1__Landing *landing)
+{
+    uint64_t pages = 0;
+    for (size_t i = 0; i < landing->n_runs; i++) {
+        pages += landing->runs[i]->count;
+    }
+    return pages < UINT32_MAX ? (uint32_t)pages : UINT32_MAX;
+}
+
 static Baton__V1__Landing *copy_landing(const Baton__V1__Landing *landing)
 {
     size_t size = baton__v1__landing__get_packed_size(landing);
@@ -225,6 +234,9 @@ void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint3
     }
     if (status != BT_OK) {
         bt_counter_add(service->metrics.reserve_refusals, 1);
+    }
+    if (status == BT_OK) {
+        rt_core_landed(service->core, request, attempt, landed_pages(landing));
     }
     rt_core_reserved(service->core, request, attempt, link->ref, status, text,
                      status == BT_OK ? landing->epoch : 0, bt_clock_now_ns());

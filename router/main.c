@@ -31,7 +31,7 @@ struct arguments {
     int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_ns;
     int64_t request_timeout_ns, max_model_len, heartbeat_ms, max_connections, max_body_bytes;
     int64_t tokenizer_threads, tokenizer_cache_bytes, tokenizer_queue, drain_timeout_ns;
-    int log_level;
+    int log_level, decode_policy;
     bool die_with_parent;
     struct bt_security_values security;
 };
@@ -63,6 +63,8 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "How often a request is tried when workers fail."},
         {"expected-output-tokens", BT_OPTION_INT, &a->expected_output_tokens, "256", .min = 1,
          .max = 1 << 20, .help = "Output that placement expects of a request, at most its limit."},
+        {"decode-policy", BT_OPTION_CHOICE, &a->decode_policy, "kv-utilization",
+         .choices = rt_decode_policy_names, .help = "Which decode rank gets a request."},
         {"prefill-depth", BT_OPTION_DURATION, &a->prefill_depth_ns, "1s", .min = 0.001, .max = 3600,
          .help = "A prefill worker gets work while it is expected to be busy for less than this."},
         {"request-timeout", BT_OPTION_DURATION, &a->request_timeout_ns, "10m", .min = 0.001,
@@ -106,6 +108,7 @@ static enum bt_status create_service(struct bt_loop *loop, const struct argument
         .core = {.queue_capacity = (uint32_t)a->queue_capacity,
                  .max_attempts = (uint32_t)a->max_attempts,
                  .expected_output_tokens = (uint32_t)a->expected_output_tokens,
+                 .decode_policy = (enum rt_decode_policy)a->decode_policy,
                  .prefill_depth_ns = a->prefill_depth_ns,
                  .prefill_base_ns = PREFILL_BASE_NS,
                  .prefill_token_ns = PREFILL_TOKEN_NS,

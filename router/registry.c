@@ -413,7 +413,7 @@ static void leave(struct rt_service *service, struct rt_worker_link *link)
             other->left = true;
         }
     }
-    rt_core_worker_lost(service->core, link->ref, "it left", bt_clock_now_ns());
+    rt_core_worker_left(service->core, link->ref, bt_clock_now_ns());
     service->links_changed = true;
 }
 
