@@ -150,6 +150,10 @@ void dc_step_finish(struct dc_step *step);
 /*
  * Ends those that were stopped, reports token 0 of new sequences and gathers the batch: every
  * sequence that has room, and rows that are replayed, at most max_num_seqs. Returns its rows.
+ *
+ * It is not prepared while the last step computes: on a CPU that took the tiny model 0.06 us of a
+ * step of 201 us with one sequence, and 0.54 us of 9.5 ms with 64; and what a step drew, who ended
+ * and who came decides the next batch.
  */
 uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step);
 /* Computes one token of each sequence of the batch that has not more to replay. In a group it fails
@@ -159,8 +163,7 @@ enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step);
  * next one. */
 void dc_engine_account(struct dc_engine *engine, struct dc_step *step);
 
-/* All three; alone. The batch is not prepared while the last step computes: see the figures there.
- */
+/* All three; alone. */
 enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step);
 
 #endif
