@@ -4,10 +4,13 @@
  *
  * Prints `figure NAME VALUE UNIT LIMIT RATIO`.
  *
- *     dispatch_Nrows, combine_Nrows   us of a call: N rows a rank, hidden 7168, top 8 of 256
- * experts that are dealt out in turn, bf16 both ways. LIMIT: a memcpy of the bytes that come in,
- * out of memory that is in no cache; for 1 row also the time that a flag in shared memory takes
- *                                     from one process to the other.
+ *     dispatch_Nrows, combine_Nrows   us of a call as decode makes it: N rows a rank, hidden 7168,
+ *                                     top 8 of 256 experts that are dealt out in turn, bf16 both
+ *                                     ways. LIMIT: a memcpy of the bytes that come in, out of
+ *                                     memory that is in no cache; for 1 row also the time that a
+ *                                     flag in shared memory takes from one process to the other,
+ *                                     which is what the transport itself takes.
+ *     dispatch_Nrows_bandwidth, …     GB/s of the bytes that come in, in that time.
  *     allreduce_4m                    us for 4 MiB. LIMIT: a memcpy of the bytes that come in.
  *     wire_bytes_over_formula         bytes counted over formulas 26 and 27 of the resource model
  *                                     for this layout: rows that have an expert on the other rank,
@@ -53,7 +56,7 @@
 
 static int rounds = 31;
 
-static const uint32_t row_counts[] = {1, 8, 128};
+static const uint32_t row_counts[] = {1, 8, 32, 128};
 #define ROW_COUNTS (sizeof(row_counts) / sizeof(row_counts[0]))
 
 /* What both processes see. */
@@ -191,8 +194,8 @@ static struct times call_once(struct bench *b, uint32_t rows, uint64_t round)
     bt_group_traffic(b->group, &before);
     bt_group_barrier(b->group);
     double start = now_us();
-    if (bt_group_dispatch_begin(b->group, rows <= 8 ? BT_DISPATCH_LATENCY : BT_DISPATCH_THROUGHPUT,
-                                b->x, rows, &routing, &placement, BT_BF16) != BT_OK ||
+    if (bt_group_dispatch_begin(b->group, BT_DISPATCH_LATENCY, b->x, rows, &routing, &placement,
+                                BT_BF16) != BT_OK ||
         bt_group_dispatch_finish(b->group, &arrivals) != BT_OK)
         die(bt_group_error(b->group));
     times.dispatch = now_us() - start;
@@ -231,12 +234,22 @@ static void print_figure(const char *name, double value, const char *unit, doubl
     fflush(stdout);
 }
 
+/* The time, and what bandwidth of the bytes that come in it is. */
+static void print_call(const char *call, uint32_t rows, double us, double limit_us, double bytes)
+{
+    char name[40];
+    snprintf(name, sizeof(name), "%s_%urows", call, rows);
+    print_figure(name, us, "us", limit_us, limit_us / us);
+    snprintf(name, sizeof(name), "%s_%urows_bandwidth", call, rows);
+    print_figure(name, bytes / us * 1e-3, "GB/s", bytes / limit_us * 1e-3, limit_us / us);
+}
+
 static void measure_experts(struct bench *b, uint32_t rows)
 {
     double *values = calloc((size_t)rounds * 5, sizeof(*values)), *dispatch = values;
     double *combine = dispatch + rounds, *dispatch_limit = combine + rounds;
     double *combine_limit = dispatch_limit + rounds, *flags = combine_limit + rounds;
-    char name[32];
+    double dispatch_bytes = 0, combine_bytes = 0;
 
     if (!values)
         die("no memory");
@@ -245,18 +258,15 @@ static void measure_experts(struct bench *b, uint32_t rows)
         struct times times = call_once(b, rows, (uint64_t)(i + 3));
         dispatch[at] = times.dispatch;
         combine[at] = times.combine;
+        dispatch_bytes += (double)times.dispatch_bytes / (rounds + 3);
+        combine_bytes += (double)times.combine_bytes / (rounds + 3);
         flags[at] = rows == 1 ? flag_us(b) : 0;
         dispatch_limit[at] = memcpy_us(b, times.dispatch_bytes) + flags[at];
         combine_limit[at] = memcpy_us(b, times.combine_bytes) + flags[at];
     }
-    double took = median(dispatch), limit = median(dispatch_limit);
     if (b->rank == 0) {
-        snprintf(name, sizeof(name), "dispatch_%urows", rows);
-        print_figure(name, took, "us", limit, limit / took);
-        took = median(combine);
-        limit = median(combine_limit);
-        snprintf(name, sizeof(name), "combine_%urows", rows);
-        print_figure(name, took, "us", limit, limit / took);
+        print_call("dispatch", rows, median(dispatch), median(dispatch_limit), dispatch_bytes);
+        print_call("combine", rows, median(combine), median(combine_limit), combine_bytes);
     }
     free(values);
 }
