@@ -460,7 +460,9 @@ struct bt_queue *dc_stepper_steps(const struct dc_stepper *stepper)
 
 void dc_stepper_return(struct dc_stepper *stepper, struct dc_step *step)
 {
-    BT_ASSERT(bt_queue_try_push(stepper->idle, &step));
+    /* The queue is closed when the thread has to end; the records are freed after it. */
+    bool returned = bt_queue_try_push(stepper->idle, &step);
+    BT_ASSERT(returned || stopping(stepper));
 }
 
 int dc_stepper_notice_fd(const struct dc_stepper *stepper)
