@@ -511,7 +511,8 @@ static void test_drain_ends_what_came_before(void **state)
     RUN_UNTIL(text.over);
     assert_int_equal(text.status, BT_OK);
     assert_int_equal(text.count, script.count);
-    rt_service_drain(service); /* again: what was before stays before */
+    rt_service_drain(service); /* again: what came too late did not come before it */
+    assert_int_equal(submit_to(&late, &after, NULL), BT_ERR_UNAVAILABLE);
     assert_int_equal(submit_to(&begun, &before, NULL), BT_OK);
     fake_prefill_done(&p0);
     fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);

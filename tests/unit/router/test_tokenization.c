@@ -398,13 +398,13 @@ static void test_too_many(void **state)
     post(f, &held, COMPL, "{\"prompt\":[\"a\",\"b\",\"c\"],\"max_tokens\":1}");
     RUN_UNTIL(gate_held() == 1);
     post(f, &refused, COMPL, "{\"prompt\":[\"d\",\"e\"]}"); /* the first of them has room */
-    expect_response(&refused, 429, "queue_full");
+    expect_response(&refused, 429, "\"param\":null,\"code\":\"queue_full\"");
     assert_int_equal(open_jobs(f), 3);
     post(f, &refused, CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"f\"}]}");
     RUN_UNTIL(open_jobs(f) == FAKE_MAX_JOBS);
     struct http_client last;
     post(f, &last, "/tokenize", "{\"prompt\":\"g\"}");
-    expect_response(&last, 429, "queue_full");
+    expect_response(&last, 429, "\"param\":null,\"code\":\"queue_full\"");
     generate(f, "h", BT_NEVER_NS, &ended);
     RUN_UNTIL(ended.over);
     assert_int_equal(ended.status, BT_ERR_EXHAUSTED);
