@@ -109,10 +109,6 @@ MUTANTS = {
         ("        peer->cuts |= UINT64_C(1) << line->number;", "        ;")]),
     "cuts-dropped-at-the-end": ("rule 12: the event of a push names the cuts", "kvtransfer/push.c", [
         ("        event->cut_lines = cuts_to_tell(push);", "        (void)cuts_to_tell;")]),
-    "early-sum-of-a-repeat": ("rules 11, 12: what was repeated is summed after it",
-                              "decode-node/service.c", [
-        ("    kvt_target_forget(worker->target, message->epoch); /* may have been written again since */",
-         "")]),
     "cut-not-made-before-done": ("rule 12: cut off before READY", "decode-node/service.c", [
         ("    if (list.count > 0 && landing && landing->state == KVT_LANDING_LANDING) {",
          "    if (false && landing) {")]),
@@ -142,8 +138,8 @@ MUTANTS = {
         ("    if (pf_rank_worth_retrying(status)) {", "    if (false) {")]),
     "source-pages-reused": ("rule 8: source pages stay until the push's event",
                             "prefill-node/run.c", [
-        ("    run->page_state = BT_PAGE_READY;\n    if",
-         "    run->page_state = BT_PAGE_READY;\n    run_free_pages(run);\n    if")]),
+        ("    pf_prompt_pages_computed(&run->pages);\n    if",
+         "    pf_prompt_pages_computed(&run->pages);\n    run_free_pages(run);\n    if")]),
     "other-incarnation-quiesces": ("only the holder of the lease gives it up",
                                    "decode-node/service.c", [
         ("    return holder != 0 && holder != incarnation;", "    return holder == incarnation;")]),
