@@ -223,29 +223,12 @@ static void handle_metrics(void *context, struct bt_rpc_call *call, const Protob
     free(text);
 }
 
-static void on_drain_cancel(void *context, struct bt_rpc_call *call)
-{
-    struct dc_worker *worker = context;
-    for (uint32_t i = 0; i < worker->drain_count; i++) {
-        if (worker->drains[i] == call) {
-            worker->drains[i] = worker->drains[--worker->drain_count];
-            break;
-        }
-    }
-    bt_rpc_call_end(call, BT_ERR_CANCELLED, "nobody waits for the drain; it goes on", NULL);
-}
-
 static void handle_drain(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
 {
     struct dc_worker *worker = context;
     (void)request;
-    if (worker->drain_count == DC_MAX_DRAIN_CALLS) {
-        bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "too many wait for the drain already", NULL);
-        return;
-    }
     dc_worker_drain(worker);
-    worker->drains[worker->drain_count++] = call;
-    bt_rpc_call_on_cancel(call, on_drain_cancel, worker);
+    bt_waiting_calls_add(&worker->drains, call, "the drain");
     dc_worker_drain_check(worker);
 }
 

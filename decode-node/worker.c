@@ -95,15 +95,11 @@ void dc_worker_drain_check(struct dc_worker *worker)
         return;
     }
     tell_group(worker);
-    if (worker->drain_count == 0 || !worker_drained(worker)) {
+    if (worker->drains.count == 0 || !worker_drained(worker)) {
         return;
     }
     Baton__V1__DrainResponse response = BATON__V1__DRAIN_RESPONSE__INIT;
-    while (worker->drain_count > 0) {
-        struct bt_rpc_call *call = worker->drains[--worker->drain_count];
-        bt_rpc_call_on_cancel(call, NULL, NULL);
-        bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    }
+    bt_waiting_calls_end(&worker->drains, &response.base);
 }
 
 void dc_worker_drain(struct dc_worker *worker)

@@ -6,12 +6,11 @@
 #define BATON_DECODE_NODE_WORKER_STATE_H
 
 #include "common/messaging/registration.h"
+#include "common/messaging/waiting_calls.h"
 #include "decode-node/cutoff.h"
 #include "decode-node/ranks.h"
 #include "decode-node/request.h"
 #include "decode-node/worker.h"
-
-#define DC_MAX_DRAIN_CALLS 16
 
 struct dc_worker {
     struct bt_loop *loop;
@@ -48,8 +47,7 @@ struct dc_worker {
     bool deregistered;
     bool holding; /* steps that came after the group's last, until routers know that it leaves */
 
-    struct bt_rpc_call *drains[DC_MAX_DRAIN_CALLS];
-    uint32_t drain_count;
+    struct bt_waiting_calls drains;
 };
 
 extern const struct bt_rpc_method dc_worker_methods[];

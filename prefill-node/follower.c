@@ -7,13 +7,13 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/messaging/waiting_calls.h"
 #include "prefill-node/delivery.h"
 #include "prefill-node/follower_compute.h"
 #include "prefill-node/node.h"
 #include "prefill-node/request.h"
 
-#define WARM_CHECK_NS     (20 * BT_NS_PER_MS)
-#define MAX_CONNECT_CALLS 64
+#define WARM_CHECK_NS (20 * BT_NS_PER_MS)
 
 /* A Push call, and then until the compute thread lets go of it. */
 struct push {
@@ -32,8 +32,7 @@ struct pf_follower {
     struct bt_loop_source *compute_source, *push_source, *warm_timer;
     struct push **list; /* [max_queued] */
     uint32_t count;
-    struct bt_rpc_call *connects[MAX_CONNECT_CALLS];
-    uint32_t connect_count;
+    struct bt_waiting_calls connects;
     bool over;
     struct bt_error error; /* with `over` */
 };
@@ -287,30 +286,14 @@ static void connects_check(void *context)
 {
     struct pf_follower *follower = context;
     Baton__V1__RankConnectResponse response = BATON__V1__RANK_CONNECT_RESPONSE__INIT;
-    if (follower->connect_count == 0) {
+    if (follower->connects.count == 0) {
         return;
     }
     if (!pf_peers_warm(follower->node.peers)) {
         bt_loop_timer_set(follower->warm_timer, bt_clock_now_ns() + WARM_CHECK_NS);
         return;
     }
-    while (follower->connect_count > 0) {
-        struct bt_rpc_call *call = follower->connects[--follower->connect_count];
-        bt_rpc_call_on_cancel(call, NULL, NULL);
-        bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    }
-}
-
-static void on_connect_cancel(void *context, struct bt_rpc_call *call)
-{
-    struct pf_follower *follower = context;
-    for (uint32_t i = 0; i < follower->connect_count; i++) {
-        if (follower->connects[i] == call) {
-            follower->connects[i] = follower->connects[--follower->connect_count];
-            break;
-        }
-    }
-    bt_rpc_call_end(call, BT_ERR_CANCELLED, "connecting goes on", NULL);
+    bt_waiting_calls_end(&follower->connects, &response.base);
 }
 
 static void handle_connect(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
@@ -319,10 +302,6 @@ static void handle_connect(void *context, struct bt_rpc_call *call, const Protob
     const Baton__V1__RankConnectRequest *message = (const Baton__V1__RankConnectRequest *)request;
     struct bt_error error;
     enum bt_status status = check_call(follower, message->group_incarnation, &error);
-    if (status == BT_OK && follower->connect_count == MAX_CONNECT_CALLS) {
-        status = bt_error_set(&error, BT_ERR_EXHAUSTED, "%d calls wait for links already",
-                              MAX_CONNECT_CALLS);
-    }
     if (status != BT_OK) {
         bt_rpc_call_end(call, status, error.text, NULL);
         return;
@@ -333,8 +312,7 @@ static void handle_connect(void *context, struct bt_rpc_call *call, const Protob
             bt_log_warn(0, "decode rank from rank 0: %s", error.text);
         }
     }
-    follower->connects[follower->connect_count++] = call;
-    bt_rpc_call_on_cancel(call, on_connect_cancel, follower);
+    bt_waiting_calls_add(&follower->connects, call, "links");
     connects_check(follower);
 }
 

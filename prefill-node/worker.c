@@ -6,12 +6,12 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/messaging/registration.h"
+#include "common/messaging/waiting_calls.h"
 #include "prefill-node/node.h"
 #include "prefill-node/prefix_summary.h"
 #include "prefill-node/run.h"
 
 #define READY_CHECK_NS   (20 * BT_NS_PER_MS)
-#define MAX_DRAIN_CALLS  16
 #define MAX_HEARTBEAT_NS (100 * BT_NS_PER_MS)
 
 struct pf_worker {
@@ -28,8 +28,7 @@ struct pf_worker {
     struct bt_loop_source *ready_timer;
     struct bt_error lost; /* status BT_OK: the group is whole */
 
-    struct bt_rpc_call *drains[MAX_DRAIN_CALLS];
-    uint32_t drain_count;
+    struct bt_waiting_calls drains;
 };
 
 /* ------------------------------------------------------------------ state for others */
@@ -164,38 +163,18 @@ static void handle_metrics(void *context, struct bt_rpc_call *call, const Protob
 static void drain_check(void *context)
 {
     struct pf_worker *worker = context;
-    if (worker->drain_count == 0 || pf_runs_count(worker->runs) > 0 ||
+    if (worker->drains.count == 0 || pf_runs_count(worker->runs) > 0 ||
         pf_peers_unacknowledged(worker->node.peers) > 0) {
         return;
     }
     Baton__V1__DrainResponse response = BATON__V1__DRAIN_RESPONSE__INIT;
-    while (worker->drain_count > 0) {
-        struct bt_rpc_call *call = worker->drains[--worker->drain_count];
-        bt_rpc_call_on_cancel(call, NULL, NULL);
-        bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    }
-}
-
-static void on_drain_cancel(void *context, struct bt_rpc_call *call)
-{
-    struct pf_worker *worker = context;
-    for (uint32_t i = 0; i < worker->drain_count; i++) {
-        if (worker->drains[i] == call) {
-            worker->drains[i] = worker->drains[--worker->drain_count];
-            break;
-        }
-    }
-    bt_rpc_call_end(call, BT_ERR_CANCELLED, "nobody waits for the drain; it goes on", NULL);
+    bt_waiting_calls_end(&worker->drains, &response.base);
 }
 
 static void handle_drain(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
 {
     struct pf_worker *worker = context;
     (void)request;
-    if (worker->drain_count == MAX_DRAIN_CALLS) {
-        bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "too many wait for the drain already", NULL);
-        return;
-    }
     if (!worker->draining) {
         bt_log_info(0, "draining");
         worker->draining = true;
@@ -203,8 +182,7 @@ static void handle_drain(void *context, struct bt_rpc_call *call, const Protobuf
             bt_registration_hurry(worker->registration);
         }
     }
-    worker->drains[worker->drain_count++] = call;
-    bt_rpc_call_on_cancel(call, on_drain_cancel, worker);
+    bt_waiting_calls_add(&worker->drains, call, "the drain");
     drain_check(worker);
 }
 

@@ -240,6 +240,28 @@ static void test_cancel(void **state)
     harness_finish(&harness);
 }
 
+/* The server does not answer the cancel; the peer timeout is far. */
+static void test_cancel_waits_as_long_as_asked(void **state)
+{
+    (void)state;
+    struct harness harness;
+    struct outcome outcome = {.harness = &harness};
+    struct bt_rpc_pending *pending;
+    harness_init(&harness, NULL);
+    harness.end_on_cancel = false;
+    bt_rpc_client_set_keepalive(harness.client, 3600 * 1000);
+    Baton__V1__TokenizeRequest request = BATON__V1__TOKENIZE_REQUEST__INIT;
+    struct bt_rpc_call_spec spec = harness_spec("test/hold", &request, &outcome);
+    spec.cancel_wait_ns = BT_NS_PER_MS;
+    assert_int_equal(bt_rpc_client_call(harness.client, &spec, NULL, &pending), BT_OK);
+    harness_run_size(&harness, &harness.held_count, 1);
+    bt_rpc_pending_cancel(pending);
+    harness_run_int(&harness, &outcome.ends, 1);
+    assert_int_equal(outcome.status, BT_ERR_CANCELLED);
+    bt_rpc_call_end(harness.held[0], BT_OK, NULL, NULL);
+    harness_finish(&harness);
+}
+
 static void on_late_cancel(void *context, struct bt_rpc_call *call)
 {
     *(size_t *)context += 1;
@@ -822,6 +844,7 @@ int main(void)
         cmocka_unit_test(test_stream_flow_limit),
         cmocka_unit_test(test_deadline),
         cmocka_unit_test(test_deadline_travels),
+        cmocka_unit_test(test_cancel_waits_as_long_as_asked),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_cancel_unanswered),
         cmocka_unit_test(test_on_cancel_set_late),
