@@ -149,7 +149,7 @@ MUTANTS = {
 }
 
 
-def commands(build, target="tests/sim/simulate"):
+def commands(build, target):
     """The compile command of each source file, and the link command."""
     lines = subprocess.run(["ninja", "-C", build, "-t", "commands", target],
                            check=True, capture_output=True, text=True).stdout.splitlines()
@@ -214,23 +214,28 @@ def simulate(program, count):
     return (telling or [f"exit {run.returncode}"])[0]
 
 
-def main():
-    build = os.path.realpath(sys.argv[1])
+def judge(build, chosen, mutants, target, says):
+    """Builds `target` once for each mutant; says(program) is None where it was not noticed."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    chosen = sys.argv[2:] or list(MUTANTS)
-    compile_of, link = commands(build)
+    compile_of, link = commands(build, target)
+    chosen = chosen or list(mutants)
     failures = 0
     with tempfile.TemporaryDirectory() as scratch:
         for name in chosen:
-            rule, file, edits = MUTANTS[name]
+            rule, file, edits = mutants[name]
             program = build_mutant(build, root, scratch, name, file, edits, compile_of, link)
-            said = simulate(program, SCHEDULES)
+            said = says(program)
             failures += said is None
             print(f"{'NOT NOTICED' if said is None else 'noticed'}: {name} ({rule}): {said or ''}",
                   flush=True)
             os.unlink(program)
     print(f"{len(chosen) - failures} of {len(chosen)} mutants were noticed")
     return 1 if failures else 0
+
+
+def main():
+    return judge(os.path.realpath(sys.argv[1]), sys.argv[2:], MUTANTS, "tests/sim/simulate",
+                 lambda program: simulate(program, SCHEDULES))
 
 
 if __name__ == "__main__":

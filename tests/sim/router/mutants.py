@@ -9,10 +9,9 @@ the library that has the good one.
 import os
 import subprocess
 import sys
-import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-from mutants import build_mutant, commands  # noqa: E402
+from mutants import judge  # noqa: E402
 
 SEEDS = (1, 2, 3, 4)  # until one notices
 ARGUMENTS = ["--requests", "800", "--policy", "kv-utilization"]
@@ -80,22 +79,8 @@ def scale(program, seed):
 
 
 def main():
-    build = os.path.realpath(sys.argv[1])
-    root = os.path.realpath(os.path.join(os.path.dirname(os.path.realpath(__file__)), "../../.."))
-    chosen = sys.argv[2:] or list(MUTANTS)
-    compile_of, link = commands(build, "tests/sim/router/scale")
-    failures = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in chosen:
-            rule, file, edits = MUTANTS[name]
-            program = build_mutant(build, root, scratch, name, file, edits, compile_of, link)
-            said = next(filter(None, (scale(program, seed) for seed in SEEDS)), None)
-            failures += said is None
-            print(f"{'NOT NOTICED' if said is None else 'noticed'}: {name} ({rule}): {said or ''}",
-                  flush=True)
-            os.unlink(program)
-    print(f"{len(chosen) - failures} of {len(chosen)} mutants were noticed")
-    return 1 if failures else 0
+    return judge(os.path.realpath(sys.argv[1]), sys.argv[2:], MUTANTS, "tests/sim/router/scale",
+                 lambda program: next(filter(None, (scale(program, seed) for seed in SEEDS)), None))
 
 
 if __name__ == "__main__":
