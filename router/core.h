@@ -236,6 +236,18 @@ int64_t rt_core_predict_ttft_ns(struct rt_core *core, const struct rt_request_sp
 /* NO_MEMORY. tenant < RT_MAX_TENANTS, weight in its range. */
 enum bt_status rt_core_tenant_set(struct rt_core *core, uint32_t tenant,
                                   const struct rt_tenant_limits *limits);
+/*
+ * A request that `decode` runs already, as a router before has left it there: it is DECODING at
+ * once, waits in no queue and is not shed. Its tokens come by rt_core_decoded, all from number 0.
+ * Where it turns out that the rank does not have it, rt_core_decoded says that it ended with
+ * UNAVAILABLE, and it runs anew. ALREADY_EXISTS: the id is in use. UNAVAILABLE: the worker is lost,
+ * or is no decode worker. NO_MEMORY.
+ */
+enum bt_status rt_core_adopt(struct rt_core *core, const struct rt_request_spec *spec,
+                             rt_worker_ref decode, uint64_t epoch, int64_t now_ns,
+                             struct bt_error *error);
+/* From now on it has this deadline, BT_NEVER_NS: none. Unknown ids are fine. */
+void rt_core_set_deadline(struct rt_core *core, uint64_t request, int64_t deadline_ns);
 /* The client went away, or the service found a stop string (then RT_FINISH_STOP). Unknown ids are
  * fine: it ended meanwhile. */
 void rt_core_finish(struct rt_core *core, uint64_t request, enum rt_finish finish, int64_t now_ns);
@@ -299,13 +311,15 @@ struct rt_worker_view {
 /* Since the core was made. */
 struct rt_core_counts {
     uint64_t submitted, decisions;
+    uint64_t adopted;                           /* of the submitted */
     uint64_t shed_queue, shed_tenant, shed_slo; /* refused at submit, and why */
     uint64_t retries, preemptions, refusals; /* attempts that were followed by another, and why */
     uint64_t poisoned, budget_refused;       /* ended for it */
     uint64_t breakers_opened, kept_out;
 };
 bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view);
-/* The tokens that its client has, valid until the next call into the core; 0: none, or not known. */
+/* The tokens that its client has, valid until the next call into the core; 0: none, or not known.
+ */
 uint32_t rt_core_delivered(const struct rt_core *core, uint64_t id, const uint32_t **ret_tokens);
 bool rt_core_worker(const struct rt_core *core, rt_worker_ref worker,
                     struct rt_worker_view *ret_view);

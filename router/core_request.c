@@ -121,6 +121,64 @@ enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec
     return BT_OK;
 }
 
+/* It is on the rank, whose reports have its pages. */
+static bool adopted_enter(struct rt_core *core, struct rt_request *request,
+                          struct rt_worker *worker, uint64_t epoch)
+{
+    if (!rt_core_reserve_actions(core, ACTIONS_PER_REQUEST) ||
+        !rt_request_queue_tenant(&core->queue, request->spec.tenant) ||
+        !bt_map_put(&core->requests, request->spec.id, request)) {
+        return false;
+    }
+    core->next_serial++;
+    core->counts.submitted++;
+    core->counts.adopted++;
+    rt_deadlines_insert(&core->deadlines, request);
+    rt_request_queue_adopt(&core->queue, request, core->workers.line.line);
+    request->state = RT_DECODING;
+    request->attempt = 1;
+    request->epoch = epoch;
+    request->taken_ns = request->dispatched_ns = core->now_ns;
+    uint32_t expected = rt_output_mean_expect(&core->outputs, request->spec.tenant,
+                                              request->spec.prompt_class, request->spec.max_tokens);
+    rt_worker_place_decode(&core->workers, worker, request, rt_request_pages(request, expected));
+    rt_worker_seen(worker, request);
+    rt_worker_reindex(&core->workers, worker);
+    return true;
+}
+
+enum bt_status rt_core_adopt(struct rt_core *core, const struct rt_request_spec *spec,
+                             rt_worker_ref decode, uint64_t epoch, int64_t now_ns,
+                             struct bt_error *error)
+{
+    BT_ASSERT(spec->prompt_tokens > 0 && spec->max_tokens > 0);
+    BT_ASSERT(spec->tenant < RT_MAX_TENANTS && spec->priority < RT_PRIORITIES);
+    rt_core_hear_time(core, now_ns);
+    struct rt_worker *worker = rt_core_worker_get(core, decode);
+    if (!worker || worker->life.lost || worker->info.role != RT_ROLE_DECODE || epoch == 0) {
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "the rank that runs it is gone");
+    }
+    if (spec->id == 0 || bt_map_get(&core->requests, spec->id)) {
+        return bt_error_set(error, BT_ERR_ALREADY_EXISTS, "request id is in use");
+    }
+    struct rt_request *request = request_create(core, spec);
+    if (!request || !adopted_enter(core, request, worker, epoch)) {
+        free(request);
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
+    }
+    return BT_OK;
+}
+
+void rt_core_set_deadline(struct rt_core *core, uint64_t id, int64_t deadline_ns)
+{
+    struct rt_request *request = bt_map_get(&core->requests, id);
+    if (request) {
+        rt_order_remove(&core->deadlines, &request->deadline);
+        request->spec.deadline_ns = deadline_ns;
+        rt_deadlines_insert(&core->deadlines, request);
+    }
+}
+
 int64_t rt_core_predict_ttft_ns(struct rt_core *core, const struct rt_request_spec *spec,
                                 int64_t now_ns)
 {

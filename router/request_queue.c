@@ -152,17 +152,39 @@ static void step_out(struct rt_request_queue *queue, struct rt_request *request)
     settle_flow(queue, flow);
 }
 
-void rt_request_queue_submit(struct rt_request_queue *queue, struct rt_request *request,
-                             struct rt_line line, int64_t now_ns)
+/* Where it has its place, and what it counts there. */
+static void classify(struct rt_request *request, struct rt_line line)
 {
     request->level = request->spec.priority;
     request->bucket = rt_request_bucket(rt_request_least_uncached(&request->spec));
     request->cost_ns = (int64_t)rt_line_at(line, UINT32_C(1) << (BUCKET_FIRST + request->bucket));
+}
+
+void rt_request_queue_submit(struct rt_request_queue *queue, struct rt_request *request,
+                             struct rt_line line, int64_t now_ns)
+{
+    classify(request, line);
     if (queue->options->patience > 0) {
         request->due_ns = now_ns + (int64_t)(queue->options->patience * (double)request->cost_ns);
     }
     count_waiting(queue, request, 1);
     line_up(queue, request);
+}
+
+static void begin_running(struct rt_request_queue *queue, struct rt_request *request)
+{
+    struct rt_tenant *tenant = tenant_of(queue, request);
+    request->holds_share = true;
+    tenant->running++;
+    settle_tenant(queue, tenant);
+}
+
+void rt_request_queue_adopt(struct rt_request_queue *queue, struct rt_request *request,
+                            struct rt_line line)
+{
+    classify(request, line);
+    request->charged = true; /* where it was taken */
+    begin_running(queue, request);
 }
 
 static void end_running(struct rt_request_queue *queue, struct rt_request *request)
@@ -214,9 +236,7 @@ void rt_request_queue_take(struct rt_request_queue *queue, struct rt_request *re
     count_waiting(queue, request, -1);
     step_out(queue, request);
     charge(queue, &tenant->flows[request->level], request, output_tokens);
-    request->holds_share = true;
-    tenant->running++;
-    settle_tenant(queue, tenant);
+    begin_running(queue, request);
 }
 
 void rt_request_queue_forget(struct rt_request_queue *queue, struct rt_request *request)

@@ -83,6 +83,9 @@ void rt_request_queue_set_limits(struct rt_request_queue *queue, struct rt_tenan
 /* A new request, of a tenant that the queue knows. `line`: what prefill takes here. */
 void rt_request_queue_submit(struct rt_request_queue *queue, struct rt_request *request,
                              struct rt_line line, int64_t now_ns);
+/* One that runs already, and was never here; of a tenant that the queue knows. */
+void rt_request_queue_adopt(struct rt_request_queue *queue, struct rt_request *request,
+                            struct rt_line line);
 /* One that was taken comes back; until `rest_until_ns` it gets no turn (0: at once). */
 void rt_request_queue_return(struct rt_request_queue *queue, struct rt_request *request,
                              int64_t rest_until_ns);
