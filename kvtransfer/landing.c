@@ -387,9 +387,15 @@ void kvt_landing_quiesced(struct kvt_landing_table *table, uint64_t request, uin
     }
 }
 
+void kvt_landing_retire(struct kvt_landing_table *table, struct kvt_landing *landing)
+{
+    BT_ASSERT(landing->state == KVT_LANDING_READY);
+    retire(table, landing);
+}
+
 void kvt_landing_release(struct kvt_landing_table *table, uint64_t request, uint64_t epoch)
 {
-    struct kvt_landing *landing = find_live(table, request, epoch);
+    struct kvt_landing *landing = find_any(table, request, epoch);
 
     BT_ASSERT(landing != NULL && landing->state == KVT_LANDING_READY);
     drop(table, landing);

@@ -16,7 +16,7 @@
  * RESERVED or LANDING one (the prefill side gave it up); no write is under way, so its pages are
  * FREE at once.
  *
- * A landing is live until it is QUARANTINED, or cancelled while VERIFYING.
+ * A landing is live until it is QUARANTINED, cancelled while VERIFYING, or retired while READY.
  */
 #ifndef BATON_KVTRANSFER_LANDING_H
 #define BATON_KVTRANSFER_LANDING_H
@@ -120,6 +120,10 @@ enum bt_status kvt_landing_cancel(struct kvt_landing_table *table, uint64_t requ
 
 /* The prefill side says that no write of this epoch is or will be under way. */
 void kvt_landing_quiesced(struct kvt_landing_table *table, uint64_t request, uint64_t epoch);
+
+/* Makes way for another landing of its request: it is not live any more, and is found by request
+ * and epoch until it is released. Asserts that it is READY. */
+void kvt_landing_retire(struct kvt_landing_table *table, struct kvt_landing *landing);
 
 /* READY -> FREE. Pages given by kvt_landing_grow go too. Asserts that it is READY. */
 void kvt_landing_release(struct kvt_landing_table *table, uint64_t request, uint64_t epoch);

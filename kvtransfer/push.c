@@ -113,12 +113,25 @@ static void record_free(struct kvt_write_record *record)
     inflight->free_records = record;
 }
 
+/* So many bytes are in the target's memory, or where the transport lets go of them. */
+static void completed(struct kvt_push *push, uint64_t bytes, uint32_t layer, uint32_t token_begin,
+                      uint32_t token_end, int64_t begin_ns)
+{
+    const struct kvt_push_watch *watch = push->watch;
+
+    atomic_fetch_add(&push->bytes_done, bytes);
+    if (watch != NULL)
+        watch->written(watch->context, layer, token_begin, token_end, bytes, begin_ns,
+                       bt_clock_now_ns());
+}
+
 static void on_written(void *context, enum bt_status status)
 {
     struct kvt_write_record *record = context;
 
     if (status == BT_OK)
-        atomic_fetch_add(&record->push->bytes_done, record->bytes);
+        completed(record->push, record->bytes, record->layer, record->token_begin,
+                  record->token_end, record->begin_ns);
     record_free(record);
 }
 
@@ -176,9 +189,11 @@ static uint64_t cuts_of(const struct kvt_push *push)
 
 /* BT_OK: posted. EXHAUSTED: later. Else the link is lost. */
 static enum bt_status post(struct kvt_push *push, uint64_t source_offset, uint64_t target_offset,
-                           uint64_t bytes)
+                           uint64_t bytes, int64_t now_ns)
 {
     const struct kvt_inflight *inflight = push->inflight;
+    const struct kvt_batch *batch = &push->batch;
+    uint32_t token_end = batch->token + (uint32_t)(bytes / bt_kv_token_bytes(inflight->layout));
     struct kvt_write_record *record;
     enum bt_status status;
 
@@ -187,16 +202,20 @@ static enum bt_status post(struct kvt_push *push, uint64_t source_offset, uint64
     push->touched = true;
     if (push->link->mapped != NULL) {
         store(push, source_offset, push->link->mapped + target_offset, bytes);
-        atomic_fetch_add(&push->bytes_done, bytes);
+        completed(push, bytes, batch->layer, batch->token, token_end, now_ns);
         return BT_OK;
     }
     record = record_take(push, bytes);
     if (record == NULL)
         return BT_ERR_EXHAUSTED;
+    record->layer = batch->layer;
+    record->token_begin = batch->token;
+    record->token_end = token_end;
+    record->begin_ns = now_ns;
     status = inflight->ops->write(push->link->peer, inflight->pool + source_offset, bytes,
                                   push->link->pool_base + target_offset, on_written, record);
     if (status == BT_OK)
-        atomic_fetch_add(&push->bytes_done, bytes);
+        completed(push, bytes, batch->layer, batch->token, token_end, now_ns);
     if (status != BT_IN_PROGRESS)
         record_free(record);
     return status < 0 ? status : BT_OK;
@@ -227,13 +246,13 @@ static void account(struct kvt_link *link, uint64_t bytes)
     atomic_fetch_add_explicit(&link->accounts[0]->writes, 1, memory_order_relaxed);
 }
 
-static enum bt_status post_next(struct kvt_push *push, uint64_t *ret_bytes)
+static enum bt_status post_next(struct kvt_push *push, int64_t now_ns, uint64_t *ret_bytes)
 {
     struct kvt_batch *batch = &push->batch;
     const struct kvt_write *write = &batch->writes[batch->next];
     uint64_t bytes = next_bytes(push);
     enum bt_status status = post(push, write->source_offset + batch->done_bytes,
-                                 write->target_offset + batch->done_bytes, bytes);
+                                 write->target_offset + batch->done_bytes, bytes, now_ns);
 
     if (status != BT_OK)
         return status;
@@ -332,7 +351,7 @@ static bool post_ready(struct kvt_push *push, bool *ret_link_lost)
             return true; /* the next turn sees why */
         if (push->event.first_write_ns == 0)
             push->event.first_write_ns = now_ns;
-        enum bt_status status = post_next(push, &bytes);
+        enum bt_status status = post_next(push, now_ns, &bytes);
         if (status == BT_ERR_EXHAUSTED)
             break;
         if (status != BT_OK) {

@@ -57,6 +57,8 @@ struct kvt_link {
 struct kvt_write_record {
     struct kvt_push *push;
     uint64_t bytes;
+    uint32_t layer, token_begin, token_end;
+    int64_t begin_ns; /* of a push that is watched */
     struct kvt_write_record *next;
 };
 
@@ -92,6 +94,7 @@ struct kvt_push {
     uint32_t layer_count;
     bool layerwise;
     struct kvt_share share;
+    const struct kvt_push_watch *watch;
     uint32_t *source_pages; /* [pages of the prompt] */
     uint32_t *target_pages;
 

@@ -700,6 +700,7 @@ static struct kvt_push *push_create(struct kvt_source *source, const struct kvt_
     push->prompt_tokens = spec->prompt_tokens;
     push->layer_count = source->options.layout.layer_count;
     push->layerwise = spec->layerwise;
+    push->watch = spec->watch;
     push->share = spec->share.count > 0 ? spec->share : (struct kvt_share){.count = 1};
     push->event = (struct kvt_push_event){.push = push,
                                           .request = spec->request,

@@ -96,6 +96,8 @@ uint32_t kvt_source_rails(const struct kvt_source *source, struct kvt_rail_stats
 /* Why it is FAILED; "" while it is not. Valid as long as the link. */
 const char *kvt_link_error(const struct kvt_link *link);
 
+struct kvt_push_watch;
+
 struct kvt_push_spec {
     uint64_t request;
     uint64_t epoch;
@@ -108,7 +110,17 @@ struct kvt_push_spec {
      * own, all with one incarnation, and their checksums add up. count 0: all; at most
      * KVT_SHARES_MAX. */
     struct kvt_share share;
+    const struct kvt_push_watch *watch; /* NULL: nobody watches; else valid until the end event */
     void *user;
+};
+
+/* What was written of a push, when it is complete here: tokens [token_begin, token_end) of a layer,
+ * between two times of bt_clock_now_ns. Pages of other shares are left out, but not from the range.
+ * Pushing thread: must be quick. */
+struct kvt_push_watch {
+    void (*written)(void *context, uint32_t layer, uint32_t token_begin, uint32_t token_end,
+                    uint64_t bytes, int64_t begin_ns, int64_t end_ns);
+    void *context;
 };
 
 enum bt_status kvt_push_open(struct kvt_source *source, const struct kvt_push_spec *spec,
