@@ -15,6 +15,7 @@ static const struct verb {
     {"status", ctl_verb_status, "one look at everything"},
     {"chat", ctl_verb_chat, "talk to the model, or ask one question"},
     {"generate", ctl_verb_generate, "continue a text"},
+    {"trace", ctl_verb_trace, "where the time of a request went, as a Chrome trace"},
     {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers"},
     {"keygen", ctl_verb_keygen, "make a key for encrypted RPC"},
     {"hints", ctl_verb_hints, "lines worth trying against a running cluster"},

@@ -19,6 +19,7 @@ int ctl_verb_down(int argc, char **argv);
 int ctl_verb_get(int argc, char **argv);
 int ctl_verb_status(int argc, char **argv);
 int ctl_verb_chat(int argc, char **argv);
+int ctl_verb_trace(int argc, char **argv);
 int ctl_verb_generate(int argc, char **argv);
 int ctl_verb_hints(int argc, char **argv);
 int ctl_verb_keygen(int argc, char **argv);
