@@ -192,18 +192,50 @@ static bool no_room(enum bt_status status)
            status == BT_ERR_ALREADY_EXISTS;
 }
 
+static bool lives(const struct rt_core *core, rt_worker_ref ref)
+{
+    const struct rt_worker *worker = rt_core_worker_get(core, ref);
+    return ref == RT_NO_WORKER || (worker && !worker->life.lost);
+}
+
+/* An attempt may fail before it is known that one of its workers is lost. By now it is, and the
+ * failure was nobody's: it counts no more. */
+static void forget_failures(const struct rt_core *core, struct rt_request *request)
+{
+    uint32_t kept = 0;
+    uint32_t known = request->failures < RT_FAILURES_KEPT ? request->failures : RT_FAILURES_KEPT;
+    for (uint32_t i = 0; i < known; i++) {
+        if (lives(core, request->failed[i].prefill) && lives(core, request->failed[i].decode)) {
+            request->failed[kept++] = request->failed[i];
+        }
+    }
+    request->failures -= known - kept;
+}
+
+/* True: it was its last attempt. */
+static bool count_failure(const struct rt_core *core, struct rt_request *request)
+{
+    if (request->failures < RT_FAILURES_KEPT) {
+        request->failed[request->failures] = (struct rt_failure){request->prefill, request->decode};
+    }
+    if (++request->failures >= core->options.max_attempts) {
+        forget_failures(core, request);
+    }
+    return request->failures >= core->options.max_attempts;
+}
+
 /* Something broke, and counts. False: it was the request's last attempt, which ended it. */
 static bool may_try_again(struct rt_core *core, struct rt_request *request, rt_worker_ref culprit,
                           enum rt_rest rest, enum bt_status status, const char *text)
 {
     const char *name = rt_core_worker_name(core, culprit);
-    if (++request->failures >= core->options.max_attempts) {
+    if (count_failure(core, request)) {
         rt_request_fail(core, request, rest, status,
                         "gave up after %u attempts, the last on %s: %s", request->failures, name,
                         text);
         return false;
     }
-    /* What a lost worker ran is always run again: it is bounded by what ran there. */
+    /* What a peer's loss ends is always run again: it is bounded by what ran there. */
     if (status != BT_ERR_PEER_LOST &&
         !rt_admission_retry(&core->admission, &core->options, core->now_ns)) {
         core->counts.budget_refused++;
@@ -247,20 +279,22 @@ void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_work
     wait_again(core, request, room ? 0 : request->hold_until_ns);
 }
 
+/* What a lost worker ran is run again, however often that happens, unless it is poison. */
 void rt_attempt_lost(struct rt_core *core, struct rt_request *request,
-                     const struct rt_worker *worker, bool died)
+                     const struct rt_worker *worker, const struct rt_exposed *exposed)
 {
-    /* It may be cut off and yet alive, holding pages. */
-    if (died && ++request->deaths == core->options.poison_deaths) {
+    /* The worker may be cut off and yet alive, holding pages. */
+    if (exposed && rt_suspicion_death(&request->suspicion, request->delivered_count, exposed,
+                                      &core->deaths, core->options.poison_deaths, core->now_ns)) {
         core->counts.poisoned++;
         rt_request_fail(core, request, RT_REST_HELD, BT_ERR_PEER_LOST,
                         "%u workers were lost while it ran there, the last is %s: %s",
-                        request->deaths, worker->info.id, worker->why_lost);
+                        request->suspicion.deaths, worker->info.id, worker->why_lost);
         return;
     }
-    char text[RT_WHY_LOST_SIZE + 16];
-    snprintf(text, sizeof text, "worker lost: %s", worker->why_lost);
-    rt_attempt_failed(core, request, worker->ref, RT_REST_HELD, BT_ERR_PEER_LOST, text);
+    core->counts.retries++;
+    rt_attempt_release(core, request, RT_REST_HELD, true);
+    rt_request_requeue(core, request);
 }
 
 void rt_attempt_preempted(struct rt_core *core, struct rt_request *request, const char *text)

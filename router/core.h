@@ -163,7 +163,8 @@ struct rt_action {
 
 struct rt_core_options {
     uint32_t queue_capacity; /* waiting requests; more are refused with EXHAUSTED */
-    uint32_t max_attempts;   /* of a request that may fail; refusals and preemptions not counted */
+    /* Of a request that may fail; refusals, preemptions and lost workers are not counted. */
+    uint32_t max_attempts;
     /* Before requests of a class ended: projected KV is prompt + min(max_tokens, this). Later the
      * mean of what they generated takes its place. */
     uint32_t expected_output_tokens;
@@ -189,7 +190,7 @@ struct rt_core_options {
     int64_t breaker_open_ns, breaker_open_max_ns; /* at first, and after doubling */
     uint32_t flap_lives; /* so many lives in a row shorter than flap_life_ns: kept out; 0: never */
     int64_t flap_life_ns;
-    uint32_t poison_deaths; /* workers that die while a request runs there end it; 0: never */
+    uint32_t poison_deaths; /* workers that a request may kill: poison.h; 0: any number */
     uint32_t retry_budget;  /* failed attempts repeated in RT_RETRY_WINDOW_NS; 0: no limit */
 };
 

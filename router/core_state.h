@@ -37,6 +37,7 @@ struct rt_core {
     struct rt_output_mean outputs;
     struct rt_admission admission;
     struct rt_decode_turns turns;
+    struct rt_deaths deaths;
     struct rt_core_counts counts;
     uint64_t next_serial;
     int64_t now_ns;       /* the latest that was heard */
@@ -99,9 +100,10 @@ void rt_attempt_release(struct rt_core *core, struct rt_request *request, enum r
  * the next one, or ends. */
 void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_worker_ref culprit,
                        enum rt_rest rest, enum bt_status status, const char *text);
-/* The worker that ran it is gone. `died`: by itself, which may be the request's doing. */
+/* The worker that ran it is gone. `exposed`: those that it computed for, when it died by itself and
+ * this request is one of them; or NULL. */
 void rt_attempt_lost(struct rt_core *core, struct rt_request *request,
-                     const struct rt_worker *worker, bool died);
+                     const struct rt_worker *worker, const struct rt_exposed *exposed);
 /* The rank needed the pages for others. From now on the request reserves all it can need, so that
  * this does not happen to it twice; a rank that preempts it even so has failed it. */
 void rt_attempt_preempted(struct rt_core *core, struct rt_request *request, const char *text);

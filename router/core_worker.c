@@ -210,15 +210,37 @@ static uint32_t mark_mates_lost(struct rt_core *core, const struct rt_worker *wo
     return count;
 }
 
+/* It computed something for the request, which may have killed it. A prompt that was computed once
+ * can't. */
+static bool computed_for(const struct rt_worker *worker, const struct rt_request *request)
+{
+    return worker->info.role == RT_ROLE_DECODE
+               ? request->state == RT_DECODING
+               : request->state == RT_PREFILLING && request->delivered_count == 0;
+}
+
+static void find_exposed(const struct rt_worker *worker, struct rt_exposed *ret_exposed)
+{
+    enum rt_role role = worker->info.role;
+    *ret_exposed = (struct rt_exposed){0};
+    for (const struct rt_request *request = worker->first; request;
+         request = request->on_worker[role].next) {
+        if (computed_for(worker, request)) {
+            rt_exposed_add(ret_exposed, &request->suspicion, request->delivered_count);
+        }
+    }
+}
+
 /* Each request on it runs elsewhere, or goes on without it. */
 static void empty_worker(struct rt_core *core, struct rt_worker *worker, bool died)
 {
+    struct rt_exposed exposed;
     struct rt_request *request;
+    find_exposed(worker, &exposed);
     while ((request = worker->first) != NULL) {
-        if (worker->info.role == RT_ROLE_DECODE) {
-            rt_attempt_lost(core, request, worker, died && request->state == RT_DECODING);
-        } else if (request->state == RT_PREFILLING) {
-            rt_attempt_lost(core, request, worker, died);
+        if (worker->info.role == RT_ROLE_DECODE || request->state == RT_PREFILLING) {
+            rt_attempt_lost(core, request, worker,
+                            died && computed_for(worker, request) ? &exposed : NULL);
         } else {
             /* RESERVING: another is chosen when pages are there. DECODING: its part is done. */
             rt_worker_leave_prefill(&core->workers, request, core->now_ns);
@@ -236,6 +258,9 @@ static void lose(struct rt_core *core, rt_worker_ref ref, const char *why, bool 
     struct rt_worker *mates[RT_GROUP_SIZE_MAX];
     uint32_t mate_count = 0;
     mark_lost(core, worker, why, !died);
+    if (died) {
+        rt_deaths_add(&core->deaths, core->now_ns);
+    }
     if (worker->group) {
         mate_count = mark_mates_lost(core, worker, mates);
     }

@@ -18,6 +18,7 @@ static void attempt_start(struct rt_core *core, struct rt_request *request,
     request->state = RT_RESERVING;
     request->attempt++;
     request->taken_ns = core->now_ns;
+    request->isolated = rt_suspicion_isolates(&request->suspicion, request->delivered_count);
     rt_worker_place_prefill(&core->workers, prefill, request, core->now_ns);
     rt_worker_place_decode(&core->workers, decode, request, pages);
     rt_core_emit(core, RT_ACTION_RESERVE, request);

@@ -7,6 +7,7 @@
 
 #include "router/core.h"
 #include "router/order_tree.h"
+#include "router/poison.h"
 
 /* So many workers that refused are remembered; after the last one the request rests until its hold
  * ends. */
@@ -17,6 +18,14 @@
 struct rt_refusal {
     rt_worker_ref worker;
     uint64_t load_serial;
+};
+
+/* Failed attempts whose workers are remembered; those beyond count whatever becomes of them. */
+#define RT_FAILURES_KEPT 8
+
+/* Where an attempt failed. */
+struct rt_failure {
+    rt_worker_ref prefill, decode;
 };
 
 struct rt_request_link {
@@ -31,7 +40,9 @@ struct rt_request {
 
     uint32_t attempt;  /* a new one with every RESERVE */
     uint32_t failures; /* attempts that count against max_attempts */
-    uint32_t deaths;   /* workers that died while it ran there */
+    struct rt_failure failed[RT_FAILURES_KEPT]; /* the first of them */
+    struct rt_suspicion suspicion;
+    bool isolated; /* its workers get nothing else */
     bool full;         /* preempted once: reserves for max_tokens from now on */
     bool budgeted;     /* its next attempt is paid out of the retry budget */
 

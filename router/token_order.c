@@ -60,6 +60,10 @@ bool rt_core_deliver(struct rt_core *core, struct rt_request *request, rt_worker
             first_new = accepted;
         }
     }
+    if (request->isolated && request->delivered_count > delivered_before) {
+        core->dispatch_due = true;
+        rt_worker_end_isolation(&core->workers, request);
+    }
     /* Repeats come before new ones, or between them only if a peer repeats itself in one message.
      */
     for (uint32_t i = first_new, expected = delivered_before; i < accepted;) {

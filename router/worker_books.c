@@ -11,6 +11,7 @@ static void enlist(struct rt_worker *worker, struct rt_request *request)
     *(worker->last ? &worker->last->on_worker[role].next : &worker->first) = request;
     worker->last = request;
     worker->request_count++;
+    worker->isolating += request->isolated;
 }
 
 static void delist(struct rt_worker *worker, struct rt_request *request)
@@ -21,6 +22,7 @@ static void delist(struct rt_worker *worker, struct rt_request *request)
     *(link->next ? &link->next->on_worker[role].prev : &worker->last) = link->prev;
     *link = (struct rt_request_link){0};
     worker->request_count--;
+    worker->isolating -= request->isolated;
 }
 
 static void left(struct rt_worker_table *table, struct rt_worker *worker,
@@ -29,6 +31,19 @@ static void left(struct rt_worker_table *table, struct rt_worker *worker,
     delist(worker, request);
     rt_health_released(&worker->health);
     rt_worker_reindex(table, worker);
+}
+
+void rt_worker_end_isolation(struct rt_worker_table *table, struct rt_request *request)
+{
+    const rt_worker_ref refs[] = {request->prefill, request->decode};
+    for (int role = 0; request->isolated && role < 2; role++) {
+        struct rt_worker *worker = rt_worker_table_get(table, refs[role]);
+        if (worker) {
+            worker->isolating--;
+            rt_worker_reindex(table, worker);
+        }
+    }
+    request->isolated = false;
 }
 
 /* ---- prefill */

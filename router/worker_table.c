@@ -242,7 +242,8 @@ void rt_worker_reindex(struct rt_worker_table *table, struct rt_worker *worker)
 {
     enum rt_role role = worker->info.role;
     struct rt_index_key key;
-    bool willing = rt_worker_state(worker) == RT_WORKER_READY && rt_health_willing(&worker->health);
+    bool willing = rt_worker_state(worker) == RT_WORKER_READY &&
+                   rt_health_willing(&worker->health) && worker->isolating == 0;
     table->willing_count[role] += (uint32_t)willing - (uint32_t)worker->willing;
     worker->willing = willing;
     if (!willing) {

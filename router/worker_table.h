@@ -73,6 +73,7 @@ struct rt_worker {
 
     struct rt_request *first, *last; /* the requests that are on it, oldest first */
     uint32_t request_count;
+    uint32_t isolating; /* of them, those that nothing else may join */
 
     uint64_t unseen_pages, unseen_tokens; /* decode */
     uint32_t unseen_count;
@@ -165,6 +166,8 @@ void rt_worker_prompt_done(struct rt_worker_table *table, struct rt_request *req
 /* What it reports of a prefill. */
 void rt_worker_learn_line(struct rt_worker_table *table, struct rt_worker *worker, uint32_t tokens,
                           int64_t compute_ns);
+/* Others may join it on its workers again. Any number of times. */
+void rt_worker_end_isolation(struct rt_worker_table *table, struct rt_request *request);
 /* The rank has taken so many pages for it, if that is more than was thought. */
 void rt_worker_resize(struct rt_worker_table *table, struct rt_request *request, uint32_t pages);
 /* The rank's report has its pages now. */

@@ -35,19 +35,20 @@ MUTANTS = {
         ("        empty_worker(core, mates[i], false);", "        (void)mates[i];")]),
     "lost-workers-are-chosen": ("nothing goes to a worker that is not ready",
                                 "router/worker_table.c", [
-        ("rt_worker_state(worker) == RT_WORKER_READY && rt_health_willing(&worker->health);",
-         "rt_health_willing(&worker->health);")]),
+        ("rt_worker_state(worker) == RT_WORKER_READY &&\n", "true &&\n")]),
     "group-state-not-followed": ("a rank that is silent stops its whole group",
                                  "router/worker_table.c", [
         ("            reindex_group(table, worker->group);", "            (void)reindex_group;")]),
     "open-breakers-ignored": ("an open breaker keeps a worker out", "router/worker_health.c", [
         ("    return health->breaker == RT_BREAKER_CLOSED || health->breaker == RT_BREAKER_HALF_OPEN;",
          "    (void)health;\n    return true;")]),
-    "poison-tried-again": ("two deaths end a request", "router/attempt.c", [
-        ("    if (died && ++request->deaths == core->options.poison_deaths) {",
-         "    if (false && died) {")]),
-    "mates-called-poison": ("a mate's death is nobody's poison", "router/core_worker.c", [
-        ("        empty_worker(core, mates[i], false);", "        empty_worker(core, mates[i], true);")]),
+    "poison-tried-again": ("what kills again and again is stopped", "router/attempt.c", [
+        ("    if (exposed &&\n", "    if (exposed && false &&\n")]),
+    "tokens-clear-nobody": ("a request that got on did not kill", "router/poison.c", [
+        ("    return suspicion->delivered == delivered ? suspicion->deaths : 0;",
+         "    return delivered < UINT32_MAX ? suspicion->deaths : 0;")]),
+    "company-suspected": ("a death is shared by those that were there", "router/poison.c", [
+        ("    suspicion->shares += 1.0 / sharing;", "    suspicion->shares += 1.0;")]),
     "limits-of-tenants-ignored": ("a tenant runs no more than its limit", "router/request_queue.c", [
         ("tenant->running < tenant->limits.max_running;", "true;")]),
     "share-never-given-back": ("a tenant's request that ended makes room",

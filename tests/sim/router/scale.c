@@ -49,9 +49,11 @@ static void print_world(const struct sim_setting *set, const struct sim_figures 
            : set->admission ? "  admission"
                             : "");
     if (set->faults) {
-        printf("    breakers opened %llu, kept out %llu, poisoned %llu, refusals %llu\n",
+        printf("    breakers opened %llu, kept out %llu, refusals %llu, poisoned %llu of %llu that "
+               "killed, %llu workers at most\n",
                (unsigned long long)f->breakers, (unsigned long long)f->kept_out,
-               (unsigned long long)f->poisoned, (unsigned long long)f->refusals);
+               (unsigned long long)f->refusals, (unsigned long long)f->poisoned,
+               (unsigned long long)f->deadly, (unsigned long long)f->most_kills);
     }
     fflush(stdout);
 }

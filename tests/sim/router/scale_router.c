@@ -8,6 +8,7 @@
 
 #define LATENCY_NS    (200 * INT64_C(1000))
 #define POISON        2
+#define KILLS_MOST    8  /* of one request, where workers also die without it */
 #define MAX_ATTEMPTS  6
 #define LIMITED       3  /* this tenant has a limit: */
 #define LIMITED_SHARE 80 /* a request for so many pages of the cluster */
@@ -96,7 +97,8 @@ static void on_reserve(const struct rt_action *action)
     struct sim_request *request = &sim.requests[action->request];
     SIM_REQUIRE(action->attempt == request->attempt + 1, "attempt %u after %u", action->attempt,
                 request->attempt);
-    SIM_REQUIRE(request->deaths < POISON, "a poison request is tried again");
+    SIM_REQUIRE(request->kills < KILLS_MOST, "a request that killed %u workers is tried again",
+                request->kills);
     check_worker(action, action->prefill);
     check_worker(action, action->decode);
     request->attempt = action->attempt;
@@ -177,6 +179,11 @@ static void on_end(const struct rt_action *action)
         request->good = request->first_ns - request->arrival_ns <= sim_slo_ttft_ns[sim.set.trace] &&
                         tpot_ns <= sim_slo_tpot_ns[sim.set.trace];
     }
+    bool poison = action->finish == RT_FINISH_ERROR && strstr(action->text, "while it ran there");
+    SIM_REQUIRE(!poison || request->kills > 1, "a request that killed %u workers is called poison",
+                request->kills);
+    SIM_REQUIRE(!poison || action->status == BT_ERR_PEER_LOST, "poison has another status");
+    sim.poisoned += poison;
     sim_trace_ended((uint32_t)action->request);
 }
 
@@ -319,12 +326,8 @@ void sim_check_end(void)
                     "%s counts what is over", view.info->id);
     }
     rt_core_counts(sim.core, &counts);
-    uint64_t poison = 0;
-    for (uint32_t id = 1; id <= sim.set.request_count; id++) {
-        poison += sim.requests[id].deaths >= POISON;
-    }
-    SIM_REQUIRE(poison == counts.poisoned, "%llu requests are called poison, %llu are",
-                (unsigned long long)counts.poisoned, (unsigned long long)poison);
+    SIM_REQUIRE(sim.poisoned == counts.poisoned, "%u requests ended as poison, %llu are counted",
+                sim.poisoned, (unsigned long long)counts.poisoned);
     SIM_REQUIRE(sim.set.faults || counts.retries == 0, "something was tried again without a fault");
     /* That policy sends all to one rank until it reports, which may have reserved more. */
     bool sparse = sim.set.faults || sim.set.policy == RT_DECODE_MEAN_KV_LENGTH;

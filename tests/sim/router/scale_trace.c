@@ -12,6 +12,8 @@ const char *const sim_trace_names[SIM_TRACES] = {"short-in/long-out", "long-in/s
 const int64_t sim_slo_ttft_ns[SIM_TRACES] = {1 * SIM_S, 8 * SIM_S, 2 * SIM_S, 3 * SIM_S};
 const int64_t sim_slo_tpot_ns[SIM_TRACES] = {50 * SIM_MS, 50 * SIM_MS, 50 * SIM_MS, 50 * SIM_MS};
 
+#define DEADLY 150 /* of so many requests one kills whoever runs it */
+
 /* Medians; lengths are spread lognormally around them. */
 static const struct {
     double prompt, prompt_spread, output, output_spread;
@@ -63,6 +65,10 @@ static void draw_request(struct sim_request *request)
     request->max_tokens = sim_draw(4) == 0 ? request->length : request->length * 2 + 64;
     request->tenant = (uint32_t)sim_draw(4);
     request->priority = (uint32_t)sim_draw(2);
+    if (sim.set.faults && sim_draw(DEADLY) == 0) {
+        bool in_prefill = request->length == 1 || sim_draw(2) == 0;
+        request->deadly = in_prefill ? 1 : 2 + (uint32_t)sim_draw(request->length - 1);
+    }
 }
 
 /* Bursts come five times as fast for a fifth of the time. */

@@ -50,6 +50,23 @@ static struct rt_load load_of(const struct sim_worker *worker)
                             .kv_tokens = worker->kv_tokens};
 }
 
+/* ---- requests that kill */
+
+static void die(struct sim_worker *worker);
+
+static void killed_by(struct sim_worker *worker, uint32_t request)
+{
+    sim.requests[request].kills++;
+    die(worker);
+}
+
+/* It kills the rank in the step that is to bring its next tokens. */
+static bool kills_now(const struct sim_held *held)
+{
+    uint32_t deadly = sim.requests[held->request].deadly;
+    return held->running && deadly > 1 && deadly - 1 < held->generated + STEP_TOKENS;
+}
+
 /* ---- prefill */
 
 uint32_t sim_worker_cached(uint32_t worker, uint32_t request)
@@ -94,6 +111,10 @@ static void on_run_done(struct sim_worker *worker, const struct sim_event *event
     }
     struct sim_request *request = &sim.requests[event->request];
     bool stopped = request->cancelled >= event->attempt;
+    if (!stopped && request->deadly == 1) {
+        killed_by(worker, event->request);
+        return;
+    }
     if (stopped || (sick(worker) && sim_draw(2) == 0)) {
         rt_core_prefill_ended(sim.core, event->request, event->attempt,
                               stopped ? BT_ERR_CANCELLED : BT_ERR_CORRUPT, "simulated", sim.now_ns);
@@ -285,9 +306,24 @@ static void step_rank(struct sim_worker *rank)
     rt_core_worker_load(sim.core, rank->ref, &load);
 }
 
+/* False: a row killed its rank, and with it the group. */
+static bool group_survives(uint32_t group)
+{
+    for (uint32_t i = 0; i < sim.set.rank_count; i++) {
+        struct sim_worker *rank = rank_of(group, i);
+        for (uint32_t row = 0; row < rank->held_count; row++) {
+            if (kills_now(&rank->held[row])) {
+                killed_by(rank, rank->held[row].request);
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 static void on_step(uint32_t group, const struct sim_event *event)
 {
-    if (sim.groups[group].step_serial != event->incarnation) {
+    if (sim.groups[group].step_serial != event->incarnation || !group_survives(group)) {
         return;
     }
     uint64_t running = 0;
@@ -376,23 +412,8 @@ static void die(struct sim_worker *worker)
     }
 }
 
-/* What runs there as the router knows it, when it hears of the death. */
-static void count_deaths(const struct sim_worker *worker)
-{
-    enum rt_request_state running = worker->role == RT_ROLE_PREFILL ? RT_PREFILLING : RT_DECODING;
-    struct rt_request_view view;
-    size_t cursor = 0;
-    while (rt_core_next_request(sim.core, &cursor, &view)) {
-        rt_worker_ref ref = worker->role == RT_ROLE_PREFILL ? view.prefill : view.decode;
-        sim.requests[view.id].deaths += view.state == running && ref == worker->ref;
-    }
-}
-
 static void on_lost_seen(struct sim_worker *worker)
 {
-    if (worker->told_live) {
-        count_deaths(worker);
-    }
     told_lost(worker);
     rt_core_worker_lost(sim.core, worker->ref, "simulated", sim.now_ns);
     bool prefill = worker->role == RT_ROLE_PREFILL;

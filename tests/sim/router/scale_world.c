@@ -151,6 +151,10 @@ static void latencies(struct sim_figures *figures)
     for (uint32_t id = 1; id <= sim.set.request_count; id++) {
         const struct sim_request *request = &sim.requests[id];
         good += request->good;
+        figures->deadly += request->kills > 0;
+        if (request->kills > figures->most_kills) {
+            figures->most_kills = request->kills;
+        }
         if (request->first_ns > 0) {
             ttft[first_count++] = (double)(request->first_ns - request->arrival_ns) / SIM_MS;
         }

@@ -26,7 +26,7 @@ struct sim_setting {
     enum sim_trace trace;
     enum rt_decode_policy policy;
     double load; /* offered, as a share of what the cluster can do */
-    bool faults;
+    bool faults; /* of workers, and requests that kill them */
     bool admission;       /* requests name their objective */
     uint32_t check_every; /* events; 1 in small worlds */
 };
@@ -39,7 +39,8 @@ struct sim_request {
     uint32_t received;
     uint32_t attempt;   /* the latest that the core opened */
     uint32_t cancelled; /* the latest run that it stopped */
-    uint32_t deaths;    /* workers that died under it */
+    uint32_t deadly;    /* kills its prefill worker (1), or its rank at token deadly - 1; 0: no */
+    uint32_t kills;     /* workers that it killed */
     /* DIALOGUE, of the first request: who computed the last turn, and how far. */
     uint32_t holder, held_tokens;
     uint64_t holder_incarnation;
@@ -108,6 +109,7 @@ struct sim_event {
 struct sim_figures {
     double goodput, ttft_p50_ms, ttft_p99_ms, tpot_p50_ms, tpot_p99_ms, imbalance;
     uint64_t preemptions, sheds, errors, retries, refusals, poisoned, kept_out, breakers;
+    uint64_t deadly, most_kills;
     uint64_t events, digest;
     double simulated_s;
 };
@@ -126,7 +128,8 @@ struct sim_world {
     uint32_t *by_ref; /* ref -> worker */
     size_t ref_capacity;
     struct sim_request *requests;                   /* [request_count + 1], by id */
-    uint32_t submitted, ended, shed, errors, known; /* known: submitted to the core, not ended */
+    uint32_t submitted, ended, shed, errors, poisoned;
+    uint32_t known; /* submitted to the core, not ended */
     uint32_t tenant_running[4];
     int64_t arrivals_end_ns, faults_end_ns;
     double imbalance_sum;

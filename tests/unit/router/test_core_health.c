@@ -180,6 +180,12 @@ static void drain_until_reserve(void)
     }
 }
 
+/* The only decode worker there was leaves. */
+static void without_decode(void)
+{
+    rt_core_worker_left(core, worker_add("boot", RT_ROLE_DECODE, 100), now);
+}
+
 static void test_poison_is_not_tried_a_third_time(void **state)
 {
     (void)state;
@@ -238,6 +244,221 @@ static void test_what_is_no_sign_of_poison(void **state)
     next_end(1, RT_FINISH_LENGTH);
 }
 
+/* One that gets on between the deaths of its workers did not kill them, however many they are; and
+ * what lost workers ran does not count as tried. */
+static void test_who_gets_on_is_no_poison(void **state)
+{
+    (void)state;
+    struct rt_core_options options = *careful();
+    options.max_attempts = 3;
+    options.flap_lives = 0;
+    core_open(&options);
+    without_decode();
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    submit(1, 10, 40);
+    for (uint32_t death = 0; death < 20; death++) {
+        rt_worker_ref d = reborn("d", death + 1);
+        struct rt_action run = grant(1, 900 + death);
+        decoded(&run, 0, death + 1, false);
+        next_tokens(1, death, 1);
+        rt_core_worker_lost(core, d, "killed", now);
+        drain_until_reserve();
+    }
+    reborn("d", 100);
+    struct rt_action run = grant(1, 990);
+    decoded(&run, 0, 40, true);
+    next_tokens(1, 20, 20);
+    next_end(1, RT_FINISH_LENGTH);
+}
+
+/* Its prompt was computed once: it is not that which kills prefill workers. */
+static void test_a_prompt_that_was_computed_is_no_poison(void **state)
+{
+    (void)state;
+    core_open(careful());
+    worker_add("d", RT_ROLE_DECODE, 100);
+    rt_worker_ref p = worker_add("p0", RT_ROLE_PREFILL, 0);
+    submit(1, 10, 5);
+    struct rt_action run = grant(1, 900);
+    first_token(&run, 100);
+    next_tokens(1, 0, 1);
+    char name[8];
+    for (uint64_t death = 1; death <= 4; death++) {
+        rt_core_worker_lost(core, p, "killed", now);
+        drain_until_reserve();
+        snprintf(name, sizeof name, "p%d", (int)death);
+        p = worker_add(name, RT_ROLE_PREFILL, 0);
+        grant(1, 900 + death);
+    }
+    rt_core_finish(core, 1, RT_FINISH_CANCELLED, now);
+    drain_until_reserve();
+}
+
+/* Carries out what the core wants: the rank grants, prompts are handed over, and all but request 1
+ * get the token `got`. Returns a bit for each request that ran. */
+static unsigned play(uint32_t got)
+{
+    static uint64_t epoch = 5000;
+    unsigned ran = 0;
+    struct rt_action action;
+    while (rt_core_next_action(core, &action)) {
+        if (action.kind == RT_ACTION_RESERVE) {
+            rt_core_reserved(core, action.request, action.attempt, action.decode, BT_OK, NULL,
+                             ++epoch, now);
+        } else if (action.kind == RT_ACTION_PREFILL) {
+            ran |= 1u << action.request;
+            run_ended(&action, BT_OK);
+            if (action.request != 1) {
+                decoded(&action, 0, got + 1, false);
+            }
+        } else if (action.kind == RT_ACTION_END) {
+            assert_int_equal(action.request, 1);
+            assert_int_equal(action.status, BT_ERR_PEER_LOST);
+        }
+    }
+    return ran;
+}
+
+/* Of three that run together one kills their worker each time. The deaths are shared; the others,
+ * which get on, are never blamed. The third time it is alone, and is stopped. */
+static void test_poison_among_others(void **state)
+{
+    (void)state;
+    struct rt_core_options options = *careful();
+    options.flap_lives = 0;
+    core_open(&options);
+    without_decode();
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    for (uint64_t id = 1; id <= 3; id++) {
+        submit(id, 10, 40);
+    }
+    const unsigned ran[] = {1 << 1 | 1 << 2 | 1 << 3, 1 << 1 | 1 << 2 | 1 << 3, 1 << 1};
+    struct rt_core_counts counts;
+    for (uint32_t death = 0; death < 3; death++) { /* it has a third, one, and one of them */
+        rt_core_counts(core, &counts);
+        assert_int_equal(counts.poisoned, 0);
+        rt_worker_ref d = reborn("d", death + 1);
+        assert_int_equal(play(death), ran[death]);
+        rt_core_worker_lost(core, d, "killed", now);
+    }
+    reborn("d", 9);
+    assert_int_equal(play(2), 1 << 2 | 1 << 3);
+    rt_core_counts(core, &counts);
+    assert_int_equal(counts.poisoned, 1);
+}
+
+/* An isolated request lets others onto its workers as soon as it has got on. */
+static void test_isolation_ends(void **state)
+{
+    (void)state;
+    struct rt_core_options options = *careful();
+    options.flap_lives = options.breaker_failures = 0;
+    options.poison_deaths = 3;
+    core_open(&options);
+    without_decode();
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    submit(1, 10, 40);
+    for (uint64_t life = 1; life <= 2; life++) {
+        rt_worker_ref d = reborn("d", life);
+        assert_int_equal(play(0), 1 << 1);
+        rt_core_worker_lost(core, d, "killed", now);
+    }
+    assert_int_equal(play(0), 0);
+    reborn("d", 3);
+    struct rt_action run = grant(1, 7000);
+    submit(2, 10, 40);
+    assert_int_equal(play(0), 0);
+    decoded(&run, 0, 1, false);
+    assert_int_equal(play(0), 1 << 2);
+}
+
+/* While workers die that it never was on, deaths in a row say less: each is one more that it takes,
+ * but no more than twice as many in all; and only for a minute. */
+static void test_deaths_elsewhere_excuse(void **state)
+{
+    (void)state;
+    struct rt_core_options options = *careful();
+    options.flap_lives = 0;
+    core_open(&options);
+    without_decode();
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    uint64_t incarnation = 1;
+    for (uint64_t id = 1; id <= 2; id++) {
+        submit(id, 10, 40);
+        uint32_t elsewhere = id == 1 ? 9 : 0; /* then a minute later */
+        for (uint32_t i = 0; i < elsewhere; i++) {
+            rt_core_worker_lost(core, reborn("other", incarnation++), "killed", now);
+            struct rt_action action;
+            while (rt_core_queued(core) > 0 && rt_core_next_action(core, &action)) {
+            }
+            if (rt_core_queued(core) == 0) { /* it was reserved there */
+                drain_until_reserve();
+            }
+        }
+        uint32_t deaths = 0;
+        struct rt_request_view view;
+        while (rt_core_request(core, id, &view)) {
+            rt_worker_ref d = reborn("d", incarnation++);
+            struct rt_action action, run = {0};
+            while (run.kind != RT_ACTION_PREFILL && rt_core_next_action(core, &action)) {
+                if (action.kind == RT_ACTION_RESERVE) {
+                    rt_core_reserved(core, id, action.attempt, d, BT_OK, NULL, 9000 + incarnation,
+                                     now);
+                }
+                run = action;
+            }
+            assert_int_equal(run.kind, RT_ACTION_PREFILL);
+            run_ended(&run, BT_OK);
+            rt_core_worker_lost(core, d, "killed", now);
+            deaths++;
+            while (rt_core_request(core, id, &view) && view.state != RT_QUEUED) {
+                assert_true(rt_core_next_action(core, &action));
+            }
+        }
+        assert_int_equal(deaths, id == 1 ? 4 : 2);
+        struct rt_action action;
+        while (rt_core_next_action(core, &action)) {
+        }
+        now += 61 * BT_NS_PER_S;
+        rt_core_tick(core, now);
+    }
+}
+
+/* A run that broke off before it was known that its worker is lost, was not tried. */
+static void test_failures_at_lost_workers_do_not_count(void **state)
+{
+    (void)state;
+    struct rt_core_options options = *careful();
+    options.max_attempts = 2;
+    options.breaker_failures = options.flap_lives = 0;
+    core_open(&options);
+    without_decode();
+    worker_add("p0", RT_ROLE_PREFILL, 0);
+    submit(1, 10, 5);
+    struct rt_action run;
+    for (uint64_t death = 1; death <= 10; death++) {
+        rt_worker_ref d = reborn("d", death);
+        run = grant(1, 900 + death);
+        run_ended(&run, BT_ERR_PEER_LOST); /* what it writes to is gone */
+        next(RT_ACTION_CANCEL_DECODE, 1);
+        next_none();
+        rt_core_worker_lost(core, d, "killed", now);
+        next_none();
+        now += 2 * MS;
+        rt_core_tick(core, now);
+    }
+    worker_add("d2", RT_ROLE_DECODE, 100);
+    run = grant(1, 990);
+    run_ended(&run, BT_ERR_PEER_LOST);
+    next(RT_ACTION_CANCEL_DECODE, 1);
+    now += 2 * MS;
+    rt_core_tick(core, now);
+    run = grant(1, 991);
+    run_ended(&run, BT_ERR_PEER_LOST);
+    next(RT_ACTION_CANCEL_DECODE, 1);
+    next_error(1, BT_ERR_PEER_LOST, "gave up after 2 attempts");
+}
+
 static void test_retry_budget(void **state)
 {
     (void)state;
@@ -292,6 +513,12 @@ int main(void)
         TEST(test_flapping_worker_is_kept_out_for_longer_and_longer),
         TEST(test_poison_is_not_tried_a_third_time),
         TEST(test_what_is_no_sign_of_poison),
+        TEST(test_who_gets_on_is_no_poison),
+        TEST(test_a_prompt_that_was_computed_is_no_poison),
+        TEST(test_poison_among_others),
+        TEST(test_isolation_ends),
+        TEST(test_deaths_elsewhere_excuse),
+        TEST(test_failures_at_lost_workers_do_not_count),
         TEST(test_retry_budget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
