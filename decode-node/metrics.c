@@ -63,6 +63,10 @@ static void register_counters(struct dc_metrics *metrics, const char *labels)
     static const char handoffs_help[] = "Handoffs by verdict.";
     static const char reserves[] = "baton_reservations_total";
     static const char reserves_help[] = "Reservations by answer.";
+    static const char orphans[] = "baton_orphans_total";
+    static const char orphans_help[] =
+        "Requests whose router went away; of these, those that another took over, and those that "
+        "nobody did in time or that their router ran elsewhere.";
     static const char ended[] = "baton_requests_ended_total";
     static const char ended_help[] = "Requests that ended otherwise, by reason.";
     metrics->generated = bt_metrics_counter(registry, "vllm:generation_tokens_total", labels,
@@ -83,6 +87,10 @@ static void register_counters(struct dc_metrics *metrics, const char *labels)
     metrics->reserved = counter_with(metrics, reserves, labels, "answer=\"ok\"", reserves_help);
     metrics->refused_reserve =
         counter_with(metrics, reserves, labels, "answer=\"refused\"", reserves_help);
+    metrics->orphaned = counter_with(metrics, orphans, labels, "event=\"made\"", orphans_help);
+    metrics->adopted = counter_with(metrics, orphans, labels, "event=\"adopted\"", orphans_help);
+    metrics->orphans_dropped =
+        counter_with(metrics, orphans, labels, "event=\"dropped\"", orphans_help);
 }
 
 static void register_times(struct dc_metrics *metrics, const char *labels)

@@ -23,7 +23,7 @@ static struct {
     const char *transport_devices;
     const char *ready_file;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
-    int64_t expected_output_tokens, lease;
+    int64_t expected_output_tokens, lease, router_grace;
     int64_t threads, data_parallel_size, heartbeat;
     struct bt_rank_values rank;
     struct bt_security_values security;
@@ -53,6 +53,9 @@ static const struct bt_option table[] = {
     {"lease", BT_OPTION_DURATION, &values.lease, "5s", 0.1, 600,
      .help = "How long a prefill worker may write without renewing; longer survives longer "
              "stalls, shorter frees pages sooner."},
+    {"router-grace", BT_OPTION_DURATION, &values.router_grace, "30s", 0, 3600,
+     .help = "How long requests go on, or what they generated is kept, for another router when "
+             "theirs is gone; 0: they end with it."},
     {"max-model-len", BT_OPTION_INT, &values.max_model_len, "0", 0, 1 << 24,
      .help = "Tokens of prompt and output; 0: as the model says."},
     {"kv-pages", BT_OPTION_INT, &values.kv_pages, "2048", 1, 1 << 24,
@@ -187,6 +190,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                 .expected_output_tokens = (uint32_t)values.expected_output_tokens,
                 .max_model_len = (uint32_t)values.max_model_len,
                 .lease_ms = (uint32_t)(values.lease / BT_NS_PER_MS),
+                .router_grace_ns = values.router_grace,
                 .checksum = values.checksum,
                 .heartbeat_ns = heartbeat_ns(rank.wait_timeout_ns),
             },

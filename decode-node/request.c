@@ -6,61 +6,33 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/base/map.h"
 #include "common/model/token_message.h"
-
-#define MAX_DONE_CALLS 4 /* HandoffDone calls that wait for one verdict */
-
-struct request {
-    struct dc_requests *owner;
-    struct dc_reservation reservation;
-    uint64_t epoch;
-    struct kvt_landing *landing; /* NULL: it was cancelled while its pages are being verified */
-
-    struct bt_rpc_call *done_calls[MAX_DONE_CALLS];
-    uint32_t done_count;
-    uint64_t checksum; /* as the prefill worker computed it */
-    bool expected;     /* by the target, which sums its pages as they come */
-
-    struct dc_sequence sequence;
-    bool in_engine;
-    bool stopping; /* the step thread was told to end it */
-    bool wants_page, stalled;
-    int64_t joined_ns, token_ns;
-};
-
-struct dc_requests {
-    struct dc_requests_options options;
-    struct kvt_landing_table *landings;
-    struct bt_map by_epoch;
-    struct request **running; /* [max_requests]: in the engine, in the order they joined */
-    uint32_t running_count;
-    uint32_t stopping_count;
-    uint32_t wish_count; /* of running ones that want a page */
-    uint32_t batch_rows; /* of the last step */
-    uint64_t kv_tokens;
-};
+#include "decode-node/request_state.h"
 
 /* ------------------------------------------------------------------ life */
 
-static void request_destroy(struct request *request)
+static void request_destroy(struct dc_request *request)
 {
     dc_reservation_finish(&request->reservation);
+    dc_token_log_finish(&request->tokens);
     free(request->sequence.pages);
     free(request);
 }
 
-static void request_remove(struct request *request)
+void dc_request_remove(struct dc_request *request)
 {
     BT_ASSERT(request->done_count == 0 && !request->in_engine);
     if (request->expected) {
         kvt_target_forget(request->owner->options.target, request->epoch);
     }
+    if (request->orphan) {
+        dc_orphan_uncount(request);
+    }
     bt_map_remove(&request->owner->by_epoch, request->epoch);
     request_destroy(request);
 }
 
-static void tell_router(const struct request *request, Baton__V1__FinishReason finish,
+static void tell_router(const struct dc_request *request, Baton__V1__FinishReason finish,
                         const char *text)
 {
     const struct dc_news news = {
@@ -73,7 +45,7 @@ static void tell_router(const struct request *request, Baton__V1__FinishReason f
                        &news);
 }
 
-static void end_done_calls(struct request *request, enum bt_status status, const char *text)
+static void end_done_calls(struct dc_request *request, enum bt_status status, const char *text)
 {
     Baton__V1__HandoffDoneResponse response = BATON__V1__HANDOFF_DONE_RESPONSE__INIT;
     while (request->done_count > 0) {
@@ -87,7 +59,7 @@ static void on_landing_failed(void *context, const struct kvt_landing *landing,
                               enum bt_status status, const char *why)
 {
     struct dc_requests *requests = context;
-    struct request *request = landing->user;
+    struct dc_request *request = landing->user;
     if (!request) {
         return;
     }
@@ -95,7 +67,7 @@ static void on_landing_failed(void *context, const struct kvt_landing *landing,
            "landing failed: %s", why);
     bt_counter_add(requests->options.metrics->failed, 1);
     tell_router(request, BATON__V1__FINISH_REASON__FINISH_ERROR, why);
-    request_remove(request);
+    dc_request_remove(request);
 }
 
 enum bt_status dc_requests_create(const struct dc_requests_options *options, struct bt_error *error,
@@ -107,10 +79,10 @@ enum bt_status dc_requests_create(const struct dc_requests_options *options, str
     }
     requests->options = *options;
     bt_map_init(&requests->by_epoch);
-    requests->running = calloc(options->max_requests, sizeof(struct request *));
+    requests->running = calloc(options->max_requests, sizeof(struct dc_request *));
     requests->landings = kvt_landing_table_create(options->pages, options->first_epoch,
                                                   options->lease_ns, on_landing_failed, requests);
-    if (!requests->running || !requests->landings) {
+    if (!requests->running || !requests->landings || !dc_orphans_init(requests)) {
         dc_requests_destroy(requests);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "requests: no memory");
     }
@@ -131,6 +103,7 @@ void dc_requests_destroy(struct dc_requests *requests)
     }
     bt_map_finish(&requests->by_epoch);
     kvt_landing_table_destroy(requests->landings);
+    dc_orphans_finish(requests);
     free(requests->running);
     free(requests);
 }
@@ -147,21 +120,22 @@ uint32_t dc_requests_count(const struct dc_requests *requests)
 
 /* ------------------------------------------------------------------ reserve */
 
-static enum bt_status check_room(const struct dc_requests *requests,
+static enum bt_status check_room(struct dc_requests *requests,
                                  const struct dc_reservation *reservation, struct bt_error *error)
 {
     if (!dc_subscribers_has(requests->options.subscribers, reservation->router_incarnation)) {
         return bt_error_set(error, BT_ERR_STALE,
                             "router_incarnation: that router has no Steps stream here");
     }
-    if (dc_requests_count(requests) >= requests->options.max_requests) {
+    if (dc_requests_count(requests) >= requests->options.max_requests &&
+        !dc_orphans_evict(requests)) {
         return bt_error_set(error, BT_ERR_EXHAUSTED, "%" PRIu32 " requests are here already",
                             requests->options.max_requests);
     }
     return BT_OK;
 }
 
-static enum bt_status request_land(struct request *request, struct bt_error *error)
+static enum bt_status request_land(struct dc_request *request, struct bt_error *error)
 {
     struct dc_requests *requests = request->owner;
     const struct dc_reservation *reservation = &request->reservation;
@@ -191,7 +165,7 @@ enum bt_status dc_requests_reserve(struct dc_requests *requests,
                                    const Baton__V1__ReserveRequest *message, struct bt_error *error,
                                    const struct kvt_landing **ret_landing)
 {
-    struct request *request = calloc(1, sizeof(*request));
+    struct dc_request *request = calloc(1, sizeof(*request));
     if (!request) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "request: no memory");
     }
@@ -202,6 +176,7 @@ enum bt_status dc_requests_reserve(struct dc_requests *requests,
         status = check_room(requests, &request->reservation, error);
     }
     if (status == BT_OK) {
+        dc_orphans_give_way(requests, message->request_id);
         status = request_land(request, error);
     }
     if (status != BT_OK) {
@@ -216,7 +191,7 @@ enum bt_status dc_requests_reserve(struct dc_requests *requests,
 
 void dc_requests_leased(struct dc_requests *requests, uint64_t epoch)
 {
-    struct request *request = bt_map_get(&requests->by_epoch, epoch);
+    struct dc_request *request = bt_map_get(&requests->by_epoch, epoch);
     if (!request || request->expected || !request->landing ||
         request->landing->state != KVT_LANDING_LANDING) {
         return;
@@ -228,7 +203,7 @@ void dc_requests_leased(struct dc_requests *requests, uint64_t epoch)
 
 /* ------------------------------------------------------------------ handoff */
 
-static void request_join(struct request *request)
+static void request_join(struct dc_request *request)
 {
     struct dc_requests *requests = request->owner;
     const struct kvt_landing *landing = request->landing;
@@ -247,11 +222,12 @@ static void request_join(struct request *request)
     request->in_engine = true;
     request->joined_ns = bt_clock_now_ns();
     requests->running[requests->running_count++] = request;
+    dc_request_log_begin(request);
     dc_stepper_add(requests->options.stepper, sequence);
 }
 
 /* The tokens that are to be replayed go on from the one that prefill drew. */
-static bool replay_fits(const struct request *request)
+static bool replay_fits(const struct dc_request *request)
 {
     const struct dc_reservation *reservation = &request->reservation;
     return reservation->replay_count == 0 || request->sequence.last.token == reservation->replay[0];
@@ -261,7 +237,7 @@ static bool replay_fits(const struct request *request)
  * Every write of the epoch is over, whatever the verdict. OK: the sums are equal; CORRUPT: they are
  * not; else there is none, and `why` says so.
  */
-static void request_verdict(struct request *request, enum bt_status sum, const char *why)
+static void request_verdict(struct dc_request *request, enum bt_status sum, const char *why)
 {
     struct dc_requests *requests = request->owner;
     struct kvt_landing *landing;
@@ -289,7 +265,7 @@ static void request_verdict(struct request *request, enum bt_status sum, const c
         why = "the request was cancelled";
     }
     end_done_calls(request, status, why);
-    request_remove(request);
+    dc_request_remove(request);
     dc_requests_serve_pages(requests);
 }
 
@@ -314,7 +290,7 @@ static enum bt_status check_done(const struct dc_requests *requests,
 }
 
 /* The pages are checked on the target's thread; dc_requests_checksum brings the result. */
-static void request_sum(struct request *request)
+static void request_sum(struct dc_request *request)
 {
     request->expected = false;
     enum bt_status status = kvt_target_checksum(
@@ -328,7 +304,7 @@ static void request_sum(struct request *request)
     }
 }
 
-static void request_verify(struct request *request, const Baton__V1__HandoffDoneRequest *message)
+static void request_verify(struct dc_request *request, const Baton__V1__HandoffDoneRequest *message)
 {
     request->checksum = message->checksum;
     if (message->has_checksum) {
@@ -338,9 +314,9 @@ static void request_verify(struct request *request, const Baton__V1__HandoffDone
     }
 }
 
-static bool keep_done_call(struct request *request, struct bt_rpc_call *call)
+static bool keep_done_call(struct dc_request *request, struct bt_rpc_call *call)
 {
-    if (request->done_count == MAX_DONE_CALLS) {
+    if (request->done_count == DC_MAX_DONE_CALLS) {
         bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "the handoff is being verified already", NULL);
         return false;
     }
@@ -363,7 +339,7 @@ void dc_requests_handoff_done(struct dc_requests *requests, struct bt_rpc_call *
     switch (kvt_landing_done(requests->landings, message->request_id, message->epoch,
                              message->prompt_tokens, message->page_count, &error, &landing)) {
     case KVT_DONE_VERIFY: {
-        struct request *request = landing->user;
+        struct dc_request *request = landing->user;
         request->sequence.last = first;
         keep_done_call(request, call);
         request_verify(request, message);
@@ -385,7 +361,7 @@ void dc_requests_handoff_done(struct dc_requests *requests, struct bt_rpc_call *
 void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t checksum,
                           bool early)
 {
-    struct request *request = bt_map_get(&requests->by_epoch, epoch);
+    struct dc_request *request = bt_map_get(&requests->by_epoch, epoch);
     BT_ASSERT(request); /* VERIFYING ones wait for this */
     if (early && checksum != request->checksum && request->landing) {
         request_sum(request); /* what came early was a hint: from the beginning, then */
@@ -398,7 +374,7 @@ void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t
 
 /* ------------------------------------------------------------------ cancel */
 
-static void request_stop(struct request *request, enum dc_finish finish)
+void dc_request_stop(struct dc_request *request, enum dc_finish finish)
 {
     if (!request->stopping) {
         request->stopping = true;
@@ -408,15 +384,19 @@ static void request_stop(struct request *request, enum dc_finish finish)
     }
 }
 
-static void request_cancel(struct request *request)
+void dc_request_cancel(struct dc_request *request)
 {
     struct dc_requests *requests = request->owner;
     struct kvt_landing *landing = request->landing;
+    if (request->finish != DC_RUNNING) {
+        dc_request_remove(request);
+        return;
+    }
     if (!landing) {
         return; /* cancelled already, waits for the verdict */
     }
     if (landing->state == KVT_LANDING_READY) {
-        request_stop(request, DC_FINISH_CANCELLED);
+        dc_request_stop(request, DC_FINISH_CANCELLED);
         return;
     }
     bt_counter_add(requests->options.metrics->cancelled, 1);
@@ -425,47 +405,53 @@ static void request_cancel(struct request *request)
     request->landing = NULL;
     kvt_landing_cancel(requests->landings, request->reservation.request, request->epoch);
     if (!verifying) {
-        request_remove(request);
+        dc_request_remove(request);
     }
 }
 
-void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch)
+static struct dc_request *find(struct dc_requests *requests, uint64_t request, uint64_t epoch)
 {
+    if (epoch != 0) {
+        struct dc_request *found = bt_map_get(&requests->by_epoch, epoch);
+        return found && found->reservation.request == request ? found : NULL;
+    }
     const struct kvt_landing *landing = kvt_landing_find(requests->landings, request);
-    if (landing && (epoch == 0 || landing->epoch == epoch)) {
-        request_cancel(landing->user);
+    return landing ? landing->user : dc_orphan_find(requests, request);
+}
+
+/* Another router's is nobody else's. One without a router is of whoever knows its epoch. */
+static bool may_cancel(const struct dc_request *request, uint64_t epoch,
+                       uint64_t router_incarnation)
+{
+    return router_incarnation == 0 ||
+           request->reservation.router_incarnation == router_incarnation ||
+           (request->orphan && epoch != 0);
+}
+
+void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch,
+                        uint64_t router_incarnation)
+{
+    struct dc_request *found = find(requests, request, epoch);
+    if (found && may_cancel(found, epoch, router_incarnation)) {
+        dc_request_cancel(found);
         dc_requests_serve_pages(requests);
     }
 }
 
-static void cancel_matching(struct dc_requests *requests, uint64_t router_incarnation)
+void dc_requests_cancel_all(struct dc_requests *requests)
 {
     size_t cursor = 0;
     uint64_t epoch;
     void *value;
     while (bt_map_next(&requests->by_epoch, &cursor, &epoch, &value)) {
-        struct request *request = value;
-        if (router_incarnation == 0 ||
-            request->reservation.router_incarnation == router_incarnation) {
-            request_cancel(request);
-        }
+        dc_request_cancel(value);
     }
     dc_requests_serve_pages(requests);
 }
 
-void dc_requests_cancel_router(struct dc_requests *requests, uint64_t router_incarnation)
-{
-    cancel_matching(requests, router_incarnation);
-}
-
-void dc_requests_cancel_all(struct dc_requests *requests)
-{
-    cancel_matching(requests, 0);
-}
-
 /* ------------------------------------------------------------------ steps */
 
-static Baton__V1__FinishReason finish_reason(enum dc_finish finish)
+Baton__V1__FinishReason dc_finish_reason(enum dc_finish finish)
 {
     switch (finish) {
     case DC_RUNNING:
@@ -482,7 +468,7 @@ static Baton__V1__FinishReason finish_reason(enum dc_finish finish)
     return BATON__V1__FINISH_REASON__FINISH_ERROR;
 }
 
-static void count_token(struct request *request, const struct dc_entry *entry, int64_t now_ns)
+static void count_token(struct dc_request *request, const struct dc_entry *entry, int64_t now_ns)
 {
     const struct dc_metrics *metrics = request->owner->options.metrics;
     if (entry->index > 0) {
@@ -495,7 +481,7 @@ static void count_token(struct request *request, const struct dc_entry *entry, i
     request->token_ns = now_ns;
 }
 
-static void count_finish(const struct request *request, enum dc_finish finish, int64_t now_ns)
+static void count_finish(const struct dc_request *request, enum dc_finish finish, int64_t now_ns)
 {
     const struct dc_metrics *metrics = request->owner->options.metrics;
     struct bt_counter *const counters[] = {
@@ -514,20 +500,20 @@ static void count_finish(const struct request *request, enum dc_finish finish, i
     }
 }
 
-static void running_erase(struct dc_requests *requests, const struct request *request)
+static void running_erase(struct dc_requests *requests, const struct dc_request *request)
 {
     for (uint32_t i = 0; i < requests->running_count; i++) {
         if (requests->running[i] == request) {
             requests->running_count--;
             memmove(&requests->running[i], &requests->running[i + 1],
-                    (requests->running_count - i) * sizeof(struct request *));
+                    (requests->running_count - i) * sizeof(struct dc_request *));
             return;
         }
     }
 }
 
 /* The sequence came back: its pages are free again. */
-static void request_leave(struct request *request, enum dc_finish finish, int64_t now_ns)
+static void request_leave(struct dc_request *request, enum dc_finish finish, int64_t now_ns)
 {
     struct dc_requests *requests = request->owner;
     count_finish(request, finish, now_ns);
@@ -536,23 +522,44 @@ static void request_leave(struct request *request, enum dc_finish finish, int64_
     requests->wish_count -= request->wants_page;
     request->in_engine = false;
     kvt_landing_release(requests->landings, request->reservation.request, request->epoch);
-    request_remove(request);
+    request->landing = NULL;
+    if (!dc_orphan_keep(request, finish)) {
+        dc_request_remove(request);
+    }
 }
 
-static void handle_entry(struct dc_requests *requests, const struct dc_entry *entry, int64_t now_ns)
+/* How the sequence came into the batch, with the first token that was drawn here. */
+static void tell_start(struct dc_request *request, const struct dc_step *step, struct dc_news *news)
 {
-    struct request *request = entry->user;
-    const struct dc_news news = {
+    int64_t wait_ns = step->begin_ns - request->joined_ns;
+    request->started = news->starts = true;
+    news->wait_ns = wait_ns > 0 ? (uint64_t)wait_ns : 0;
+    news->step_ns = (uint64_t)(step->end_ns - step->begin_ns);
+    news->begin_unix_ns = bt_clock_unix_ns() - (bt_clock_now_ns() - step->begin_ns);
+}
+
+static void handle_entry(struct dc_requests *requests, const struct dc_entry *entry,
+                         const struct dc_step *step)
+{
+    struct dc_request *request = entry->user;
+    int64_t now_ns = step->end_ns;
+    struct dc_news news = {
         .request = entry->request,
         .epoch = entry->epoch,
         .sample = entry->has_token ? &entry->sample : NULL,
         .index = entry->index,
         .with_logprobs = request->reservation.sampling.logprobs >= 0,
-        .finish = finish_reason(entry->finish),
+        .finish = dc_finish_reason(entry->finish),
     };
-    dc_subscribers_add(requests->options.subscribers, request->reservation.router_incarnation,
-                       &news);
+    if (entry->drawn && !request->started) {
+        tell_start(request, step, &news);
+    }
+    if (!request->orphan) {
+        dc_subscribers_add(requests->options.subscribers, request->reservation.router_incarnation,
+                           &news);
+    }
     if (entry->has_token) {
+        dc_request_log(request, entry);
         count_token(request, entry, now_ns);
     }
     if (entry->finish != DC_RUNNING) {
@@ -562,7 +569,7 @@ static void handle_entry(struct dc_requests *requests, const struct dc_entry *en
 
 static void handle_wish(struct dc_requests *requests, const struct dc_page_wish *wish)
 {
-    struct request *request = bt_map_get(&requests->by_epoch, wish->epoch);
+    struct dc_request *request = bt_map_get(&requests->by_epoch, wish->epoch);
     if (!request || !request->in_engine) {
         return;
     }
@@ -574,7 +581,7 @@ static void handle_wish(struct dc_requests *requests, const struct dc_page_wish 
 void dc_requests_step(struct dc_requests *requests, const struct dc_step *step)
 {
     for (uint32_t i = 0; i < step->entry_count; i++) {
-        handle_entry(requests, &step->entries[i], step->end_ns);
+        handle_entry(requests, &step->entries[i], step);
     }
     for (uint32_t i = 0; i < step->wish_count; i++) {
         handle_wish(requests, &step->wishes[i]);
@@ -592,7 +599,7 @@ void dc_requests_step(struct dc_requests *requests, const struct dc_step *step)
 
 /* ------------------------------------------------------------------ growth */
 
-static bool request_grow(struct request *request)
+static bool request_grow(struct dc_request *request)
 {
     struct dc_requests *requests = request->owner;
     struct kvt_landing *landing = request->landing;
@@ -606,19 +613,28 @@ static bool request_grow(struct request *request)
     return true;
 }
 
+static struct dc_request *youngest(const struct dc_requests *requests, bool orphan)
+{
+    for (uint32_t i = requests->running_count; i-- > 0;) {
+        struct dc_request *request = requests->running[i];
+        if (orphan ? request->orphan : !request->reservation.full) {
+            return request;
+        }
+    }
+    return NULL;
+}
+
 /*
- * The youngest sequence that did not reserve all it can need gives its pages up. There is one: the
- * sequence that waits did not.
+ * The youngest sequence that no router has gives its pages up; where there is none, the youngest
+ * that did not reserve all it can need. There is one: the sequence that waits did not.
  */
 static void preempt_youngest(struct dc_requests *requests)
 {
-    for (uint32_t i = requests->running_count; i-- > 0;) {
-        struct request *request = requests->running[i];
-        if (!request->reservation.full) {
-            bt_log_info(request->reservation.request, "preempted: no page is free");
-            request_stop(request, DC_FINISH_PREEMPTED);
-            return;
-        }
+    struct dc_request *request = youngest(requests, true);
+    request = request ? request : youngest(requests, false);
+    if (request) {
+        bt_log_info(request->reservation.request, "preempted: no page is free");
+        dc_request_stop(request, DC_FINISH_PREEMPTED);
     }
 }
 
@@ -628,7 +644,7 @@ void dc_requests_serve_pages(struct dc_requests *requests)
 {
     bool stalled = false;
     for (uint32_t i = 0; i < requests->running_count && requests->wish_count > 0; i++) {
-        struct request *request = requests->running[i];
+        struct dc_request *request = requests->running[i];
         if (request->wants_page && !request->stopping && !request_grow(request)) {
             stalled = stalled || request->stalled;
         }
@@ -650,7 +666,8 @@ void dc_requests_load(const struct dc_requests *requests, Baton__V1__RankLoad *r
     ret_load->pages_ready = bt_page_pool_count(pages, BT_PAGE_READY);
     ret_load->pages_quarantined = bt_page_pool_count(pages, BT_PAGE_QUARANTINED);
     ret_load->running = requests->running_count;
-    ret_load->waiting = dc_requests_count(requests) - requests->running_count;
+    ret_load->waiting =
+        dc_requests_count(requests) - requests->running_count - requests->ended_count;
     ret_load->max_running = requests->options.max_requests;
     ret_load->kv_tokens = requests->running_count > 0 ? requests->kv_tokens : 0;
 }

@@ -6,8 +6,12 @@
  * thread only. Everything is keyed by (request, epoch): what comes late or twice finds nothing, or
  * finds that it was done.
  *
- * A request has no deadline of its own here: its router cancels it when the deadline passes, and
- * when the router goes, all its requests do.
+ * A request has no deadline of its own here: its router cancels it when the deadline passes. When
+ * the router goes, all its requests do, but those that another may have: with a resume key and a
+ * sequence that runs. These are orphans for a time. They go on, their tokens are kept, and so are
+ * those of one that ends, which holds no pages; a router that shows the key gets all of it
+ * (Decode/Adopt). An orphan makes way for a request of the same id, and gives its pages up before
+ * any request does that a router has.
  */
 #ifndef BATON_DECODE_NODE_REQUEST_H
 #define BATON_DECODE_NODE_REQUEST_H
@@ -19,6 +23,7 @@
 #include "decode-node/subscriber.h"
 #include "kvtransfer/landing.h"
 #include "kvtransfer/target.h"
+#include "proto/registry.pb-c.h"
 
 struct dc_requests;
 
@@ -31,7 +36,8 @@ struct dc_requests_options {
     struct dc_reservation_limits limits;
     uint64_t first_epoch;
     int64_t lease_ns;
-    uint32_t max_requests;
+    int64_t orphan_grace_ns; /* 0: there are no orphans */
+    uint32_t max_requests;   /* orphans that ended included, until one of them is in the way */
     bool require_checksum;
 };
 
@@ -57,9 +63,9 @@ void dc_requests_checksum(struct dc_requests *requests, uint64_t epoch, uint64_t
 /* A prefill worker holds the lease of this epoch: its pages are going to be written. */
 void dc_requests_leased(struct dc_requests *requests, uint64_t epoch);
 
-/* epoch 0: whichever it has. */
-void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch);
-void dc_requests_cancel_router(struct dc_requests *requests, uint64_t router_incarnation);
+/* epoch 0: whichever it has; router_incarnation 0: whose ever it is. */
+void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch,
+                        uint64_t router_incarnation);
 void dc_requests_cancel_all(struct dc_requests *requests);
 
 /* A step that the step thread finished. */
@@ -67,6 +73,30 @@ void dc_requests_step(struct dc_requests *requests, const struct dc_step *step);
 
 /* Pages may have become free: gives them to sequences that wait for one. */
 void dc_requests_serve_pages(struct dc_requests *requests);
+
+Baton__V1__FinishReason dc_finish_reason(enum dc_finish finish);
+
+/* ---- routers come and go (orphan.c) */
+
+/* The router's Steps stream ended. */
+void dc_requests_router_gone(struct dc_requests *requests, uint64_t router_incarnation,
+                             int64_t now_ns);
+/* It opened another: what it left behind here it runs elsewhere. */
+void dc_requests_router_back(struct dc_requests *requests, uint64_t router_incarnation);
+/* Ends the call, and sends the router what the orphan has. */
+void dc_requests_adopt(struct dc_requests *requests, struct bt_rpc_call *call,
+                       const Baton__V1__AdoptRequest *message);
+/* Ends all orphans; there are none from now on. */
+void dc_requests_close_orphans(struct dc_requests *requests);
+/* Lets go of orphans. Call at dc_requests_next_deadline_ns (BT_NEVER_NS: none) or later. */
+void dc_requests_tick(struct dc_requests *requests, int64_t now_ns);
+int64_t dc_requests_next_deadline_ns(const struct dc_requests *requests);
+/* Of the list below, since it was last asked. */
+bool dc_requests_orphans_changed(struct dc_requests *requests);
+/* Those that can be adopted; valid until the requests are called again. */
+size_t dc_requests_orphans(struct dc_requests *requests, Baton__V1__Orphan ***ret_orphans);
+
+/* ---- looking in */
 
 void dc_requests_load(const struct dc_requests *requests, Baton__V1__RankLoad *ret_load);
 uint32_t dc_requests_count(const struct dc_requests *requests);

@@ -101,6 +101,28 @@ static enum bt_status read_replay(struct dc_reservation *reservation,
     return BT_OK;
 }
 
+/* Whoever takes the request over gets the ids of its tokens, no logprobs: they are not kept. */
+static enum bt_status read_resume_key(struct dc_reservation *reservation,
+                                      const Baton__V1__ReserveRequest *message,
+                                      struct bt_error *error)
+{
+    size_t size = message->resume_key.len;
+    if (size != 0 && size != DC_RESUME_KEY_BYTES) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "resume_key: %zu bytes instead of none or %d", size,
+                            DC_RESUME_KEY_BYTES);
+    }
+    if (size != 0 && reservation->sampling.logprobs >= 0) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "resume_key: not with logprobs, which are not kept");
+    }
+    reservation->resumable = size != 0;
+    if (reservation->resumable) {
+        memcpy(reservation->resume_key, message->resume_key.data, size);
+    }
+    return BT_OK;
+}
+
 /* Room was reserved. */
 static void remember_replay(const struct dc_reservation *reservation)
 {
@@ -148,7 +170,10 @@ static enum bt_status read_tokens(struct dc_reservation *reservation,
                                   const struct dc_reservation_limits *limits,
                                   struct bt_error *error)
 {
-    enum bt_status status = check_prompt(message, limits, &reservation->sampling, error);
+    enum bt_status status = read_resume_key(reservation, message, error);
+    if (status == BT_OK) {
+        status = check_prompt(message, limits, &reservation->sampling, error);
+    }
     if (status == BT_OK) {
         status = check_replay(message, limits, &reservation->sampling, error);
     }

@@ -5,6 +5,8 @@
 #include "common/model/sampler.h"
 #include "proto/worker.pb-c.h"
 
+#define DC_RESUME_KEY_BYTES 32
+
 struct dc_reservation_limits {
     uint32_t vocab_size;
     const uint32_t *eos; /* [eos_count]; borrowed */
@@ -24,6 +26,8 @@ struct dc_reservation {
                                            penalty needs it */
     uint32_t *replay;                   /* [replay_count] */
     uint32_t replay_count;              /* less than max_tokens; 0: none */
+    bool resumable;                     /* there is a key */
+    uint8_t resume_key[DC_RESUME_KEY_BYTES];
 };
 
 /* INVALID_ARGUMENT names the field. */

@@ -14,7 +14,7 @@ static void answer_landing(struct dc_worker *worker, struct bt_rpc_call *call,
     Baton__V1__PageRun *run_messages = calloc(landing->page_count, sizeof(*run_messages));
     Baton__V1__PageRun **list = calloc(landing->page_count, sizeof(*list));
     if (!runs || !run_messages || !list) {
-        dc_requests_cancel(worker->requests, landing->request, landing->epoch);
+        dc_requests_cancel(worker->requests, landing->request, landing->epoch, 0);
         bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "landing: no memory", NULL);
         goto out;
     }
@@ -57,6 +57,7 @@ static void handle_reserve(void *context, struct bt_rpc_call *call, const Protob
     }
     dc_worker_tick_by(worker, landing->lease_until_ns);
     answer_landing(worker, call, landing);
+    dc_worker_settle(worker); /* an orphan may have made way */
 }
 
 static enum bt_status check_lease(const Baton__V1__LeaseRequest *request, struct bt_error *error)
@@ -180,8 +181,16 @@ static void handle_cancel(void *context, struct bt_rpc_call *call, const Protobu
     struct dc_worker *worker = context;
     const Baton__V1__CancelRequest *request = (const Baton__V1__CancelRequest *)message;
     Baton__V1__CancelResponse response = BATON__V1__CANCEL_RESPONSE__INIT;
-    dc_requests_cancel(worker->requests, request->request_id, request->epoch);
+    dc_requests_cancel(worker->requests, request->request_id, request->epoch,
+                       request->router_incarnation);
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+    dc_worker_settle(worker);
+}
+
+static void handle_adopt(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    struct dc_worker *worker = context;
+    dc_requests_adopt(worker->requests, call, (const Baton__V1__AdoptRequest *)request);
     dc_worker_settle(worker);
 }
 
@@ -258,6 +267,7 @@ const struct bt_rpc_method dc_worker_methods[] = {
      handle_handoff_done},
     {"baton.v1.Decode/Quiesced", &baton__v1__quiesced_request__descriptor, handle_quiesced},
     {"baton.v1.Decode/Cancel", &baton__v1__cancel_request__descriptor, handle_cancel},
+    {"baton.v1.Decode/Adopt", &baton__v1__adopt_request__descriptor, handle_adopt},
     {"baton.v1.Decode/Steps", &baton__v1__steps_request__descriptor, handle_steps},
     {"baton.v1.Group/Wake", &baton__v1__wake_request__descriptor, handle_wake},
     {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},

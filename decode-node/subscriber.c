@@ -11,6 +11,7 @@ struct item {
     struct dc_news news;
     struct bt_sample sample;
     Baton__V1__SequenceStep sequence;
+    Baton__V1__SequenceStart start;
     struct bt_token_message token;
     Baton__V1__Token *token_list[1];
 };
@@ -112,6 +113,13 @@ static void item_fill(struct item *item)
     if (item->news.text) {
         item->sequence.error = (char *)item->news.text;
     }
+    if (item->news.starts) {
+        baton__v1__sequence_start__init(&item->start);
+        item->start.wait_ns = item->news.wait_ns;
+        item->start.step_ns = item->news.step_ns;
+        item->start.begin_unix_ns = item->news.begin_unix_ns;
+        item->sequence.start = &item->start;
+    }
     if (item->news.sample) {
         bt_token_message_fill(&item->token, item->news.index, &item->sample,
                               item->news.with_logprobs);
@@ -121,7 +129,8 @@ static void item_fill(struct item *item)
     }
 }
 
-static enum bt_status subscriber_send(struct subscriber *subscriber)
+static enum bt_status send_event(struct subscriber *subscriber, Baton__V1__SequenceStep **sequences,
+                                 size_t count)
 {
     const struct dc_subscribers_events *events = &subscriber->owner->events;
     Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
@@ -129,14 +138,20 @@ static enum bt_status subscriber_send(struct subscriber *subscriber)
     Baton__V1__StepEvent event = BATON__V1__STEP_EVENT__INIT;
     event.step = subscriber->step++;
     event.load = &load;
+    event.sequences = sequences;
+    event.n_sequences = count;
+    return bt_rpc_call_send(subscriber->call, &event.base);
+}
+
+static enum bt_status subscriber_send(struct subscriber *subscriber)
+{
     for (size_t i = 0; i < subscriber->item_count; i++) {
         item_fill(&subscriber->items[i]);
         subscriber->list[i] = &subscriber->items[i].sequence;
     }
-    event.sequences = subscriber->list;
-    event.n_sequences = subscriber->item_count;
+    size_t count = subscriber->item_count;
     subscriber->item_count = 0;
-    return bt_rpc_call_send(subscriber->call, &event.base);
+    return send_event(subscriber, subscriber->list, count);
 }
 
 void dc_subscribers_open(struct dc_subscribers *subscribers, struct bt_rpc_call *call,
@@ -150,6 +165,7 @@ void dc_subscribers_open(struct dc_subscribers *subscribers, struct bt_rpc_call 
     if (before) {
         subscriber_end(before, BT_ERR_STALE, "the router opened another stream");
     }
+    subscribers->events.opens(subscribers->events.context, message->router_incarnation);
     if (subscribers->count == DC_MAX_SUBSCRIBERS) {
         bt_rpc_call_end(call, BT_ERR_EXHAUSTED, "too many routers", NULL);
         return;
@@ -206,6 +222,53 @@ void dc_subscribers_add(struct dc_subscribers *subscribers, uint64_t router_inca
     if (news->sample) {
         item->sample = *news->sample;
     }
+}
+
+static enum bt_status send_history(struct subscriber *subscriber, const struct dc_history *history,
+                                   Baton__V1__Token *tokens, Baton__V1__Token **list)
+{
+    enum bt_status status = BT_OK;
+    uint32_t sent = 0;
+    do {
+        uint32_t left = history->count - sent;
+        uint32_t count = left < DC_DELIVERED_TOKENS ? left : DC_DELIVERED_TOKENS;
+        for (uint32_t i = 0; i < count; i++) {
+            baton__v1__token__init(&tokens[i]);
+            tokens[i].index = sent + i;
+            tokens[i].token = history->tokens[sent + i];
+            list[i] = &tokens[i];
+        }
+        sent += count;
+        Baton__V1__SequenceStep sequence = BATON__V1__SEQUENCE_STEP__INIT, *sequences = &sequence;
+        sequence.request_id = history->request;
+        sequence.epoch = history->epoch;
+        sequence.tokens = list;
+        sequence.n_tokens = count;
+        if (sent == history->count) {
+            sequence.finish = history->finish;
+        }
+        status = send_event(subscriber, &sequences, 1);
+    } while (status == BT_OK && sent < history->count);
+    return status;
+}
+
+void dc_subscribers_deliver(struct dc_subscribers *subscribers, uint64_t router_incarnation,
+                            const struct dc_history *history)
+{
+    struct subscriber *subscriber = find(subscribers, router_incarnation);
+    if (!subscriber) {
+        return;
+    }
+    uint32_t room = history->count < DC_DELIVERED_TOKENS ? history->count : DC_DELIVERED_TOKENS;
+    Baton__V1__Token *tokens = calloc((size_t)room + 1, sizeof(*tokens));
+    Baton__V1__Token **list = calloc((size_t)room + 1, sizeof(*list));
+    if (!tokens || !list) {
+        subscriber_end(subscriber, BT_ERR_NO_MEMORY, "no memory for the stream");
+    } else if (send_history(subscriber, history, tokens, list) != BT_OK) {
+        subscriber_end(subscriber, BT_ERR_EXHAUSTED, "the router does not read");
+    }
+    free(tokens);
+    free(list);
 }
 
 void dc_subscribers_flush(struct dc_subscribers *subscribers)

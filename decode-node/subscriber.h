@@ -15,13 +15,16 @@
 #include "common/model/sampler.h"
 #include "proto/worker.pb-c.h"
 
-#define DC_MAX_SUBSCRIBERS 64
+#define DC_MAX_SUBSCRIBERS  64
+#define DC_DELIVERED_TOKENS 32768 /* of a history, in one message */
 
 struct dc_subscribers;
 
 struct dc_subscribers_events {
     /* The stream ended, for whatever reason: nobody wants this router's requests any more. */
     void (*gone)(void *context, uint64_t router_incarnation);
+    /* A new one begins, after the end of another that this router had. */
+    void (*opens)(void *context, uint64_t router_incarnation);
     void (*load)(void *context, Baton__V1__RankLoad *ret_load);
     void *context;
 };
@@ -43,13 +46,29 @@ struct dc_news {
     const struct bt_sample *sample; /* NULL: no token */
     uint32_t index;
     bool with_logprobs;
+    bool starts; /* the token is the first that was drawn here: the last three are set */
     Baton__V1__FinishReason finish;
     const char *text; /* with FINISH_ERROR; a constant */
+    uint64_t wait_ns, step_ns; /* as in SequenceStart */
+    int64_t begin_unix_ns;
 };
 
 /* For the next flush. Nothing happens when the router is not there. Never calls back. */
 void dc_subscribers_add(struct dc_subscribers *subscribers, uint64_t router_incarnation,
                         const struct dc_news *news);
+
+/* A sequence that the router did not have before. */
+struct dc_history {
+    uint64_t request, epoch;
+    const uint32_t *tokens; /* [count]; from number 0 on */
+    uint32_t count;
+    Baton__V1__FinishReason finish;
+};
+
+/* Sends it at once, of its tokens as many in a message as it may hold. Nothing happens when the
+ * router is not there; it is gone after this when it does not read. */
+void dc_subscribers_deliver(struct dc_subscribers *subscribers, uint64_t router_incarnation,
+                            const struct dc_history *history);
 
 /* Sends what was collected. */
 void dc_subscribers_flush(struct dc_subscribers *subscribers);

@@ -31,6 +31,12 @@ static void registration_load(void *context, Baton__V1__RankLoad *ret_load, bool
     *ret_draining = worker->draining;
 }
 
+static size_t registration_orphans(void *context, Baton__V1__Orphan ***ret_orphans)
+{
+    const struct dc_worker *worker = context;
+    return dc_requests_orphans(worker->requests, ret_orphans);
+}
+
 void dc_worker_update_gauges(struct dc_worker *worker)
 {
     Baton__V1__RankLoad load = BATON__V1__RANK_LOAD__INIT;
@@ -115,12 +121,21 @@ void dc_worker_drain(struct dc_worker *worker)
     dc_worker_drain_check(worker);
 }
 
+/* Routers hear of orphans that appeared or went before a client asks for one of them. */
+static void tell_orphans(struct dc_worker *worker)
+{
+    if (dc_requests_orphans_changed(worker->requests) && worker->registration) {
+        bt_registration_hurry(worker->registration);
+    }
+}
+
 /* After whatever may have ended requests or freed pages. */
 void dc_worker_settle(void *context)
 {
     struct dc_worker *worker = context;
     dc_requests_serve_pages(worker->requests);
     dc_subscribers_flush(worker->subscribers);
+    tell_orphans(worker);
     dc_worker_drain_check(worker);
 }
 
@@ -141,6 +156,7 @@ static void on_step(void *context)
         dc_requests_step(worker->requests, step);
         dc_stepper_return(worker->stepper, step);
     }
+    tell_orphans(worker);
     dc_worker_drain_check(worker);
 }
 
@@ -163,8 +179,11 @@ static void on_tick(void *context)
     struct dc_worker *worker = context;
     int64_t now_ns = bt_clock_now_ns();
     kvt_landing_tick(dc_worker_landings(worker), now_ns);
+    dc_requests_tick(worker->requests, now_ns);
     dc_worker_settle(worker);
     int64_t next_ns = kvt_landing_next_deadline_ns(dc_worker_landings(worker));
+    int64_t orphans_ns = dc_requests_next_deadline_ns(worker->requests);
+    next_ns = orphans_ns < next_ns ? orphans_ns : next_ns;
     bt_loop_timer_set(worker->tick_timer,
                       next_ns < now_ns + MIN_TICK_NS ? now_ns + MIN_TICK_NS : next_ns);
 }
@@ -259,7 +278,17 @@ static void on_notice(void *context)
 static void on_router_gone(void *context, uint64_t router_incarnation)
 {
     struct dc_worker *worker = context;
-    dc_requests_cancel_router(worker->requests, router_incarnation);
+    dc_requests_router_gone(worker->requests, router_incarnation, bt_clock_now_ns());
+    dc_worker_tick_by(worker, dc_requests_next_deadline_ns(worker->requests));
+    tell_orphans(worker);
+    dc_worker_drain_check(worker);
+}
+
+static void on_router_opens(void *context, uint64_t router_incarnation)
+{
+    struct dc_worker *worker = context;
+    dc_requests_router_back(worker->requests, router_incarnation);
+    tell_orphans(worker);
     dc_worker_drain_check(worker);
 }
 
@@ -329,6 +358,7 @@ static enum bt_status create_registration(struct dc_worker *worker, struct bt_er
     worker->identity.group = dc_ranks_member(worker->ranks);
     const struct bt_registration_events events = {
         .load = registration_load,
+        .orphans = registration_orphans,
         .registered = on_registered,
         .refused = on_refused,
         .context = worker,
@@ -409,7 +439,11 @@ static enum bt_status create_ranks(struct dc_worker *worker, struct bt_error *er
 static enum bt_status create_requests(struct dc_worker *worker, struct bt_error *error)
 {
     const struct dc_subscribers_events events = {
-        .gone = on_router_gone, .load = worker_load, .context = worker};
+        .gone = on_router_gone,
+        .opens = on_router_opens,
+        .load = worker_load,
+        .context = worker,
+    };
     worker->subscribers = dc_subscribers_create(&events);
     if (!worker->subscribers) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "streams: no memory");
@@ -427,6 +461,7 @@ static enum bt_status create_requests(struct dc_worker *worker, struct bt_error 
                    .expected_output_tokens = worker->options.expected_output_tokens},
         .first_epoch = (uint64_t)bt_clock_unix_ns(),
         .lease_ns = worker->options.lease_ms * BT_NS_PER_MS,
+        .orphan_grace_ns = worker->options.router_grace_ns,
         .max_requests = worker->options.max_reserved,
         .require_checksum = worker->options.checksum,
     };
@@ -560,6 +595,7 @@ void dc_worker_stop(struct dc_worker *worker)
 {
     worker->draining = worker->leaving = true;
     deregister(worker);
+    dc_requests_close_orphans(worker->requests);
     if (!in_group(worker) || worker->left || worker->failed) {
         dc_requests_cancel_all(worker->requests);
     }

@@ -32,7 +32,8 @@ struct dc_worker_options {
     uint32_t expected_output_tokens;
     uint32_t max_model_len; /* 0: the model's */
     uint32_t lease_ms;
-    bool checksum; /* take no handoff without one */
+    int64_t router_grace_ns; /* how long requests wait for another router; 0: not at all */
+    bool checksum;           /* take no handoff without one */
     /* Outlives the worker. Its max_rows is max_num_seqs. NULL: alone, and nothing is counted. */
     struct bt_rank *rank;
     int64_t heartbeat_ns; /* of a group that sleeps, see stepper.h; 0: DC_HEARTBEAT_NS */

@@ -171,6 +171,12 @@ static enum bt_status router_call(struct router *router, const char *method,
     return status;
 }
 
+static size_t orphans(const struct bt_registration *registration, Baton__V1__Orphan ***ret_orphans)
+{
+    const struct bt_registration_events *events = &registration->events;
+    return events->orphans ? events->orphans(events->context, ret_orphans) : 0;
+}
+
 static void router_register(struct router *router)
 {
     struct bt_registration *registration = router->registration;
@@ -179,6 +185,7 @@ static void router_register(struct router *router)
     bool draining = false;
     registration->events.load(registration->events.context, &load, &draining);
     request.load = &load;
+    request.n_orphans = orphans(registration, &request.orphans);
     router->hurry |= draining; /* which only a heartbeat can say */
     router_call(router, "baton.v1.Registry/Register", &request.base,
                 &baton__v1__register_response__descriptor, CALL_TIMEOUT_NS, on_registered);
@@ -206,6 +213,7 @@ static void router_heartbeat(struct router *router)
     request.incarnation = registration->identity->incarnation;
     request.load = &load;
     request.draining = draining;
+    request.n_orphans = orphans(registration, &request.orphans);
     request.sequence = ++router->sequence;
     Baton__V1__PrefixSummary prefix = BATON__V1__PREFIX_SUMMARY__INIT;
     request.prefix = router_prefixes(router, &prefix) ? &prefix : NULL;

@@ -34,11 +34,14 @@ struct bt_registration_events {
      */
     bool (*prefixes)(void *context, uint64_t since, Baton__V1__PrefixSummary *ret_summary,
                      bool *ret_more);
+    /* Decode: the requests that have no router, for the next message; how many. The list is valid
+     * until the next call of the loop. NULL: there are none, ever. */
+    size_t (*orphans)(void *context, Baton__V1__Orphan ***ret_orphans);
 };
 
 /*
- * `routers`: endpoints separated by commas. `identity` is what Register sends, `load` excepted; it
- * must outlive the registration. Nothing is called back inside this function.
+ * `routers`: endpoints separated by commas. `identity` is what Register sends, `load` and `orphans`
+ * excepted; it must outlive the registration. Nothing is called back inside this function.
  */
 enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
                                       const Baton__V1__RegisterRequest *identity,
@@ -47,7 +50,8 @@ enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
                                       struct bt_registration **ret_registration);
 void bt_registration_destroy(struct bt_registration *registration); /* NULL is fine */
 
-/* A heartbeat to every router now: the load or the draining flag changed in a way that matters. */
+/* A heartbeat to every router now: the load, the draining flag or the orphans changed in a way that
+ * matters. */
 void bt_registration_hurry(struct bt_registration *registration);
 
 /* Says goodbye; no more heartbeats. */
