@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "router/http_response.h"
+#include "router/http_status.h"
 #include "router/http_tokenize.h"
 #include "router/openai_prompt.h"
 
@@ -146,6 +147,8 @@ static const struct rt_http_route routes[] = {
     {"GET", "/health", false, handle_health},
     {"GET", "/ready", false, handle_ready},
     {"GET", "/metrics", false, handle_metrics},
+    {"GET", "/status", false, rt_http_status},
+    {"GET", "/", false, rt_http_dashboard},
 };
 
 static bool serves(const struct rt_http_route *route, const char *path)

@@ -105,6 +105,10 @@ static enum bt_status start_parts(struct rt_service *service,
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
+    service->monitor = service->metrics.monitor = rt_monitor_create(service);
+    if (!service->monitor) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
+    }
     enum bt_status status = start_tokenization(service, options, error);
     if (status != BT_OK) {
         return status;
@@ -190,6 +194,8 @@ void rt_service_destroy(struct rt_service *service)
         service->links = link->next;
         rt_worker_link_destroy(link); /* the ranks drop what they hold when their stream ends */
     }
+    rt_monitor_destroy(service->monitor);
+    service->metrics.monitor = NULL;
     rt_core_destroy(service->core);
     rt_worker_prefixes_destroy(service->prefixes);
     free_streams(service);

@@ -121,6 +121,18 @@ const char *rt_service_rpc_endpoint(const struct rt_service *service);
 /* For operators: fills a malloc'd message; free with baton__v1__status_response__free_unpacked. */
 Baton__V1__StatusResponse *rt_service_status(const struct rt_service *service);
 
+#define RT_STATUS_RANKS    512
+#define RT_STATUS_REQUESTS 64
+struct rt_status_query {
+    uint64_t after;  /* points of the history that are known already */
+    bool ranks;      /* every rank for itself, from number `offset` on, however many there are */
+    uint64_t offset;
+};
+/* The same for the dashboard and for scripts, as JSON (README.md of dashboard/), of bounded size. */
+struct rt_openai_json;
+void rt_service_write_status(struct rt_service *service, const struct rt_status_query *query,
+                             struct rt_openai_json *json);
+
 /* Exposition text of the router's own metrics, malloc'd. */
 char *rt_service_metrics(struct rt_service *service, size_t *ret_size);
 

@@ -153,12 +153,14 @@ void rt_service_metrics_first_token(const struct rt_service_metrics *metrics,
     bt_histogram_observe(metrics->ttft, seconds(stream->arrival_ns, now_ns));
     bt_histogram_observe(metrics->prefill_time, seconds(stream->dispatched_ns, now_ns));
     bt_counter_add(metrics->prompt_tokens, stream->prompt_tokens);
+    rt_monitor_first_token(metrics->monitor, stream, now_ns);
 }
 
 void rt_service_metrics_end(const struct rt_service_metrics *metrics,
                             const struct rt_stream *stream, enum rt_finish finish, int64_t now_ns)
 {
     bt_counter_add(metrics->ended[finish], 1);
+    rt_monitor_end(metrics->monitor, stream, finish);
     if (finish != RT_FINISH_STOP && finish != RT_FINISH_LENGTH) {
         return;
     }

@@ -8,6 +8,7 @@
 #include "common/base/metrics.h"
 #include "router/core.h"
 
+struct rt_monitor;
 struct rt_stream;
 struct rt_service;
 
@@ -24,6 +25,7 @@ struct rt_service_metrics {
     struct bt_counter *decisions, *reserve_refusals, *retries, *refused, *worker_losses;
     struct bt_counter *replayed_tokens;
     struct bt_counter *kv_pushed_bytes, *kv_hidden_bytes;
+    struct rt_monitor *monitor; /* hears of the same events */
 };
 
 void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metrics *registry,

@@ -1,7 +1,7 @@
 /*
  * The inside of the router service, shared by its parts: service.c (life, submit), dispatch.c (the
  * core's actions, the workers' events), registry.c (what workers call), service_metrics.c and
- * service_status.c (looking in). Loop thread only.
+ * service_status.c, status_json.c and monitor.c (looking in). Loop thread only.
  */
 #ifndef BATON_ROUTER_SERVICE_STATE_H
 #define BATON_ROUTER_SERVICE_STATE_H
@@ -9,6 +9,7 @@
 #include "common/base/map.h"
 #include "common/kvcache/layout.h"
 #include "router/checkpoint.h"
+#include "router/monitor.h"
 #include "router/service.h"
 #include "router/stream.h"
 #include "router/worker_prefixes.h"
@@ -49,6 +50,7 @@ struct rt_service {
 
     struct bt_metrics *registry;
     struct rt_service_metrics metrics;
+    struct rt_monitor *monitor;
 };
 
 /* dispatch.c: time, then actions until there are none. Not from inside a sink or an end of a call;
@@ -58,6 +60,11 @@ void rt_service_pump(struct rt_service *service);
 struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref);
 /* False: only what is lost is left, or nothing. */
 bool rt_service_has_live_worker(const struct rt_service *service);
+
+/* service_status.c */
+extern const char *const rt_role_names[];          /* [enum rt_role] */
+extern const char *const rt_worker_state_names[];  /* [enum rt_worker_state] */
+extern const char *const rt_request_state_names[]; /* [enum rt_request_state] */
 
 /* Numbers that contradict each other are cut to what can be. */
 void rt_load_from_message(const Baton__V1__RankLoad *message, struct rt_load *ret_load);

@@ -5,7 +5,9 @@
 #include "common/base/clock.h"
 #include "router/service_state.h"
 
-static const char *const worker_states[] = {
+const char *const rt_role_names[] = {[RT_ROLE_PREFILL] = "prefill", [RT_ROLE_DECODE] = "decode"};
+
+const char *const rt_worker_state_names[] = {
     [RT_WORKER_CONNECTING] = "connecting",
     [RT_WORKER_READY] = "ready",
     [RT_WORKER_SILENT] = "silent",
@@ -13,7 +15,7 @@ static const char *const worker_states[] = {
     [RT_WORKER_LOST] = "lost",
 };
 
-static const char *const request_states[] = {
+const char *const rt_request_state_names[] = {
     [RT_QUEUED] = "queued",
     [RT_RESERVING] = "reserving",
     [RT_PREFILLING] = "prefilling",
@@ -82,7 +84,7 @@ static bool fill_worker(const struct rt_worker_link *link, const struct rt_worke
     status->last_heartbeat_s = seconds_ago(view->last_heartbeat_ns);
     status->load = load_message(&view->info->load);
     bool filled = status->load && set_string(&status->worker_id, view->info->id) &&
-                  set_string(&status->state, worker_states[view->state]);
+                  set_string(&status->state, rt_worker_state_names[view->state]);
     if (filled && view->info->group.incarnation != 0) {
         status->group = group_message(&view->info->group);
         filled = status->group != NULL;
@@ -136,7 +138,7 @@ static bool fill_request(const struct rt_service *service, const struct rt_reque
     status->prompt_tokens = view->prompt_tokens;
     status->generated_tokens = view->generated_tokens;
     status->age_s = seconds_ago(view->arrival_ns);
-    return set_string(&status->state, request_states[view->state]) &&
+    return set_string(&status->state, rt_request_state_names[view->state]) &&
            set_string(&status->prefill_worker, worker_id(service, view->prefill)) &&
            set_string(&status->decode_worker, worker_id(service, view->decode));
 }

@@ -9,6 +9,7 @@
 
 #include "common/base/clock.h"
 #include "common/text/detokenizer.h"
+#include "router/openai_json.h"
 
 #define DEFAULT_TOKENS 12
 #define PUMP_NS        (BT_NS_PER_MS / 5)
@@ -283,4 +284,15 @@ char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
     char *text = strdup("# TYPE fake counter\nfake 1\n");
     *ret_size = strlen(text);
     return text;
+}
+
+void rt_service_write_status(struct rt_service *service, const struct rt_status_query *query,
+                             struct rt_openai_json *json)
+{
+    (void)service;
+    rt_openai_json_literal(json, "[");
+    rt_openai_json_int(json, (int64_t)query->after);
+    rt_openai_json_literal(json, query->ranks ? ",true," : ",false,");
+    rt_openai_json_int(json, (int64_t)query->offset);
+    rt_openai_json_literal(json, "]");
 }

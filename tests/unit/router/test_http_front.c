@@ -185,6 +185,53 @@ static void test_state_endpoints(void **state)
     assert_int_equal(f->client.size, 0);
 }
 
+static void assert_body(struct fixture *f, const char *path, int status, const char *body)
+{
+    struct http_response response = call(f, "GET", path, "", NULL);
+    assert_int_equal(response.status, status);
+    if (body != NULL)
+        assert_string_equal(response.body, body);
+    http_response_finish(&response);
+}
+
+static void test_status(void **state)
+{
+    struct fixture *f = *state;
+    assert_body(f, "/status", 200, "[0,false,0]");
+    assert_body(f, "/status?after=17", 200, "[17,false,0]");
+    assert_body(f, "/status?offset=0", 200, "[0,true,0]");
+    assert_body(f, "/status?offset=512&after=3", 200, "[3,true,512]");
+    assert_body(f, "/status?after=-1", 400, NULL);
+    assert_body(f, "/status?after=", 400, NULL);
+    assert_body(f, "/status?offset=1x", 400, NULL);
+    assert_body(f, "/status?offset=99999999999999999999", 400, NULL);
+}
+
+static void test_dashboard(void **state)
+{
+    struct fixture *f = *state;
+    struct http_response page = call(f, "GET", "/", "", NULL);
+    assert_int_equal(page.status, 200);
+    assert_string_equal(http_response_header(&page, "Content-Type"), "text/html; charset=utf-8");
+    assert_string_equal(http_response_header(&page, "X-Content-Type-Options"), "nosniff");
+    assert_string_equal(http_response_header(&page, "Referrer-Policy"), "no-referrer");
+    const char *policy = http_response_header(&page, "Content-Security-Policy");
+    assert_ptr_equal(strstr(policy, "default-src 'none'; "), policy);
+    assert_null(strstr(policy, "unsafe"));
+    char headers[128];
+    snprintf(headers, sizeof headers, "If-None-Match: %s\r\n",
+             http_response_header(&page, "ETag"));
+    struct http_response again = call(f, "GET", "/", headers, NULL);
+    assert_int_equal(again.status, 304);
+    http_response_finish(&again);
+    again = call(f, "GET", "/", "If-None-Match: \"another\"\r\n", NULL);
+    assert_int_equal(again.status, 200);
+    assert_string_equal(again.body, page.body);
+    http_response_finish(&again);
+    http_response_finish(&page);
+    assert_body(f, "/index.html", 404, NULL);
+}
+
 static void test_models(void **state)
 {
     struct fixture *f = *state;
@@ -230,7 +277,7 @@ static void test_tokenize(void **state)
 static void test_unknown(void **state)
 {
     struct fixture *f = *state;
-    expect_error(f, "GET", "/", "", NULL, 404, "", NULL);
+    expect_error(f, "GET", "/nothing", "", NULL, 404, "", NULL);
     expect_error(f, "POST", "/v1/embeddings", "", "{}", 404, "", NULL);
     expect_error(f, "GET", "/v1/chat/completions/", "", NULL, 404, "", NULL);
     expect_error(f, "GET", "/%ff%00", "", NULL, 404, "", NULL);
@@ -764,6 +811,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_state_endpoints),
         TEST(test_models),
+        TEST(test_status),
+        TEST(test_dashboard),
         TEST(test_tokenize),
         TEST(test_unknown),
         TEST(test_chat),
