@@ -255,6 +255,20 @@ static void blame(struct rt_core *core, rt_worker_ref culprit)
     }
 }
 
+static enum rt_retry_cause retry_cause(const struct rt_request *request, enum bt_status status)
+{
+    if (status == BT_ERR_PEER_LOST) {
+        return RT_RETRY_WORKER_LOST;
+    }
+    if (no_room(status)) {
+        return RT_RETRY_REFUSED;
+    }
+    if (status == BT_ERR_PREEMPTED) {
+        return RT_RETRY_PREEMPTED;
+    }
+    return request->state == RT_RESERVING ? RT_RETRY_RESERVE_FAILED : RT_RETRY_HANDOFF_FAILED;
+}
+
 void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_worker_ref culprit,
                        enum rt_rest rest, enum bt_status status, const char *text)
 {
@@ -275,6 +289,7 @@ void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_work
         }
         core->counts.retries++;
     }
+    core->counts.retried[retry_cause(request, status)]++;
     rt_attempt_release(core, request, rest, true);
     wait_again(core, request, room ? 0 : request->hold_until_ns);
 }
@@ -305,6 +320,7 @@ void rt_attempt_preempted(struct rt_core *core, struct rt_request *request, cons
     }
     request->full = true;
     core->counts.preemptions++;
+    core->counts.retried[RT_RETRY_PREEMPTED]++;
     rt_attempt_release(core, request, RT_REST_DECODED, true);
     rt_request_requeue(core, request);
 }

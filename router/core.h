@@ -309,6 +309,25 @@ struct rt_worker_view {
     int64_t ahead_ns;         /* prefill: predicted time until it can begin a new prompt */
     double prefill_base_ns, prefill_token_ns; /* prefill: its line */
 };
+/* Why a worker was chosen. */
+enum rt_choice {
+    RT_CHOICE_ONLY,   /* no other of its role gets requests now */
+    RT_CHOICE_PREFIX, /* prefill: it has the beginning of the prompt */
+    RT_CHOICE_POLICY, /* prefill: the least predicted time; decode: the policy */
+    RT_CHOICE_LOCAL,  /* decode: it computes the prompt itself */
+    RT_CHOICES,
+};
+extern const char *const rt_choice_names[RT_CHOICES];
+/* What an attempt ended with that was followed by another. */
+enum rt_retry_cause {
+    RT_RETRY_WORKER_LOST,
+    RT_RETRY_REFUSED, /* no room, no breakage */
+    RT_RETRY_PREEMPTED,
+    RT_RETRY_RESERVE_FAILED,
+    RT_RETRY_HANDOFF_FAILED, /* prefill, transfer or what follows */
+    RT_RETRY_CAUSES,
+};
+extern const char *const rt_retry_cause_names[RT_RETRY_CAUSES];
 /* Since the core was made. */
 struct rt_core_counts {
     uint64_t submitted, decisions;
@@ -317,6 +336,8 @@ struct rt_core_counts {
     uint64_t retries, preemptions, refusals; /* attempts that were followed by another, and why */
     uint64_t poisoned, budget_refused;       /* ended for it */
     uint64_t breakers_opened, kept_out;
+    uint64_t chosen[2][RT_CHOICES]; /* [enum rt_role] */
+    uint64_t retried[RT_RETRY_CAUSES];
 };
 bool rt_core_request(const struct rt_core *core, uint64_t id, struct rt_request_view *ret_view);
 /* The tokens that its client has, valid until the next call into the core; 0: none, or not known.

@@ -83,6 +83,21 @@ uint32_t rt_core_queued(const struct rt_core *core)
     return core->queue.count;
 }
 
+const char *const rt_choice_names[RT_CHOICES] = {
+    [RT_CHOICE_ONLY] = "only_candidate",
+    [RT_CHOICE_PREFIX] = "prefix_overlap",
+    [RT_CHOICE_POLICY] = "policy",
+    [RT_CHOICE_LOCAL] = "local_prefill",
+};
+
+const char *const rt_retry_cause_names[RT_RETRY_CAUSES] = {
+    [RT_RETRY_WORKER_LOST] = "worker_lost",
+    [RT_RETRY_REFUSED] = "refused",
+    [RT_RETRY_PREEMPTED] = "preempted",
+    [RT_RETRY_RESERVE_FAILED] = "reserve_failed",
+    [RT_RETRY_HANDOFF_FAILED] = "handoff_failed",
+};
+
 void rt_core_counts(const struct rt_core *core, struct rt_core_counts *ret_counts)
 {
     *ret_counts = core->counts;

@@ -5,6 +5,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "router/rank_metrics.h"
 #include "router/service_state.h"
 
 struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref)
@@ -132,6 +133,12 @@ static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceSt
         /* Without these tokens the next ones leave a gap, which the core deals with. */
         bt_log_error(sequence->request_id, "no memory for tokens");
         count = 0;
+    }
+    if (sequence->start) {
+        struct rt_stream *stream = stream_get(service, sequence->request_id);
+        if (stream) {
+            rt_stages_step(&stream->stages, sequence->start, &service->metrics);
+        }
     }
     if (status == BT_ERR_PREEMPTED) {
         bt_counter_add(service->metrics.preemptions, 1);
@@ -261,16 +268,22 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
     struct rt_stream *stream = stream_get(service, request);
     bt_counter_add(service->metrics.kv_pushed_bytes, done->kv_bytes);
     bt_counter_add(service->metrics.kv_hidden_bytes, done->hidden_bytes);
+    rt_rank_metrics_pushed(link, done->kv_bytes, bt_clock_now_ns());
     if (stream && stream->run_attempt == attempt) {
         uint32_t cached = done->cached_tokens < stream->prompt_tokens ? done->cached_tokens : 0;
+        bt_counter_add(service->metrics.prefix_queries, stream->prompt_tokens);
+        bt_counter_add(service->metrics.prefix_hits, cached);
         rt_core_prefill_done(service->core, request, attempt,
                              done->compute_ns < INT64_MAX ? (int64_t)done->compute_ns : INT64_MAX,
                              stream->prompt_tokens - cached);
         stream->done = *done;
         stream->done.transport = NULL;
+        stream->done.layers = NULL;
+        stream->done.n_layers = 0;
         stream->done.cached_tokens = cached;
         rt_transport_copy(done->transport, stream->transport);
         note_transport(link, request, done->transport);
+        rt_stages_prefill_done(&stream->stages, attempt, done, &service->metrics);
     }
 }
 
@@ -335,7 +348,10 @@ static void act_reserve(struct rt_service *service, struct rt_stream *stream,
     request.full = action->full;
     request.router_incarnation = service->incarnation;
     add_replay(service, &request);
-    bt_counter_add(service->metrics.decisions, 1);
+    Baton__V1__TraceContext trace;
+    rt_trace_context_fill(&stream->stages.trace, &trace);
+    request.trace = &trace;
+    rt_stages_reserve(&stream->stages, bt_clock_now_ns());
     enum bt_status status =
         link ? rt_worker_link_reserve(link, action->attempt, &request) : BT_ERR_UNAVAILABLE;
     if (status != BT_OK) {
@@ -355,8 +371,6 @@ static void act_prefill(struct rt_service *service, struct rt_stream *stream,
         stream->dispatched_ns = now_ns;
         bt_histogram_observe(service->metrics.queue_time,
                              (double)(now_ns - stream->arrival_ns) / 1e9);
-    } else {
-        bt_counter_add(service->metrics.retries, 1);
     }
     snprintf(stream->prefill_worker, RT_WORKER_ID_SIZE, "%s", link ? link->id : "");
     snprintf(stream->decode_worker, RT_WORKER_ID_SIZE, "%s", rank ? rank->id : "");
@@ -366,6 +380,10 @@ static void act_prefill(struct rt_service *service, struct rt_stream *stream,
     request.prompt = stream->prompt;
     request.sampling = &stream->sampling;
     request.landing = stream->landing;
+    Baton__V1__TraceContext trace;
+    rt_trace_context_fill(&stream->stages.trace, &trace);
+    request.trace = &trace;
+    rt_stages_prefill(&stream->stages, action->attempt, now_ns);
     stream->run_attempt = action->attempt;
     enum bt_status status = link ? rt_worker_link_run(link, action->attempt, stream->deadline_ns,
                                                       &request, &stream->run)
@@ -417,6 +435,7 @@ static void act_end(struct rt_service *service, struct rt_stream *stream,
     bt_map_remove(&service->streams, stream->id);
     rt_stream_end(stream, action->finish, action->status, action->text, bt_clock_now_ns(),
                   &service->metrics);
+    rt_service_trace_keep(service, stream, action->finish, bt_clock_now_ns());
     rt_stream_destroy(stream);
 }
 

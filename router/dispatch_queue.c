@@ -9,12 +9,28 @@ static uint32_t expected_output(const struct rt_core *core, const struct rt_requ
                                  spec->max_tokens);
 }
 
+/* What decided, as far as a glance tells. */
+static void count_choices(struct rt_core *core, const struct rt_request *request,
+                          const struct rt_worker *prefill)
+{
+    const struct rt_worker_table *workers = &core->workers;
+    bool prefix = rt_request_uncached(request, prefill->ref) < request->spec.prompt_tokens;
+    core->counts.chosen[RT_ROLE_PREFILL][prefix ? RT_CHOICE_PREFIX
+                                         : workers->willing_count[RT_ROLE_PREFILL] == 1
+                                             ? RT_CHOICE_ONLY
+                                             : RT_CHOICE_POLICY]++;
+    core->counts
+        .chosen[RT_ROLE_DECODE]
+               [workers->willing_count[RT_ROLE_DECODE] == 1 ? RT_CHOICE_ONLY : RT_CHOICE_POLICY]++;
+}
+
 static void attempt_start(struct rt_core *core, struct rt_request *request,
                           struct rt_worker *prefill, struct rt_worker *decode, uint32_t pages)
 {
     rt_admission_taken(&core->admission, request);
     rt_request_queue_take(&core->queue, request, expected_output(core, request));
     core->counts.decisions++;
+    count_choices(core, request, prefill);
     request->state = RT_RESERVING;
     request->attempt++;
     request->taken_ns = core->now_ns;

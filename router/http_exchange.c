@@ -257,6 +257,11 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
     request.timing = request.timing || header_asks_timing(exchange);
+    rt_service_trace_begin(exchange->all->service,
+                           MHD_lookup_connection_value(exchange->mhd, MHD_HEADER_KIND,
+                                                       "traceparent"),
+                           &exchange->trace);
+    request.trace = exchange->trace;
     status = rt_openai_answer_create(exchange->all->service, &request, on_change, exchange, &error,
                                      &exchange->answer);
     if (status != BT_OK)

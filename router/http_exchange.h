@@ -63,6 +63,7 @@ struct rt_http_exchange {
     bool dispatched, suspended, gone;
     struct rt_openai_answer *answer;
     struct rt_http_tokens tokens;
+    struct rt_trace_context trace; /* of a generation */
     struct rt_http_exchange *previous, *next;
 };
 

@@ -19,6 +19,11 @@ enum MHD_Result rt_http_respond(struct rt_http_exchange *exchange, int http_stat
 {
     if (response == NULL)
         return MHD_NO;
+    if (exchange->trace.span != 0) { /* as W3C Trace Context names it, level 2 */
+        char text[RT_TRACEPARENT_SIZE];
+        rt_trace_context_write(&exchange->trace, text);
+        MHD_add_response_header(response, "traceresponse", text);
+    }
     if (rt_service_draining(exchange->all->service)) /* the next request is for another router */
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     enum MHD_Result result = MHD_queue_response(exchange->mhd, (unsigned)http_status, response);

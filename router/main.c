@@ -31,6 +31,8 @@ struct arguments {
     int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_ns;
     int64_t request_timeout_ns, max_model_len, heartbeat_ms, max_connections, max_body_bytes;
     int64_t tokenizer_threads, tokenizer_cache_bytes, tokenizer_queue, drain_timeout_ns;
+    int64_t trace_keep;
+    double trace_sample;
     int log_level, decode_policy;
     bool die_with_parent;
     struct bt_security_values security;
@@ -87,6 +89,10 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "Texts that wait for their tokens at most; more are refused."},
         {"drain-timeout", BT_OPTION_DURATION, &a->drain_timeout_ns, "30s", .max = 86400,
          .help = "Time that requests have to end after SIGTERM; a second one ends them at once."},
+        {"trace-sample", BT_OPTION_DOUBLE, &a->trace_sample, "0.01", .max = 1, .metavar = "RATIO",
+         .help = "Share of requests that are traced layer by layer, of those without traceparent."},
+        {"trace-keep", BT_OPTION_INT, &a->trace_keep, "1000", .max = 1 << 20,
+         .help = "Requests whose times are remembered for batonctl trace."},
         BT_SECURITY_OPTIONS(a->security),
         {"log-level", BT_OPTION_CHOICE, &a->log_level, "info", .choices = levels,
          .help = "How much is logged to stderr."},
@@ -121,6 +127,8 @@ static enum bt_status create_service(struct bt_loop *loop, const struct argument
         .request_timeout_ns = a->request_timeout_ns,
         .max_model_len = (uint32_t)a->max_model_len,
         .heartbeat_ms = (uint32_t)a->heartbeat_ms,
+        .trace_sample = a->trace_sample,
+        .trace_keep = (uint32_t)a->trace_keep,
         .tokenizer_threads = (unsigned)a->tokenizer_threads,
         .tokenizer_max_jobs = (size_t)a->tokenizer_queue,
         .tokenizer_max_bytes = TOKENIZER_BODIES * (size_t)a->max_body_bytes,

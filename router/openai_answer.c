@@ -251,6 +251,7 @@ static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struc
         .arrival_ns = answer->arrival_ns,
         .deadline_ns = answer->deadline_ns,
         .keep_special = request->keep_special,
+        .trace = request->trace,
     };
     enum bt_status status = BT_OK;
     for (uint32_t i = 0; status == BT_OK && i < request->n; i++) {

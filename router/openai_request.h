@@ -16,6 +16,7 @@
 #include "common/text/chat.h"
 #include "proto/types.pb-c.h"
 #include "router/openai_error.h"
+#include "router/trace_context.h"
 
 #define RT_OPENAI_MAX_DEPTH   64
 #define RT_OPENAI_MAX_PROMPTS 64
@@ -53,6 +54,7 @@ struct rt_openai_request {
     uint32_t n;
     bool stream, include_usage;
     bool return_token_ids, timing, keep_special;
+    struct rt_trace_context trace; /* of the HTTP request, not of the body */
 };
 
 /* `ret_request` is written on success only; release it with rt_openai_request_finish. */

@@ -226,5 +226,14 @@ void rt_openai_write_timing(const Baton__V1__Timing *timing, struct rt_openai_js
     rt_openai_json_cstring(out, timing->prefill_worker);
     rt_openai_json_literal(out, ",\"decode_worker\":");
     rt_openai_json_cstring(out, timing->decode_worker);
+    write_number(out, ",\"reserve_ms\":", timing->reserve_ms);
+    write_number(out, ",\"decode_queue_ms\":", timing->decode_queue_ms);
+    write_number(out, ",\"first_step_ms\":", timing->first_step_ms);
+    rt_openai_json_literal(out, ",\"attempts\":");
+    rt_openai_json_int(out, timing->attempts);
+    rt_openai_json_literal(out, ",\"request_id\":");
+    rt_openai_json_cstring(out, timing->request_id);
+    rt_openai_json_literal(out, ",\"trace_id\":");
+    rt_openai_json_cstring(out, timing->trace_id);
     rt_openai_json_literal(out, "}");
 }

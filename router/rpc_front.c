@@ -343,6 +343,7 @@ static enum bt_status start(struct stream *stream, const Baton__V1__GenerateRequ
         .deadline_ns =
             rt_service_deadline_ns(stream->service, now_ns, bt_rpc_call_deadline_ns(stream->call)),
     };
+    rt_service_trace_begin(stream->service, request->traceparent, &generation->trace);
     enum bt_status status = rt_openai_prompt_check_model(stream->service, request->model, error);
     if (status == BT_OK)
         status = read_sampling(stream->service, request, error, &generation->sampling);
@@ -402,6 +403,18 @@ static void handle_status(void *context, struct bt_rpc_call *call, const Protobu
     }
     bt_rpc_call_end(call, BT_OK, NULL, &response->base);
     baton__v1__status_response__free_unpacked(response, NULL);
+}
+
+static void handle_trace(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
+{
+    Baton__V1__TraceResponse *response =
+        rt_service_trace(context, (const Baton__V1__TraceRequest *)message);
+    if (response == NULL) {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "no memory for traces", NULL);
+        return;
+    }
+    bt_rpc_call_end(call, BT_OK, NULL, &response->base);
+    baton__v1__trace_response__free_unpacked(response, NULL);
 }
 
 /* ------------------------------------------------------------------ Tokenize */
@@ -482,6 +495,7 @@ const struct bt_rpc_method rt_rpc_front_methods[] = {
     {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, handle_generate},
     {"baton.v1.Router/Models", &baton__v1__models_request__descriptor, handle_models},
     {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, handle_status},
+    {"baton.v1.Router/Trace", &baton__v1__trace_request__descriptor, handle_trace},
     {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, handle_tokenize},
     {NULL, NULL, NULL},
 };

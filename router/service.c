@@ -100,8 +100,9 @@ static enum bt_status start_parts(struct rt_service *service,
     service->prefixes = rt_worker_prefixes_create(options->prefix_blocks);
     service->methods = join_methods();
     service->timer = bt_loop_add_timer(service->loop, BT_NEVER_NS, on_timer, service);
-    if (!service->model_name || !service->core || !service->prefixes || !service->methods ||
-        !service->timer) {
+    service->traces = rt_trace_store_create(options->trace_keep);
+    if (!service->traces || !service->model_name || !service->core || !service->prefixes ||
+        !service->methods || !service->timer) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
@@ -198,6 +199,7 @@ void rt_service_destroy(struct rt_service *service)
     service->metrics.monitor = NULL;
     rt_core_destroy(service->core);
     rt_worker_prefixes_destroy(service->prefixes);
+    rt_trace_store_destroy(service->traces);
     free_streams(service);
     bt_loop_remove(service->timer);
     rt_output_buffer_finish(&service->output);
@@ -243,6 +245,11 @@ static enum bt_status submit_stream(struct rt_service *service, struct rt_stream
     stream->arrival_ns = generation->arrival_ns > 0 ? generation->arrival_ns : now_ns;
     stream->deadline_ns =
         rt_service_deadline_ns(service, stream->arrival_ns, generation->deadline_ns);
+    struct rt_trace_context trace = generation->trace;
+    if (trace.span == 0) {
+        rt_service_trace_begin(service, NULL, &trace);
+    }
+    rt_stages_init(&stream->stages, &trace, stream->arrival_ns, now_ns);
     stream->id = new_id(service);
     if (!bt_map_put(&service->streams, stream->id, stream)) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");

@@ -19,6 +19,7 @@
 #include "proto/types.pb-c.h"
 #include "router/core.h"
 #include "router/tokenization.h"
+#include "router/trace_context.h"
 
 struct rt_service;
 
@@ -30,6 +31,8 @@ struct rt_service_options {
     int64_t request_timeout_ns;    /* default and maximum deadline of a request */
     uint32_t max_model_len;        /* 0: from the checkpoint */
     uint32_t heartbeat_ms;
+    double trace_sample; /* of the requests that say nothing of it, 0 to 1 */
+    uint32_t trace_keep; /* requests whose times are remembered */
     uint32_t prefix_blocks; /* of workers' caches, that are known at once; 0: 4 million */
     unsigned tokenizer_threads;
     size_t tokenizer_max_jobs, tokenizer_max_bytes; /* that wait for their ids */
@@ -49,6 +52,7 @@ struct rt_generation {
     int64_t arrival_ns;  /* at the front; 0: now. What came before a drain is still taken */
     int64_t deadline_ns; /* BT_NEVER_NS: the default */
     bool keep_special;   /* special tokens appear in the text */
+    struct rt_trace_context trace; /* of rt_service_trace_begin; zeros: none */
 };
 
 struct rt_result {
@@ -132,6 +136,13 @@ struct rt_status_query {
 struct rt_openai_json;
 void rt_service_write_status(struct rt_service *service, const struct rt_status_query *query,
                              struct rt_openai_json *json);
+
+/* For a new request, by its header `traceparent` (NULL: none). */
+void rt_service_trace_begin(const struct rt_service *service, const char *traceparent,
+                            struct rt_trace_context *ret_context);
+/* Likewise malloc'd. */
+Baton__V1__TraceResponse *rt_service_trace(const struct rt_service *service,
+                                           const Baton__V1__TraceRequest *request);
 
 /* Exposition text of the router's own metrics, malloc'd. */
 char *rt_service_metrics(struct rt_service *service, size_t *ret_size);

@@ -5,11 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "router/rank_metrics.h"
 #include "router/service_state.h"
 
 static const double seconds_bounds[] = {0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08,
                                         0.1,   0.25,   0.5,   0.75, 1,    2.5,  5,    7.5,
                                         10,    20,     40,    80,   160,  640,  2560};
+static const double token_bounds[] = {1,    2,    5,    10,    20,    50,    100,    200,   500,
+                                      1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
 #define SECONDS_BOUNDS seconds_bounds, sizeof seconds_bounds / sizeof seconds_bounds[0]
 
 /* Long names are cut. */
@@ -42,10 +45,79 @@ static void init_histograms(struct rt_service_metrics *metrics, struct bt_metric
         {&metrics->prefill_time, "vllm:request_prefill_time_seconds",
          "From then to the first token."},
         {&metrics->decode_time, "vllm:request_decode_time_seconds", "First to last token."},
+        {&metrics->inference_time, "vllm:request_inference_time_seconds",
+         "From the prefill worker's getting the request to its last token."},
     };
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         *table[i].histogram =
             bt_metrics_histogram(registry, table[i].name, labels, table[i].help, SECONDS_BOUNDS);
+    }
+}
+
+static void init_stages(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                        const char *labels)
+{
+    for (size_t i = 0; i < RT_TTFT_STAGES; i++) {
+        char both[512];
+        snprintf(both, sizeof both, "%s,stage=\"%s\"", labels, rt_ttft_stage_names[i]);
+        metrics->stages[i] = bt_metrics_histogram(
+            registry, "baton_ttft_stage_seconds", both,
+            "Parts of the time to the first token: tokenize, queue, earlier_attempts, reserve, "
+            "prefill_queue, prefill_compute, delivery or local_prefill; and of what the second "
+            "token then waits for: visible_transfer, decode_queue, first_step.",
+            SECONDS_BOUNDS);
+    }
+}
+
+static void init_tokens(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                        const char *labels)
+{
+    const struct {
+        struct bt_histogram **histogram;
+        const char *name, *help;
+    } table[] = {
+        {&metrics->request_prompt_tokens, "vllm:request_prompt_tokens",
+         "Prompt tokens of a request."},
+        {&metrics->request_generation_tokens, "vllm:request_generation_tokens",
+         "Tokens that a request generated."},
+        {&metrics->request_max_tokens, "vllm:request_params_max_tokens",
+         "Tokens that a request may generate at most."},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        *table[i].histogram =
+            bt_metrics_histogram(registry, table[i].name, labels, table[i].help, token_bounds,
+                                 sizeof token_bounds / sizeof token_bounds[0]);
+    }
+}
+
+static void init_chosen(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                        const char *labels)
+{
+    for (int role = 0; role < 2; role++) {
+        for (int choice = 0; choice < RT_CHOICES; choice++) {
+            int impossible = role == RT_ROLE_PREFILL ? RT_CHOICE_LOCAL : RT_CHOICE_PREFIX;
+            if (choice == impossible) {
+                continue;
+            }
+            char both[512];
+            snprintf(both, sizeof both, "%s,role=\"%s\",reason=\"%s\"", labels, rt_role_names[role],
+                     rt_choice_names[choice]);
+            metrics->chosen[role][choice] =
+                bt_metrics_counter(registry, "baton_router_decisions_total", both,
+                                   "Workers chosen for requests, by role and reason.");
+        }
+    }
+}
+
+static void init_retries(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                         const char *labels)
+{
+    for (int cause = 0; cause < RT_RETRY_CAUSES; cause++) {
+        char both[512];
+        snprintf(both, sizeof both, "%s,cause=\"%s\"", labels, rt_retry_cause_names[cause]);
+        metrics->retries[cause] =
+            bt_metrics_counter(registry, "baton_router_retries_total", both,
+                               "Attempts that were followed by another, by what ended them.");
     }
 }
 
@@ -58,15 +130,15 @@ static void init_counters(struct rt_service_metrics *metrics, struct bt_metrics 
     } table[] = {
         {&metrics->prompt_tokens, "vllm:prompt_tokens_total", "Prompt tokens prefilled."},
         {&metrics->generation_tokens, "vllm:generation_tokens_total", "Tokens generated."},
+        {&metrics->prefix_queries, "vllm:prefix_cache_queries_total",
+         "Prompt tokens that prefill workers looked for in their caches."},
+        {&metrics->prefix_hits, "vllm:prefix_cache_hits_total", "Of them, found there."},
         {&metrics->preemptions, "vllm:num_preemptions_total",
          "Requests that gave their pages to others."},
-        {&metrics->decisions, "baton_router_decisions_total", "Requests placed on workers."},
         {&metrics->reserve_refusals, "baton_router_reserve_refusals_total",
          "Reservations that a decode rank did not grant."},
         {&metrics->replayed_tokens, "baton_router_replayed_tokens_total",
          "Tokens that a decode rank took over from one that was lost."},
-        {&metrics->retries, "baton_router_retries_total",
-         "Requests sent to a prefill worker again."},
         {&metrics->refused, "baton_router_requests_refused_total",
          "Requests not accepted: full, invalid or unavailable."},
         {&metrics->worker_losses, "baton_router_worker_losses_total", "Workers lost."},
@@ -123,10 +195,14 @@ void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metri
                              const char *model_name)
 {
     char escaped[256];
-    char labels[300];
     escape_label(model_name, sizeof escaped, escaped);
-    snprintf(labels, sizeof labels, "model_name=\"%s\"", escaped);
+    char *labels = metrics->labels;
+    snprintf(labels, sizeof metrics->labels, "model_name=\"%s\"", escaped);
     init_histograms(metrics, registry, labels);
+    init_tokens(metrics, registry, labels);
+    init_stages(metrics, registry, labels);
+    init_chosen(metrics, registry, labels);
+    init_retries(metrics, registry, labels);
     init_counters(metrics, registry, labels);
     init_ended(metrics, registry, labels);
     init_tokenization(metrics, registry, labels);
@@ -167,6 +243,11 @@ void rt_service_metrics_end(const struct rt_service_metrics *metrics,
     double decode_s = seconds(stream->first_token_ns, stream->last_token_ns);
     bt_histogram_observe(metrics->e2e, seconds(stream->arrival_ns, now_ns));
     bt_histogram_observe(metrics->decode_time, decode_s);
+    bt_histogram_observe(metrics->inference_time,
+                         seconds(stream->dispatched_ns, stream->last_token_ns));
+    bt_histogram_observe(metrics->request_prompt_tokens, stream->prompt_tokens);
+    bt_histogram_observe(metrics->request_generation_tokens, stream->completion_tokens);
+    bt_histogram_observe(metrics->request_max_tokens, stream->sampling.max_tokens);
     if (stream->completion_tokens > 1) {
         bt_histogram_observe(metrics->tpot, decode_s / (stream->completion_tokens - 1));
     }
@@ -195,6 +276,21 @@ static void update_tokenization(struct rt_service *service)
     catch_up(metrics->tokenize_cache_hits, cache.hits);
 }
 
+static void update_counts(struct rt_service *service)
+{
+    const struct rt_service_metrics *metrics = &service->metrics;
+    struct rt_core_counts counts;
+    rt_core_counts(service->core, &counts);
+    for (int role = 0; role < 2; role++) {
+        for (int choice = 0; choice < RT_CHOICES; choice++) {
+            catch_up(metrics->chosen[role][choice], counts.chosen[role][choice]);
+        }
+    }
+    for (int cause = 0; cause < RT_RETRY_CAUSES; cause++) {
+        catch_up(metrics->retries[cause], counts.retried[cause]);
+    }
+}
+
 static void update_gauges(struct rt_service *service)
 {
     const struct rt_service_metrics *metrics = &service->metrics;
@@ -211,38 +307,13 @@ static void update_gauges(struct rt_service *service)
         }
     }
     update_tokenization(service);
+    update_counts(service);
     catch_up(metrics->rpc_dropped, bt_rpc_server_dropped(service->server));
     bt_gauge_set(metrics->queue_depth, queued);
     bt_gauge_set(metrics->queue_capacity, service->options.core.queue_capacity);
     bt_gauge_set(metrics->waiting, queued);
     bt_gauge_set(metrics->running, (double)(service->streams.size - queued));
     bt_gauge_set(metrics->kv_usage, total > 0 ? (double)used / (double)total : 0);
-}
-
-/* One line a worker. They are no objects of the registry, which keeps what it has for ever, while
- * workers come and go. Ids were checked at registration and need no escapes. */
-static void render_workers(const struct rt_service *service, FILE *out)
-{
-    size_t cursor = 0;
-    rt_worker_ref ref;
-    struct rt_worker_view view;
-    fprintf(out, "# HELP baton_worker_up 1: ready.\n# TYPE baton_worker_up gauge\n");
-    while (rt_core_next_worker(service->core, &cursor, &ref)) {
-        rt_core_worker(service->core, ref, &view);
-        fprintf(out, "baton_worker_up{worker=\"%s\",role=\"%s\"} %d\n", view.info->id,
-                view.info->role == RT_ROLE_PREFILL ? "prefill" : "decode",
-                view.state == RT_WORKER_READY);
-    }
-    cursor = 0;
-    fprintf(out, "# HELP baton_worker_kv_utilisation Pages in use or promised; 1 is all.\n"
-                 "# TYPE baton_worker_kv_utilisation gauge\n");
-    while (rt_core_next_worker(service->core, &cursor, &ref)) {
-        rt_core_worker(service->core, ref, &view);
-        if (view.info->role == RT_ROLE_DECODE && view.info->load.pages_total > 0) {
-            fprintf(out, "baton_worker_kv_utilisation{worker=\"%s\"} %.6f\n", view.info->id,
-                    (double)view.projected_pages / view.info->load.pages_total);
-        }
-    }
 }
 
 char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
@@ -255,7 +326,7 @@ char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
     FILE *out = registered ? open_memstream(&text, &size) : NULL;
     if (out) {
         fwrite(registered, 1, registered_size, out);
-        render_workers(service, out);
+        rt_rank_metrics_render(service, service->metrics.labels, out);
         rt_worker_prefixes_render(service->prefixes, out);
         if (fclose(out) != 0) {
             free(text);

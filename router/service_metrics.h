@@ -7,22 +7,32 @@
 
 #include "common/base/metrics.h"
 #include "router/core.h"
+#include "router/stages.h"
 
 struct rt_monitor;
 struct rt_stream;
 struct rt_service;
 
+#define RT_SERVICE_LABELS_SIZE 300
+
 struct rt_service_metrics {
     struct bt_gauge *running, *waiting, *kv_usage;
-    struct bt_histogram *ttft, *inter_token, *tpot, *e2e, *queue_time, *prefill_time, *decode_time;
+    struct bt_histogram *ttft, *inter_token, *tpot, *e2e, *queue_time, *prefill_time, *decode_time,
+        *inference_time;
     struct bt_histogram *tokenize;
+    struct bt_histogram *stages[RT_TTFT_STAGES]; /* [enum rt_ttft_stage] */
     struct bt_gauge *tokenize_waiting, *tokenize_running, *tokenize_bytes, *tokenize_cache_bytes;
     struct bt_counter *tokenize_cache_queries, *tokenize_cache_hits;
     struct bt_counter *prompt_tokens, *generation_tokens, *preemptions;
     struct bt_counter *ended[RT_FINISH_ERROR + 1]; /* [enum rt_finish] */
     struct bt_gauge *queue_depth, *queue_capacity;
     struct bt_counter *rpc_dropped;
-    struct bt_counter *decisions, *reserve_refusals, *retries, *refused, *worker_losses;
+    struct bt_counter *reserve_refusals, *refused, *worker_losses;
+    struct bt_counter *chosen[2][RT_CHOICES]; /* [enum rt_role]; NULL where it never happens */
+    struct bt_counter *retries[RT_RETRY_CAUSES];
+    struct bt_counter *prefix_queries, *prefix_hits;
+    struct bt_histogram *request_prompt_tokens, *request_generation_tokens, *request_max_tokens;
+    char labels[RT_SERVICE_LABELS_SIZE]; /* model_name="…" */
     struct bt_counter *replayed_tokens;
     struct bt_counter *kv_pushed_bytes, *kv_hidden_bytes;
     struct rt_monitor *monitor; /* hears of the same events */

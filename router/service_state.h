@@ -12,6 +12,7 @@
 #include "router/monitor.h"
 #include "router/service.h"
 #include "router/stream.h"
+#include "router/trace.h"
 #include "router/worker_prefixes.h"
 
 #define RT_HTTP_ENDPOINT_SIZE 256
@@ -48,6 +49,8 @@ struct rt_service {
     bool has_fingerprint;
     struct rt_worker_prefixes *prefixes;
 
+    struct rt_trace_store *traces;
+
     struct bt_metrics *registry;
     struct rt_service_metrics metrics;
     struct rt_monitor *monitor;
@@ -58,6 +61,10 @@ struct rt_service {
 void rt_service_pump(struct rt_service *service);
 
 struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref);
+/* service_trace.c: the request is over. */
+void rt_service_trace_keep(struct rt_service *service, struct rt_stream *stream,
+                           enum rt_finish finish, int64_t now_ns);
+
 /* False: only what is lost is left, or nothing. */
 bool rt_service_has_live_worker(const struct rt_service *service);
 

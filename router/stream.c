@@ -80,6 +80,7 @@ void rt_stream_destroy(struct rt_stream *stream)
         baton__v1__landing__free_unpacked(stream->landing, NULL);
     }
     bt_detokenizer_destroy(stream->detokenizer);
+    rt_stages_finish(&stream->stages);
     free(stream->sampling.logit_bias_token);
     free(stream->sampling.logit_bias_value);
     free(stream->prompt);
@@ -159,7 +160,11 @@ static void note_times(struct rt_stream *stream, uint32_t count, int64_t now_ns,
     if (stream->first_token_ns == 0) {
         stream->first_token_ns = before_ns = now_ns;
         rt_service_metrics_first_token(metrics, stream, now_ns);
+        rt_stages_first_token(&stream->stages, now_ns, metrics);
         count--;
+    }
+    if (stream->stages.detail) {
+        rt_trace_detail_output(stream->stages.detail, now_ns, count);
     }
     for (uint32_t i = 0; i < count; i++) {
         double gap_s = (double)(now_ns - before_ns) / 1e9 / count;
@@ -248,7 +253,9 @@ void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_stat
         return;
     }
     Baton__V1__Timing timing;
+    char trace_id[RT_TRACE_ID_SIZE];
     fill_timing(stream, now_ns, &timing);
+    rt_stages_fill_timing(&stream->stages, trace_id, &timing);
     struct rt_result result = {
         .finish = finish,
         .status = status,

@@ -9,6 +9,7 @@
 #include "proto/worker.pb-c.h"
 #include "router/service.h"
 #include "router/service_metrics.h"
+#include "router/stages.h"
 #include "router/worker_link.h"
 
 struct rt_stream {
@@ -29,6 +30,7 @@ struct rt_stream {
     uint32_t run_attempt;
     int64_t deadline_ns;
 
+    struct rt_stages stages;
     int64_t arrival_ns, dispatched_ns, first_token_ns, last_token_ns;
     uint32_t completion_tokens;
     Baton__V1__PrefillDone done; /* of the last attempt that got so far; transport below */

@@ -27,6 +27,12 @@
 struct rt_service;
 struct rt_run; /* one Prefill/Run call */
 
+/* What a prefill worker wrote into decode ranks: in all, in this and the last window of time. */
+struct rt_pushed {
+    uint64_t bytes, window_bytes, before_bytes;
+    int64_t window_ns; /* its begin; 0: nothing yet */
+};
+
 struct rt_worker_link {
     struct rt_service *service;
     rt_worker_ref ref;
@@ -51,6 +57,8 @@ struct rt_worker_link {
     struct rt_cancel *cancels;
     uint32_t cancel_count;
     struct bt_loop_source *retry; /* cancels that did not get through */
+
+    struct rt_pushed pushed;
 
     struct rt_token *tokens; /* scratch for a step */
     uint32_t token_capacity;

@@ -296,3 +296,20 @@ void rt_service_write_status(struct rt_service *service, const struct rt_status_
     rt_openai_json_int(json, (int64_t)query->offset);
     rt_openai_json_literal(json, "]");
 }
+
+/* ------------------------------------------------------------------ traces */
+
+void rt_service_trace_begin(const struct rt_service *service, const char *traceparent,
+                            struct rt_trace_context *ret_context)
+{
+    (void)service;
+    rt_trace_context_begin(traceparent, 0, ret_context);
+}
+
+Baton__V1__TraceResponse *rt_service_trace(const struct rt_service *service,
+                                           const Baton__V1__TraceRequest *request)
+{
+    (void)service;
+    (void)request;
+    return NULL;
+}

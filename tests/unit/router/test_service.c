@@ -715,7 +715,7 @@ static void test_metrics_and_status(void **state)
         "baton_kv_pushed_bytes_total{model_name=\"tiny\"} 4096\n",
         "baton_kv_hidden_bytes_total{model_name=\"tiny\"} 1024\n",
         "baton_worker_up{worker=\"d0\",role=\"decode\"} 1\n",
-        "baton_worker_kv_utilisation{worker=\"d0\"} 0.250000\n",
+        "baton_rank_kv_utilisation{worker=\"d0\",role=\"decode\"} 0.25\n",
     };
     for (size_t i = 0; i < sizeof lines / sizeof lines[0]; i++) {
         if (!strstr(text, lines[i])) {
