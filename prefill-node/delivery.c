@@ -59,6 +59,7 @@ enum bt_status pf_delivery_open(struct pf_delivery *delivery, struct kvt_source 
         .prompt_tokens = pages->prompt_tokens,
         .layerwise = pages->layerwise,
         .share = pages->share,
+        .watch = pages->watch,
         .user = delivery,
     };
     enum bt_status status = pf_peer_link(delivery->peer, error, &spec.link);

@@ -37,7 +37,8 @@ struct pf_delivery_pages {
     const uint32_t *source, *target; /* [bt_kv_pages_for(prompt_tokens)] */
     uint32_t prompt_tokens;
     bool layerwise;
-    struct kvt_share share; /* count 0: all */
+    struct kvt_share share;             /* count 0: all */
+    const struct kvt_push_watch *watch; /* NULL: none; else as kvt_push_spec wants it */
 };
 
 /* Everything that may fail before anything is under way. The errors of pf_peers_get and

@@ -19,6 +19,8 @@ struct pf_plan_chunk {
     bool is_last;           /* the prompt ends with it: its last row has logits */
     const uint32_t *pages;  /* [bt_kv_pages_for(start + rows)], of every rank's pool */
     const uint32_t *tokens; /* [rows] */
+    struct pf_layer_times
+        *times; /* of the prompt, on rank 0 and not in the words; NULL: nobody asks */
 };
 
 struct pf_plan_limits {

@@ -172,6 +172,7 @@ enum bt_status pf_request_init(struct pf_request *request, const Baton__V1__Pref
     request->epoch = message->landing->epoch;
     request->lease_ms = message->landing->lease_ms;
     request->probe = message->probe;
+    request->sampled = message->trace && message->trace->sampled && !message->probe;
     request->prompt_tokens = (uint32_t)message->n_prompt;
     request->page_count = bt_kv_pages_for(message->n_prompt);
     request->prompt = calloc(message->n_prompt, sizeof(uint32_t));

@@ -23,7 +23,8 @@ struct pf_request {
     struct bt_sampler_history *history; /* with the prompt; NULL: no penalty needs it */
     uint32_t *target_pages;             /* [page_count] in the decode rank's pool */
     uint32_t lease_ms;
-    bool probe; /* pushed and given up: nothing is computed */
+    bool probe;   /* pushed and given up: nothing is computed */
+    bool sampled; /* layer by layer times are wanted */
 };
 
 /* INVALID_ARGUMENT names the field. The landing's endpoint is checked by pf_peers_get. */
