@@ -4,7 +4,7 @@
 
 #include "common/base/clock.h"
 
-enum { WORD_ROWS, WORD_DRAWING, WORD_FLAGS, OWN_WORDS };
+enum { WORD_ROWS, WORD_PROMPT_ROWS, WORD_DRAWING, WORD_FLAGS, OWN_WORDS };
 #define WORDS (OWN_WORDS + BT_RANK_WORDS)
 
 bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank)
@@ -32,10 +32,13 @@ enum bt_status dc_agreement_broken(const struct dc_agreement *agreement, enum bt
     return bt_error_set(error, status, "group: %s", *why ? why : bt_status_name(status));
 }
 
-enum bt_status dc_agreement_begin(struct dc_agreement *agreement, uint32_t rows, uint32_t drawing,
-                                  unsigned flags, struct bt_error *error)
+enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct dc_intent *intent,
+                                  struct bt_error *error)
 {
-    uint64_t words[WORDS] = {[WORD_ROWS] = rows, [WORD_DRAWING] = drawing, [WORD_FLAGS] = flags};
+    uint64_t words[WORDS] = {[WORD_ROWS] = intent->rows,
+                             [WORD_PROMPT_ROWS] = intent->prompt_rows,
+                             [WORD_DRAWING] = intent->drawing,
+                             [WORD_FLAGS] = intent->flags};
     if (agreement->rank) {
         bt_rank_words(agreement->rank, bt_clock_now_ns(), &words[OWN_WORDS]);
     }
@@ -57,6 +60,9 @@ static struct dc_consent consent_of(const struct dc_agreement *agreement)
         uint64_t flags = words[WORD_FLAGS];
         if (words[WORD_ROWS] > consent.largest) {
             consent.largest = (uint32_t)words[WORD_ROWS];
+        }
+        if (words[WORD_PROMPT_ROWS] > consent.prompts) {
+            consent.prompts = (uint32_t)words[WORD_PROMPT_ROWS];
         }
         if (words[WORD_DRAWING] > consent.drawing) {
             consent.drawing = (uint32_t)words[WORD_DRAWING];

@@ -1,5 +1,5 @@
 /*
- * What the ranks of a group agree on before each step: which of them have rows, who drains, who
+ * What the ranks of a group agree on before each pass: which of them have rows, who drains, who
  * leaves, and whatever common/model/rank.h has to say. Of one rank it is no exchange. Step thread,
  * between create and destroy of the stepper.
  */
@@ -27,7 +27,8 @@ struct dc_agreement {
 
 /* What all said, the same on all ranks. */
 struct dc_consent {
-    uint32_t largest; /* rows of the rank that has the most; 0: there is no step */
+    uint32_t largest; /* rows of the batch of the rank that has the most; 0: there is no step */
+    uint32_t prompts; /* the same of rows of prompts; 0: there is no pass of these */
     uint32_t drawing; /* sequences that draw, of the rank that has the most of them */
     bool leaves, drains;
     bool drained; /* all drain, and none is busy */
@@ -36,9 +37,15 @@ struct dc_consent {
 bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank); /* false: no memory */
 void dc_agreement_finish(struct dc_agreement *agreement);
 
+/* What this rank has for the next pass; as in struct dc_step. */
+struct dc_intent {
+    uint32_t rows, prompt_rows, drawing;
+    unsigned flags; /* enum dc_rank_flag */
+};
+
 /* Both fail as the group does; `begin` returns at once, `end` waits for the others. */
-enum bt_status dc_agreement_begin(struct dc_agreement *agreement, uint32_t rows, uint32_t drawing,
-                                  unsigned flags, struct bt_error *error);
+enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct dc_intent *intent,
+                                  struct bt_error *error);
 enum bt_status dc_agreement_end(struct dc_agreement *agreement, struct bt_error *error,
                                 struct dc_consent *ret_consent);
 

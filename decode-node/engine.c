@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "decode-node/prompts.h"
 
 struct dc_engine {
     struct dc_engine_options options;
@@ -14,6 +15,8 @@ struct dc_engine {
     uint32_t sequence_count;
     bool stirred;    /* something was added, stopped or grown since the last step */
     uint32_t beside; /* see dc_engine_beside */
+    enum dc_pass last_pass;
+    struct dc_prompts prompts; /* with options.prompt_chunk */
 
     /* One step. */
     struct dc_sequence **batch;    /* [max_num_seqs] */
@@ -22,6 +25,19 @@ struct dc_engine {
     uint32_t *logit_rows;          /* likewise */
     uint32_t logit_count;
 };
+
+uint32_t dc_engine_max_rows(uint32_t max_num_seqs, uint32_t prompt_chunk)
+{
+    uint32_t prompts = DC_PROMPTS_IDLE * prompt_chunk;
+    return prompts > max_num_seqs ? prompts : max_num_seqs;
+}
+
+static bool prompts_alloc(struct dc_engine *engine)
+{
+    const struct dc_engine_options *options = &engine->options;
+    return options->prompt_chunk == 0 || dc_prompts_init(&engine->prompts, options->max_sequences,
+                                                         DC_PROMPTS_IDLE * options->prompt_chunk);
+}
 
 static bool engine_alloc(struct dc_engine *engine)
 {
@@ -35,7 +51,7 @@ static bool engine_alloc(struct dc_engine *engine)
     engine->sampler =
         bt_sampler_create(config->vocab_size, config->eos_token_ids, config->eos_token_count);
     return engine->sequences && engine->batch && engine->rows && engine->tokens &&
-           engine->logit_rows && engine->sampler;
+           engine->logit_rows && engine->sampler && prompts_alloc(engine);
 }
 
 enum bt_status dc_engine_create(const struct dc_engine_options *options, struct bt_error *error,
@@ -50,8 +66,11 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
         dc_engine_destroy(engine);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "decode engine: no memory");
     }
-    struct bt_forward_options forward = {.max_rows = options->max_num_seqs,
-                                         .max_logits = options->max_num_seqs};
+    uint32_t drawn = options->prompt_chunk > 0 ? DC_PROMPTS_SHARE : 0;
+    struct bt_forward_options forward = {
+        .max_rows = dc_engine_max_rows(options->max_num_seqs, options->prompt_chunk),
+        .max_logits = options->max_num_seqs > drawn ? options->max_num_seqs : drawn,
+    };
     if (options->rank) {
         bt_rank_forward(options->rank, &forward);
     }
@@ -72,6 +91,7 @@ void dc_engine_destroy(struct dc_engine *engine)
     }
     bt_forward_destroy(engine->forward);
     bt_sampler_destroy(engine->sampler);
+    dc_prompts_finish(&engine->prompts);
     free(engine->sequences);
     free(engine->batch);
     free(engine->rows);
@@ -128,7 +148,10 @@ void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence)
     BT_ASSERT(engine->sequence_count < engine->options.max_sequences);
     BT_ASSERT(sequence->page_count >= bt_kv_pages_for(sequence->prompt_tokens));
     BT_ASSERT(sequence->replay_count < sequence->sampling->max_tokens);
+    BT_ASSERT(!sequence->prompt || engine->options.prompt_chunk > 0);
     sequence->generated = sequence->forced = 0;
+    sequence->computed = 0;
+    sequence->prompt_begin_ns = sequence->prompt_compute_ns = 0;
     sequence->finish = DC_RUNNING;
     sequence->asked = sequence->stalled = sequence->joined = false;
     engine->sequences[engine->sequence_count++] = sequence;
@@ -194,7 +217,8 @@ static uint32_t steps_left(const struct dc_engine *engine, const struct dc_seque
 /* Joins, runs and has a slot: part of a step. */
 static bool can_run(const struct dc_sequence *sequence)
 {
-    return sequence->finish == DC_RUNNING && free_slots(sequence) > 0;
+    return sequence->finish == DC_RUNNING && !dc_prompts_waiting(sequence) &&
+           free_slots(sequence) > 0;
 }
 
 bool dc_engine_runnable(const struct dc_engine *engine)
@@ -203,7 +227,7 @@ bool dc_engine_runnable(const struct dc_engine *engine)
         return true;
     }
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
-        if (can_run(engine->sequences[i])) {
+        if (can_run(engine->sequences[i]) || dc_prompts_waiting(engine->sequences[i])) {
             return true;
         }
     }
@@ -217,7 +241,7 @@ static struct dc_entry *step_entry(struct dc_step *step, const struct dc_sequenc
     entry->request = sequence->request;
     entry->epoch = sequence->epoch;
     entry->user = sequence->user;
-    entry->has_token = false;
+    entry->has_token = entry->drawn = false;
     entry->finish = DC_RUNNING;
     return entry;
 }
@@ -284,7 +308,7 @@ static void admit(struct dc_engine *engine, struct dc_step *step)
         struct dc_sequence *sequence = engine->sequences[i];
         if (sequence->finish != DC_RUNNING) {
             step_entry(step, sequence)->finish = sequence->finish;
-        } else if (!sequence->joined) {
+        } else if (!sequence->joined && !sequence->prompt) {
             join(engine, sequence, step);
         }
     }
@@ -369,10 +393,20 @@ static void gather(struct dc_engine *engine, struct dc_step *step)
     }
 }
 
-static enum bt_status forward(struct dc_engine *engine, const struct dc_step *step,
-                              const float **ret_logits)
+static void gather_prompts(struct dc_engine *engine, struct dc_step *step)
 {
-    const struct bt_forward_batch batch = {
+    uint32_t chunk = engine->options.prompt_chunk;
+    bool beside = step->drawing > 0 || engine->beside > 0;
+    step->prompt_rows =
+        chunk > 0 ? dc_prompts_gather(&engine->prompts, engine->sequences, engine->sequence_count,
+                                      beside ? chunk : DC_PROMPTS_IDLE * chunk)
+                  : 0;
+}
+
+static enum bt_status forward(struct dc_engine *engine, const struct dc_step *step,
+                              enum dc_pass pass, const float **ret_logits)
+{
+    struct bt_forward_batch batch = {
         .form = BT_FORWARD_ABSORBED,
         .tokens = engine->tokens,
         .rows = step->rows,
@@ -384,6 +418,9 @@ static enum bt_status forward(struct dc_engine *engine, const struct dc_step *st
         .logit_rows = engine->logit_rows,
         .logit_count = engine->logit_count,
     };
+    if (pass == DC_PASS_PROMPTS) {
+        bt_prompt_batch_fill(&engine->prompts.batch, &batch);
+    }
     return bt_forward_run(engine->forward, &batch, ret_logits);
 }
 
@@ -401,6 +438,36 @@ static void sample(struct dc_engine *engine, const float *logits, struct dc_step
                         sequence->generated, &sequence->last);
         logits += vocab_size;
         accept_token(engine, sequence, step);
+        step->entries[step->entry_count - 1].drawn = true;
+    }
+}
+
+/* Its prompt ends with the logits. Tokens that are to be replayed must go on from token 0. */
+static void begin_output(struct dc_engine *engine, const float *logits,
+                         struct dc_sequence *sequence, struct dc_step *step)
+{
+    bt_sampler_draw(engine->sampler, logits, sequence->sampling, sequence->history, 0,
+                    &sequence->last);
+    if (sequence->replay_count > 0 && sequence->last.token != sequence->replay[0]) {
+        sequence->finish = DC_FINISH_DIVERGED;
+        step_entry(step, sequence)->finish = sequence->finish;
+        return;
+    }
+    for (uint32_t i = 0; i < sequence->replay_count && sequence->history; i++) {
+        BT_ASSERT(bt_sampler_history_add_output(sequence->history, sequence->replay[i]));
+    }
+    join(engine, sequence, step);
+}
+
+static void end_prompts(struct dc_engine *engine, const float *logits, struct dc_step *step)
+{
+    dc_prompts_computed(&engine->prompts, step->begin_ns, bt_clock_now_ns());
+    for (uint32_t i = 0; i < engine->prompts.chunk_count; i++) {
+        struct dc_sequence *sequence = dc_prompts_ended(&engine->prompts, i);
+        if (sequence) {
+            begin_output(engine, logits, sequence, step);
+            logits += engine->options.model->config.vocab_size;
+        }
     }
 }
 
@@ -409,6 +476,9 @@ static void wish_pages(struct dc_engine *engine, struct dc_step *step)
 {
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
         struct dc_sequence *sequence = engine->sequences[i];
+        if (dc_prompts_waiting(sequence)) {
+            continue;
+        }
         uint32_t slots = free_slots(sequence);
         bool stalls = slots == 0 && !sequence->stalled;
         uint32_t wanted = steps_left(engine, sequence) + sequence->forced;
@@ -423,24 +493,39 @@ static void wish_pages(struct dc_engine *engine, struct dc_step *step)
     }
 }
 
-uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step)
+void dc_engine_begin(struct dc_engine *engine, struct dc_step *step)
 {
     step->entry_count = step->wish_count = 0;
     step->begin_ns = step->end_ns = bt_clock_now_ns();
     admit(engine, step);
     gather(engine, step);
-    return step->rows;
+    gather_prompts(engine, step);
 }
 
-enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step)
+enum dc_pass dc_engine_turn(const struct dc_engine *engine, bool batch, bool prompts)
+{
+    if (batch && prompts) {
+        return engine->last_pass == DC_PASS_STEP ? DC_PASS_PROMPTS : DC_PASS_STEP;
+    }
+    return batch ? DC_PASS_STEP : prompts ? DC_PASS_PROMPTS : DC_PASS_NONE;
+}
+
+enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step, enum dc_pass pass)
 {
     const float *logits = NULL;
     enum bt_status status = BT_OK;
-    if (step->rows > 0 || engine->shares_experts) {
-        status = forward(engine, step, &logits);
+    engine->last_pass = pass;
+    if (pass == DC_PASS_STEP) {
+        step->prompt_rows = 0;
+    } else {
+        step->rows = step->sequences = 0;
     }
-    if (status == BT_OK && step->rows > 0) {
-        sample(engine, logits, step);
+    bool mine = step->rows > 0 || step->prompt_rows > 0;
+    if (mine || engine->shares_experts) {
+        status = forward(engine, step, pass, &logits);
+    }
+    if (status == BT_OK && mine) {
+        (pass == DC_PASS_STEP ? sample : end_prompts)(engine, logits, step);
         remove_finished(engine);
     }
     step->end_ns = bt_clock_now_ns();
@@ -452,15 +537,18 @@ void dc_engine_account(struct dc_engine *engine, struct dc_step *step)
     wish_pages(engine, step);
     step->kv_tokens = 0;
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
-        step->kv_tokens += kv_length(engine->sequences[i]);
+        const struct dc_sequence *sequence = engine->sequences[i];
+        step->kv_tokens += dc_prompts_waiting(sequence) ? sequence->computed : kv_length(sequence);
     }
 }
 
 enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step)
 {
     enum bt_status status = BT_OK;
-    if (dc_engine_begin(engine, step) > 0) {
-        status = dc_engine_run(engine, step);
+    dc_engine_begin(engine, step);
+    enum dc_pass pass = dc_engine_turn(engine, step->rows > 0, step->prompt_rows > 0);
+    if (pass != DC_PASS_NONE) {
+        status = dc_engine_run(engine, step, pass);
     }
     dc_engine_account(engine, step);
     return status;

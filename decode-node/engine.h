@@ -1,6 +1,6 @@
 /*
  * The decode engine: continuous batching of sequences over paged KV, one token a sequence a step.
- * No thread and no queue: dc_engine_step is one step. stepper.h gives it a thread; the
+ * No thread and no queue: dc_engine_step is one pass. stepper.h gives it a thread; the
  * single-process program calls it directly.
  *
  * A rank of a group has an engine for its own sequences, and takes the steps of its group with the
@@ -20,6 +20,12 @@
  * rank, they get no more than those have rows, or a quarter of max_num_seqs where that is more: a
  * step takes at most about twice the time that it took, or that of a batch of a quarter of what the
  * operator allows, and each row of a step costs less the more there are.
+ *
+ * A sequence may also bring its prompt alone: the engine computes it, in chunks (prompts.h), and
+ * draws token 0 with the bits of a prefill worker of one rank. A pass is a step of the batch or
+ * chunks of prompts, and the two take turns where there is work for both: between two tokens of a
+ * sequence lie at most prompt_chunk rows of others' prompts. The ranks of a group take the same
+ * passes.
  */
 #ifndef BATON_DECODE_NODE_ENGINE_H
 #define BATON_DECODE_NODE_ENGINE_H
@@ -38,6 +44,7 @@ enum dc_finish {
     DC_FINISH_LENGTH, /* max_tokens or the context is full */
     DC_FINISH_CANCELLED,
     DC_FINISH_PREEMPTED, /* its pages are needed by others */
+    DC_FINISH_DIVERGED,  /* the prompt that was computed here does not go on with its replay */
 };
 
 /*
@@ -52,9 +59,12 @@ struct dc_sequence {
     uint32_t page_count;
     uint32_t page_capacity; /* of prompt_tokens + sampling->max_tokens at least */
     const struct bt_sampling *sampling;
-    struct bt_sampler_history *history; /* NULL: no penalty needs it; holds prompt and replay
-                                           already, and has room for all other tokens */
-    struct bt_sample last;              /* the newest token; at first token 0 */
+    struct bt_sampler_history
+        *history;           /* NULL: no penalty needs it; holds the prompt already and,
+                               but with `prompt`, the replay, and has room for the rest */
+    struct bt_sample last;  /* the newest token; at first token 0, but with `prompt` */
+    const uint32_t *prompt; /* [prompt_tokens] to be computed here; NULL: its KV is in the pages */
+    int64_t arrival_ns;     /* with `prompt` */
     /* Tokens 0 … replay_count - 1 of its output, less than sampling->max_tokens, for which there
      * are pages; token 0 is that of `last`. The first one reported is number replay_count. */
     const uint32_t *replay;
@@ -66,9 +76,12 @@ struct dc_sequence {
     uint32_t forced;    /* of the replay, but for its last: their KV is still to be appended */
     uint32_t rows;      /* in the batch */
     enum dc_finish finish;
-    bool asked;   /* for a page, and did not get it yet */
-    bool stalled; /* said so: no slot is left for the next token's KV */
-    bool joined;  /* token 0 was reported */
+    bool asked;                /* for a page, and did not get it yet */
+    bool stalled;              /* said so: no slot is left for the next token's KV */
+    bool joined;               /* token 0 was reported */
+    uint32_t computed;         /* tokens of `prompt` */
+    int64_t prompt_begin_ns;   /* of the first pass with a part of it; 0: none yet */
+    int64_t prompt_compute_ns; /* of all of these; may be read when token 0 was reported */
 };
 
 struct dc_engine_options {
@@ -80,7 +93,13 @@ struct dc_engine_options {
     uint32_t max_num_seqs;  /* in one step; in a group the same on all ranks */
     uint32_t max_sequences; /* in the engine, waiting and stalled ones included */
     uint32_t max_model_len; /* prompt + output */
+    /* Rows of prompts in a pass while sequences draw; without, DC_PROMPTS_IDLE times as many. 0: no
+     * sequence brings its prompt alone. In a group the same on all ranks. */
+    uint32_t prompt_chunk;
 };
+
+/* Rows of a pass at most, as the rank has to be told. */
+uint32_t dc_engine_max_rows(uint32_t max_num_seqs, uint32_t prompt_chunk);
 
 struct dc_engine;
 
@@ -119,6 +138,7 @@ struct dc_entry {
     uint64_t request, epoch;
     void *user;
     bool has_token;
+    bool drawn;     /* the token, by this step; else it came with the sequence */
     uint32_t index; /* of the token, from 0 */
     struct bt_sample sample;
     enum dc_finish finish; /* not DC_RUNNING: the last entry, the sequence is the caller's again */
@@ -135,10 +155,11 @@ struct dc_step {
     uint32_t entry_count, entry_capacity;
     struct dc_page_wish *wishes; /* [wish_capacity] */
     uint32_t wish_count, wish_capacity;
-    uint32_t rows;      /* in the batch */
-    uint32_t sequences; /* likewise */
-    uint32_t drawing;   /* likewise, those that have nothing to replay */
-    uint64_t kv_tokens; /* sum of KV lengths of the sequences inside, after the step */
+    uint32_t rows;        /* in the batch */
+    uint32_t sequences;   /* likewise */
+    uint32_t drawing;     /* likewise, those that have nothing to replay */
+    uint32_t prompt_rows; /* of prompts; after the pass either these or `rows` is 0 */
+    uint64_t kv_tokens;   /* sum of KV lengths of the sequences inside, after the step */
     int64_t begin_ns, end_ns;
 };
 
@@ -147,23 +168,33 @@ struct dc_step {
 bool dc_step_init(struct dc_step *step, uint32_t max_sequences); /* false: no memory */
 void dc_step_finish(struct dc_step *step);
 
+enum dc_pass {
+    DC_PASS_NONE,
+    DC_PASS_STEP,    /* of the batch */
+    DC_PASS_PROMPTS, /* of chunks of prompts */
+};
+
 /*
  * Ends those that were stopped, reports token 0 of new sequences and gathers the batch: every
- * sequence that has room, and rows that are replayed, at most max_num_seqs. Returns its rows.
+ * sequence that has room, and rows that are replayed, at most max_num_seqs. Gathers chunks of
+ * prompts, too.
  *
  * It is not prepared while the last step computes: on a CPU that took the tiny model 0.06 us of a
  * step of 201 us with one sequence, and 0.54 us of 9.5 ms with 64; and what a step drew, who ended
  * and who came decides the next batch.
  */
-uint32_t dc_engine_begin(struct dc_engine *engine, struct dc_step *step);
-/* Computes one token of each sequence of the batch that has not more to replay. In a group it fails
+void dc_engine_begin(struct dc_engine *engine, struct dc_step *step);
+/* The next pass, where some rank has a batch, and some rank chunks. */
+enum dc_pass dc_engine_turn(const struct dc_engine *engine, bool batch, bool prompts);
+/* STEP: computes one token of each sequence of the batch that has not more to replay. PROMPTS:
+ * computes the chunks, and draws and reports token 0 of the prompts that end. In a group it fails
  * as bt_forward_run does; the engine is of no use then but to be destroyed. */
-enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step);
+enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step, enum dc_pass pass);
 /* What else there is to report of the step: page wishes, KV in use. May come after the begin of the
  * next one. */
 void dc_engine_account(struct dc_engine *engine, struct dc_step *step);
 
-/* All three; alone. */
+/* All of these; alone. */
 enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step);
 
 #endif

@@ -464,6 +464,8 @@ Baton__V1__FinishReason dc_finish_reason(enum dc_finish finish)
         return BATON__V1__FINISH_REASON__FINISH_CANCELLED;
     case DC_FINISH_PREEMPTED:
         return BATON__V1__FINISH_REASON__FINISH_PREEMPTED;
+    case DC_FINISH_DIVERGED:
+        break;
     }
     return BATON__V1__FINISH_REASON__FINISH_ERROR;
 }

@@ -145,7 +145,7 @@ static void push_step(struct dc_stepper *stepper, struct dc_step *step)
 static void report(struct dc_stepper *stepper, struct dc_step *step)
 {
     dc_engine_account(stepper->engine, step);
-    if (step->rows > 0 || step->entry_count > 0 || step->wish_count > 0) {
+    if (step->rows > 0 || step->prompt_rows > 0 || step->entry_count > 0 || step->wish_count > 0) {
         push_step(stepper, step);
     } else {
         dc_stepper_return(stepper, step);
@@ -158,18 +158,25 @@ static void count_step(struct dc_stepper *stepper, uint32_t rows, uint32_t large
     atomic_store_explicit(&stepper->largest, largest, memory_order_relaxed);
 }
 
+static struct dc_intent intent_of(const struct dc_step *step, unsigned flags)
+{
+    return (struct dc_intent){step->rows, step->prompt_rows, step->drawing, flags};
+}
+
 static enum bt_status step_alone(struct dc_stepper *stepper, struct dc_step *step,
                                  struct bt_error *error)
 {
     struct dc_agreement *agreement = &stepper->agreement;
-    uint32_t rows = dc_engine_begin(stepper->engine, step);
-    count_step(stepper, rows, rows);
-    enum bt_status status = dc_agreement_begin(agreement, rows, step->drawing, 0, error);
+    dc_engine_begin(stepper->engine, step);
+    count_step(stepper, step->rows, step->rows);
+    const struct dc_intent intent = intent_of(step, 0);
+    enum dc_pass pass = dc_engine_turn(stepper->engine, step->rows > 0, step->prompt_rows > 0);
+    enum bt_status status = dc_agreement_begin(agreement, &intent, error);
     if (status == BT_OK) {
         status = dc_agreement_keep(agreement, error);
     }
-    if (status == BT_OK && rows > 0) {
-        status = dc_engine_run(stepper->engine, step);
+    if (status == BT_OK && pass != DC_PASS_NONE) {
+        status = dc_engine_run(stepper->engine, step, pass);
         if (status != BT_OK) {
             dc_agreement_broken(agreement, status, error);
         }
@@ -236,7 +243,7 @@ static void publish(struct dc_stepper *stepper, const struct dc_consent *consent
 {
     bool drains = atomic_exchange(&stepper->drains, consent->drains);
     bool drained = atomic_exchange(&stepper->drained, consent->drained);
-    atomic_store(&stepper->resting, consent->largest == 0);
+    atomic_store(&stepper->resting, consent->largest == 0 && consent->prompts == 0);
     atomic_fetch_add(&stepper->agreements, 1);
     if (drains != consent->drains || drained != consent->drained) {
         notice(stepper, DC_NOTICE_AGREED);
@@ -248,9 +255,9 @@ static enum bt_status agree(struct dc_stepper *stepper, struct dc_step *next, st
                             struct bt_error *error, struct dc_consent *ret_consent)
 {
     struct dc_agreement *agreement = &stepper->agreement;
-    uint32_t rows = dc_engine_begin(stepper->engine, next);
-    enum bt_status status =
-        dc_agreement_begin(agreement, rows, next->drawing, atomic_load(&stepper->told), error);
+    dc_engine_begin(stepper->engine, next);
+    const struct dc_intent intent = intent_of(next, atomic_load(&stepper->told));
+    enum bt_status status = dc_agreement_begin(agreement, &intent, error);
     if (last) {
         report(stepper, last);
     }
@@ -274,9 +281,13 @@ static bool step_together(struct dc_stepper *stepper, struct dc_step **step, boo
         return false;
     }
     enum bt_status status = agree(stepper, next, last, &error, &consent);
-    if (status == BT_OK && !consent.leaves && consent.largest > 0) {
+    enum dc_pass pass = DC_PASS_NONE;
+    if (status == BT_OK && !consent.leaves) {
+        pass = dc_engine_turn(stepper->engine, consent.largest > 0, consent.prompts > 0);
+    }
+    if (pass != DC_PASS_NONE) {
         count_step(stepper, next->rows, consent.largest);
-        status = dc_engine_run(stepper->engine, next);
+        status = dc_engine_run(stepper->engine, next, pass);
         if (status != BT_OK) {
             dc_agreement_broken(&stepper->agreement, status, &error);
         }
@@ -287,12 +298,12 @@ static bool step_together(struct dc_stepper *stepper, struct dc_step **step, boo
     }
     if (consent.leaves) {
         notice(stepper, DC_NOTICE_LEFT);
-        next->rows = 0;
+        next->rows = next->prompt_rows = 0;
         report(stepper, next);
         run_closed(stepper);
         return false;
     }
-    *ret_rest = consent.largest == 0;
+    *ret_rest = pass == DC_PASS_NONE;
     *step = next;
     if (*ret_rest) {
         report(stepper, next);

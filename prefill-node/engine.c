@@ -15,11 +15,11 @@ struct pf_engine {
     struct bt_error error;
 
     /* One iteration. */
-    struct pf_schedule_job *waiting; /* [max_jobs] */
-    struct pf_chunk *chunks;         /* [limits.max_jobs] */
-    struct pf_plan_chunk *plan;      /* likewise */
-    struct kvt_push **pushes;        /* likewise */
-    struct pf_job **moved;           /* likewise: started, then finished ones */
+    struct bt_prompt_job *waiting;  /* [max_jobs] */
+    struct bt_prompt_chunk *chunks; /* [limits.max_jobs] */
+    struct pf_plan_chunk *plan;     /* likewise */
+    struct kvt_push **pushes;       /* likewise */
+    struct pf_job **moved;          /* likewise: started, then finished ones */
     uint32_t chunk_count;
     uint32_t *words; /* the plan for other ranks; NULL: there are none */
 };
@@ -162,18 +162,18 @@ static void engine_schedule(struct pf_engine *engine)
 {
     for (uint32_t i = 0; i < engine->job_count; i++) {
         const struct pf_job *job = engine->jobs[i];
-        engine->waiting[i] = (struct pf_schedule_job){
+        engine->waiting[i] = (struct bt_prompt_job){
             job->token_count, atomic_load_explicit(&job->computed, memory_order_relaxed),
             job->arrival_ns};
     }
-    engine->chunk_count =
-        pf_schedule(engine->waiting, engine->job_count, &engine->options.limits, engine->chunks);
+    engine->chunk_count = bt_prompt_schedule(engine->waiting, engine->job_count,
+                                             &engine->options.limits, engine->chunks);
 }
 
 static void engine_plan(struct pf_engine *engine)
 {
     for (uint32_t i = 0; i < engine->chunk_count; i++) {
-        const struct pf_chunk *chunk = &engine->chunks[i];
+        const struct bt_prompt_chunk *chunk = &engine->chunks[i];
         const struct pf_job *job = engine->jobs[chunk->job];
         engine->plan[i] = (struct pf_plan_chunk){
             .serial = job->serial,
@@ -232,7 +232,7 @@ enum bt_status pf_engine_agree(struct pf_engine *engine, const struct pf_intent 
 static void engine_advance(struct pf_engine *engine, int64_t now_ns, struct pf_jobs *finished)
 {
     for (uint32_t i = 0; i < engine->chunk_count; i++) {
-        const struct pf_chunk *chunk = &engine->chunks[i];
+        const struct bt_prompt_chunk *chunk = &engine->chunks[i];
         struct pf_job *job = engine->jobs[chunk->job];
         atomic_store_explicit(&job->computed, chunk->end, memory_order_relaxed);
         if (chunk->end == job->token_count) {

@@ -14,10 +14,10 @@
 
 #include "common/model/forward.h"
 #include "common/model/model.h"
+#include "common/model/prompt_schedule.h"
 #include "common/model/sampler.h"
 #include "kvtransfer/source.h"
 #include "prefill-node/agreement.h"
-#include "prefill-node/scheduler.h"
 
 /* One prompt. The engine's from pf_engine_add until it comes back finished or removed; what it
  * points to lives as long. */
@@ -50,7 +50,7 @@ struct pf_engine_options {
     struct bt_kv_layout layout;
     void *kv_pool; /* [layer][page][token][dim] */
     uint32_t pool_pages;
-    struct pf_schedule_limits limits;
+    struct bt_prompt_limits limits;
     uint32_t max_jobs;   /* in the engine, waiting ones included */
     uint32_t max_tokens; /* of a prompt; in a group */
 };

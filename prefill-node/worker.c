@@ -224,7 +224,8 @@ static enum bt_status create_engine(struct pf_worker *worker, struct bt_error *e
         .layout = worker->node.layout,
         .kv_pool = kvt_source_pool(worker->node.source),
         .pool_pages = options->kv_pages,
-        .limits = {options->chunked_prefill_size, options->max_num_seqs, PF_AGEING_TOKENS_PER_S},
+        .limits = {options->chunked_prefill_size, options->max_num_seqs,
+                   BT_PROMPT_AGEING_TOKENS_PER_S},
         .max_jobs = options->max_queued,
         .max_tokens = options->max_model_len,
     };

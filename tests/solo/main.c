@@ -69,7 +69,7 @@ static enum bt_status solo_engines(struct solo *solo, struct bt_error *error)
         .kv_pool = solo->source_pool,
         .pool_pages = solo->pool_pages,
         .limits = {(uint32_t)arguments.chunked_prefill_size, solo->max_num_seqs,
-                   PF_AGEING_TOKENS_PER_S},
+                   BT_PROMPT_AGEING_TOKENS_PER_S},
         .max_jobs = solo->max_num_seqs,
     };
     enum bt_status status = pf_engine_create(&prefill, error, &solo->prefill);

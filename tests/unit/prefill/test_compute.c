@@ -37,7 +37,7 @@ static void bench_open(struct bench *bench, uint32_t budget, uint32_t share)
         .layout = bench->layout,
         .kv_pool = bench->pool,
         .pool_pages = POOL_PAGES,
-        .limits = {budget, share, PF_AGEING_TOKENS_PER_S},
+        .limits = {budget, share, BT_PROMPT_AGEING_TOKENS_PER_S},
         .max_jobs = JOBS,
     };
     assert_int_equal(pf_engine_create(&options, &error, &bench->engine), BT_OK);

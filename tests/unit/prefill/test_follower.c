@@ -321,7 +321,7 @@ static void *engine_open(void *argument)
         .layout = start->pair->layout,
         .kv_pool = kvt_source_pool(side->source),
         .pool_pages = POOL_PAGES,
-        .limits = {BUDGET, SHARE, PF_AGEING_TOKENS_PER_S},
+        .limits = {BUDGET, SHARE, BT_PROMPT_AGEING_TOKENS_PER_S},
         .max_jobs = JOBS,
         .max_tokens = MAX_TOKENS,
     };

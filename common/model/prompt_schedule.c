@@ -1,4 +1,4 @@
-#include "prefill-node/scheduler.h"
+#include "common/model/prompt_schedule.h"
 
 #include <stdbool.h>
 
@@ -14,7 +14,7 @@ struct rank {
     uint32_t job;
 };
 
-static int64_t first_arrival(const struct pf_schedule_job *jobs, uint32_t job_count)
+static int64_t first_arrival(const struct bt_prompt_job *jobs, uint32_t job_count)
 {
     int64_t first = BT_NEVER_NS;
     for (uint32_t i = 0; i < job_count; i++) {
@@ -23,7 +23,7 @@ static int64_t first_arrival(const struct pf_schedule_job *jobs, uint32_t job_co
     return first;
 }
 
-static struct rank rank_of(const struct pf_schedule_job *jobs, uint32_t job, int64_t first_ns,
+static struct rank rank_of(const struct bt_prompt_job *jobs, uint32_t job, int64_t first_ns,
                            uint32_t rate)
 {
     int64_t waited_less_us = (jobs[job].arrival_ns - first_ns) / NS_PER_US;
@@ -42,11 +42,12 @@ static bool rank_less(const struct rank *a, const struct rank *b)
     return a->job < b->job;
 }
 
-uint32_t pf_schedule(const struct pf_schedule_job *jobs, uint32_t job_count,
-                     const struct pf_schedule_limits *limits, struct pf_chunk *ret_chunks)
+uint32_t bt_prompt_schedule(const struct bt_prompt_job *jobs, uint32_t job_count,
+                            const struct bt_prompt_limits *limits,
+                            struct bt_prompt_chunk *ret_chunks)
 {
     BT_ASSERT(limits->budget_tokens > 0 && limits->max_jobs > 0);
-    BT_ASSERT(limits->ageing_tokens_per_s <= PF_MAX_AGEING_TOKENS_PER_S);
+    BT_ASSERT(limits->ageing_tokens_per_s <= BT_PROMPT_MAX_AGEING_TOKENS_PER_S);
     int64_t first_ns = first_arrival(jobs, job_count);
     uint32_t budget = limits->budget_tokens;
     uint32_t count = 0;
@@ -64,10 +65,11 @@ uint32_t pf_schedule(const struct pf_schedule_job *jobs, uint32_t job_count,
                 found = true;
             }
         }
-        const struct pf_schedule_job *job = &jobs[best.job];
+        const struct bt_prompt_job *job = &jobs[best.job];
         uint32_t remaining = job->tokens - job->computed;
         uint32_t tokens = remaining < budget ? remaining : budget;
-        ret_chunks[count++] = (struct pf_chunk){best.job, job->computed, job->computed + tokens};
+        ret_chunks[count++] =
+            (struct bt_prompt_chunk){best.job, job->computed, job->computed + tokens};
         budget -= tokens;
         taken = best;
     }

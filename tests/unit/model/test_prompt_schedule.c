@@ -11,40 +11,40 @@
 
 #include "common/base/clock.h"
 #include "common/base/random.h"
-#include "prefill-node/scheduler.h"
+#include "common/model/prompt_schedule.h"
 
 #define MAX_JOBS 4096
 
 static void test_shortest_goes_first_and_budget_is_cut(void **state)
 {
     (void)state;
-    const struct pf_schedule_job jobs[] = {{1000, 0, 0}, {10, 0, 0}, {300, 100, 0}};
-    const struct pf_schedule_limits limits = {512, 16, PF_AGEING_TOKENS_PER_S};
-    struct pf_chunk chunks[16];
-    assert_int_equal(pf_schedule(jobs, 3, &limits, chunks), 3);
-    const struct pf_chunk expected[] = {{1, 0, 10}, {2, 100, 300}, {0, 0, 302}};
+    const struct bt_prompt_job jobs[] = {{1000, 0, 0}, {10, 0, 0}, {300, 100, 0}};
+    const struct bt_prompt_limits limits = {512, 16, BT_PROMPT_AGEING_TOKENS_PER_S};
+    struct bt_prompt_chunk chunks[16];
+    assert_int_equal(bt_prompt_schedule(jobs, 3, &limits, chunks), 3);
+    const struct bt_prompt_chunk expected[] = {{1, 0, 10}, {2, 100, 300}, {0, 0, 302}};
     assert_memory_equal(chunks, expected, sizeof(expected));
 }
 
 static void test_at_most_max_jobs_share_an_iteration(void **state)
 {
     (void)state;
-    const struct pf_schedule_job jobs[] = {{3, 0, 0}, {2, 0, 0}, {1, 0, 0}};
-    const struct pf_schedule_limits limits = {512, 2, 0};
-    struct pf_chunk chunks[2];
-    assert_int_equal(pf_schedule(jobs, 3, &limits, chunks), 2);
+    const struct bt_prompt_job jobs[] = {{3, 0, 0}, {2, 0, 0}, {1, 0, 0}};
+    const struct bt_prompt_limits limits = {512, 2, 0};
+    struct bt_prompt_chunk chunks[2];
+    assert_int_equal(bt_prompt_schedule(jobs, 3, &limits, chunks), 2);
     assert_int_equal(chunks[0].job, 2);
     assert_int_equal(chunks[1].job, 1);
-    assert_int_equal(pf_schedule(jobs, 0, &limits, chunks), 0);
+    assert_int_equal(bt_prompt_schedule(jobs, 0, &limits, chunks), 0);
 }
 
 static void test_ties_go_to_the_earlier_then_the_lower(void **state)
 {
     (void)state;
-    const struct pf_schedule_job jobs[] = {{5, 0, 30}, {5, 0, 20}, {5, 0, 20}};
-    const struct pf_schedule_limits limits = {64, 3, 0};
-    struct pf_chunk chunks[3];
-    assert_int_equal(pf_schedule(jobs, 3, &limits, chunks), 3);
+    const struct bt_prompt_job jobs[] = {{5, 0, 30}, {5, 0, 20}, {5, 0, 20}};
+    const struct bt_prompt_limits limits = {64, 3, 0};
+    struct bt_prompt_chunk chunks[3];
+    assert_int_equal(bt_prompt_schedule(jobs, 3, &limits, chunks), 3);
     assert_int_equal(chunks[0].job, 1);
     assert_int_equal(chunks[1].job, 2);
     assert_int_equal(chunks[2].job, 0);
@@ -54,13 +54,13 @@ static void test_age_overtakes_length(void **state)
 {
     (void)state;
     /* 1000 tokens more are worth half a second at 2000 tokens/s. */
-    struct pf_schedule_job jobs[] = {{1100, 0, 0}, {100, 0, BT_NS_PER_S / 2 - BT_NS_PER_MS}};
-    const struct pf_schedule_limits limits = {64, 1, 2000};
-    struct pf_chunk chunk;
-    pf_schedule(jobs, 2, &limits, &chunk);
+    struct bt_prompt_job jobs[] = {{1100, 0, 0}, {100, 0, BT_NS_PER_S / 2 - BT_NS_PER_MS}};
+    const struct bt_prompt_limits limits = {64, 1, 2000};
+    struct bt_prompt_chunk chunk;
+    bt_prompt_schedule(jobs, 2, &limits, &chunk);
     assert_int_equal(chunk.job, 1);
     jobs[1].arrival_ns = BT_NS_PER_S / 2 + BT_NS_PER_MS;
-    pf_schedule(jobs, 2, &limits, &chunk);
+    bt_prompt_schedule(jobs, 2, &limits, &chunk);
     assert_int_equal(chunk.job, 0);
 }
 
@@ -68,16 +68,16 @@ static void test_clock_of_a_machine_that_runs_for_years(void **state)
 {
     (void)state;
     const int64_t start = INT64_MAX - 3600 * BT_NS_PER_S;
-    const struct pf_schedule_job jobs[] = {{16384, 0, start}, {1, 0, start + 3599 * BT_NS_PER_S}};
-    const struct pf_schedule_limits limits = {64, 1, PF_MAX_AGEING_TOKENS_PER_S};
-    struct pf_chunk chunk;
-    pf_schedule(jobs, 2, &limits, &chunk);
+    const struct bt_prompt_job jobs[] = {{16384, 0, start}, {1, 0, start + 3599 * BT_NS_PER_S}};
+    const struct bt_prompt_limits limits = {64, 1, BT_PROMPT_MAX_AGEING_TOKENS_PER_S};
+    struct bt_prompt_chunk chunk;
+    bt_prompt_schedule(jobs, 2, &limits, &chunk);
     assert_int_equal(chunk.job, 0);
 }
 
 /* A worker of constant speed under random arrivals. */
 struct world {
-    struct pf_schedule_job jobs[MAX_JOBS];
+    struct bt_prompt_job jobs[MAX_JOBS];
     uint64_t finished_iteration[MAX_JOBS]; /* 0: not yet */
     uint64_t arrived_iteration[MAX_JOBS];
     uint32_t live[MAX_JOBS]; /* indices of unfinished jobs, in order of arrival */
@@ -92,20 +92,19 @@ static void world_arrive(struct world *world, uint32_t tokens)
 {
     uint32_t job = world->job_count++;
     assert_true(job < MAX_JOBS);
-    world->jobs[job] =
-        (struct pf_schedule_job){tokens, 0, (int64_t)world->iteration * ITERATION_NS};
+    world->jobs[job] = (struct bt_prompt_job){tokens, 0, (int64_t)world->iteration * ITERATION_NS};
     world->arrived_iteration[job] = world->iteration;
     world->live[world->live_count++] = job;
 }
 
-static void world_step(struct world *world, const struct pf_schedule_limits *limits)
+static void world_step(struct world *world, const struct bt_prompt_limits *limits)
 {
-    struct pf_schedule_job live[MAX_JOBS];
-    struct pf_chunk chunks[64];
+    struct bt_prompt_job live[MAX_JOBS];
+    struct bt_prompt_chunk chunks[64];
     for (uint32_t i = 0; i < world->live_count; i++) {
         live[i] = world->jobs[world->live[i]];
     }
-    uint32_t count = pf_schedule(live, world->live_count, limits, chunks);
+    uint32_t count = bt_prompt_schedule(live, world->live_count, limits, chunks);
     uint32_t used = 0;
     world->iteration++;
     for (uint32_t i = 0; i < count; i++) {
@@ -129,11 +128,11 @@ static void world_step(struct world *world, const struct pf_schedule_limits *lim
     world->live_count = kept;
 }
 
-/* The bound of scheduler.h for one job, counted from its own arrival. */
+/* The bound of prompt_schedule.h for one job, counted from its own arrival. */
 static uint64_t bound_of(const struct world *world, uint32_t job,
-                         const struct pf_schedule_limits *limits)
+                         const struct bt_prompt_limits *limits)
 {
-    const struct pf_schedule_job *subject = &world->jobs[job];
+    const struct bt_prompt_job *subject = &world->jobs[job];
     int64_t until_ns =
         subject->arrival_ns + (int64_t)subject->tokens * BT_NS_PER_S / limits->ageing_tokens_per_s;
     uint64_t tokens = 0, jobs = 0;
@@ -149,7 +148,7 @@ static uint64_t bound_of(const struct world *world, uint32_t job,
            (jobs + limits->max_jobs - 1) / limits->max_jobs;
 }
 
-static void check_bounds(const struct world *world, const struct pf_schedule_limits *limits)
+static void check_bounds(const struct world *world, const struct bt_prompt_limits *limits)
 {
     for (uint32_t i = 0; i < world->job_count; i++) {
         if (world->finished_iteration[i] != 0) {
@@ -162,9 +161,9 @@ static void check_bounds(const struct world *world, const struct pf_schedule_lim
 static uint64_t run_random(struct world *world, uint64_t seed)
 {
     memset(world, 0, sizeof(*world));
-    const struct pf_schedule_limits limits = {64 + (uint32_t)(bt_random_u64(seed, 0, 0) % 512),
-                                              1 + (uint32_t)(bt_random_u64(seed, 0, 1) % 16),
-                                              500 + (uint32_t)(bt_random_u64(seed, 0, 2) % 8000)};
+    const struct bt_prompt_limits limits = {64 + (uint32_t)(bt_random_u64(seed, 0, 0) % 512),
+                                            1 + (uint32_t)(bt_random_u64(seed, 0, 1) % 16),
+                                            500 + (uint32_t)(bt_random_u64(seed, 0, 2) % 8000)};
     for (uint32_t i = 0; i < 300; i++) {
         uint64_t draw = bt_random_u64(seed, i + 1, 0);
         for (uint32_t arrivals = draw % 4; arrivals > 0; arrivals--) {
@@ -197,7 +196,7 @@ static void test_stream_of_short_prompts_starves_nobody(void **state)
     (void)state;
     static struct world world;
     memset(&world, 0, sizeof(world));
-    const struct pf_schedule_limits limits = {128, 4, 2000};
+    const struct bt_prompt_limits limits = {128, 4, 2000};
     world_arrive(&world, 4000);
     for (uint32_t i = 0; i < 1000 && world.finished_iteration[0] == 0; i++) {
         world_arrive(&world, 50);

@@ -17,33 +17,34 @@
  * iterations after t: an iteration that does not finish it either spends its whole budget on those
  * jobs, or completes max_jobs of them.
  */
-#ifndef BATON_PREFILL_NODE_SCHEDULER_H
-#define BATON_PREFILL_NODE_SCHEDULER_H
+#ifndef BATON_COMMON_MODEL_PROMPT_SCHEDULE_H
+#define BATON_COMMON_MODEL_PROMPT_SCHEDULE_H
 
 #include <stdint.h>
 
-#define PF_AGEING_TOKENS_PER_S     2000
-#define PF_MAX_AGEING_TOKENS_PER_S 1000000
+#define BT_PROMPT_AGEING_TOKENS_PER_S     2000
+#define BT_PROMPT_MAX_AGEING_TOKENS_PER_S 1000000
 
-struct pf_schedule_job {
+struct bt_prompt_job {
     uint32_t tokens;   /* of the whole prompt */
     uint32_t computed; /* < tokens */
     int64_t arrival_ns;
 };
 
-struct pf_schedule_limits {
+struct bt_prompt_limits {
     uint32_t budget_tokens;       /* of one iteration, >= 1 */
     uint32_t max_jobs;            /* that share an iteration, >= 1 */
     uint32_t ageing_tokens_per_s; /* the rate; 0: strictly the shortest first */
 };
 
-struct pf_chunk {
+struct bt_prompt_chunk {
     uint32_t job; /* index into jobs */
     uint32_t begin, end;
 };
 
 /* ret_chunks holds limits->max_jobs; best first. Returns how many: 0 only without jobs. */
-uint32_t pf_schedule(const struct pf_schedule_job *jobs, uint32_t job_count,
-                     const struct pf_schedule_limits *limits, struct pf_chunk *ret_chunks);
+uint32_t bt_prompt_schedule(const struct bt_prompt_job *jobs, uint32_t job_count,
+                            const struct bt_prompt_limits *limits,
+                            struct bt_prompt_chunk *ret_chunks);
 
 #endif
