@@ -13,6 +13,7 @@
 
 #include "common/base/clock.h"
 #include "common/messaging/curve.h"
+#include "common/messaging/dialer.h"
 #include "common/messaging/refusal.h"
 
 #define MAX_ZMQ_SOCKETS 8192
@@ -59,6 +60,7 @@ struct bt_loop {
     void *after_context;
     struct bt_security *security; /* NULL: plain */
     struct bt_refusals refusals;
+    struct bt_dialers dialers;
 };
 
 /* ------------------------------------------------------------------ timer heap */
@@ -373,6 +375,11 @@ bool bt_loop_has_no_sockets(const struct bt_loop *loop)
 struct bt_refusals *bt_loop_refusals(struct bt_loop *loop)
 {
     return &loop->refusals;
+}
+
+struct bt_dialers *bt_loop_dialers(struct bt_loop *loop)
+{
+    return &loop->dialers;
 }
 
 void bt_loop_set_after(struct bt_loop *loop, bt_loop_fn *fn, void *context)

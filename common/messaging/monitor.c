@@ -45,14 +45,16 @@ void bt_monitor_finish(struct bt_monitor *monitor)
     *monitor = (struct bt_monitor){0};
 }
 
-/* An event is two parts: event and value, then the address, which is of no use here. */
+/* An event is two parts: event and value, then the address. */
 bool bt_monitor_next(struct bt_monitor *monitor, struct bt_monitor_event *ret_event)
 {
     unsigned char head[sizeof ret_event->event + sizeof ret_event->value];
     if (zmq_recv(monitor->channel, head, sizeof head, ZMQ_DONTWAIT) != (int)sizeof head) {
         return false;
     }
-    zmq_recv(monitor->channel, NULL, 0, ZMQ_DONTWAIT);
+    size_t room = sizeof ret_event->address - 1;
+    int size = zmq_recv(monitor->channel, ret_event->address, room, ZMQ_DONTWAIT);
+    ret_event->address[size < 0 ? 0 : (size_t)size < room ? (size_t)size : room] = '\0';
     memcpy(&ret_event->event, head, sizeof ret_event->event);
     memcpy(&ret_event->value, head + sizeof ret_event->event, sizeof ret_event->value);
     return true;

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "common/messaging/key.h"
 
 struct bt_monitor {
     void *socket;  /* the watched one */
@@ -15,8 +16,9 @@ struct bt_monitor {
 };
 
 struct bt_monitor_event {
-    uint16_t event; /* ZMQ_EVENT_… */
-    int32_t value;  /* a descriptor or an errno, by the event */
+    uint16_t event;                 /* ZMQ_EVENT_… */
+    int32_t value;                  /* a descriptor or an errno, by the event */
+    char address[BT_ENDPOINT_SIZE]; /* the endpoint that was bound or connected to; cut */
 };
 
 /* Events outside the mask `events` are not reported. */

@@ -22,18 +22,53 @@ void bt_peers_init(struct bt_peers *peers, void *socket)
                                .hash_seed = bt_random_entropy(),
                                .keepalive_ns = BT_RPC_KEEPALIVE_MS * BT_NS_PER_MS};
     bt_map_init(&peers->by_hash);
+    bt_map_init(&peers->by_fd);
 }
 
 void bt_peers_finish(struct bt_peers *peers)
 {
     BT_ASSERT(!peers->first);
     bt_map_finish(&peers->by_hash);
+    bt_map_finish(&peers->by_fd);
 }
 
 static void tick_at(struct bt_peers *peers, int64_t when_ns)
 {
     if (peers->tick) {
         bt_loop_timer_bring_forward(peers->tick, when_ns);
+    }
+}
+
+/* ------------------------------------------------------------------ attention */
+
+static void attend(struct bt_peer *peer)
+{
+    struct bt_peers *peers = peer->peers;
+    if (peer->attended || peer->gone) {
+        return;
+    }
+    peer->attended = true;
+    peer->previous_attended = NULL;
+    peer->next_attended = peers->attention;
+    if (peers->attention) {
+        peers->attention->previous_attended = peer;
+    }
+    peers->attention = peer;
+}
+
+static void unattend(struct bt_peer *peer)
+{
+    if (!peer->attended) {
+        return;
+    }
+    peer->attended = false;
+    if (peer->previous_attended) {
+        peer->previous_attended->next_attended = peer->next_attended;
+    } else {
+        peer->peers->attention = peer->next_attended;
+    }
+    if (peer->next_attended) {
+        peer->next_attended->previous_attended = peer->previous_attended;
     }
 }
 
@@ -58,6 +93,11 @@ struct bt_peer *bt_peer_find(struct bt_peers *peers, const unsigned char *identi
     return peer;
 }
 
+struct bt_peer *bt_peer_find_by_fd(const struct bt_peers *peers, int fd)
+{
+    return fd >= 0 ? bt_map_get(&peers->by_fd, (uint64_t)fd) : NULL;
+}
+
 struct bt_peer *bt_peer_create(struct bt_peers *peers, const unsigned char *identity, size_t size,
                                int fd)
 {
@@ -76,10 +116,13 @@ struct bt_peer *bt_peer_create(struct bt_peers *peers, const unsigned char *iden
     memcpy(peer->identity, identity, size);
     bt_map_init(&peer->calls);
     peer->next_same_hash = bt_map_get(&peers->by_hash, peer->hash);
-    if (!bt_map_put(&peers->by_hash, peer->hash, peer)) {
+    if (!bt_map_reserve(&peers->by_hash, 1) ||
+        (fd >= 0 && !bt_map_put(&peers->by_fd, (uint64_t)fd, peer))) {
         free(peer);
         return NULL;
     }
+    bool ok = bt_map_put(&peers->by_hash, peer->hash, peer);
+    BT_ASSERT(ok); /* there is room */
     peer->next = peers->first;
     if (peer->next) {
         peer->next->previous = peer;
@@ -132,6 +175,10 @@ static void ends_drop(struct bt_peer *peer)
 void bt_peer_retire(struct bt_peer *peer)
 {
     peer_unhash(peer);
+    if (bt_peer_find_by_fd(peer->peers, peer->fd) == peer) {
+        bt_map_remove(&peer->peers->by_fd, (uint64_t)peer->fd);
+    }
+    unattend(peer);
     peer->gone = true;
     ends_drop(peer);
 }
@@ -169,6 +216,7 @@ void bt_peer_mark_lost(struct bt_peer *peer)
 {
     if (!peer->lost) {
         peer->lost = true;
+        attend(peer);
         tick_at(peer->peers, 0);
     }
 }
@@ -204,6 +252,7 @@ static void end_wait(struct bt_peer *peer, struct bt_wire_packet *packet)
     peer->ends_last = &end->next;
     peer->end_count++;
     peer->end_bytes += packet->size;
+    attend(peer);
     tick_at(peer->peers, bt_clock_now_ns() + RETRY_NS);
 }
 
@@ -262,7 +311,7 @@ static void peer_ping(struct bt_peer *peer)
     ping.kind = BATON__V1__FRAME__KIND__PING;
     if (bt_wire_send(peer->peers->socket, peer->identity, peer->identity_size, &ping, NULL) ==
         BT_ERR_PEER_LOST) {
-        peer->lost = true;
+        bt_peer_mark_lost(peer);
     }
 }
 
@@ -274,7 +323,7 @@ void bt_peers_sweep(struct bt_peers *peers)
         }
         peer->silent_ticks++;
         if (peer->silent_ticks > BT_RPC_SILENT_TICKS) {
-            peer->lost = true;
+            bt_peer_mark_lost(peer);
         } else if (peer->silent_ticks > 2) {
             peer_ping(peer);
         }
@@ -283,9 +332,9 @@ void bt_peers_sweep(struct bt_peers *peers)
 
 struct bt_peer *bt_peers_find_lost(struct bt_peers *peers)
 {
-    struct bt_peer *peer = peers->first;
-    while (peer && (!peer->lost || peer->gone)) {
-        peer = peer->next;
+    struct bt_peer *peer = peers->attention;
+    while (peer && !peer->lost) {
+        peer = peer->next_attended;
     }
     return peer;
 }
@@ -293,9 +342,10 @@ struct bt_peer *bt_peers_find_lost(struct bt_peers *peers)
 void bt_peers_flush(struct bt_peers *peers)
 {
     struct bt_peer *next;
-    for (struct bt_peer *peer = peers->first; peer; peer = next) {
-        next = peer->next;
-        if (peer->ends && bt_peer_flush(peer) && !peer->lost) {
+    for (struct bt_peer *peer = peers->attention; peer; peer = next) {
+        next = peer->next_attended;
+        if (bt_peer_flush(peer) && !peer->lost) {
+            unattend(peer);
             bt_peer_release_if_idle(peer);
         }
     }

@@ -24,8 +24,10 @@ struct bt_peers {
     int64_t keepalive_ns;
     int64_t sweep_ns; /* when silence is counted next */
     struct bt_peer *first;
+    struct bt_peer *attention; /* those that are lost or have waiting ENDs */
     size_t count;
     struct bt_map by_hash; /* of the identity; chains by next_same_hash */
+    struct bt_map by_fd;   /* of those that are not gone */
     uint64_t hash_seed;
     uint64_t dropped; /* messages */
 };
@@ -36,6 +38,9 @@ struct bt_peer {
     struct bt_peer *previous;
     struct bt_peer *next;
     struct bt_peer *next_same_hash;
+    bool attended;
+    struct bt_peer *previous_attended;
+    struct bt_peer *next_attended;
     uint64_t hash;
     int fd;                         /* of its connection; -1: unknown */
     const struct bt_known_key *key; /* NULL: plain */
@@ -56,6 +61,8 @@ void bt_peers_init(struct bt_peers *peers, void *socket);
 void bt_peers_finish(struct bt_peers *peers); /* all peers must be gone */
 
 struct bt_peer *bt_peer_find(struct bt_peers *peers, const unsigned char *identity, size_t size);
+/* NULL: none, or it is gone. */
+struct bt_peer *bt_peer_find_by_fd(const struct bt_peers *peers, int fd);
 /* The identity must be new. NULL: too many peers, or no memory. */
 struct bt_peer *bt_peer_create(struct bt_peers *peers, const unsigned char *identity, size_t size,
                                int fd);

@@ -3,6 +3,7 @@
 #define BATON_COMMON_MESSAGING_PENDING_H
 
 #include "common/messaging/rpc.h"
+#include "common/messaging/wire.h"
 
 /* A blocking call, on the stack of bt_rpc_client_call_wait. */
 struct bt_rpc_wait {
@@ -23,6 +24,7 @@ struct bt_rpc_pending {
     int64_t cancel_wait_ns;
     bool cancelled;
     bool cancel_unsent;
+    struct bt_wire_packet *unsent; /* the CALL, until there is a connection with room for it */
     const ProtobufCMessageDescriptor *data;
     const ProtobufCMessageDescriptor *response;
     bt_rpc_data_fn *on_data;

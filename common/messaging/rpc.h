@@ -1,9 +1,10 @@
 /*
  * RPC over ZeroMQ: unary and server-streaming calls with deadlines, cancel and keepalive.
  *
- * The wire is in proto/README.md: multipart messages [Frame][payload], a DEALER on the client and
- * a ROUTER on the server. Loop thread only. A call always ends exactly once, with one on_end: by
- * the server's END, by its deadline, by the loss of the peer, by cancel or by closing the client.
+ * The wire is in proto/README.md: multipart messages [Frame][payload]. All clients of a loop share
+ * one socket, and cost one descriptor each. Loop thread only. A call always ends exactly once, with
+ * one on_end: by the server's END, by its deadline, by the loss of the peer, by cancel or by
+ * closing the client.
  *
  * Peers are not trusted: a frame that does not parse, is too large, names an unknown method or
  * call, or comes in the wrong state is answered or dropped and counted, never acted on.
@@ -29,8 +30,8 @@
 
 #define BT_RPC_MAX_MESSAGE_BYTES   (64u << 20)
 #define BT_RPC_MAX_CALLS_PER_PEER  4096
-#define BT_RPC_MAX_PEERS           4096 /* with open calls, per server */
-#define BT_RPC_SEND_QUEUE_MESSAGES 1000 /* per connection, beside what the kernel buffers */
+#define BT_RPC_MAX_PEERS           65536 /* with open calls, per server: every rank of a cluster */
+#define BT_RPC_SEND_QUEUE_MESSAGES 1000  /* per connection, beside what the kernel buffers */
 #define BT_RPC_KEEPALIVE_MS        1000
 #define BT_RPC_PEER_TIMEOUT_MS     10000
 /* A peer is lost after this many keepalives without any frame of it. Counted in ticks of the own

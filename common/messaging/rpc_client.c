@@ -1,40 +1,37 @@
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
 #include "common/base/map.h"
+#include "common/base/random.h"
 #include "common/messaging/curve.h"
-#include "common/messaging/monitor.h"
+#include "common/messaging/dialer.h"
 #include "common/messaging/pending.h"
 #include "common/messaging/rpc.h"
 #include "common/messaging/wire.h"
 
-#define MESSAGES_PER_ROUND 64
-#define RECONNECT_MS       100
-#define RECONNECT_MAX_MS   1000
+#define REDIAL_NS     (100 * BT_NS_PER_MS)
+#define REDIAL_MAX_NS (1000 * BT_NS_PER_MS)
 /* A broken handshake may be a server that just went down; after so many it is a refusal. */
 #define PATIENCE_HANDSHAKES 3
 #define WHY_SIZE            256
 /* The second loss within this time is followed by a pause of as much, so that a peer which accepts
  * and closes costs little. */
 #define REOPEN_PAUSE_NS (100 * BT_NS_PER_MS)
-#define CONNECTION_EVENTS                                                                          \
-    (ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |                \
-     ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |                            \
-     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
+/* A connection by which nothing came for so many ticks is asked whether anybody is there. */
+#define PING_TICKS 2
 
 enum peer_state { PEER_UNKNOWN, PEER_UP, PEER_DOWN };
 
 struct bt_rpc_client {
     struct bt_loop *loop;
-    void *socket; /* NULL between a connection that broke at once and the next */
-    struct bt_monitor monitor;
-    struct bt_loop_source *socket_source;
-    struct bt_loop_source *monitor_source;
+    struct bt_dial dial;
+    bool paused;    /* no dial, and no calls: a connection broke at once, or was refused */
+    bool connected; /* the handshake is done */
+    unsigned fails; /* dials in a row that came to no connection */
     struct bt_loop_source *tick;        /* keepalive while calls are open */
-    struct bt_loop_source *reopen;      /* armed while there is no socket, or after keys changed */
+    struct bt_loop_source *redial;      /* armed while there is no dial, or after keys changed */
     const struct bt_security *security; /* NULL: plain */
     struct bt_curve_watch watch;
     struct bt_key server_key;
@@ -43,18 +40,18 @@ struct bt_rpc_client {
     char why[WHY_SIZE]; /* the last one did; "" after one that did not */
     int64_t lost_ns;    /* when a connection broke last; 0: never */
     int64_t keepalive_ns;
-    bool connected; /* the handshake is done */
     enum peer_state state;
     unsigned silent_ticks;
     struct bt_map pending_by_id;
     struct bt_rpc_pending open;    /* ring heads */
     struct bt_rpc_pending failing; /* of a connection that broke; their on_end is under way */
+    size_t unsent_count;           /* of the newest in `open` */
     uint64_t last_id;
     bt_rpc_peer_fn *on_peer;
     void *on_peer_context;
     unsigned depth;
     bool dead;
-    char endpoint[BT_ENDPOINT_SIZE]; /* the address alone */
+    char *endpoint; /* the address alone */
 };
 
 static void client_enter(struct bt_rpc_client *client)
@@ -66,6 +63,7 @@ static void client_leave(struct bt_rpc_client *client)
 {
     if (--client->depth == 0 && client->dead) {
         bt_map_finish(&client->pending_by_id);
+        free(client->endpoint);
         free(client);
     }
 }
@@ -82,12 +80,23 @@ static void wait_end(struct bt_rpc_wait *wait, enum bt_status status, const char
     bt_wire_text_copy(text[0] ? text : bt_status_name(status), wait->text, sizeof wait->text);
 }
 
+static void unsent_drop(struct bt_rpc_pending *pending)
+{
+    if (pending->unsent) {
+        bt_wire_packet_finish(pending->unsent);
+        free(pending->unsent);
+        pending->unsent = NULL;
+        pending->client->unsent_count--;
+    }
+}
+
 /* The one place where on_end runs. The client may be dead afterwards; the caller has entered it. */
 static void pending_finish(struct bt_rpc_pending *pending, enum bt_status status, const char *text,
                            ProtobufCMessage *response)
 {
     struct bt_rpc_client *client = pending->client;
     bt_pending_ring_remove(pending);
+    unsent_drop(pending);
     if (bt_map_get(&client->pending_by_id, pending->id) == pending) {
         bt_map_remove(&client->pending_by_id, pending->id);
     }
@@ -126,120 +135,72 @@ static void peer_state_set(struct bt_rpc_client *client, enum peer_state state)
 
 /* ------------------------------------------------------------------ the connection */
 
-static void on_readable(void *context);
-static void on_connection(void *context);
+static void on_message(void *owner, struct bt_wire_message *message);
+static void on_connection(void *owner, const struct bt_monitor_event *event);
 
-static void client_close(struct bt_rpc_client *client)
-{
-    if (!client->socket) {
-        return;
-    }
-    bt_loop_remove(client->socket_source);
-    bt_loop_remove(client->monitor_source);
-    client->socket_source = client->monitor_source = NULL;
-    bt_monitor_finish(&client->monitor);
-    zmq_close(client->socket);
-    client->socket = NULL;
-    client->connected = false;
-}
+static const struct bt_dials dial_calls = {.received = on_message, .told = on_connection};
 
-static enum bt_status socket_connect(struct bt_rpc_client *client, void *socket,
-                                     struct bt_error *error)
+static enum bt_status client_dial(struct bt_rpc_client *client, struct bt_error *error)
 {
-    int interval_ms = RECONNECT_MS;
-    int interval_max_ms = RECONNECT_MAX_MS;
-    enum bt_status status = bt_wire_socket_setup(socket, error);
+    enum bt_status status = bt_dial_open(client->loop, &client->dial, client->endpoint,
+                                         &client->server_key, &dial_calls, client, error);
     if (status == BT_OK) {
-        status = bt_curve_client_setup(client->security, socket, &client->server_key, error);
+        client->paused = false;
+        client->connected = bt_dial_is_silent(&client->dial);
     }
-    if (status != BT_OK) {
-        bt_error_prefix(error, "connect %s", client->endpoint);
-        return status;
-    }
-    if (zmq_setsockopt(socket, ZMQ_RECONNECT_IVL, &interval_ms, sizeof interval_ms) < 0 ||
-        zmq_setsockopt(socket, ZMQ_RECONNECT_IVL_MAX, &interval_max_ms, sizeof interval_max_ms) <
-            0) {
-        return bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
-    }
-    if (zmq_connect(socket, client->endpoint) < 0) {
-        bool bad = errno == EINVAL || errno == EPROTONOSUPPORT || errno == ENOCOMPATPROTO;
-        return bt_error_set(error, bad ? BT_ERR_INVALID_ARGUMENT : BT_ERR_IO, "connect %s: %s",
-                            client->endpoint, zmq_strerror(errno));
-    }
-    return BT_OK;
-}
-
-static enum bt_status client_open(struct bt_rpc_client *client, struct bt_error *error)
-{
-    void *zmq = bt_loop_zmq(client->loop);
-    void *socket = zmq_socket(zmq, ZMQ_DEALER);
-    if (!socket) {
-        return bt_error_set(error, BT_ERR_INTERNAL, "zmq_socket: %s", zmq_strerror(errno));
-    }
-    enum bt_status status =
-        bt_monitor_init(&client->monitor, zmq, socket, CONNECTION_EVENTS, error);
-    if (status != BT_OK) {
-        goto err_socket;
-    }
-    status = socket_connect(client, socket, error);
-    if (status != BT_OK) {
-        goto err_monitor;
-    }
-    client->socket_source = bt_loop_add_socket(client->loop, socket, on_readable, client);
-    client->monitor_source =
-        bt_loop_add_socket(client->loop, client->monitor.channel, on_connection, client);
-    if (!client->socket_source || !client->monitor_source) {
-        status = bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a loop source");
-        goto err_sources;
-    }
-    client->socket = socket;
-    return BT_OK;
-
-err_sources:
-    bt_loop_remove(client->socket_source);
-    bt_loop_remove(client->monitor_source);
-    client->socket_source = client->monitor_source = NULL;
-err_monitor:
-    bt_monitor_finish(&client->monitor);
-err_socket:
-    zmq_close(socket);
     return status;
 }
 
-static int64_t reopen_pause_ns(const struct bt_rpc_client *client)
+static void client_hang_up(struct bt_rpc_client *client)
 {
-    unsigned doublings = client->refusals < 4 ? client->refusals : 4;
-    int64_t pause_ns = REOPEN_PAUSE_NS << doublings;
-    return pause_ns < RECONNECT_MAX_MS * BT_NS_PER_MS ? pause_ns : RECONNECT_MAX_MS * BT_NS_PER_MS;
+    client->connected = false;
+    bt_dial_close(&client->dial);
 }
 
-static void client_reopen(struct bt_rpc_client *client)
+static int64_t doubled_ns(int64_t pause_ns, unsigned doublings)
+{
+    pause_ns <<= doublings < 4 ? doublings : 4;
+    return pause_ns < REDIAL_MAX_NS ? pause_ns : REDIAL_MAX_NS;
+}
+
+/* Calls wait for another dial. Clients that lost their servers at one time come back one by one. */
+static void dial_failed(struct bt_rpc_client *client)
+{
+    client_hang_up(client);
+    int64_t pause_ns = doubled_ns(REDIAL_NS, client->fails++);
+    uint64_t spread = bt_random_u64((uintptr_t)client, client->fails, 0) % (uint64_t)REDIAL_NS;
+    bt_loop_timer_set(client->redial, bt_clock_now_ns() + pause_ns + (int64_t)spread);
+    peer_state_set(client, PEER_DOWN);
+}
+
+/* False: the reason is in `why`. */
+static bool client_redial(struct bt_rpc_client *client)
 {
     struct bt_error error;
-    if (client_open(client, &error) != BT_OK) {
-        client->refusals++;
-        bt_wire_text_copy(error.text, client->why, sizeof client->why);
-        bt_loop_timer_set(client->reopen, bt_clock_now_ns() + reopen_pause_ns(client));
+    if (client_dial(client, &error) == BT_OK) {
+        return true;
     }
+    client->refusals++;
+    bt_wire_text_copy(error.text, client->why, sizeof client->why);
+    return false;
 }
 
 /*
- * Gives up the connection and all calls on it. What was queued and not sent goes with the socket:
- * the next connection must not see calls that were reported as lost.
+ * Gives up the connection and all calls on it. What was queued and not sent goes with the dial: the
+ * next connection must not see calls that were reported as lost.
  */
 static void client_lose(struct bt_rpc_client *client, enum bt_status status, const char *text)
 {
     int64_t now_ns = bt_clock_now_ns();
     bool again = client->lost_ns && now_ns - client->lost_ns < REOPEN_PAUSE_NS;
     client->lost_ns = now_ns;
-    client_close(client);
+    client_hang_up(client);
     bt_map_finish(&client->pending_by_id);
     bt_pending_ring_move(&client->failing, &client->open);
     bt_loop_timer_set(client->tick, BT_NEVER_NS);
-    if (again || client->refusals > 0) {
-        bt_loop_timer_set(client->reopen, now_ns + reopen_pause_ns(client));
-    } else {
-        client_reopen(client);
+    client->paused = again || client->refusals > 0 || !client_redial(client);
+    if (client->paused) {
+        bt_loop_timer_set(client->redial, now_ns + doubled_ns(REOPEN_PAUSE_NS, client->refusals));
     }
     peer_state_set(client, PEER_DOWN);
     ring_finish(&client->failing, status, text);
@@ -256,14 +217,14 @@ static void keys_recheck(struct bt_rpc_client *client)
     }
 }
 
-static void on_reopen(void *context)
+static void on_redial(void *context)
 {
     struct bt_rpc_client *client = context;
     client_enter(client);
-    if (client->socket) {
+    if (client->dial.dialer) {
         keys_recheck(client);
-    } else {
-        client_reopen(client);
+    } else if (!client_redial(client)) {
+        client_lose(client, BT_ERR_UNAVAILABLE, client->why);
     }
     client_leave(client);
 }
@@ -271,16 +232,68 @@ static void on_reopen(void *context)
 static void on_keys_changed(void *context)
 {
     struct bt_rpc_client *client = context;
-    bt_loop_timer_set(client->reopen, 0);
+    bt_loop_timer_set(client->redial, 0);
 }
 
-static void send_plain(struct bt_rpc_client *client, Baton__V1__Frame__Kind kind, uint64_t id)
+static enum bt_status send_plain(struct bt_rpc_client *client, Baton__V1__Frame__Kind kind,
+                                 uint64_t id)
 {
     Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
     frame.kind = kind;
     frame.call_id = id;
-    if (client->socket) {
-        bt_wire_send(client->socket, NULL, 0, &frame, NULL);
+    return client->connected ? bt_dial_send(&client->dial, &frame, NULL) : BT_ERR_EXHAUSTED;
+}
+
+/* ------------------------------------------------------------------ what waits */
+
+/* The calls that wait for the connection, or for room in its queue, are among the newest. */
+static struct bt_rpc_pending *unsent_first(struct bt_rpc_client *client)
+{
+    struct bt_rpc_pending *pending = &client->open;
+    for (size_t left = client->unsent_count; left > 0; left -= pending->unsent != NULL) {
+        pending = pending->previous;
+    }
+    return pending;
+}
+
+/* In their order. True: none waits any more. */
+static bool unsent_flush(struct bt_rpc_client *client)
+{
+    if (client->unsent_count == 0) {
+        return true;
+    }
+    struct bt_rpc_pending *pending = unsent_first(client);
+    for (; pending != &client->open; pending = pending->next) {
+        if (!pending->unsent) {
+            continue; /* its deadline had passed */
+        }
+        if (bt_dial_send_packet(&client->dial, pending->unsent) == BT_ERR_EXHAUSTED) {
+            return false;
+        }
+        free(pending->unsent); /* sent, or of a connection whose end will be told */
+        pending->unsent = NULL;
+        client->unsent_count--;
+    }
+    return true;
+}
+
+static void cancel_send(struct bt_rpc_pending *pending)
+{
+    pending->cancel_unsent =
+        pending->unsent ||
+        send_plain(pending->client, BATON__V1__FRAME__KIND__CANCEL, pending->id) != BT_OK;
+}
+
+static void waiting_send(struct bt_rpc_client *client)
+{
+    if (!unsent_flush(client)) {
+        return;
+    }
+    for (struct bt_rpc_pending *pending = client->open.next; pending != &client->open;
+         pending = pending->next) {
+        if (pending->cancel_unsent) {
+            cancel_send(pending);
+        }
     }
 }
 
@@ -289,7 +302,9 @@ static void send_plain(struct bt_rpc_client *client, Baton__V1__Frame__Kind kind
 /* Tells the server too, if it can be told: it would stop at the deadline or loss by itself. */
 static void pending_abandon(struct bt_rpc_pending *pending, enum bt_status status, const char *text)
 {
-    send_plain(pending->client, BATON__V1__FRAME__KIND__CANCEL, pending->id);
+    if (!pending->unsent) {
+        send_plain(pending->client, BATON__V1__FRAME__KIND__CANCEL, pending->id);
+    }
     pending_finish(pending, status, text, NULL);
 }
 
@@ -329,8 +344,10 @@ static void frame_end(struct bt_rpc_pending *pending, struct bt_wire_message *wi
     pending_finish(pending, status, text, response);
 }
 
-static void message_handle(struct bt_rpc_client *client, struct bt_wire_message *wire)
+static void on_message(void *owner, struct bt_wire_message *wire)
 {
+    struct bt_rpc_client *client = owner;
+    client_enter(client);
     client->silent_ticks = 0;
     peer_state_set(client, PEER_UP);
     struct bt_rpc_pending *pending = bt_map_get(&client->pending_by_id, wire->frame->call_id);
@@ -351,46 +368,19 @@ static void message_handle(struct bt_rpc_client *client, struct bt_wire_message 
     default:
         break;
     }
-}
-
-/* At most `limit` messages; stops when a callback ended the socket. */
-static void messages_read(struct bt_rpc_client *client, int limit)
-{
-    void *socket = client->socket;
-    for (int i = 0; i < limit && !client->dead && client->socket == socket; i++) {
-        struct bt_wire_message message;
-        enum bt_status status = bt_wire_receive(socket, false, &message);
-        if (status == BT_OK) {
-            message_handle(client, &message);
-            bt_wire_message_close(&message);
-        } else if (status != BT_ERR_PROTOCOL) {
-            break;
-        }
-    }
-}
-
-static void on_readable(void *context)
-{
-    struct bt_rpc_client *client = context;
-    client_enter(client);
-    messages_read(client, MESSAGES_PER_ROUND);
     client_leave(client);
 }
 
 static void connection_closed(struct bt_rpc_client *client)
 {
-    if (!client->connected) {
-        peer_state_set(client, PEER_DOWN);
-        return;
-    }
-    /* What the peer sent before it closed counts. */
-    messages_read(client, 2 * BT_RPC_SEND_QUEUE_MESSAGES);
-    if (!client->dead) {
+    if (client->connected) {
         client_lose(client, BT_ERR_PEER_LOST, "the peer closed the connection");
+    } else {
+        dial_failed(client);
     }
 }
 
-/* After a refusal that the server gave a reason for, the library does not connect again. */
+/* The end of the connection follows, unless it is given up here. */
 static void handshake_failed(struct bt_rpc_client *client, const struct bt_monitor_event *event)
 {
     int64_t waited_ms = (bt_clock_now_ns() - client->tcp_ns) / BT_NS_PER_MS;
@@ -404,57 +394,43 @@ static void handshake_failed(struct bt_rpc_client *client, const struct bt_monit
     }
 }
 
-static void connection_event(struct bt_rpc_client *client, const struct bt_monitor_event *event)
+static void connection_up(struct bt_rpc_client *client)
 {
+    client->connected = true;
+    client->refusals = client->fails = 0;
+    client->why[0] = '\0';
+    waiting_send(client);
+    /* That the library shook hands says nothing about the program behind it; a PONG does. */
+    send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
+}
+
+static void on_connection(void *owner, const struct bt_monitor_event *event)
+{
+    struct bt_rpc_client *client = owner;
+    client_enter(client);
     switch (event->event) {
     case ZMQ_EVENT_CONNECTED:
         client->tcp_ns = bt_clock_now_ns();
         break;
     case ZMQ_EVENT_HANDSHAKE_SUCCEEDED:
-        client->connected = true;
-        client->refusals = 0;
-        client->why[0] = '\0';
-        /* That the library shook hands says nothing about the program behind it; a PONG does. */
-        send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
+        connection_up(client);
         break;
     case ZMQ_EVENT_DISCONNECTED:
         connection_closed(client);
         break;
     case ZMQ_EVENT_CONNECT_RETRIED:
-        peer_state_set(client, PEER_DOWN); /* nobody is there */
+        if (!client->connected) {
+            dial_failed(client); /* nobody is there */
+        }
         break;
     default:
         handshake_failed(client, event);
         break;
     }
-}
-
-static void on_connection(void *context)
-{
-    struct bt_rpc_client *client = context;
-    client_enter(client);
-    void *socket = client->socket;
-    struct bt_monitor_event event;
-    while (!client->dead && client->socket == socket && bt_monitor_next(&client->monitor, &event)) {
-        connection_event(client, &event);
-    }
     client_leave(client);
 }
 
 /* ------------------------------------------------------------------ keepalive */
-
-static void cancels_retry(struct bt_rpc_client *client)
-{
-    for (struct bt_rpc_pending *pending = client->open.next; pending != &client->open;
-         pending = pending->next) {
-        if (pending->cancel_unsent) {
-            Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
-            frame.kind = BATON__V1__FRAME__KIND__CANCEL;
-            frame.call_id = pending->id;
-            pending->cancel_unsent = bt_wire_send(client->socket, NULL, 0, &frame, NULL) != BT_OK;
-        }
-    }
-}
 
 static void on_tick(void *context)
 {
@@ -469,9 +445,11 @@ static void on_tick(void *context)
         client_lose(client, known ? BT_ERR_PEER_LOST : BT_ERR_UNAVAILABLE,
                     known ? "the peer does not answer" : why);
     } else {
-        if (client->connected) {
+        if (client->connected && client->silent_ticks >= PING_TICKS) {
             send_plain(client, BATON__V1__FRAME__KIND__PING, 0);
-            cancels_retry(client);
+        }
+        if (client->connected) {
+            waiting_send(client);
         }
         bt_loop_timer_set(client->tick, bt_clock_now_ns() + client->keepalive_ns);
     }
@@ -549,8 +527,32 @@ static uint64_t timeout_to_wire(int64_t deadline_ns, int64_t now_ns)
     return (uint64_t)((deadline_ns - now_ns - 1) / BT_NS_PER_MS + 1);
 }
 
+/* Sends the packet, or has the call keep it. Takes it where the call is accepted. */
+static enum bt_status packet_send(struct bt_rpc_client *client, struct bt_rpc_pending *pending,
+                                  struct bt_wire_packet *packet)
+{
+    if (client->connected) {
+        if (!unsent_flush(client)) {
+            return BT_ERR_EXHAUSTED;
+        }
+        enum bt_status status = bt_dial_send_packet(&client->dial, packet);
+        /* A connection that broke in the middle is reported soon, which ends the call. */
+        return status == BT_ERR_PEER_LOST ? BT_OK : status;
+    }
+    if (client->unsent_count >= BT_RPC_SEND_QUEUE_MESSAGES) {
+        return BT_ERR_EXHAUSTED;
+    }
+    pending->unsent = malloc(sizeof *pending->unsent);
+    if (!pending->unsent) {
+        return BT_ERR_NO_MEMORY;
+    }
+    *pending->unsent = *packet;
+    client->unsent_count++;
+    return BT_OK;
+}
+
 static enum bt_status call_send(struct bt_rpc_client *client, const struct bt_rpc_call_spec *spec,
-                                uint64_t id)
+                                struct bt_rpc_pending *pending)
 {
     int64_t now_ns = bt_clock_now_ns();
     if (spec->deadline_ns <= now_ns) {
@@ -558,16 +560,20 @@ static enum bt_status call_send(struct bt_rpc_client *client, const struct bt_rp
     }
     Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
     frame.kind = BATON__V1__FRAME__KIND__CALL;
-    frame.call_id = id;
+    frame.call_id = pending->id;
     frame.method = (char *)spec->method;
     frame.timeout_ms = timeout_to_wire(spec->deadline_ns, now_ns);
     frame.version = BT_WIRE_VERSION;
-    enum bt_status status = bt_wire_send(client->socket, NULL, 0, &frame, spec->request);
-    /* Where a server refused us the library has no queue any more, before the loop hears why. */
-    bool no_queue = status == BT_ERR_EXHAUSTED && !client->connected &&
-                    client->pending_by_id.size < BT_RPC_SEND_QUEUE_MESSAGES;
-    /* A connection that broke in the middle is reported by its monitor, which ends the call. */
-    return status == BT_ERR_PEER_LOST || no_queue ? BT_OK : status;
+    struct bt_wire_packet packet;
+    enum bt_status status = bt_wire_packet_init(&packet, &frame, spec->request);
+    if (status != BT_OK) {
+        return status;
+    }
+    status = packet_send(client, pending, &packet);
+    if (status == BT_ERR_EXHAUSTED || status == BT_ERR_NO_MEMORY) {
+        bt_wire_packet_finish(&packet);
+    }
+    return status;
 }
 
 static enum bt_status call_refused(struct bt_rpc_client *client, enum bt_status status,
@@ -589,7 +595,7 @@ static enum bt_status call_admit(struct bt_rpc_client *client, struct bt_error *
     if (client->dead) {
         return bt_error_set(error, BT_ERR_CANCELLED, "%s: the client is closing", client->endpoint);
     }
-    if (!client->socket) {
+    if (client->paused) {
         return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s: %s", client->endpoint,
                             client->why[0] ? client->why : "the peer keeps closing the connection");
     }
@@ -611,7 +617,7 @@ enum bt_status bt_rpc_client_call(struct bt_rpc_client *client, const struct bt_
     if (!pending) {
         return call_refused(client, BT_ERR_NO_MEMORY, spec->method, error);
     }
-    status = call_send(client, spec, pending->id);
+    status = call_send(client, spec, pending);
     if (status != BT_OK) {
         bt_map_remove(&client->pending_by_id, pending->id);
         bt_loop_remove(pending->timer);
@@ -637,10 +643,7 @@ void bt_rpc_pending_cancel(struct bt_rpc_pending *pending)
         return; /* not open: it ends in this very round, with its connection */
     }
     pending->cancelled = true;
-    Baton__V1__Frame frame = BATON__V1__FRAME__INIT;
-    frame.kind = BATON__V1__FRAME__KIND__CANCEL;
-    frame.call_id = pending->id;
-    pending->cancel_unsent = bt_wire_send(client->socket, NULL, 0, &frame, NULL) != BT_OK;
+    cancel_send(pending);
     int64_t wait_ns = pending->cancel_wait_ns > 0 ? pending->cancel_wait_ns
                                                   : BT_RPC_SILENT_TICKS * client->keepalive_ns;
     pending->give_up_ns = bt_clock_now_ns() + wait_ns;
@@ -664,22 +667,24 @@ enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
     bt_map_init(&client->pending_by_id);
     bt_pending_ring_init(&client->open);
     bt_pending_ring_init(&client->failing);
-    enum bt_status status = bt_curve_client_address(client->security, endpoint, error,
-                                                    client->endpoint, &client->server_key);
+    char address[BT_ENDPOINT_SIZE];
+    enum bt_status status =
+        bt_curve_client_address(client->security, endpoint, error, address, &client->server_key);
     if (status != BT_OK) {
         bt_error_prefix(error, "connect");
         goto err_client;
     }
-    status = BT_ERR_NO_MEMORY;
+    client->endpoint = strdup(address);
     client->tick = bt_loop_add_timer(loop, BT_NEVER_NS, on_tick, client);
-    client->reopen = bt_loop_add_timer(loop, BT_NEVER_NS, on_reopen, client);
-    if (!client->tick || !client->reopen) {
-        bt_error_set(error, status, "no memory for an rpc client");
+    client->redial = bt_loop_add_timer(loop, BT_NEVER_NS, on_redial, client);
+    if (!client->endpoint || !client->tick || !client->redial) {
+        status = bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for an rpc client");
         goto err_client;
     }
-    status = client_open(client, error);
+    bt_dialers_join(loop);
+    status = client_dial(client, error);
     if (status != BT_OK) {
-        goto err_client;
+        goto err_dialers;
     }
     if (client->security) {
         bt_curve_watch_add(bt_loop_security(loop), &client->watch);
@@ -687,9 +692,12 @@ enum bt_status bt_rpc_client_create(struct bt_loop *loop, const char *endpoint,
     *ret_client = client;
     return BT_OK;
 
+err_dialers:
+    bt_dialers_leave(loop);
 err_client:
     bt_loop_remove(client->tick);
-    bt_loop_remove(client->reopen);
+    bt_loop_remove(client->redial);
+    free(client->endpoint);
     free(client);
     return status;
 }
@@ -702,10 +710,11 @@ void bt_rpc_client_destroy(struct bt_rpc_client *client)
     BT_ASSERT(!client->dead);
     client_enter(client);
     client->dead = true;
-    client_close(client); /* the server hears of it by the end of the connection */
+    client_hang_up(client); /* the server hears of it by the end of the connection */
+    bt_dialers_leave(client->loop);
     bt_curve_watch_remove(&client->watch);
     bt_loop_remove(client->tick);
-    bt_loop_remove(client->reopen);
+    bt_loop_remove(client->redial);
     bt_map_finish(&client->pending_by_id);
     bt_pending_ring_move(&client->failing, &client->open);
     ring_finish(&client->failing, BT_ERR_CANCELLED, "the client was closed");
@@ -733,7 +742,7 @@ enum bt_status bt_rpc_client_call_wait(struct bt_rpc_client *client,
     struct bt_rpc_pending *pending;
     struct bt_loop *loop = client->loop;
     char endpoint[BT_ENDPOINT_SIZE]; /* a callback may destroy the client meanwhile */
-    memcpy(endpoint, client->endpoint, sizeof endpoint);
+    snprintf(endpoint, sizeof endpoint, "%s", client->endpoint);
     enum bt_status status = bt_rpc_client_call(client, spec, error, &pending);
     if (status != BT_OK) {
         return status;

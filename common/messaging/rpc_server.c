@@ -430,13 +430,12 @@ static void on_readable(void *context)
 
 /* ------------------------------------------------------------------ connections */
 
+/* A connection is one peer, or none while it has no calls. */
 static void connection_lose(struct bt_rpc_server *server, int fd, const char *text)
 {
-    for (struct bt_peer *peer = server->peers.first; peer; peer = peer->next) {
-        if (peer->fd == fd && !peer->gone) {
-            peer_lose(peer, text);
-            return; /* a connection is one peer */
-        }
+    struct bt_peer *peer = bt_peer_find_by_fd(&server->peers, fd);
+    if (peer) {
+        peer_lose(peer, text);
     }
 }
 

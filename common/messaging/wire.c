@@ -6,8 +6,9 @@
 
 #include "common/messaging/rpc.h"
 
-/* Connections that wait to be accepted: all workers come at once when a router was restarted. */
-#define BACKLOG 1024
+/* Connections that wait to be accepted: all workers come at once when a router was restarted. What
+ * the kernel allows by default. */
+#define BACKLOG 4096
 /* Idle connections of hosts that vanished are closed after about two minutes; connections with open
  * calls have the protocol's own keepalive. */
 #define TCP_IDLE_S     60
