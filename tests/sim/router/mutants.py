@@ -43,10 +43,7 @@ MUTANTS = {
         ("    return health->breaker == RT_BREAKER_CLOSED || health->breaker == RT_BREAKER_HALF_OPEN;",
          "    (void)health;\n    return true;")]),
     "poison-tried-again": ("what kills again and again is stopped", "router/attempt.c", [
-        ("    if (exposed &&\n", "    if (exposed && false &&\n")]),
-    "tokens-clear-nobody": ("a request that got on did not kill", "router/poison.c", [
-        ("    return suspicion->delivered == delivered ? suspicion->deaths : 0;",
-         "    return delivered < UINT32_MAX ? suspicion->deaths : 0;")]),
+        ("    if (exposed && rt_suspicion_death(", "    if (exposed && false && rt_suspicion_death(")]),
     "company-suspected": ("a death is shared by those that were there", "router/poison.c", [
         ("    suspicion->shares += 1.0 / sharing;", "    suspicion->shares += 1.0;")]),
     "limits-of-tenants-ignored": ("a tenant runs no more than its limit", "router/request_queue.c", [
