@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/base/clock.h"
+
 enum bt_status bt_file_open(const char *path, struct bt_error *error, int *ret_fd,
                             size_t *ret_bytes)
 {
@@ -66,4 +68,38 @@ enum bt_status bt_file_read(const char *path, size_t limit_bytes, struct bt_erro
     *ret_text = text;
     *ret_bytes = bytes;
     return BT_OK;
+}
+
+static struct bt_file_stamp stamp_take(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0) {
+        return (struct bt_file_stamp){0};
+    }
+    return (struct bt_file_stamp){
+        .device = (uint64_t)info.st_dev,
+        .inode = (uint64_t)info.st_ino,
+        .size = (uint64_t)info.st_size,
+        .modified_ns = info.st_mtim.tv_sec * BT_NS_PER_S + info.st_mtim.tv_nsec,
+        .changed_ns = info.st_ctim.tv_sec * BT_NS_PER_S + info.st_ctim.tv_nsec,
+    };
+}
+
+static bool stamp_equal(const struct bt_file_stamp *a, const struct bt_file_stamp *b)
+{
+    return a->device == b->device && a->inode == b->inode && a->size == b->size &&
+           a->modified_ns == b->modified_ns && a->changed_ns == b->changed_ns;
+}
+
+void bt_file_watch_mark(struct bt_file_watch *watch, const char *path)
+{
+    watch->read = watch->seen = stamp_take(path);
+}
+
+bool bt_file_watch_look(struct bt_file_watch *watch, const char *path)
+{
+    struct bt_file_stamp stamp = stamp_take(path);
+    bool settled = stamp_equal(&stamp, &watch->seen);
+    watch->seen = stamp;
+    return settled && !stamp_equal(&stamp, &watch->read);
 }

@@ -5,7 +5,9 @@
 #ifndef BATON_COMMON_BASE_FILE_H
 #define BATON_COMMON_BASE_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "common/base/status.h"
 
@@ -19,5 +21,23 @@ enum bt_status bt_file_open(const char *path, struct bt_error *error, int *ret_f
  */
 enum bt_status bt_file_read(const char *path, size_t limit_bytes, struct bt_error *error,
                             char **ret_text, size_t *ret_bytes);
+
+/*
+ * Notices that a file changed, by what its path leads to: also where a link on the way leads
+ * elsewhere, as when a mounted secret is replaced.
+ */
+struct bt_file_stamp { /* zeros: there is no file */
+    uint64_t device, inode, size;
+    int64_t modified_ns, changed_ns;
+};
+struct bt_file_watch {
+    struct bt_file_stamp read, seen;
+};
+
+/* Before the file is read: what changes from then on is noticed. */
+void bt_file_watch_mark(struct bt_file_watch *watch, const char *path);
+/* At each look, some time apart. True: it changed since the mark, and then stood still from one
+ * look to the next: who writes it in place is done by then. */
+bool bt_file_watch_look(struct bt_file_watch *watch, const char *path);
 
 #endif

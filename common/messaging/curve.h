@@ -11,6 +11,7 @@
 
 #include <zmq.h>
 
+#include "common/base/file.h"
 #include "common/base/map.h"
 #include "common/messaging/key.h"
 #include "common/messaging/loop.h"
@@ -28,12 +29,6 @@ struct bt_known_key {
     struct bt_known_key *next_same_hash;
 };
 
-/* What tells one state of a file from another; all 0: there is no file. */
-struct bt_file_stamp {
-    uint64_t device, inode, size;
-    int64_t modified_ns, changed_ns;
-};
-
 /* Told after the list changed; calls nothing back but sets a timer. */
 struct bt_curve_watch {
     struct bt_curve_watch *previous; /* in a ring */
@@ -48,9 +43,8 @@ struct bt_security {
     struct bt_key public_key;
     char public_hex[BT_KEY_HEX_SIZE];
     char *allow_path;
-    struct bt_file_stamp read_stamp; /* of the list, when it was read last */
-    struct bt_file_stamp seen_stamp; /* and when it was looked at last */
-    struct bt_known_key **known;     /* by number */
+    struct bt_file_watch file;   /* the list */
+    struct bt_known_key **known; /* by number */
     size_t known_count;
     struct bt_map known_by_hash;
     size_t allowed_count;

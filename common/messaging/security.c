@@ -125,32 +125,10 @@ static void list_enforce(struct bt_security *security, const struct bt_allow_lis
 
 /* ------------------------------------------------------------------ the file of the list */
 
-static void stamp_take(const struct bt_security *security, struct bt_file_stamp *ret_stamp)
-{
-    struct stat info;
-    *ret_stamp = (struct bt_file_stamp){0};
-    if (stat(security->allow_path, &info) == 0) {
-        *ret_stamp = (struct bt_file_stamp){
-            .device = (uint64_t)info.st_dev,
-            .inode = (uint64_t)info.st_ino,
-            .size = (uint64_t)info.st_size,
-            .modified_ns = info.st_mtim.tv_sec * BT_NS_PER_S + info.st_mtim.tv_nsec,
-            .changed_ns = info.st_ctim.tv_sec * BT_NS_PER_S + info.st_ctim.tv_nsec,
-        };
-    }
-}
-
-static bool stamp_equal(const struct bt_file_stamp *a, const struct bt_file_stamp *b)
-{
-    return a->device == b->device && a->inode == b->inode && a->size == b->size &&
-           a->modified_ns == b->modified_ns && a->changed_ns == b->changed_ns;
-}
-
 static enum bt_status list_load(struct bt_security *security, struct bt_error *error)
 {
     struct bt_allow_list list;
-    stamp_take(security, &security->read_stamp); /* first: what changes meanwhile is seen later */
-    security->seen_stamp = security->read_stamp;
+    bt_file_watch_mark(&security->file, security->allow_path);
     enum bt_status status = bt_allow_list_read(security->allow_path, error, &list);
     if (status != BT_OK) {
         return status;
@@ -163,17 +141,11 @@ static enum bt_status list_load(struct bt_security *security, struct bt_error *e
     return status;
 }
 
-/* Reads a file that changed once it has stood still from one look to the next: who writes it in
- * place is done by then. */
 static void on_file_timer(void *context)
 {
     struct bt_security *security = context;
-    struct bt_file_stamp stamp;
-    stamp_take(security, &stamp);
-    bool settled = stamp_equal(&stamp, &security->seen_stamp);
-    security->seen_stamp = stamp;
     struct bt_error error;
-    if (settled && !stamp_equal(&stamp, &security->read_stamp) &&
+    if (bt_file_watch_look(&security->file, security->allow_path) &&
         list_load(security, &error) != BT_OK) {
         bt_log_warn(0, "%s; the %zu keys read before stay admitted", error.text,
                     security->allowed_count);
