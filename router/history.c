@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/base/status.h"
 
 /* Durations are counted by magnitude: SUBS buckets for each power of two of nanoseconds, so that a
  * percentile is exact to 1/32. What is shorter or longer counts with the first or the last. */
@@ -14,13 +15,6 @@
 #define MAX_POWER 40 /* 18 minutes */
 #define BUCKETS   ((MAX_POWER - MIN_POWER) * SUBS)
 
-const char *const rt_stage_names[RT_STAGES] = {
-    [RT_STAGE_QUEUE] = "queue",
-    [RT_STAGE_COMPUTE] = "compute",
-    [RT_STAGE_DELIVER] = "deliver",
-    [RT_STAGE_TRANSFER] = "transfer",
-};
-
 struct spread {
     uint32_t counts[BUCKETS];
     uint32_t total;
@@ -29,8 +23,7 @@ struct spread {
 /* One step. */
 struct interval {
     struct spread ttft, tpot;
-    uint64_t stage_count;
-    int64_t stage_ns[RT_STAGES];
+    int64_t stage_ns[RT_HISTORY_STAGES];
 };
 
 struct rt_history {
@@ -117,8 +110,7 @@ static void join(const struct rt_history *history, uint64_t steps, bool open,
         const struct interval *interval = interval_of(history, step);
         add(&ret_sum->ttft, &interval->ttft);
         add(&ret_sum->tpot, &interval->tpot);
-        ret_sum->stage_count += interval->stage_count;
-        for (int i = 0; i < RT_STAGES; i++) {
+        for (int i = 0; i < RT_HISTORY_STAGES; i++) {
             ret_sum->stage_ns[i] += interval->stage_ns[i];
         }
     }
@@ -152,15 +144,11 @@ void rt_history_tpot(struct rt_history *history, int64_t tpot_ns)
     }
 }
 
-void rt_history_stages(struct rt_history *history, const int64_t stage_ns[RT_STAGES])
+void rt_history_stage(struct rt_history *history, uint32_t stage, int64_t stage_ns)
 {
-    if (!history) {
-        return;
-    }
-    struct interval *interval = interval_of(history, history->step);
-    interval->stage_count++;
-    for (int i = 0; i < RT_STAGES; i++) {
-        interval->stage_ns[i] += stage_ns[i] > 0 ? stage_ns[i] : 0;
+    BT_ASSERT(stage < RT_HISTORY_STAGES);
+    if (history && stage_ns > 0) {
+        interval_of(history, history->step)->stage_ns[stage] += stage_ns;
     }
 }
 
@@ -227,11 +215,12 @@ void rt_history_summarise(const struct rt_history *history, struct rt_history_su
 {
     struct interval sum;
     join(history, RT_HISTORY_WINDOW, true, &sum);
-    *ret_summary = (struct rt_history_summary){
-        .ttft_count = sum.ttft.total, .tpot_count = sum.tpot.total, .stage_count = sum.stage_count};
+    *ret_summary =
+        (struct rt_history_summary){.ttft_count = sum.ttft.total, .tpot_count = sum.tpot.total};
     percentiles(&sum.ttft, ret_summary->ttft_s);
     percentiles(&sum.tpot, ret_summary->tpot_s);
-    for (int i = 0; i < RT_STAGES && sum.stage_count > 0; i++) {
-        ret_summary->stage_s[i] = (double)sum.stage_ns[i] / 1e9 / (double)sum.stage_count;
+    for (int i = 0; i < RT_HISTORY_STAGES; i++) {
+        ret_summary->stage_s[i] =
+            sum.ttft.total > 0 ? (double)sum.stage_ns[i] / 1e9 / sum.ttft.total : NAN;
     }
 }

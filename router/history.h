@@ -16,18 +16,9 @@
 #define RT_HISTORY_POINTS  300 /* ten minutes */
 #define RT_HISTORY_WINDOW  30  /* steps: one minute */
 #define RT_HISTORY_SMOOTH  5   /* steps that a point's percentiles look back on */
+#define RT_HISTORY_STAGES  12  /* of a request's time, whatever they are */
 
 enum rt_percentile { RT_P50, RT_P90, RT_P99, RT_PERCENTILES };
-
-/* Where the time until the first two tokens goes. */
-enum rt_stage {
-    RT_STAGE_QUEUE,    /* arrival to the prefill worker, reserving included */
-    RT_STAGE_COMPUTE,  /* the prompt */
-    RT_STAGE_DELIVER,  /* what is left until the first token is here */
-    RT_STAGE_TRANSFER, /* KV that was still on its way when compute was done */
-    RT_STAGES,
-};
-extern const char *const rt_stage_names[RT_STAGES];
 
 /* Counts that only grow, since the start. */
 struct rt_history_totals {
@@ -51,8 +42,7 @@ struct rt_history_point {
 struct rt_history_summary {
     uint64_t ttft_count, tpot_count;
     double ttft_s[RT_PERCENTILES], tpot_s[RT_PERCENTILES]; /* NaN: no request */
-    double stage_s[RT_STAGES];                             /* means */
-    uint64_t stage_count;
+    double stage_s[RT_HISTORY_STAGES]; /* mean over the requests that `ttft_s` is of; NaN: none */
 };
 
 struct rt_history;
@@ -63,7 +53,7 @@ void rt_history_destroy(struct rt_history *history);
 /* All of these take a NULL history and do nothing. Negative times count as 0. */
 void rt_history_ttft(struct rt_history *history, int64_t ttft_ns);
 void rt_history_tpot(struct rt_history *history, int64_t tpot_ns);
-void rt_history_stages(struct rt_history *history, const int64_t stage_ns[RT_STAGES]);
+void rt_history_stage(struct rt_history *history, uint32_t stage, int64_t stage_ns);
 
 /* Ends a step. One that took longer, since the loop was busy, gives one point all the same. */
 void rt_history_step(struct rt_history *history, const struct rt_history_totals *totals,

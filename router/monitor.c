@@ -5,6 +5,8 @@
 #include "common/base/clock.h"
 #include "router/service_state.h"
 
+_Static_assert(RT_TTFT_STAGES <= RT_HISTORY_STAGES, "stages do not fit");
+
 /* Between two slices of a look. */
 #define SLICE_NS (5 * BT_NS_PER_MS)
 
@@ -100,18 +102,11 @@ void rt_monitor_first_token(struct rt_monitor *monitor, const struct rt_stream *
     }
 }
 
-static void note_stages(struct rt_monitor *monitor, const struct rt_stream *stream)
+void rt_monitor_stage(struct rt_monitor *monitor, enum rt_ttft_stage stage, int64_t stage_ns)
 {
-    int64_t compute_ns = (int64_t)stream->done.compute_ns;
-    int64_t prefill_ns = stream->first_token_ns - stream->dispatched_ns;
-    compute_ns = compute_ns < 0 || compute_ns > prefill_ns ? prefill_ns : compute_ns;
-    const int64_t stage_ns[RT_STAGES] = {
-        [RT_STAGE_QUEUE] = stream->dispatched_ns - stream->arrival_ns,
-        [RT_STAGE_COMPUTE] = compute_ns,
-        [RT_STAGE_DELIVER] = prefill_ns - compute_ns,
-        [RT_STAGE_TRANSFER] = (int64_t)stream->done.visible_transfer_ns,
-    };
-    rt_history_stages(monitor->history, stage_ns);
+    if (monitor) {
+        rt_history_stage(monitor->history, stage, stage_ns);
+    }
 }
 
 void rt_monitor_end(struct rt_monitor *monitor, const struct rt_stream *stream,
@@ -129,9 +124,6 @@ void rt_monitor_end(struct rt_monitor *monitor, const struct rt_stream *stream,
     if (stream->completion_tokens > 1) {
         rt_history_tpot(monitor->history, (stream->last_token_ns - stream->first_token_ns) /
                                               (stream->completion_tokens - 1));
-    }
-    if (stream->dispatched_ns > 0 && stream->first_token_ns >= stream->dispatched_ns) {
-        note_stages(monitor, stream);
     }
 }
 

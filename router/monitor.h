@@ -9,6 +9,7 @@
 #define BATON_ROUTER_MONITOR_H
 
 #include "router/history.h"
+#include "router/stages.h"
 #include "router/survey.h"
 
 #define RT_MONITOR_SLICE 2048
@@ -24,6 +25,7 @@ void rt_monitor_destroy(struct rt_monitor *monitor);
 /* A NULL monitor is fine. */
 void rt_monitor_first_token(struct rt_monitor *monitor, const struct rt_stream *stream,
                             int64_t now_ns);
+void rt_monitor_stage(struct rt_monitor *monitor, enum rt_ttft_stage stage, int64_t stage_ns);
 void rt_monitor_end(struct rt_monitor *monitor, const struct rt_stream *stream,
                     enum rt_finish finish);
 

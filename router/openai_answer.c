@@ -15,6 +15,7 @@ struct generation {
     struct rt_openai_answer *answer;
     uint64_t request; /* of the service; live until on_end or abandon */
     bool live;
+    bool counts_prompt; /* the first of its prompt: usage counts a prompt once */
     const char *finish_reason;
     struct rt_openai_choice choice;
 };
@@ -169,6 +170,7 @@ static void finish_generation(struct generation *generation, const struct rt_res
     struct rt_openai_answer *answer = generation->answer;
     generation->finish_reason = result->finish == RT_FINISH_LENGTH ? "length" : "stop";
     answer->usage.completion_tokens += result->completion_tokens;
+    answer->usage.cached_tokens += generation->counts_prompt ? result->cached_tokens : 0;
     const Baton__V1__Timing *timing = answer->timing ? result->timing : NULL;
     if (answer->form.stream) {
         rt_openai_write_finish(&answer->form, &generation->choice, generation->finish_reason,
@@ -256,6 +258,7 @@ static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struc
     enum bt_status status = BT_OK;
     for (uint32_t i = 0; status == BT_OK && i < request->n; i++) {
         description.sampling.seed = seed + i;
+        generations[i].counts_prompt = i == 0;
         status = submit_one(answer, &description, &generations[i], error);
     }
     return status;

@@ -28,7 +28,9 @@ static void write_usage(const struct rt_openai_usage *usage, struct rt_openai_js
     rt_openai_json_int(out, (int64_t)usage->completion_tokens);
     rt_openai_json_literal(out, ",\"total_tokens\":");
     rt_openai_json_int(out, (int64_t)(usage->prompt_tokens + usage->completion_tokens));
-    rt_openai_json_literal(out, "}");
+    rt_openai_json_literal(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
+    rt_openai_json_int(out, (int64_t)usage->cached_tokens);
+    rt_openai_json_literal(out, "}}");
 }
 
 void rt_openai_write_head(const struct rt_openai_form *form, struct rt_openai_json *out)

@@ -54,7 +54,7 @@ void rt_openai_write_finish(const struct rt_openai_form *form, struct rt_openai_
                             struct rt_openai_json *out);
 
 struct rt_openai_usage {
-    uint64_t prompt_tokens, completion_tokens;
+    uint64_t prompt_tokens, completion_tokens, cached_tokens;
 };
 
 /* Stream: the chunk without choices, and the end. */

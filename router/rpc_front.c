@@ -102,6 +102,7 @@ static void finish_well(struct stream *stream, const struct rt_result *result)
     Baton__V1__Usage usage = BATON__V1__USAGE__INIT;
     usage.prompt_tokens = result->prompt_tokens;
     usage.completion_tokens = result->completion_tokens;
+    usage.cached_tokens = result->cached_tokens;
     Baton__V1__GenerateEvent event = BATON__V1__GENERATE_EVENT__INIT;
     event.finish_reason = (char *)(result->finish == RT_FINISH_LENGTH ? "length" : "stop");
     event.usage = &usage;

@@ -60,6 +60,7 @@ struct rt_result {
     enum bt_status status; /* BT_OK unless RT_FINISH_ERROR */
     const char *text;      /* reason of an error */
     uint32_t prompt_tokens, completion_tokens;
+    uint32_t cached_tokens; /* of the prompt, that a prefill worker had computed before */
     const Baton__V1__Timing *timing;
 };
 

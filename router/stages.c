@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "router/monitor.h"
 #include "router/service_metrics.h"
 
 /* Longer than a request may take. */
@@ -34,6 +35,7 @@ static int64_t unix_time(int64_t said_ns)
 static void observe(const struct rt_service_metrics *metrics, enum rt_ttft_stage stage, int64_t ns)
 {
     bt_histogram_observe(metrics->stages[stage], (double)(ns > 0 ? ns : 0) / 1e9);
+    rt_monitor_stage(metrics->monitor, stage, ns);
 }
 
 void rt_stages_init(struct rt_stages *stages, const struct rt_trace_context *trace,

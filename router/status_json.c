@@ -183,12 +183,13 @@ static void put_workers(struct rt_openai_json *json, const struct rt_service *se
 
 /* ---- requests */
 
+/* Where the request is, or was last. */
 static void put_worker_id(struct rt_openai_json *json, const struct rt_service *service,
-                          const char *key, rt_worker_ref ref)
+                          const char *key, rt_worker_ref ref, const char *last)
 {
     struct rt_worker_view view;
     bool known = ref != RT_NO_WORKER && rt_core_worker(service->core, ref, &view);
-    put_string(json, key, known ? view.info->id : "");
+    put_string(json, key, known ? view.info->id : last);
 }
 
 static void put_open_requests(struct rt_openai_json *json, const struct rt_service *service,
@@ -202,8 +203,11 @@ static void put_open_requests(struct rt_openai_json *json, const struct rt_servi
             written++ > 0 ? "," : "", view.id, rt_request_state_names[view.state], view.attempt);
         put(json, ",\"prompt_tokens\":%" PRIu32 ",\"generated_tokens\":%" PRIu32 ",\"age_s\":%.3f",
             view.prompt_tokens, view.generated_tokens, seconds_ago(view.arrival_ns, now_ns));
-        put_worker_id(json, service, "prefill_worker", view.prefill);
-        put_worker_id(json, service, "decode_worker", view.decode);
+        const struct rt_stream *stream = bt_map_get(&service->streams, view.id);
+        put_worker_id(json, service, "prefill_worker", view.prefill,
+                      stream ? stream->prefill_worker : "");
+        put_worker_id(json, service, "decode_worker", view.decode,
+                      stream ? stream->decode_worker : "");
         put(json, "}");
     }
     put(json, "]");
@@ -260,10 +264,9 @@ static void put_summary(struct rt_openai_json *json, const struct rt_history *hi
     put(json, ",\"window_s\":%d", (int)(RT_HISTORY_WINDOW * RT_HISTORY_STEP_NS / BT_NS_PER_S));
     put_percentiles(json, "ttft_s", summary.ttft_count, summary.ttft_s);
     put_percentiles(json, "tpot_s", summary.tpot_count, summary.tpot_s);
-    put(json, ",\"stages_s\":{\"count\":%" PRIu64, summary.stage_count);
-    for (int i = 0; i < RT_STAGES; i++) {
-        put(json, ",\"%s\":", rt_stage_names[i]);
-        put_number(json, summary.stage_count > 0 ? summary.stage_s[i] : NAN);
+    for (int i = 0; i < RT_TTFT_STAGES; i++) {
+        put(json, "%s\"%s\":", i > 0 ? "," : ",\"stages_s\":{", rt_ttft_stage_names[i]);
+        put_number(json, summary.stage_s[i]);
     }
     put(json, "}");
 }

@@ -262,6 +262,7 @@ void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_stat
         .text = text,
         .prompt_tokens = stream->prompt_tokens,
         .completion_tokens = stream->completion_tokens,
+        .cached_tokens = stream->done.cached_tokens,
         .timing = &timing,
     };
     stream->sink.on_end(stream->sink.context, &result);

@@ -10,21 +10,23 @@ const KEY = "baton-api-key";
 
 const DASH = "–";
 
-function scaled(value, unit, steps) {
+function scaled(value, unit, steps, tidy) {
   if (value === null || value === undefined || !isFinite(value)) return DASH;
+  if (value === 0) return unit ? "0 " + unit : "0";
   let [factor, name] = steps[0];
   for (const [f, n] of steps) if (Math.abs(value) >= f) [factor, name] = [f, n];
   const shown = value / factor;
-  const digits = shown === 0 || Math.abs(shown) >= 100 ? 0 : Math.abs(shown) >= 10 ? 1 : 2;
-  return shown.toFixed(digits) + (name + unit ? " " + name + unit : "");
+  const digits = Math.abs(shown) >= 100 ? 0 : Math.abs(shown) >= 10 ? 1 : 2;
+  return (tidy ? String(Number(shown.toFixed(digits))) : shown.toFixed(digits)) + (name + unit ? " " + name + unit : "");
 }
-const seconds = v => scaled(v, "s", [[1e-6, "µ"], [1e-3, "m"], [1, ""]]);
-const plain = v => scaled(v, "", [[1, ""], [1e3, "k"], [1e6, "M"], [1e9, "G"]]);
+const seconds = (v, tidy) => scaled(v, "s", [[1e-6, "µ"], [1e-3, "m"], [1, ""]], tidy);
+const plain = (v, tidy) => scaled(v, "", [[1, ""], [1e3, "k"], [1e6, "M"], [1e9, "G"]], tidy);
 const count = v => (v >= 10000 ? plain(v) : v === null ? DASH : String(Math.round(v)));
 const amount = v => (v !== null && v < 100 ? String(Math.round(v * 10) / 10) : plain(v));
 const perSecond = v => (v === null ? DASH : plain(v) + "/s");
-const bytesPerSecond = v => scaled(v, "B/s", [[1, ""], [1e3, "k"], [1e6, "M"], [1e9, "G"], [1e12, "T"]]);
-const percent = v => (v === null || v === undefined ? DASH : (v * 100).toFixed(v < 0.0995 ? 1 : 0) + " %");
+const bytesPerSecond = (v, tidy) =>
+  scaled(v, "B/s", [[1, ""], [1e3, "k"], [1e6, "M"], [1e9, "G"], [1e12, "T"]], tidy);
+const percent = v => (v === null || v === undefined ? DASH : (v * 100).toFixed(v > 0 && v < 0.0995 ? 1 : 0) + " %");
 
 function duration(s) {
   if (s < 60) return Math.floor(s) + " s";
@@ -83,6 +85,7 @@ const FIGURES = [
   ["Requests", s => [perSecond(s.rates_per_s.requests), count(running(s)) + " running"]],
   ["Queue", s => [count(s.queue.waiting), "of " + count(s.queue.capacity) + ", " + count(sheds(s)) + " shed"]],
   ["KV in use", s => [percent(s.roles.decode.kv_mean), "fullest rank " + percent(s.roles.decode.kv_max)]],
+  ["Failed", s => [count(s.totals.failed), count(s.totals.retries) + " attempts repeated"]],
   ["Prompt tokens cached", s => [percent(s.prefix_hit_rate), count(s.totals.cached_tokens) + " in all"]],
 ];
 
@@ -154,12 +157,17 @@ function setBar(bar, worker) {
   bar.setAttribute("aria-label", "KV pages of " + worker.id + " in use");
 }
 
+/* A prefill worker's reports are too rare to show what it does now; the router knows. */
+function loadOf(worker) {
+  return worker.role === "prefill" ? [count(worker.requests) + " running", "ahead " + seconds(worker.ahead_s)]
+                                   : [count(worker.running) + " running", count(worker.waiting) + " waiting"];
+}
+
 function restOf(worker) {
   if (worker.state === "lost") return [worker.why_lost || "lost", ""];
   if (worker.ranks > 1) return ["fullest rank " + percent(worker.kv_max), worker.ranks + " ranks"];
   const late = worker.heartbeat_age_s > 3;
-  return [late ? "heard " + duration(worker.heartbeat_age_s) + " ago" : worker.transport || "",
-          worker.role === "prefill" ? "ahead " + seconds(worker.ahead_s) : ""];
+  return [worker.transport || "", late ? "heard " + duration(worker.heartbeat_age_s) + " ago" : ""];
 }
 
 function updateTile(tile, worker) {
@@ -173,7 +181,7 @@ function updateTile(tile, worker) {
   const used = pages.total - pages.free;
   pair(kv, worker.state === "lost" ? "KV " + DASH : "KV " + percent(pages.total ? used / pages.total : null),
        worker.state === "lost" ? "" : count(used) + " / " + count(pages.total));
-  pair(load, count(worker.running) + " running", count(worker.waiting) + " waiting");
+  pair(load, ...loadOf(worker));
   pair(rest, ...restOf(worker));
 }
 
@@ -291,7 +299,7 @@ function drawGrid(chart, frame, y, span) {
     const height = Math.round(frame.y(v)) + 0.5;
     draw("path", {class: "grid", d: `M${PLOT.left} ${height}H${frame.right}`}, chart.back);
     draw("text", {x: PLOT.left - 8, y: height + 4, "text-anchor": "end"}, chart.back).textContent =
-      v === 0 ? "0" : y.none ? "" : chart.spec.format(v);
+      v === 0 ? "0" : y.none ? "" : chart.spec.format(v, true);
   }
   for (let i = 0; i <= 4; i++) {
     const ago = span * (1 - i / 4), x = PLOT.left + (frame.right - PLOT.left) * i / 4;
@@ -362,24 +370,30 @@ function takeHistory(status) {
 
 /* ---- stages and requests */
 
-const STAGES = [["queue", "queue and reservation"], ["compute", "prefill compute"],
-                ["deliver", "rest until the first token"], ["transfer", "KV transfer not hidden, before the second"]];
+const STAGES = ["tokenize", "queue", "earlier_attempts", "reserve", "prefill_queue", "prefill_compute",
+                "delivery", "local_prefill", "visible_transfer", "decode_queue", "first_step"];
+const SECOND = STAGES.indexOf("visible_transfer");   /* from here on, until the second token */
 
+function createStage(key) {
+  const row = make("li"), track = make("span", "track");
+  track.append(make("i", STAGES.indexOf(key) < SECOND ? "" : "second"));
+  row.append(make("span", "", key.replace("_", " ")), track, make("b", "", DASH));
+  return row;
+}
+
+/* Each bar begins where the one before ends. */
 function showStages(status) {
-  const stages = status.stages_s, bar = byId("stages-bar"), list = byId("stages");
-  const total = STAGES.reduce((sum, [key]) => sum + (stages[key] || 0), 0);
-  STAGES.forEach(([key, name], i) => {
-    if (!bar.children[i]) {
-      bar.append(make("i", key));
-      const item = make("li");
-      item.append(make("i", "swatch " + key), make("span", "", name), make("b"));
-      list.append(item);
-    }
-    bar.children[i].style.setProperty("width", total ? 100 * stages[key] / total + "%" : "0");
-    say(list.children[i].children[2], seconds(stages[key]));
+  const stages = status.stages_s, total = STAGES.reduce((sum, key) => sum + (stages[key] || 0), 0);
+  let begin = 0;
+  reconcile(byId("stages"), STAGES, key => key, createStage, (row, key) => {
+    const bar = row.children[1].firstElementChild, share = total ? 100 * stages[key] / total : 0;
+    bar.style.setProperty("left", begin + "%");
+    bar.style.setProperty("width", share + "%");
+    bar.hidden = !share;
+    begin += share;
+    say(row.children[2], seconds(stages[key]));
   });
-  bar.setAttribute("aria-label", STAGES.map(([key, name]) => name + " " + seconds(stages[key])).join(", "));
-  say(byId("stages-note"), "mean of " + count(stages.count) + " requests that ended in the last minute");
+  say(byId("stages-note"), "mean of " + count(status.ttft_s.count) + " requests, last minute");
 }
 
 function createRow() {
