@@ -6,6 +6,7 @@
 #include "common/base/log.h"
 #include "router/http_response.h"
 #include "router/http_tokenize.h"
+#include "router/http_worker_metrics.h"
 
 #define STREAM_BLOCK_BYTES (16u << 10)
 #define FIRST_BODY_BYTES   4096u
@@ -34,6 +35,7 @@ void rt_http_exchange_destroy(struct rt_http_exchange *exchange)
     exchange->connection->exchange = NULL;
     rt_openai_answer_destroy(exchange->answer);
     rt_http_tokenize_cancel(exchange);
+    rt_http_worker_metrics_cancel(exchange);
     free(exchange->tokens.ids.ids);
     if (exchange->previous != NULL)
         exchange->previous->next = exchange->next;
@@ -120,6 +122,7 @@ static void abandon(struct rt_http_exchange *exchange)
     if (exchange->answer != NULL)
         rt_openai_answer_abandon(exchange->answer);
     rt_http_tokenize_cancel(exchange);
+    rt_http_worker_metrics_cancel(exchange);
 }
 
 void rt_http_exchange_gone(struct rt_http_exchange *exchange)
@@ -216,6 +219,8 @@ enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange)
         return MHD_NO;
     if (exchange->tokens.param != NULL)
         return rt_http_tokenize_respond(exchange);
+    if (exchange->scrape.asked)
+        return rt_http_worker_metrics_respond(exchange);
     if (exchange->answer == NULL)
         return MHD_NO;
     struct rt_openai_answer *answer = exchange->answer;

@@ -64,6 +64,10 @@ struct rt_http_exchange {
     struct rt_openai_answer *answer;
     struct rt_http_tokens tokens;
     struct rt_trace_context trace; /* of a generation */
+    struct {
+        bool asked, waits;
+        struct rt_scrape_waiter waiter;
+    } scrape; /* what GET /metrics/workers waits for */
     struct rt_http_exchange *previous, *next;
 };
 

@@ -8,6 +8,7 @@
 #include "router/http_response.h"
 #include "router/http_status.h"
 #include "router/http_tokenize.h"
+#include "router/http_worker_metrics.h"
 #include "router/openai_prompt.h"
 
 /* ------------------------------------------------------------------ generation */
@@ -147,6 +148,7 @@ static const struct rt_http_route routes[] = {
     {"GET", "/health", false, handle_health},
     {"GET", "/ready", false, handle_ready},
     {"GET", "/metrics", false, handle_metrics},
+    {"GET", "/metrics/workers", false, rt_http_worker_metrics},
     {"GET", "/status", false, rt_http_status},
     {"GET", "/", false, rt_http_dashboard},
 };

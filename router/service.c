@@ -100,8 +100,9 @@ static enum bt_status start_parts(struct rt_service *service,
     service->prefixes = rt_worker_prefixes_create(options->prefix_blocks);
     service->methods = join_methods();
     service->timer = bt_loop_add_timer(service->loop, BT_NEVER_NS, on_timer, service);
+    service->scrape = rt_scrape_create(service);
     service->traces = rt_trace_store_create(options->trace_keep);
-    if (!service->traces || !service->model_name || !service->core || !service->prefixes ||
+    if (!service->scrape || !service->traces || !service->model_name || !service->core || !service->prefixes ||
         !service->methods || !service->timer) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
@@ -200,6 +201,7 @@ void rt_service_destroy(struct rt_service *service)
     rt_core_destroy(service->core);
     rt_worker_prefixes_destroy(service->prefixes);
     rt_trace_store_destroy(service->traces);
+    rt_scrape_destroy(service->scrape);
     free_streams(service);
     bt_loop_remove(service->timer);
     rt_output_buffer_finish(&service->output);

@@ -20,6 +20,7 @@
 #include "router/core.h"
 #include "router/tokenization.h"
 #include "router/trace_context.h"
+#include "router/worker_metrics.h"
 
 struct rt_service;
 
@@ -137,6 +138,12 @@ struct rt_status_query {
 struct rt_openai_json;
 void rt_service_write_status(struct rt_service *service, const struct rt_status_query *query,
                              struct rt_openai_json *json);
+
+/* The workers' own metrics. True: the page is there; false: the waiter's fn is called when it is. */
+bool rt_service_scrape(struct rt_service *service, struct rt_scrape_waiter *waiter);
+void rt_service_scrape_cancel(struct rt_service *service, struct rt_scrape_waiter *waiter);
+/* The last page, malloc'd; NULL: none, no memory. */
+char *rt_service_scraped(const struct rt_service *service, size_t *ret_size);
 
 /* For a new request, by its header `traceparent` (NULL: none). */
 void rt_service_trace_begin(const struct rt_service *service, const char *traceparent,

@@ -50,6 +50,7 @@ struct rt_service {
     struct rt_worker_prefixes *prefixes;
 
     struct rt_trace_store *traces;
+    struct rt_scrape *scrape;
 
     struct bt_metrics *registry;
     struct rt_service_metrics metrics;

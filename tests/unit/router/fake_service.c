@@ -313,3 +313,26 @@ Baton__V1__TraceResponse *rt_service_trace(const struct rt_service *service,
     (void)request;
     return NULL;
 }
+
+/* ------------------------------------------------------------------ metrics of workers */
+
+bool rt_service_scrape(struct rt_service *service, struct rt_scrape_waiter *waiter)
+{
+    (void)service;
+    (void)waiter;
+    return true;
+}
+
+void rt_service_scrape_cancel(struct rt_service *service, struct rt_scrape_waiter *waiter)
+{
+    (void)service;
+    (void)waiter;
+}
+
+char *rt_service_scraped(const struct rt_service *service, size_t *ret_size)
+{
+    (void)service;
+    static const char page[] = "fake_up 1\n";
+    *ret_size = sizeof page - 1;
+    return strdup(page);
+}
