@@ -530,12 +530,22 @@ static void request_leave(struct dc_request *request, enum dc_finish finish, int
     }
 }
 
+/* How the sequence came into the batch, with the first token that was drawn here. */
+static void tell_start(struct dc_request *request, const struct dc_step *step, struct dc_news *news)
+{
+    int64_t wait_ns = step->begin_ns - request->joined_ns;
+    request->started = news->starts = true;
+    news->wait_ns = wait_ns > 0 ? (uint64_t)wait_ns : 0;
+    news->step_ns = (uint64_t)(step->end_ns - step->begin_ns);
+    news->begin_unix_ns = bt_clock_unix_ns() - (bt_clock_now_ns() - step->begin_ns);
+}
+
 static void handle_entry(struct dc_requests *requests, const struct dc_entry *entry,
                          const struct dc_step *step)
 {
     struct dc_request *request = entry->user;
     int64_t now_ns = step->end_ns;
-    const struct dc_news news = {
+    struct dc_news news = {
         .request = entry->request,
         .epoch = entry->epoch,
         .sample = entry->has_token ? &entry->sample : NULL,
@@ -543,6 +553,9 @@ static void handle_entry(struct dc_requests *requests, const struct dc_entry *en
         .with_logprobs = request->reservation.sampling.logprobs >= 0,
         .finish = dc_finish_reason(entry->finish),
     };
+    if (entry->drawn && !request->started) {
+        tell_start(request, step, &news);
+    }
     if (!request->orphan) {
         dc_subscribers_add(requests->options.subscribers, request->reservation.router_incarnation,
                            &news);

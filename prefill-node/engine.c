@@ -182,6 +182,7 @@ static void engine_plan(struct pf_engine *engine)
             .is_last = chunk->end == job->token_count,
             .pages = job->pages,
             .tokens = &job->tokens[chunk->begin],
+            .times = job->times,
         };
         engine->pushes[i] = job->push;
     }

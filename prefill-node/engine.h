@@ -30,6 +30,7 @@ struct pf_job {
     const struct bt_sampling *sampling;
     const struct bt_sampler_history *history; /* NULL: no penalty needs it */
     struct kvt_push *push;                    /* NULL: nobody to push to */
+    struct pf_layer_times *times;             /* NULL: nobody asks */
     int64_t arrival_ns;
     void *user;
 

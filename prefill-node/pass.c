@@ -4,6 +4,7 @@
 
 #include "common/base/clock.h"
 #include "common/model/prompt_batch.h"
+#include "prefill-node/layer_times.h"
 
 struct pf_pass {
     struct pf_pass_options options;
@@ -13,6 +14,7 @@ struct pf_pass {
     const struct pf_plan_chunk *chunks; /* of the pass that runs */
     struct kvt_push *const *pushes;
     uint32_t count;
+    bool timed; /* some chunk has times */
 };
 
 enum bt_status pf_pass_create(const struct pf_pass_options *options, struct bt_error *error,
@@ -58,9 +60,26 @@ void pf_pass_destroy(struct pf_pass *pass)
 static void layer_done(void *context, uint32_t layer)
 {
     const struct pf_pass *pass = context;
+    int64_t now_ns = pass->timed ? bt_clock_now_ns() : 0;
     for (uint32_t i = 0; i < pass->count; i++) {
+        if (pass->chunks[i].times) {
+            pf_layer_times_computed(pass->chunks[i].times, layer, now_ns);
+        }
         if (pass->pushes[i]) {
             kvt_push_ready(pass->pushes[i], layer, pass->chunks[i].start + pass->chunks[i].rows);
+        }
+    }
+}
+
+/* Before the first layer. */
+static void begin_times(struct pf_pass *pass)
+{
+    pass->timed = false;
+    for (uint32_t i = 0; i < pass->count; i++) {
+        const struct pf_plan_chunk *chunk = &pass->chunks[i];
+        if (chunk->times) {
+            pass->timed = true;
+            pf_layer_times_chunk(chunk->times, chunk->start + chunk->rows, bt_clock_now_ns());
         }
     }
 }
@@ -87,6 +106,7 @@ enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chu
                             chunk->is_last);
     }
     bt_prompt_batch_fill(&pass->batch, &batch);
+    begin_times(pass);
     enum bt_status status = bt_forward_run(pass->forward, &batch, ret_logits);
     if (status != BT_OK) {
         const char *why = bt_group_error(bt_rank_group(pass->options.rank));

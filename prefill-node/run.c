@@ -10,6 +10,7 @@
 #include "common/model/token_message.h"
 #include "prefill-node/delivery.h"
 #include "prefill-node/handoff.h"
+#include "prefill-node/layer_times.h"
 
 enum run_state { RUN_WAITING, RUN_OPENING, RUN_COMPUTING, RUN_HANDING_OFF };
 
@@ -25,6 +26,7 @@ struct run {
     enum run_state state;
 
     struct pf_prompt_pages pages; /* of our pool */
+    struct pf_layer_times *times; /* NULL: nobody asked */
     struct pf_job job;
     bool in_compute;     /* the job is the compute thread's */
     struct pf_cuts cuts; /* that all pushes leave behind; once they ended */
@@ -122,6 +124,7 @@ static void run_end_call(struct run *run)
 static void run_destroy(struct run *run)
 {
     pf_delivery_finish(&run->delivery);
+    pf_layer_times_destroy(run->times);
     pf_handoff_finish(&run->handoff);
     pf_request_finish(&run->request);
     if (run->landing) {
@@ -169,6 +172,12 @@ static void fill_done(const struct run *run, Baton__V1__PrefillDone *done)
     done->layerwise = run->request.prompt_tokens > run->runs->options.layerwise_threshold;
     done->transport = (char *)pf_peer_transport(run->delivery.peer);
     done->cached_tokens = pf_prompt_pages_cached_tokens(&run->pages);
+    done->begin_unix_ns = bt_clock_unix_ns() - (bt_clock_now_ns() - run->job.started_ns);
+    int64_t queue_ns = run->job.started_ns - run->accepted_ns;
+    done->queue_ns = queue_ns > 0 ? (uint64_t)queue_ns : 0;
+    if (run->times) {
+        pf_layer_times_fill(run->times, run->job.started_ns, done);
+    }
 }
 
 /* Each rank counts what it wrote itself. */
@@ -407,12 +416,18 @@ static void on_cancel(void *context, struct bt_rpc_call *call)
 static enum bt_status run_open_push(struct run *run, struct bt_error *error)
 {
     const struct pf_runs_options *options = &run->runs->options;
+    if (run->request.sampled && !run->times) {
+        run->times =
+            pf_layer_times_create(options->layer_count, pf_prompt_pages_cached_tokens(&run->pages),
+                                  run->request.prompt_tokens);
+    }
     const struct pf_delivery_pages pages = {
         .source = run->pages.list,
         .target = run->request.target_pages,
         .prompt_tokens = run->request.prompt_tokens,
         .layerwise = run->request.prompt_tokens > options->layerwise_threshold,
         .share = options->share,
+        .watch = run->times ? pf_layer_times_watch(run->times) : NULL,
     };
     return pf_delivery_open(&run->delivery, options->source, &pages, error);
 }
@@ -449,6 +464,7 @@ static void run_compute(struct run *run)
         .sampling = &run->request.sampling,
         .history = run->request.history,
         .push = run->delivery.push,
+        .times = run->times,
         .arrival_ns = run->accepted_ns,
         .user = run,
         .computed = pf_prompt_pages_cached_tokens(&run->pages),
