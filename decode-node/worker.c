@@ -632,3 +632,9 @@ uint32_t dc_worker_requests(const struct dc_worker *worker)
 {
     return dc_requests_count(worker->requests);
 }
+
+uint32_t dc_worker_orphans(const struct dc_worker *worker)
+{
+    Baton__V1__Orphan **orphans;
+    return (uint32_t)dc_requests_orphans(worker->requests, &orphans);
+}

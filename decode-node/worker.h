@@ -67,5 +67,6 @@ bool dc_worker_refused(const struct dc_worker *worker);
 /* Looking in, for tests. */
 uint32_t dc_worker_free_pages(const struct dc_worker *worker);
 uint32_t dc_worker_requests(const struct dc_worker *worker);
+uint32_t dc_worker_orphans(const struct dc_worker *worker); /* that can be adopted */
 
 #endif

@@ -156,6 +156,7 @@ enum bt_status rt_worker_link_open(struct rt_worker_link *link, struct bt_loop *
                                    uint64_t router_incarnation, struct bt_error *error)
 {
     BT_ASSERT(!link->client);
+    link->router_incarnation = router_incarnation;
     enum bt_status status = bt_rpc_client_create(loop, link->endpoint, error, &link->client);
     if (status != BT_OK) {
         return status;
@@ -348,6 +349,7 @@ static void cancel_send(struct rt_cancel *cancel)
     Baton__V1__CancelRequest request = BATON__V1__CANCEL_REQUEST__INIT;
     request.request_id = cancel->request;
     request.epoch = cancel->epoch;
+    request.router_incarnation = link->router_incarnation;
     struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Decode/Cancel",
         .request = &request.base,

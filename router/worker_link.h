@@ -49,6 +49,7 @@ struct rt_worker_link {
     uint64_t appeared;         /* decode: order of appearance of kv */
     uint64_t told;             /* prefill: what appeared up to this was told to it */
 
+    uint64_t router_incarnation;  /* as the worker knows us, since the first connection */
     struct bt_rpc_client *client; /* NULL: down */
     bool up;                      /* the worker answered on this connection */
     bool broken;                  /* closed at the next occasion */

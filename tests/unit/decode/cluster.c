@@ -216,7 +216,9 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
     request.prompt_tokens = attempt->prompt_tokens;
     request.sampling = &attempt->sampling;
     request.full = attempt->full;
-    request.router_incarnation = ROUTER;
+    request.router_incarnation = attempt->router ? attempt->router : ROUTER;
+    request.resume_key.data = (uint8_t *)attempt->resume_key;
+    request.resume_key.len = attempt->resume_key ? 32 : 0;
     request.replay = (uint32_t *)attempt->replay;
     request.n_replay = attempt->replay_count;
     if (attempt->sampling.repetition_penalty != 1) {

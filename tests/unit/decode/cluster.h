@@ -23,6 +23,8 @@ struct attempt {
     int64_t deadline_ns; /* of the Run call */
     const uint32_t *replay;
     uint32_t replay_count;
+    const uint8_t *resume_key; /* of 32 bytes; NULL: none */
+    uint64_t router;           /* incarnation; 0: ROUTER */
 
     Baton__V1__ReserveResponse *reserved; /* after cluster_reserve */
     uint64_t epoch;
