@@ -287,6 +287,22 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
     }
 }
 
+void rt_service_on_adopted(struct rt_worker_link *link, uint64_t request, uint64_t epoch,
+                           enum bt_status status, const char *text)
+{
+    struct rt_service *service = link->service;
+    if (status == BT_OK || service->closing) {
+        return;
+    }
+    bt_log_info(request, "not taken over from %s: %s", link->id,
+                text && text[0] ? text : bt_status_name(status));
+    if (status != BT_ERR_NOT_FOUND) {
+        rt_worker_link_cancel(link, request, epoch); /* it may have understood */
+    }
+    rt_core_decoded(service->core, link->ref, request, epoch, NULL, 0, true, RT_FINISH_ERROR,
+                    BT_ERR_UNAVAILABLE, text, bt_clock_now_ns());
+}
+
 void rt_service_on_run_event(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                              const Baton__V1__PrefillEvent *event)
 {
@@ -347,13 +363,17 @@ static void act_reserve(struct rt_service *service, struct rt_stream *stream,
     }
     request.full = action->full;
     request.router_incarnation = service->incarnation;
+    if (rt_stream_resumable(stream)) {
+        request.resume_key = (ProtobufCBinaryData){RT_DIGEST_BYTES, stream->key.bytes};
+    }
     add_replay(service, &request);
     Baton__V1__TraceContext trace;
     rt_trace_context_fill(&stream->stages.trace, &trace);
     request.trace = &trace;
     rt_stages_reserve(&stream->stages, bt_clock_now_ns());
     enum bt_status status =
-        link ? rt_worker_link_reserve(link, action->attempt, &request) : BT_ERR_UNAVAILABLE;
+        link ? rt_worker_link_reserve(link, action->attempt, stream->deadline_ns, &request)
+             : BT_ERR_UNAVAILABLE;
     if (status != BT_OK) {
         rt_core_reserved(service->core, stream->id, action->attempt, action->decode, status,
                          "the reserve could not be sent", 0, bt_clock_now_ns());
@@ -384,6 +404,7 @@ static void act_prefill(struct rt_service *service, struct rt_stream *stream,
     rt_trace_context_fill(&stream->stages.trace, &trace);
     request.trace = &trace;
     rt_stages_prefill(&stream->stages, action->attempt, now_ns);
+    request.router_incarnation = service->incarnation;
     stream->run_attempt = action->attempt;
     enum bt_status status = link ? rt_worker_link_run(link, action->attempt, stream->deadline_ns,
                                                       &request, &stream->run)
@@ -410,13 +431,11 @@ static void act_cancel_decode(struct rt_service *service, const struct rt_action
     }
 }
 
-static void act_tokens(struct rt_service *service, struct rt_stream *stream,
-                       const struct rt_action *action)
+/* `stopped`: with this output. */
+static void after_output(struct rt_service *service, struct rt_stream *stream,
+                         enum bt_status status, bool stopped)
 {
     int64_t now_ns = bt_clock_now_ns();
-    bool stopped = false;
-    enum bt_status status = rt_stream_output(stream, action->tokens, action->token_count, now_ns,
-                                             &service->output, &service->metrics, &stopped);
     if (status != BT_OK) {
         rt_stream_end(stream, RT_FINISH_ERROR, status, "no memory for text", now_ns,
                       &service->metrics);
@@ -426,17 +445,43 @@ static void act_tokens(struct rt_service *service, struct rt_stream *stream,
     }
 }
 
+static void act_tokens(struct rt_service *service, struct rt_stream *stream,
+                       const struct rt_action *action)
+{
+    bool stopped = false;
+    enum bt_status status =
+        rt_stream_output(stream, action->tokens, action->token_count, bt_clock_now_ns(),
+                         &service->output, &service->metrics, &stopped);
+    after_output(service, stream, status, stopped);
+}
+
+/* Before any action: what is queued comes behind what was delivered when they were taken over. */
+static void catch_up(struct rt_service *service)
+{
+    while (service->catching) {
+        struct rt_stream *stream = service->catching;
+        service->catching = stream->next_catching;
+        stream->catching_up = false;
+        bool stopped = false;
+        enum bt_status status = rt_stream_catch_up(stream, &service->output, &stopped);
+        after_output(service, stream, status, stopped);
+    }
+}
+
 static void act_end(struct rt_service *service, struct rt_stream *stream,
                     const struct rt_action *action)
 {
     if (action->finish == RT_FINISH_ERROR) {
-        bt_log_warn(stream->id, "failed: %s", action->text);
+        bt_log_warn(stream->id, "%s failed: %s", stream->name, action->text);
     }
     bt_map_remove(&service->streams, stream->id);
     rt_stream_end(stream, action->finish, action->status, action->text, bt_clock_now_ns(),
                   &service->metrics);
     rt_service_trace_keep(service, stream, action->finish, bt_clock_now_ns());
+    struct rt_stream *successor = stream->successor;
+    stream->successor = NULL;
     rt_stream_destroy(stream);
+    rt_service_follow(service, successor);
 }
 
 static void act(struct rt_service *service, const struct rt_action *action)
@@ -487,6 +532,7 @@ static void tend_links(struct rt_service *service)
         bool known = rt_core_worker(service->core, link->ref, &view);
         if (!known || view.state == RT_WORKER_LOST) {
             rt_worker_prefixes_forget(service->prefixes, link->ref);
+            rt_orphans_forget(service->orphans, link->ref);
         }
         if (!known) {
             *at = link->next;
@@ -508,6 +554,7 @@ void rt_service_pump(struct rt_service *service)
 {
     BT_ASSERT(!service->pumping);
     service->pumping = true;
+    catch_up(service);
     int64_t now_ns = bt_clock_now_ns();
     if (rt_core_next_deadline_ns(service->core) <= now_ns) {
         rt_core_tick(service->core, now_ns);

@@ -1,5 +1,6 @@
 #include "router/http_exchange.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -209,7 +210,6 @@ static enum MHD_Result respond_stream(struct rt_http_exchange *exchange)
     MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE,
                             "text/event-stream; charset=utf-8");
     MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-cache");
-    MHD_add_response_header(response, "X-Request-Id", rt_openai_answer_id(exchange->answer));
     return rt_http_respond(exchange, MHD_HTTP_OK, response);
 }
 
@@ -234,8 +234,7 @@ enum MHD_Result rt_http_exchange_continue(struct rt_http_exchange *exchange)
         return MHD_NO;
     case RT_ANSWER_DONE:
         if (!rt_openai_answer_is_stream(answer))
-            return rt_http_respond_json(exchange, MHD_HTTP_OK, rt_openai_answer_output(answer),
-                                        rt_openai_answer_id(answer));
+            return rt_http_respond_json(exchange, MHD_HTTP_OK, rt_openai_answer_output(answer));
         return respond_stream(exchange);
     default:
         return respond_stream(exchange);
@@ -247,6 +246,39 @@ static bool header_asks_timing(const struct rt_http_exchange *exchange)
     const char *value =
         MHD_lookup_connection_value(exchange->mhd, MHD_HEADER_KIND, "X-Baton-Timing");
     return value != NULL && strcmp(value, "1") == 0;
+}
+
+/* NULL: it is not there, or empty. */
+static const char *header(const struct rt_http_exchange *exchange, const char *name)
+{
+    const char *value = MHD_lookup_connection_value(exchange->mhd, MHD_HEADER_KIND, name);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+void rt_http_exchange_identify(struct rt_http_exchange *exchange)
+{
+    const char *name = header(exchange, RT_HTTP_REQUEST_ID);
+    exchange->named = name != NULL && rt_request_id_valid(name);
+    if (exchange->named)
+        snprintf(exchange->request_id, sizeof exchange->request_id, "%s", name);
+    else
+        rt_request_id_make(exchange->request_id);
+}
+
+/* Who it is, and what of it the client has. */
+static enum bt_status read_identity(struct rt_http_exchange *exchange,
+                                    struct rt_openai_request *request,
+                                    struct rt_openai_error *error)
+{
+    if (!exchange->named && header(exchange, RT_HTTP_REQUEST_ID) != NULL)
+        return rt_openai_error_field(error, RT_HTTP_REQUEST_ID,
+                                     "must be 1 to %d visible ASCII characters", RT_REQUEST_ID_MAX);
+    request->request_id = exchange->request_id;
+    request->named = exchange->named;
+    request->resume = header(exchange, RT_HTTP_RESUME);
+    if (request->resume != NULL && !request->stream)
+        return rt_openai_error_field(error, RT_HTTP_RESUME, "is for requests with \"stream\"");
+    return BT_OK;
 }
 
 enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
@@ -262,11 +294,16 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
     request.timing = request.timing || header_asks_timing(exchange);
-    rt_service_trace_begin(exchange->all->service,
-                           MHD_lookup_connection_value(exchange->mhd, MHD_HEADER_KIND,
-                                                       "traceparent"),
-                           &exchange->trace);
+    rt_service_trace_begin(
+        exchange->all->service,
+        MHD_lookup_connection_value(exchange->mhd, MHD_HEADER_KIND, "traceparent"),
+        &exchange->trace);
     request.trace = exchange->trace;
+    status = read_identity(exchange, &request, &error);
+    if (status != BT_OK) {
+        rt_openai_request_finish(&request);
+        return rt_http_respond_error(exchange, &error);
+    }
     status = rt_openai_answer_create(exchange->all->service, &request, on_change, exchange, &error,
                                      &exchange->answer);
     if (status != BT_OK)

@@ -14,10 +14,15 @@
 
 #include "router/http_connection.h"
 #include "router/openai_answer.h"
+#include "router/request_id.h"
 #include "router/service.h"
 
 /* Of a body that is refused, this much more is read, so that the client sees the response. */
 #define RT_HTTP_DISCARD_BYTES (16u << 20)
+
+/* Names of headers. */
+#define RT_HTTP_REQUEST_ID "X-Request-Id"
+#define RT_HTTP_RESUME     "Last-Event-ID"
 
 struct rt_http_exchange;
 
@@ -56,8 +61,10 @@ struct rt_http_exchange {
     struct rt_http_connection *connection;
     const struct rt_http_route *route; /* NULL: refused already */
     const char *path;                  /* while a handler runs */
-    struct rt_openai_error refusal;    /* valid without a route */
-    char allow[16];                    /* for 405 */
+    char request_id[RT_REQUEST_ID_MAX + 1];
+    bool named;                     /* by the client */
+    struct rt_openai_error refusal; /* valid without a route */
+    char allow[16];                 /* for 405 */
     char *body;
     size_t body_size, body_capacity, discarded;
     bool dispatched, suspended, gone;
@@ -75,6 +82,9 @@ struct rt_http_exchange {
 struct rt_http_exchange *rt_http_exchange_create(struct rt_http_exchanges *all,
                                                  struct rt_http_connection *connection);
 void rt_http_exchange_destroy(struct rt_http_exchange *exchange);
+
+/* The name of the request, as its headers say, or a new one. */
+void rt_http_exchange_identify(struct rt_http_exchange *exchange);
 
 /* More of the body. False: the connection is to be dropped. */
 bool rt_http_exchange_receive(struct rt_http_exchange *exchange, const char *data, size_t size);

@@ -110,6 +110,7 @@ static enum MHD_Result begin(struct rt_http_exchange *exchange, const char *meth
                              const char *path)
 {
     struct rt_http_exchanges *all = exchange->all;
+    rt_http_exchange_identify(exchange);
     rt_http_route_find(exchange, method, path);
     if (exchange->route != NULL)
         check_headers(exchange);

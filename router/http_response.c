@@ -24,6 +24,7 @@ enum MHD_Result rt_http_respond(struct rt_http_exchange *exchange, int http_stat
         rt_trace_context_write(&exchange->trace, text);
         MHD_add_response_header(response, "traceresponse", text);
     }
+    MHD_add_response_header(response, RT_HTTP_REQUEST_ID, exchange->request_id);
     if (rt_service_draining(exchange->all->service)) /* the next request is for another router */
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     enum MHD_Result result = MHD_queue_response(exchange->mhd, (unsigned)http_status, response);
@@ -57,12 +58,9 @@ static struct MHD_Response *from_json(struct rt_openai_json *json)
 }
 
 enum MHD_Result rt_http_respond_json(struct rt_http_exchange *exchange, int http_status,
-                                     struct rt_openai_json *json, const char *request_id)
+                                     struct rt_openai_json *json)
 {
-    struct MHD_Response *response = from_json(json);
-    if (response != NULL && request_id != NULL)
-        MHD_add_response_header(response, "X-Request-Id", request_id);
-    return rt_http_respond(exchange, http_status, response);
+    return rt_http_respond(exchange, http_status, from_json(json));
 }
 
 enum MHD_Result rt_http_respond_error(struct rt_http_exchange *exchange,

@@ -6,9 +6,9 @@
 
 #include "router/http_exchange.h"
 
-/* `json` is emptied. `request_id` may be NULL. */
+/* `json` is emptied. */
 enum MHD_Result rt_http_respond_json(struct rt_http_exchange *exchange, int http_status,
-                                     struct rt_openai_json *json, const char *request_id);
+                                     struct rt_openai_json *json);
 enum MHD_Result rt_http_respond_error(struct rt_http_exchange *exchange,
                                       const struct rt_openai_error *error);
 /* `text` is malloc'd and taken. */

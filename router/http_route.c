@@ -42,7 +42,7 @@ static enum MHD_Result handle_models(struct rt_http_exchange *exchange)
     rt_openai_json_literal(&json, "{\"object\":\"list\",\"data\":[");
     write_model(exchange->all->service, &json);
     rt_openai_json_literal(&json, "]}");
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json);
 }
 
 static enum MHD_Result handle_model(struct rt_http_exchange *exchange)
@@ -55,7 +55,7 @@ static enum MHD_Result handle_model(struct rt_http_exchange *exchange)
         return rt_http_respond_error(exchange, &error);
     struct rt_openai_json json = {0};
     write_model(exchange->all->service, &json);
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json);
 }
 
 /* ------------------------------------------------------------------ tokens */
@@ -98,7 +98,7 @@ static enum MHD_Result handle_detokenize(struct rt_http_exchange *exchange)
     rt_openai_json_finish(&text);
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json);
 }
 
 /* ------------------------------------------------------------------ state */
@@ -109,7 +109,7 @@ static enum MHD_Result handle_health(struct rt_http_exchange *exchange)
     rt_openai_json_literal(&json, rt_service_draining(exchange->all->service)
                                       ? "{\"status\":\"draining\"}"
                                       : "{\"status\":\"ok\"}");
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json);
 }
 
 static enum MHD_Result handle_ready(struct rt_http_exchange *exchange)
@@ -123,8 +123,7 @@ static enum MHD_Result handle_ready(struct rt_http_exchange *exchange)
         rt_openai_json_cstring(&json, why);
     }
     rt_openai_json_literal(&json, "}");
-    return rt_http_respond_json(exchange, ready ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE, &json,
-                                NULL);
+    return rt_http_respond_json(exchange, ready ? MHD_HTTP_OK : MHD_HTTP_SERVICE_UNAVAILABLE, &json);
 }
 
 static enum MHD_Result handle_metrics(struct rt_http_exchange *exchange)

@@ -38,7 +38,7 @@ enum MHD_Result rt_http_status(struct rt_http_exchange *exchange)
         return rt_http_respond_error(exchange, &error);
     struct rt_openai_json json = {0};
     rt_service_write_status(exchange->all->service, &query, &json);
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json);
 }
 
 enum MHD_Result rt_http_dashboard(struct rt_http_exchange *exchange)

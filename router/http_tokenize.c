@@ -83,7 +83,7 @@ enum MHD_Result rt_http_tokenize_respond(struct rt_http_exchange *exchange)
     write_tokens(exchange->all->service, &tokens->ids, &json);
     free(tokens->ids.ids);
     tokens->ids = (struct bt_token_buffer){0};
-    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json, NULL);
+    return rt_http_respond_json(exchange, MHD_HTTP_OK, &json);
 }
 
 void rt_http_tokenize_cancel(struct rt_http_exchange *exchange)

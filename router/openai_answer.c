@@ -6,16 +6,18 @@
 #include <string.h>
 
 #include "common/base/clock.h"
-#include "common/base/random.h"
+#include "router/openai_logprobs.h"
 #include "router/openai_prompt.h"
 #include "router/openai_response.h"
 #include "router/openai_sampling.h"
+#include "router/request_id.h"
 
 struct generation {
     struct rt_openai_answer *answer;
     uint64_t request; /* of the service; live until on_end or abandon */
     bool live;
     bool counts_prompt; /* the first of its prompt: usage counts a prompt once */
+    uint32_t resume;    /* tokens that its client has */
     const char *finish_reason;
     struct rt_openai_choice choice;
 };
@@ -43,6 +45,7 @@ struct rt_openai_answer {
     struct rt_openai_json out;
     struct rt_openai_json *timings; /* one a generation, whole responses only */
     struct generation *generations;
+    uint32_t *progress; /* [generation_count], of a stream: tokens that its client has */
     size_t generation_count, unfinished;
     size_t held_bytes; /* by all choices, whole responses only */
     bool abandoned;
@@ -147,6 +150,24 @@ static void complete(struct rt_openai_answer *answer)
 
 /* ------------------------------------------------------------------ what the service says */
 
+/* Tokens that the client has are passed over; of the rest it is noted how far it gets. Returns how
+ * many are passed over. */
+static size_t progress(struct generation *generation, const Baton__V1__Token *tokens,
+                       size_t token_count)
+{
+    struct rt_openai_answer *answer = generation->answer;
+    uint32_t *has = &answer->progress[generation->choice.index];
+    size_t passed = 0;
+    while (passed < token_count && tokens[passed].index < generation->resume)
+        passed++;
+    rt_openai_logprobs_pass(&answer->form, &generation->choice, tokens, passed);
+    if (token_count > passed)
+        *has = tokens[token_count - 1].index + 1;
+    else if (token_count == 0)
+        *has += 1; /* what was held back until the end */
+    return passed;
+}
+
 static void on_output(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
                       size_t token_count)
 {
@@ -154,6 +175,11 @@ static void on_output(void *context, const char *text, size_t size, const Baton_
     struct rt_openai_answer *answer = generation->answer;
     if (over(answer))
         return;
+    size_t passed = progress(generation, tokens, token_count);
+    if (passed > 0 && passed == token_count)
+        return;
+    tokens += passed;
+    token_count -= passed;
     size_t before = rt_openai_choice_size(&generation->choice);
     rt_openai_write_output(&answer->form, &generation->choice, text, size, tokens, token_count,
                            &answer->out);
@@ -238,10 +264,26 @@ static enum bt_status submit_one(struct rt_openai_answer *answer,
     return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, NULL, reason.text);
 }
 
-/* The n choices of one prompt; the seed of choice i is seed + i. */
-static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
-                                    uint64_t seed, struct generation *generations,
-                                    struct rt_openai_error *error)
+static enum bt_status check_one(struct rt_openai_answer *answer,
+                                const struct rt_generation *description,
+                                struct generation *generation, struct rt_openai_error *error)
+{
+    (void)generation;
+    struct bt_error reason = {0};
+    enum bt_status status = rt_service_check_id(answer->service, description, &reason);
+    return status == BT_OK ? BT_OK
+                           : rt_openai_error_from(error, status, "X-Request-Id", reason.text);
+}
+
+typedef enum bt_status describe_fn(struct rt_openai_answer *answer,
+                                   const struct rt_generation *description,
+                                   struct generation *generation, struct rt_openai_error *error);
+
+/* For each of the n choices of one prompt; a given seed is that of the first, and one more for each
+ * of the others. */
+static enum bt_status describe_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
+                                      struct generation *generations, describe_fn *fn,
+                                      struct rt_openai_error *error)
 {
     const struct rt_openai_request *request = &answer->request;
     struct rt_generation description = {
@@ -254,13 +296,28 @@ static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struc
         .deadline_ns = answer->deadline_ns,
         .keep_special = request->keep_special,
         .trace = request->trace,
+        .has_seed = request->has_seed,
+        .request_id = request->request_id,
+        .named = request->named,
     };
     enum bt_status status = BT_OK;
     for (uint32_t i = 0; status == BT_OK && i < request->n; i++) {
-        description.sampling.seed = seed + i;
+        description.sampling.seed = request->has_seed ? request->sampling.seed + i : 0;
+        description.index = generations[i].choice.index;
+        description.resume_tokens = generations[i].resume;
         generations[i].counts_prompt = i == 0;
-        status = submit_one(answer, &description, &generations[i], error);
+        status = fn(answer, &description, &generations[i], error);
     }
+    return status;
+}
+
+static enum bt_status describe(struct rt_openai_answer *answer, describe_fn *fn,
+                               struct rt_openai_error *error)
+{
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++)
+        status = describe_prompt(answer, &answer->prompts[i],
+                                 &answer->generations[i * answer->request.n], fn, error);
     return status;
 }
 
@@ -277,21 +334,18 @@ static void free_input(struct rt_openai_answer *answer)
 /* All ids are there and checked. */
 static enum bt_status submit(struct rt_openai_answer *answer, struct rt_openai_error *error)
 {
-    const struct rt_openai_request *request = &answer->request;
-    uint64_t seed = request->has_seed ? request->sampling.seed : bt_random_entropy();
-    enum bt_status status = BT_OK;
-    for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++) {
+    for (size_t i = 0; i < answer->prompt_count; i++)
         answer->usage.prompt_tokens += answer->prompts[i].ids.count;
-        status = submit_prompt(answer, &answer->prompts[i], seed,
-                               &answer->generations[i * request->n], error);
-    }
+    /* One that is refused must not have taken over half of another. */
+    enum bt_status status = describe(answer, check_one, error);
+    if (status == BT_OK)
+        status = describe(answer, submit_one, error);
     free_input(answer);
     if (status != BT_OK)
         return status;
-    /* The service's id is in all logs; the random part keeps ids apart over restarts. */
-    snprintf(answer->form.id, sizeof answer->form.id, "%s-%016" PRIx64 "%08" PRIx32,
-             answer->form.chat ? "chatcmpl" : "cmpl", answer->generations[0].request,
-             (uint32_t)bt_random_entropy());
+    /* The service's id is in all logs. */
+    snprintf(answer->form.id, sizeof answer->form.id, "%s-%016" PRIx64,
+             answer->form.chat ? "chatcmpl" : "cmpl", answer->generations[0].request);
     return BT_OK;
 }
 
@@ -418,7 +472,9 @@ static struct rt_openai_answer *allocate(struct rt_service *service, size_t prom
     answer->prompts = calloc(prompt_count, sizeof *answer->prompts);
     answer->generations = calloc(generation_count, sizeof *answer->generations);
     answer->timings = calloc(generation_count, sizeof *answer->timings);
-    if (answer->prompts == NULL || answer->generations == NULL || answer->timings == NULL) {
+    answer->progress = calloc(generation_count, sizeof *answer->progress);
+    if (answer->prompts == NULL || answer->generations == NULL || answer->timings == NULL ||
+        answer->progress == NULL) {
         rt_openai_answer_destroy(answer);
         return NULL;
     }
@@ -431,6 +487,33 @@ static struct rt_openai_answer *allocate(struct rt_service *service, size_t prom
         answer->generations[i].choice.index = (uint32_t)i;
     }
     return answer;
+}
+
+/* What the client has of each choice. */
+static enum bt_status read_resume(struct rt_openai_answer *answer, struct rt_openai_error *error)
+{
+    struct bt_error reason = {0};
+    const char *text = answer->request.resume;
+    size_t count = answer->generation_count;
+    enum bt_status status = BT_OK;
+    if (answer->form.stream) {
+        answer->form.progress = answer->progress;
+        answer->form.progress_count = count;
+    }
+    if (text == NULL)
+        return BT_OK;
+    status = rt_resume_parse(text, answer->progress, count, &reason, &count);
+    if (status != BT_OK)
+        return rt_openai_error_field(error, "Last-Event-ID", "%s", reason.text);
+    if (count != answer->generation_count)
+        return rt_openai_error_field(error, "Last-Event-ID",
+                                     "has numbers of %zu choices, the request has %zu", count,
+                                     answer->generation_count);
+    for (size_t i = 0; i < count; i++) {
+        answer->generations[i].resume = answer->progress[i];
+        answer->generations[i].choice.begun = answer->progress[i] > 0;
+    }
+    return BT_OK;
 }
 
 enum bt_status rt_openai_answer_create(struct rt_service *service,
@@ -461,7 +544,9 @@ enum bt_status rt_openai_answer_create(struct rt_service *service,
     fill_form(answer, request);
     answer->request = *request;
     *request = (struct rt_openai_request){0};
-    status = start(answer, error);
+    status = read_resume(answer, error);
+    if (status == BT_OK)
+        status = start(answer, error);
     if (status != BT_OK) {
         rt_openai_answer_destroy(answer);
         return status;
@@ -484,6 +569,7 @@ void rt_openai_answer_destroy(struct rt_openai_answer *answer)
     }
     rt_openai_json_finish(&answer->out);
     free(answer->generations);
+    free(answer->progress);
     free(answer->timings);
     free(answer);
 }

@@ -12,6 +12,8 @@ int rt_openai_http_status(enum bt_status status)
         return 400;
     case BT_ERR_NOT_FOUND:
         return 404;
+    case BT_ERR_ALREADY_EXISTS:
+        return 409;
     case BT_ERR_EXHAUSTED:
         return 429;
     case BT_ERR_DEADLINE:
@@ -29,6 +31,8 @@ int rt_openai_http_status(enum bt_status status)
 static const char *default_code(enum bt_status status)
 {
     switch (status) {
+    case BT_ERR_ALREADY_EXISTS:
+        return "request_id_in_use";
     case BT_ERR_EXHAUSTED:
         return "queue_full";
     case BT_ERR_DEADLINE:

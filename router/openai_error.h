@@ -37,7 +37,7 @@ enum bt_status rt_openai_error_unsupported(struct rt_openai_error *error, const 
 enum bt_status rt_openai_error_from(struct rt_openai_error *error, enum bt_status status,
                                     const char *param, const char *text);
 
-/* The status line for `status`: 400, 404, 429, 500, 503, 504. */
+/* The status line for `status`: 400, 404, 409, 429, 500, 503, 504. */
 int rt_openai_http_status(enum bt_status status);
 
 /* {"error":{"message":…,"type":…,"param":…,"code":…}} */

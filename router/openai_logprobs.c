@@ -165,6 +165,13 @@ void rt_openai_logprobs_add(const struct rt_openai_form *form, struct rt_openai_
     }
 }
 
+void rt_openai_logprobs_pass(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+                             const Baton__V1__Token *tokens, size_t token_count)
+{
+    for (size_t i = 0; form->logprobs && !form->chat && i < token_count; i++)
+        advance(form, choice, tokens[i].token);
+}
+
 /* Keeps the memory for the next tokens. */
 static void move_list(const char *name, struct rt_openai_json *list, struct rt_openai_json *out)
 {

@@ -10,6 +10,10 @@
 void rt_openai_logprobs_add(const struct rt_openai_form *form, struct rt_openai_choice *choice,
                             const Baton__V1__Token *tokens, size_t token_count);
 
+/* As if they had been added and written. */
+void rt_openai_logprobs_pass(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+                             const Baton__V1__Token *tokens, size_t token_count);
+
 /* The object, or null where logprobs were not asked for. */
 void rt_openai_logprobs_write(const struct rt_openai_form *form, struct rt_openai_choice *choice,
                               struct rt_openai_json *out);

@@ -55,6 +55,10 @@ struct rt_openai_request {
     bool stream, include_usage;
     bool return_token_ids, timing, keep_special;
     struct rt_trace_context trace; /* of the HTTP request, not of the body */
+    /* Not of the body; borrowed for as long as the answer. NULL: none. */
+    const char *request_id;
+    bool named;         /* by the client */
+    const char *resume; /* what the client has: request_id.h */
 };
 
 /* `ret_request` is written on success only; release it with rt_openai_request_finish. */

@@ -67,6 +67,16 @@ void rt_openai_write_tail(const struct rt_openai_usage *usage, const struct rt_o
 
 /* ------------------------------------------------------------------ streams */
 
+/* What the client would have to give back as Last-Event-ID after this event. */
+static void write_event_id(const struct rt_openai_form *form, struct rt_openai_json *out)
+{
+    for (size_t i = 0; i < form->progress_count; i++) {
+        rt_openai_json_literal(out, i == 0 ? "id: " : ",");
+        rt_openai_json_int(out, form->progress[i]);
+    }
+    rt_openai_json_literal(out, form->progress_count > 0 ? "\n" : "");
+}
+
 static void begin_chunk(const struct rt_openai_form *form, const struct rt_openai_choice *choice,
                         struct rt_openai_json *out)
 {
@@ -115,6 +125,7 @@ static void write_output_chunk(const struct rt_openai_form *form, struct rt_open
                                const char *text, size_t size, const Baton__V1__Token *tokens,
                                size_t token_count, struct rt_openai_json *out)
 {
+    write_event_id(form, out);
     begin_chunk(form, choice, out);
     rt_openai_json_literal(out, form->chat ? ",\"delta\":{\"content\":" : ",\"text\":");
     rt_openai_json_string(out, text != NULL ? text : "", size);
@@ -153,6 +164,7 @@ void rt_openai_write_finish(const struct rt_openai_form *form, struct rt_openai_
                             struct rt_openai_json *out)
 {
     write_role_chunk(form, choice, out);
+    write_event_id(form, out);
     begin_chunk(form, choice, out);
     rt_openai_json_literal(out, form->chat ? ",\"delta\":{},\"logprobs\":null"
                                            : ",\"text\":\"\",\"logprobs\":null");

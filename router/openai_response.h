@@ -27,6 +27,9 @@ struct rt_openai_form {
     bool logprobs;
     bool include_usage; /* of a stream: the other chunks say "usage":null */
     bool token_ids, keep_special;
+    /* Of a stream: tokens of each choice that its client has with the event that is written. */
+    const uint32_t *progress;
+    size_t progress_count;
 };
 
 /* One choice while it is generated. Zero-initialised; rt_openai_choice_finish at the end. */

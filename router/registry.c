@@ -247,6 +247,7 @@ static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
         link->next = service->links;
         service->links = link;
         rt_worker_prefixes_forget(service->prefixes, ref); /* another's that had this number */
+        rt_orphans_forget(service->orphans, ref);
     }
     /* A connection of before it left would not be reported as up again. */
     if (link->client && (link->broken || link->left)) {
@@ -368,6 +369,7 @@ static void handle_register(void *context, struct bt_rpc_call *call,
                 link->role == RT_ROLE_PREFILL ? "prefill" : "decode", rank, link->endpoint,
                 link->transport);
     respond_registered(service, call, link);
+    rt_service_hear_orphans(service, link, request->orphans, request->n_orphans);
 }
 
 /* ---- heartbeats and leaving */
@@ -401,6 +403,7 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
     }
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
     free(response.decode);
+    rt_service_hear_orphans(service, link, request->orphans, request->n_orphans);
 }
 
 /* A group leaves as one. */

@@ -1,13 +1,14 @@
 #include "router/rpc_front.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
-#include "common/base/random.h"
 #include "proto/generate.pb-c.h"
 #include "router/openai_prompt.h"
 #include "router/openai_sampling.h"
+#include "router/request_id.h"
 
 /* One Generate call, from its acceptance to the end of the call. */
 struct stream {
@@ -17,7 +18,10 @@ struct stream {
     const char *prompt_field;        /* what is tokenized */
     struct rt_generation generation; /* then; of pointers, what `kept` has */
     Baton__V1__GenerateRequest *kept;
-    uint64_t request;                /* 0: not submitted */
+    uint64_t request; /* 0: not submitted */
+    char name[RT_REQUEST_ID_MAX + 1];
+    bool introduced;                 /* an event has told the name */
+    uint32_t delivered;              /* tokens that the client has */
     bool token_events;               /* events carry tokens */
     struct rt_openai_json text;      /* scratch: text as a C string */
     const Baton__V1__Token **tokens; /* scratch: pointers, as protobuf-c wants them */
@@ -78,10 +82,35 @@ static bool point_to_tokens(struct stream *stream, const Baton__V1__Token *token
     return true;
 }
 
+/* Tokens that the client has are passed over; of the rest it is noted how far it gets. Returns how
+ * many are passed over. */
+static size_t progress(struct stream *stream, const Baton__V1__Token *tokens, size_t token_count)
+{
+    size_t passed = 0;
+    while (passed < token_count && tokens[passed].index < stream->generation.resume_tokens)
+        passed++;
+    if (token_count > passed)
+        stream->delivered = tokens[token_count - 1].index + 1;
+    else if (token_count == 0)
+        stream->delivered++; /* what was held back until the end */
+    return passed;
+}
+
+static void introduce(struct stream *stream, Baton__V1__GenerateEvent *event)
+{
+    event->delivered_tokens = stream->delivered;
+    if (!stream->introduced)
+        event->request_id = stream->name;
+    stream->introduced = true;
+}
+
 static void on_output(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
                       size_t token_count)
 {
     struct stream *stream = context;
+    size_t passed = progress(stream, tokens, token_count);
+    tokens += passed;
+    token_count -= passed;
     size_t shown = stream->token_events ? token_count : 0;
     if (size == 0 && shown == 0)
         return;
@@ -93,6 +122,7 @@ static void on_output(void *context, const char *text, size_t size, const Baton_
     }
     event.tokens = (Baton__V1__Token **)stream->tokens;
     event.n_tokens = shown;
+    introduce(stream, &event);
     if (bt_rpc_call_send(stream->call, &event.base) != BT_OK)
         stream_drop(stream, BT_ERR_EXHAUSTED, "the client reads too slowly");
 }
@@ -107,6 +137,7 @@ static void finish_well(struct stream *stream, const struct rt_result *result)
     event.finish_reason = (char *)(result->finish == RT_FINISH_LENGTH ? "length" : "stop");
     event.usage = &usage;
     event.timing = (Baton__V1__Timing *)result->timing;
+    introduce(stream, &event);
     if (bt_rpc_call_send(stream->call, &event.base) == BT_OK)
         stream_end(stream, BT_OK, NULL);
     else
@@ -228,8 +259,28 @@ static enum bt_status read_sampling(const struct rt_service *service,
     for (size_t i = 0; status == BT_OK && i < request->n_stop; i++)
         status = rt_sampling_check_stop(strlen(request->stop[i]), i + 1, error);
     sampling->ignore_eos = request->ignore_eos;
-    sampling->seed = request->has_seed ? request->seed : bt_random_entropy();
+    sampling->seed = request->seed;
     return status;
+}
+
+static enum bt_status read_identity(struct stream *stream,
+                                    const Baton__V1__GenerateRequest *request,
+                                    struct rt_openai_error *error)
+{
+    bool named = request->request_id[0] != '\0';
+    if (named && !rt_request_id_valid(request->request_id))
+        return rt_openai_error_field(error, "request_id",
+                                     "must be 1 to %d visible ASCII characters", RT_REQUEST_ID_MAX);
+    if (named)
+        snprintf(stream->name, sizeof stream->name, "%s", request->request_id);
+    else
+        rt_request_id_make(stream->name);
+    struct rt_generation *generation = &stream->generation;
+    generation->request_id = stream->name;
+    generation->named = named;
+    generation->has_seed = request->has_seed;
+    generation->resume_tokens = stream->delivered = request->resume_tokens;
+    return BT_OK;
 }
 
 static enum bt_status encode_messages(struct rt_service *service,
@@ -348,6 +399,8 @@ static enum bt_status start(struct stream *stream, const Baton__V1__GenerateRequ
     enum bt_status status = rt_openai_prompt_check_model(stream->service, request->model, error);
     if (status == BT_OK)
         status = read_sampling(stream->service, request, error, &generation->sampling);
+    if (status == BT_OK)
+        status = read_identity(stream, request, error);
     if (status == BT_OK)
         status = find_prompt(request, error, &stream->prompt_field);
     if (status != BT_OK)

@@ -6,7 +6,6 @@
 
 #include "common/base/clock.h"
 #include "common/base/random.h"
-#include "router/generation_limits.h"
 #include "router/rpc_front.h"
 #include "router/service_state.h"
 
@@ -98,12 +97,13 @@ static enum bt_status start_parts(struct rt_service *service,
     service->model_name = model_name(options);
     service->core = rt_core_create(&options->core);
     service->prefixes = rt_worker_prefixes_create(options->prefix_blocks);
+    service->orphans = rt_orphans_create();
     service->methods = join_methods();
     service->timer = bt_loop_add_timer(service->loop, BT_NEVER_NS, on_timer, service);
     service->scrape = rt_scrape_create(service);
     service->traces = rt_trace_store_create(options->trace_keep);
-    if (!service->scrape || !service->traces || !service->model_name || !service->core || !service->prefixes ||
-        !service->methods || !service->timer) {
+    if (!service->scrape || !service->traces || !service->model_name || !service->core ||
+        !service->prefixes || !service->orphans || !service->methods || !service->timer) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
@@ -150,6 +150,35 @@ enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_o
     return BT_OK;
 }
 
+/* Its client was told, and may come back with its id, to another router: the rank goes on with it
+ * when this one is gone. */
+static bool stays_at_rank(const struct rt_service *service, const struct rt_stream *stream)
+{
+    struct rt_request_view view;
+    return stream->named && rt_stream_resumable(stream) && !stream->abandoned &&
+           rt_core_request(service->core, stream->id, &view) && view.state == RT_DECODING;
+}
+
+static void stop_stream(struct rt_service *service, struct rt_stream *stream, int64_t now_ns)
+{
+    static const char why[] = "the router is stopping";
+    if (stream->successor) {
+        rt_stream_end(stream->successor, RT_FINISH_ERROR, BT_ERR_UNAVAILABLE, why, now_ns,
+                      &service->metrics);
+        rt_stream_destroy(stream->successor);
+        stream->successor = NULL;
+    }
+    if (stream->ended) {
+        return;
+    }
+    bool stays = stays_at_rank(service, stream);
+    rt_stream_end(stream, RT_FINISH_ERROR, BT_ERR_UNAVAILABLE, why, now_ns, &service->metrics);
+    stream->abandoned = true;
+    if (!stays) {
+        rt_core_finish(service->core, stream->id, RT_FINISH_CANCELLED, now_ns);
+    }
+}
+
 void rt_service_stop(struct rt_service *service)
 {
     rt_service_drain(service);
@@ -160,11 +189,7 @@ void rt_service_stop(struct rt_service *service)
     int64_t now_ns = bt_clock_now_ns();
     /* Sinks add nothing any more, and streams go away only with their END. */
     while (bt_map_next(&service->streams, &cursor, &id, &value)) {
-        struct rt_stream *stream = value;
-        rt_stream_end(stream, RT_FINISH_ERROR, BT_ERR_UNAVAILABLE, "the router is stopping", now_ns,
-                      &service->metrics);
-        stream->abandoned = true;
-        rt_core_finish(service->core, id, RT_FINISH_CANCELLED, now_ns);
+        stop_stream(service, value, now_ns);
     }
     bt_loop_timer_set(service->timer, now_ns);
 }
@@ -194,7 +219,7 @@ void rt_service_destroy(struct rt_service *service)
     while (service->links) {
         struct rt_worker_link *link = service->links;
         service->links = link->next;
-        rt_worker_link_destroy(link); /* the ranks drop what they hold when their stream ends */
+        rt_worker_link_destroy(link); /* the ranks drop what nobody may come back for */
     }
     rt_monitor_destroy(service->monitor);
     service->metrics.monitor = NULL;
@@ -202,6 +227,7 @@ void rt_service_destroy(struct rt_service *service)
     rt_worker_prefixes_destroy(service->prefixes);
     rt_trace_store_destroy(service->traces);
     rt_scrape_destroy(service->scrape);
+    rt_orphans_destroy(service->orphans);
     free_streams(service);
     bt_loop_remove(service->timer);
     rt_output_buffer_finish(&service->output);
@@ -211,114 +237,6 @@ void rt_service_destroy(struct rt_service *service)
     free(service->methods);
     free(service->model_name);
     free(service);
-}
-
-/* ---- requests */
-
-static uint64_t new_id(struct rt_service *service)
-{
-    uint64_t id;
-    do {
-        id = bt_random_u64(service->incarnation, service->next_stream++, 0);
-    } while (id == 0 || bt_map_get(&service->streams, id));
-    return id;
-}
-
-int64_t rt_service_deadline_ns(const struct rt_service *service, int64_t arrival_ns,
-                               int64_t deadline_ns)
-{
-    int64_t latest_ns = arrival_ns + service->options.request_timeout_ns;
-    return deadline_ns < latest_ns ? deadline_ns : latest_ns;
-}
-
-static uint32_t find_cached(struct rt_service *service, const struct rt_stream *stream,
-                            struct rt_cached ret_cached[RT_CACHED_MAX])
-{
-    return service->has_fingerprint
-               ? rt_worker_prefixes_find(service->prefixes, &service->fingerprint, stream->prompt,
-                                         stream->prompt_tokens, (uint32_t)stream->id, ret_cached)
-               : 0;
-}
-
-static enum bt_status submit_stream(struct rt_service *service, struct rt_stream *stream,
-                                    const struct rt_generation *generation, struct bt_error *error)
-{
-    int64_t now_ns = bt_clock_now_ns();
-    stream->arrival_ns = generation->arrival_ns > 0 ? generation->arrival_ns : now_ns;
-    stream->deadline_ns =
-        rt_service_deadline_ns(service, stream->arrival_ns, generation->deadline_ns);
-    struct rt_trace_context trace = generation->trace;
-    if (trace.span == 0) {
-        rt_service_trace_begin(service, NULL, &trace);
-    }
-    rt_stages_init(&stream->stages, &trace, stream->arrival_ns, now_ns);
-    stream->id = new_id(service);
-    if (!bt_map_put(&service->streams, stream->id, stream)) {
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
-    }
-    struct rt_cached cached[RT_CACHED_MAX];
-    struct rt_request_spec spec = {
-        .id = stream->id,
-        .prompt_tokens = stream->prompt_tokens,
-        .max_tokens = stream->sampling.max_tokens,
-        .arrival_ns = stream->arrival_ns,
-        .deadline_ns = stream->deadline_ns,
-        .cached = cached,
-        .cached_count = find_cached(service, stream, cached),
-    };
-    enum bt_status status = rt_core_submit(service->core, &spec, now_ns, error, NULL);
-    if (status != BT_OK) {
-        bt_map_remove(&service->streams, stream->id);
-        return status;
-    }
-    bt_loop_timer_set(service->timer, now_ns); /* if this is not in a round, begin one */
-    return BT_OK;
-}
-
-static bool came_too_late(const struct rt_service *service, const struct rt_generation *generation)
-{
-    return service->draining &&
-           (generation->arrival_ns == 0 || generation->arrival_ns >= service->draining_since_ns);
-}
-
-enum bt_status rt_service_submit(struct rt_service *service, const struct rt_generation *generation,
-                                 const struct rt_sink *sink, struct bt_error *error,
-                                 uint64_t *ret_request)
-{
-    if (came_too_late(service, generation)) {
-        bt_counter_add(service->metrics.refused, 1);
-        return bt_error_set(error, BT_ERR_UNAVAILABLE, "the router takes no new requests");
-    }
-    uint32_t max_tokens = 0;
-    struct rt_stream *stream = NULL;
-    enum bt_status status = rt_generation_check(generation, rt_service_max_model_len(service),
-                                                service->checkpoint.vocab_size, error, &max_tokens);
-    if (status == BT_OK) {
-        status = rt_stream_create(service->tokenizer, generation, max_tokens, sink, error, &stream);
-    }
-    if (status == BT_OK) {
-        status = submit_stream(service, stream, generation, error);
-    }
-    if (status != BT_OK) {
-        rt_stream_destroy(stream);
-        bt_counter_add(service->metrics.refused, 1);
-        return status;
-    }
-    *ret_request = stream->id;
-    return BT_OK;
-}
-
-void rt_service_abandon(struct rt_service *service, uint64_t request)
-{
-    struct rt_stream *stream = bt_map_get(&service->streams, request);
-    if (!stream) {
-        return;
-    }
-    stream->abandoned = true;
-    if (!service->closing) {
-        rt_core_finish(service->core, request, RT_FINISH_CANCELLED, bt_clock_now_ns());
-        bt_loop_timer_set(service->timer, bt_clock_now_ns());
-    }
 }
 
 /* ---- looking in */

@@ -32,8 +32,8 @@ struct rt_service_options {
     int64_t request_timeout_ns;    /* default and maximum deadline of a request */
     uint32_t max_model_len;        /* 0: from the checkpoint */
     uint32_t heartbeat_ms;
-    double trace_sample; /* of the requests that say nothing of it, 0 to 1 */
-    uint32_t trace_keep; /* requests whose times are remembered */
+    double trace_sample;    /* of the requests that say nothing of it, 0 to 1 */
+    uint32_t trace_keep;    /* requests whose times are remembered */
     uint32_t prefix_blocks; /* of workers' caches, that are known at once; 0: 4 million */
     unsigned tokenizer_threads;
     size_t tokenizer_max_jobs, tokenizer_max_bytes; /* that wait for their ids */
@@ -44,10 +44,19 @@ struct rt_service_options {
 struct rt_generation {
     const uint32_t *prompt; /* copied */
     uint32_t prompt_tokens; /* >= 1 */
-    /* Copied deeply. Every field is the front's to set: `seed` from bt_random_entropy where the
-     * client gave none, since a request that is run again must draw the same numbers.
+    /* Copied deeply. Every field is the front's to set, but `seed` where the client gave none: it
+     * follows from who the request is then, since one that is run again must draw the same numbers.
      * max_tokens 0: up to the context. */
     Baton__V1__SamplingParams sampling;
+    bool has_seed;
+    /* Who it is: request_id.h. The same again, while it runs, takes it over. */
+    const char *tenant_name; /* copied; NULL: "" */
+    const char *request_id;  /* copied; NULL: a name is made */
+    uint32_t index;          /* of the generation in the client's request */
+    bool named;              /* the client knows request_id, and may come back with it */
+    /* Of the output, that the client has: no text of theirs is told to the sink. One more than
+     * there are: what is held back until the end, too. */
+    uint32_t resume_tokens;
     const char *const *stop;
     size_t stop_count;
     int64_t arrival_ns;  /* at the front; 0: now. What came before a drain is still taken */
@@ -65,11 +74,14 @@ struct rt_result {
     const Baton__V1__Timing *timing;
 };
 
-/* The front's side of a stream. Both run on the loop, never inside rt_service_submit. */
+/* The front's side of a stream. Both run on the loop, and neither inside its own rt_service_submit;
+ * that of another may end it, if it is taken over. */
 struct rt_sink {
     void *context;
     /* New text (may be empty) and the tokens that arrived, with logprobs where asked for. Tokens
-     * of text that is held back come with the call in which they arrive. Valid during the call. */
+     * of text that is held back come with the call in which they arrive; what is left of it at the
+     * end comes without any. Those that the client has already come, too, but not their text. Valid
+     * during the call. */
     void (*on_output)(void *context, const char *text, size_t size, const Baton__V1__Token *tokens,
                       size_t token_count);
     /* Exactly once; the stream is over. */
@@ -89,11 +101,19 @@ void rt_service_destroy(struct rt_service *service);
 /*
  * INVALID_ARGUMENT: prompt or max_tokens beyond the context, a token outside the vocabulary, a
  * sampling value out of range (named as in the API). EXHAUSTED: queue full. UNAVAILABLE: no
- * workers, or draining. On success exactly one on_end follows.
+ * workers, or draining. ALREADY_EXISTS: another request with this id runs. On success exactly one
+ * on_end follows.
+ *
+ * The same request again takes over what the first has become, which ends for its sink with
+ * ALREADY_EXISTS. One that ranks go on with for a router that is gone is taken over as well.
  */
 enum bt_status rt_service_submit(struct rt_service *service, const struct rt_generation *generation,
                                  const struct rt_sink *sink, struct bt_error *error,
                                  uint64_t *ret_request);
+
+/* ALREADY_EXISTS, if that is what rt_service_submit would say. */
+enum bt_status rt_service_check_id(struct rt_service *service,
+                                   const struct rt_generation *generation, struct bt_error *error);
 
 /* The client went away: on_end does NOT run any more, the sink is forgotten. */
 void rt_service_abandon(struct rt_service *service, uint64_t request);
@@ -130,11 +150,12 @@ Baton__V1__StatusResponse *rt_service_status(const struct rt_service *service);
 #define RT_STATUS_RANKS    512
 #define RT_STATUS_REQUESTS 64
 struct rt_status_query {
-    uint64_t after;  /* points of the history that are known already */
-    bool ranks;      /* every rank for itself, from number `offset` on, however many there are */
+    uint64_t after; /* points of the history that are known already */
+    bool ranks;     /* every rank for itself, from number `offset` on, however many there are */
     uint64_t offset;
 };
-/* The same for the dashboard and for scripts, as JSON (README.md of dashboard/), of bounded size. */
+/* The same for the dashboard and for scripts, as JSON (README.md of dashboard/), of bounded size.
+ */
 struct rt_openai_json;
 void rt_service_write_status(struct rt_service *service, const struct rt_status_query *query,
                              struct rt_openai_json *json);

@@ -34,6 +34,7 @@ struct rt_service_metrics {
     struct bt_histogram *request_prompt_tokens, *request_generation_tokens, *request_max_tokens;
     char labels[RT_SERVICE_LABELS_SIZE]; /* model_name="…" */
     struct bt_counter *replayed_tokens;
+    struct bt_counter *adopted, *taken_over, *resumed;
     struct bt_counter *kv_pushed_bytes, *kv_hidden_bytes;
     struct rt_monitor *monitor; /* hears of the same events */
 };

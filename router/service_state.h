@@ -1,7 +1,8 @@
 /*
- * The inside of the router service, shared by its parts: service.c (life, submit), dispatch.c (the
- * core's actions, the workers' events), registry.c (what workers call), service_metrics.c and
- * service_status.c, status_json.c and monitor.c (looking in). Loop thread only.
+ * The inside of the router service, shared by its parts: service.c (life), submission.c (requests
+ * as they come), dispatch.c (the core's actions, the workers' events), registry.c (what workers
+ * call), service_metrics.c and service_status.c, status_json.c and monitor.c (looking in). Loop
+ * thread only.
  */
 #ifndef BATON_ROUTER_SERVICE_STATE_H
 #define BATON_ROUTER_SERVICE_STATE_H
@@ -10,6 +11,8 @@
 #include "common/kvcache/layout.h"
 #include "router/checkpoint.h"
 #include "router/monitor.h"
+#include "router/orphans.h"
+#include "router/request_id.h"
 #include "router/service.h"
 #include "router/stream.h"
 #include "router/trace.h"
@@ -37,9 +40,10 @@ struct rt_service {
     bool closing;
     int64_t started_ns, started_unix;
 
-    uint64_t incarnation; /* random, of this process */
-    uint64_t next_stream;
-    struct bt_map streams; /* id -> struct rt_stream, until its END */
+    uint64_t incarnation;       /* random, of this process */
+    struct bt_map streams;      /* id -> struct rt_stream, until its END */
+    struct rt_stream *catching; /* have somebody new who needs all there is: next_catching */
+    struct rt_orphans *orphans;
     struct rt_output_buffer output;
 
     struct rt_worker_link *links;      /* as long as the core knows the worker */
@@ -76,6 +80,15 @@ extern const char *const rt_request_state_names[]; /* [enum rt_request_state] */
 
 /* Numbers that contradict each other are cut to what can be. */
 void rt_load_from_message(const Baton__V1__RankLoad *message, struct rt_load *ret_load);
+
+/* submission.c: into the core, or onto the rank that runs it. Errors: of rt_core_submit. */
+enum bt_status rt_service_enter(struct rt_service *service, struct rt_stream *stream,
+                                struct bt_error *error);
+/* The same of one whose submission has succeeded long ago; NULL is fine. */
+void rt_service_follow(struct rt_service *service, struct rt_stream *stream);
+/* What decode rank `link` goes on with by itself, as it says. */
+void rt_service_hear_orphans(struct rt_service *service, struct rt_worker_link *link,
+                             Baton__V1__Orphan *const *orphans, size_t count);
 
 /* registry.c; handlers get the service. Ends with a NULL name. */
 extern const struct bt_rpc_method rt_registry_methods[];

@@ -33,6 +33,7 @@ static void fill_record(const struct rt_stream *stream, const char *outcome, int
         .last_token_ns = stream->last_token_ns,
         .end_ns = now_ns,
     };
+    snprintf(record->client_id, sizeof record->client_id, "%s", stream->name);
     memcpy(record->prefill_worker, stream->prefill_worker, sizeof record->prefill_worker);
     memcpy(record->decode_worker, stream->decode_worker, sizeof record->decode_worker);
     rt_stages_fill_record(&stream->stages, record);

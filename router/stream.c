@@ -30,6 +30,17 @@ static bool copy_array(const void *from, size_t count, size_t size, void *ret_co
     return true;
 }
 
+static bool copy_name(struct rt_stream *stream, const char *name)
+{
+    char made[RT_REQUEST_ID_MAX + 1];
+    if (!name) {
+        rt_request_id_make(made);
+        name = made;
+    }
+    stream->name = strdup(name);
+    return stream->name != NULL;
+}
+
 static bool copy_generation(struct rt_stream *stream, const struct rt_generation *generation)
 {
     const Baton__V1__SamplingParams *from = &generation->sampling;
@@ -39,7 +50,10 @@ static bool copy_generation(struct rt_stream *stream, const struct rt_generation
     stream->sampling.logit_bias_token = NULL;
     stream->sampling.logit_bias_value = NULL;
     stream->prompt_tokens = generation->prompt_tokens;
-    return copy_array(generation->prompt, generation->prompt_tokens, sizeof(uint32_t),
+    stream->resume_tokens = generation->resume_tokens;
+    stream->named = generation->named;
+    return copy_name(stream, generation->request_id) &&
+           copy_array(generation->prompt, generation->prompt_tokens, sizeof(uint32_t),
                       &stream->prompt) &&
            copy_array(from->logit_bias_token, from->n_logit_bias_token, sizeof(uint32_t),
                       &stream->sampling.logit_bias_token) &&
@@ -79,8 +93,11 @@ void rt_stream_destroy(struct rt_stream *stream)
     if (stream->landing) {
         baton__v1__landing__free_unpacked(stream->landing, NULL);
     }
+    rt_stream_destroy(stream->successor);
     bt_detokenizer_destroy(stream->detokenizer);
     rt_stages_finish(&stream->stages);
+    free(stream->catch_up);
+    free(stream->name);
     free(stream->sampling.logit_bias_token);
     free(stream->sampling.logit_bias_value);
     free(stream->prompt);
@@ -149,7 +166,7 @@ static bool add_token_and_text(struct rt_stream *stream, struct rt_output_buffer
     const char *text;
     size_t size;
     stream->stopped = bt_detokenizer_push(stream->detokenizer, token->token, &text, &size);
-    return add_text(buffer, text, size);
+    return token->index < stream->resume_tokens || add_text(buffer, text, size);
 }
 
 static void note_times(struct rt_stream *stream, uint32_t count, int64_t now_ns,
@@ -172,29 +189,109 @@ static void note_times(struct rt_stream *stream, uint32_t count, int64_t now_ns,
     }
 }
 
-enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens,
-                                uint32_t count, int64_t now_ns, struct rt_output_buffer *buffer,
-                                const struct rt_service_metrics *metrics, bool *ret_stopped)
+/* Those that it has had already are passed over. */
+static enum bt_status take(struct rt_stream *stream, const struct rt_token *tokens, uint32_t count,
+                           struct rt_output_buffer *buffer, uint32_t *ret_taken, bool *ret_stopped)
 {
     buffer->text_size = buffer->token_count = 0;
     uint32_t taken = 0;
-    while (taken < count && !stream->stopped && !stream->ended) {
-        if (!add_token_and_text(stream, buffer, &tokens[taken++])) {
+    for (uint32_t i = 0; i < count && !stream->stopped && !stream->ended; i++) {
+        if (tokens[i].index < stream->completion_tokens) {
+            continue;
+        }
+        if (!add_token_and_text(stream, buffer, &tokens[i])) {
             return BT_ERR_NO_MEMORY;
         }
+        stream->completion_tokens++;
+        taken++;
     }
+    *ret_taken = taken;
     *ret_stopped = taken > 0 && stream->stopped;
-    if (taken == 0) {
-        return BT_OK;
-    }
-    stream->completion_tokens += taken;
-    note_times(stream, taken, now_ns, metrics);
-    bt_counter_add(metrics->generation_tokens, taken);
+    return BT_OK;
+}
+
+static void tell(const struct rt_stream *stream, const struct rt_output_buffer *buffer)
+{
     if (!stream->abandoned) {
         stream->sink.on_output(stream->sink.context, buffer->text ? buffer->text : "",
                                buffer->text_size, buffer->tokens, buffer->token_count);
     }
+}
+
+enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token *tokens,
+                                uint32_t count, int64_t now_ns, struct rt_output_buffer *buffer,
+                                const struct rt_service_metrics *metrics, bool *ret_stopped)
+{
+    uint32_t taken = 0;
+    enum bt_status status = take(stream, tokens, count, buffer, &taken, ret_stopped);
+    if (status != BT_OK || taken == 0) {
+        return status;
+    }
+    note_times(stream, taken, now_ns, metrics);
+    bt_counter_add(metrics->generation_tokens, taken);
+    tell(stream, buffer);
     return BT_OK;
+}
+
+/* ---- another front */
+
+bool rt_stream_resumable(const struct rt_stream *stream)
+{
+    return stream->sampling.logprobs < 0;
+}
+
+bool rt_stream_hand_over(struct rt_stream *stream, struct rt_stream *fresh, const uint32_t *tokens,
+                         uint32_t count)
+{
+    uint32_t *copy;
+    if (!copy_array(tokens, count, sizeof *tokens, &copy)) {
+        return false;
+    }
+    free(stream->catch_up);
+    stream->catch_up = copy;
+    stream->catch_up_count = count;
+    struct bt_detokenizer *unused = stream->detokenizer;
+    stream->detokenizer = fresh->detokenizer;
+    fresh->detokenizer = unused;
+    stream->sink = fresh->sink;
+    stream->named = fresh->named;
+    stream->resume_tokens = fresh->resume_tokens;
+    stream->deadline_ns = fresh->deadline_ns;
+    stream->completion_tokens = 0;
+    return true;
+}
+
+enum bt_status rt_stream_catch_up(struct rt_stream *stream, struct rt_output_buffer *buffer,
+                                  bool *ret_stopped)
+{
+    uint32_t count = stream->catch_up_count, taken = 0;
+    struct rt_token *tokens = calloc(count > 0 ? count : 1, sizeof *tokens);
+    enum bt_status status = tokens ? BT_OK : BT_ERR_NO_MEMORY;
+    *ret_stopped = false;
+    if (status == BT_OK) {
+        for (uint32_t i = 0; i < count; i++) {
+            tokens[i] = (struct rt_token){.index = i, .token = stream->catch_up[i]};
+        }
+        status = take(stream, tokens, count, buffer, &taken, ret_stopped);
+    }
+    free(tokens);
+    free(stream->catch_up);
+    stream->catch_up = NULL;
+    stream->catch_up_count = 0;
+    if (status == BT_OK && taken > 0) {
+        tell(stream, buffer);
+    }
+    return status;
+}
+
+void rt_sink_lost(const struct rt_sink *sink)
+{
+    Baton__V1__Timing timing = BATON__V1__TIMING__INIT;
+    struct rt_result result = {.finish = RT_FINISH_ERROR,
+                               .status = BT_ERR_ALREADY_EXISTS,
+                               .text = "taken over by another connection with this X-Request-Id",
+                               .timing = &timing};
+    sink->on_end(sink->context, &result);
 }
 
 /* ---- the end */
@@ -224,6 +321,7 @@ static void fill_timing(struct rt_stream *stream, int64_t now_ns, Baton__V1__Tim
     ret_timing->transport = stream->transport;
     ret_timing->prefill_worker = stream->prefill_worker;
     ret_timing->decode_worker = stream->decode_worker;
+    ret_timing->request_id = stream->name;
 }
 
 /* What waited to become a whole character, or for a stop string that did not come. */
@@ -232,7 +330,7 @@ static void flush_text(struct rt_stream *stream)
     const char *text;
     size_t size;
     bt_detokenizer_finish(stream->detokenizer, &text, &size);
-    if (size > 0) {
+    if (size > 0 && stream->resume_tokens <= stream->completion_tokens) {
         stream->sink.on_output(stream->sink.context, text, size, NULL, 0);
     }
 }

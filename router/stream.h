@@ -7,6 +7,7 @@
 
 #include "common/text/detokenizer.h"
 #include "proto/worker.pb-c.h"
+#include "router/request_id.h"
 #include "router/service.h"
 #include "router/service_metrics.h"
 #include "router/stages.h"
@@ -14,6 +15,9 @@
 
 struct rt_stream {
     uint64_t id;
+    char *name;           /* that the client knows it by */
+    struct rt_digest key; /* of all that decides the answer */
+    bool named;
     struct rt_sink sink;
     bool abandoned; /* the sink is forgotten */
     bool ended;     /* its end was told */
@@ -32,7 +36,16 @@ struct rt_stream {
 
     struct rt_stages stages;
     int64_t arrival_ns, dispatched_ns, first_token_ns, last_token_ns;
-    uint32_t completion_tokens;
+    uint32_t completion_tokens; /* that went through the detokenizer */
+    uint32_t resume_tokens;     /* the sink is not told text of these */
+    uint64_t adopted_epoch;     /* of the sequence that was taken over; 0: none */
+
+    /* For a new sink, what came before it: [catch_up_count]. */
+    uint32_t *catch_up;
+    uint32_t catch_up_count;
+    bool catching_up;
+    struct rt_stream *next_catching;
+    struct rt_stream *successor; /* has the same id and waits for this one's end; owned */
     Baton__V1__PrefillDone done; /* of the last attempt that got so far; transport below */
     char transport[RT_LINK_TRANSPORT_SIZE];
     char prefill_worker[RT_WORKER_ID_SIZE], decode_worker[RT_WORKER_ID_SIZE];
@@ -54,6 +67,18 @@ enum bt_status rt_stream_create(const struct bt_tokenizer *tokenizer,
                                 const struct rt_sink *sink, struct bt_error *error,
                                 struct rt_stream **ret_stream);
 void rt_stream_destroy(struct rt_stream *stream); /* NULL is fine */
+
+/* Another router or connection could go on with it: its tokens say all there is of its answer. */
+bool rt_stream_resumable(const struct rt_stream *stream);
+/* The front of `fresh`, a stream of the same request, becomes that of `stream`, for which it has to
+ * catch up with tokens[count] first. Of `fresh` only rest is left. False: no memory. */
+bool rt_stream_hand_over(struct rt_stream *stream, struct rt_stream *fresh, const uint32_t *tokens,
+                         uint32_t count);
+/* The new sink gets what came before it. Otherwise as rt_stream_output. */
+enum bt_status rt_stream_catch_up(struct rt_stream *stream, struct rt_output_buffer *buffer,
+                                  bool *ret_stopped);
+/* Tells a sink that its stream is somebody else's now. */
+void rt_sink_lost(const struct rt_sink *sink);
 
 /* Tokens whose payload is a Baton__V1__Token or NULL. `ret_stopped`: a stop string is complete now.
  * NO_MEMORY: text is missing, the stream must be ended. Nothing happens after its end. */

@@ -44,7 +44,7 @@ void rt_trace_detail_layers(struct rt_trace_detail *detail, const Baton__V1__Pre
 struct rt_trace_record {
     struct rt_trace_context context;
     uint64_t request;
-    char client_id[RT_TRACE_CLIENT_ID_SIZE]; /* "": it gave none */
+    char client_id[RT_TRACE_CLIENT_ID_SIZE]; /* that its client knows it by */
     char prefill_worker[RT_WORKER_ID_SIZE], decode_worker[RT_WORKER_ID_SIZE];
     uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
     const char *outcome; /* static; "running" while it does */

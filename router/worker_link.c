@@ -16,10 +16,11 @@ struct rt_cancel {
     bool in_flight;
 };
 
-/* The context of a Reserve or Run call. */
+/* The context of a Reserve, Adopt or Run call. */
 struct rt_run {
     struct rt_worker_link *link;
     uint64_t request;
+    uint64_t epoch; /* Adopt */
     uint32_t attempt;
     struct bt_rpc_pending *pending;
 };
@@ -183,7 +184,7 @@ void rt_worker_link_close(struct rt_worker_link *link)
     bt_rpc_client_destroy(client);
 }
 
-/* ---- Reserve and Run */
+/* ---- Reserve, Adopt and Run */
 
 static struct rt_run *run_create(struct rt_worker_link *link, uint64_t request, uint32_t attempt)
 {
@@ -235,8 +236,14 @@ static void cancels_supersede(struct rt_worker_link *link, uint64_t request)
     }
 }
 
+static int64_t answer_by_ns(int64_t deadline_ns)
+{
+    int64_t latest_ns = bt_clock_now_ns() + RESERVE_TIMEOUT_NS;
+    return deadline_ns < latest_ns ? deadline_ns : latest_ns;
+}
+
 enum bt_status rt_worker_link_reserve(struct rt_worker_link *link, uint32_t attempt,
-                                      const Baton__V1__ReserveRequest *request)
+                                      int64_t deadline_ns, const Baton__V1__ReserveRequest *request)
 {
     struct rt_run *run = run_create(link, request->request_id, attempt);
     if (!run) {
@@ -247,8 +254,39 @@ enum bt_status rt_worker_link_reserve(struct rt_worker_link *link, uint32_t atte
         .method = "baton.v1.Decode/Reserve",
         .request = &request->base,
         .response = &baton__v1__reserve_response__descriptor,
-        .deadline_ns = bt_clock_now_ns() + RESERVE_TIMEOUT_NS,
+        .deadline_ns = answer_by_ns(deadline_ns),
         .on_end = on_reserve_end,
+        .context = run,
+    };
+    return run_start(run, &spec);
+}
+
+static void on_adopt_end(void *context, enum bt_status status, const char *text,
+                         const ProtobufCMessage *response)
+{
+    (void)response;
+    struct rt_run *run = context;
+    if (status == BT_ERR_STALE) {
+        link_break(run->link, "the rank has no Steps stream of ours any more");
+    }
+    rt_service_on_adopted(run->link, run->request, run->epoch, status, text);
+    free(run);
+}
+
+enum bt_status rt_worker_link_adopt(struct rt_worker_link *link,
+                                    const Baton__V1__AdoptRequest *request)
+{
+    struct rt_run *run = run_create(link, request->request_id, 0);
+    if (!run) {
+        return BT_ERR_NO_MEMORY;
+    }
+    run->epoch = request->epoch;
+    struct bt_rpc_call_spec spec = {
+        .method = "baton.v1.Decode/Adopt",
+        .request = &request->base,
+        .response = &baton__v1__adopt_response__descriptor,
+        .deadline_ns = answer_by_ns(BT_NEVER_NS),
+        .on_end = on_adopt_end,
         .context = run,
     };
     return run_start(run, &spec);

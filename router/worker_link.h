@@ -80,9 +80,13 @@ enum bt_status rt_worker_link_open(struct rt_worker_link *link, struct bt_loop *
 /* Ends every call; rt_service_on_run_ended and on_reserved run in here. */
 void rt_worker_link_close(struct rt_worker_link *link);
 
-/* The answer comes by rt_service_on_reserved, unless this fails. */
+/* The answer comes by rt_service_on_reserved, unless this fails. `deadline_ns`: of the request. */
 enum bt_status rt_worker_link_reserve(struct rt_worker_link *link, uint32_t attempt,
+                                      int64_t deadline_ns,
                                       const Baton__V1__ReserveRequest *request);
+/* The answer comes by rt_service_on_adopted, unless this fails. */
+enum bt_status rt_worker_link_adopt(struct rt_worker_link *link,
+                                    const Baton__V1__AdoptRequest *request);
 /* Events and the end come by rt_service_on_run_…, unless this fails. `ret_run` is valid until the
  * end was told. */
 enum bt_status rt_worker_link_run(struct rt_worker_link *link, uint32_t attempt,
@@ -102,6 +106,8 @@ void rt_service_on_step(struct rt_worker_link *link, const Baton__V1__StepEvent 
 void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                             enum bt_status status, const char *text,
                             const Baton__V1__ReserveResponse *response);
+void rt_service_on_adopted(struct rt_worker_link *link, uint64_t request, uint64_t epoch,
+                           enum bt_status status, const char *text);
 void rt_service_on_run_event(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                              const Baton__V1__PrefillEvent *event);
 void rt_service_on_run_ended(struct rt_worker_link *link, uint64_t request, uint32_t attempt,

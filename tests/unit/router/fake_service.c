@@ -2,6 +2,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -71,6 +72,7 @@ void fake_reset(struct rt_service *service)
     service->burst = 1;
     service->refuse = BT_OK;
     service->refuse_after = 0;
+    service->id_in_use = false;
     service->fail_at = -1;
     service->fail_finish = RT_FINISH_ERROR;
     service->fail_status = BT_ERR_PEER_LOST;
@@ -127,7 +129,7 @@ static void end_after_text(struct rt_service *service, struct fake_request *requ
     const char *text;
     size_t size;
     bt_detokenizer_finish(request->detokenizer, &text, &size);
-    if (size > 0)
+    if (size > 0 && request->resume_tokens <= request->produced)
         request->sink.on_output(request->sink.context, text, size, NULL, 0);
     if (request->live)
         fake_end(service, request, RT_FINISH_LENGTH, BT_OK, NULL);
@@ -159,6 +161,8 @@ void fake_step(struct rt_service *service, struct fake_request *request)
     const char *text;
     size_t size;
     bool stopped = bt_detokenizer_push(request->detokenizer, token.token, &text, &size);
+    if (token.index < request->resume_tokens)
+        size = 0;
     request->sink.on_output(request->sink.context, text, size, &token, 1);
     if (request->live && stopped)
         fake_end(service, request, RT_FINISH_STOP, BT_OK, NULL);
@@ -186,6 +190,12 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
     request->prompt = malloc(generation->prompt_tokens * sizeof(uint32_t));
     memcpy(request->prompt, generation->prompt, generation->prompt_tokens * sizeof(uint32_t));
     request->seed = generation->sampling.seed;
+    request->has_seed = generation->has_seed;
+    request->named = generation->named;
+    request->index = generation->index;
+    request->resume_tokens = generation->resume_tokens;
+    if (generation->request_id)
+        snprintf(request->name, sizeof request->name, "%s", generation->request_id);
     request->temperature = generation->sampling.temperature;
     request->logprobs = generation->sampling.logprobs;
     request->bias_count = generation->sampling.n_logit_bias_token;
@@ -203,6 +213,15 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
         bt_loop_timer_set(service->timer, bt_clock_now_ns());
     *ret_request = request->id;
     return BT_OK;
+}
+
+enum bt_status rt_service_check_id(struct rt_service *service,
+                                   const struct rt_generation *generation, struct bt_error *error)
+{
+    (void)generation;
+    return service->id_in_use
+               ? bt_error_set(error, BT_ERR_ALREADY_EXISTS, "the fake has one of this id")
+               : BT_OK;
 }
 
 void rt_service_abandon(struct rt_service *service, uint64_t id)

@@ -30,6 +30,9 @@ struct fake_request {
     float temperature;
     double bias_sum; /* of tokens and values */
     int64_t arrival_ns, deadline_ns;
+    char name[140]; /* request_id; "": none */
+    bool named, has_seed;
+    uint32_t index, resume_tokens;
 };
 
 struct rt_service {
@@ -45,6 +48,7 @@ struct rt_service {
     int64_t timeout_ns;    /* of requests */
     uint32_t context;      /* max_model_len */
     uint32_t burst;        /* tokens of one pump, 1 */
+    bool id_in_use;        /* rt_service_check_id says so */
     enum bt_status refuse; /* BT_OK: takes everything */
     size_t refuse_after;   /* submissions that are taken before */
     int64_t fail_at;       /* token index at which generations fail; -1: never */

@@ -232,6 +232,11 @@ json_t *http_response_events(const struct http_response *response)
     while (*at != '\0') {
         const char *end = strstr(at, "\n\n");
         assert_non_null(end);
+        const char *id = NULL;
+        if (strncmp(at, "id: ", 4) == 0) {
+            id = at + 4;
+            at = strchr(at, '\n') + 1;
+        }
         assert_int_equal(strncmp(at, "data: ", 6), 0);
         at += 6;
         size_t size = (size_t)(end - at);
@@ -240,6 +245,8 @@ json_t *http_response_events(const struct http_response *response)
                             : json_loadb(at, size, JSON_REJECT_DUPLICATES, &error);
         if (event == NULL)
             fail_msg("no JSON: %s: %.*s", error.text, (int)size, at);
+        if (id != NULL)
+            json_object_set_new(event, "sse_id", json_stringn(id, strcspn(id, "\n")));
         json_array_append_new(events, event);
         at = end + 2;
     }

@@ -48,7 +48,8 @@ void http_response_finish(struct http_response *response);
 const char *http_response_header(const struct http_response *response, const char *name);
 /* The body as JSON; fails the test when it is none. */
 json_t *http_response_json(const struct http_response *response);
-/* The `data:` events of a stream as an array; "[DONE]" is a string there. */
+/* The `data:` events of a stream as an array, with their `id:` as "sse_id"; "[DONE]" is a string
+ * there. */
 json_t *http_response_events(const struct http_response *response);
 
 #endif

@@ -92,6 +92,7 @@ static inline struct rt_generation generation(uint32_t max_tokens)
     struct rt_generation g = {.prompt = prompt, .prompt_tokens = 5, .deadline_ns = BT_NEVER_NS};
     baton__v1__sampling_params__init(&g.sampling);
     g.sampling.seed = 42;
+    g.has_seed = true;
     g.sampling.top_p = 1;
     g.sampling.repetition_penalty = 1;
     g.sampling.logprobs = -1;

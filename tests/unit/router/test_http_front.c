@@ -308,8 +308,12 @@ static void test_chat(void **state)
     assert_int_equal(response.status, 200);
     json_t *json = http_response_json(&response);
     const char *id = string_at(json, "id");
-    assert_int_equal(strncmp(id, "chatcmpl-00000000000003e8", 25), 0);
-    assert_string_equal(http_response_header(&response, "X-Request-Id"), id);
+    assert_string_equal(id, "chatcmpl-00000000000003e8");
+    const char *name = http_response_header(&response, "X-Request-Id");
+    assert_int_equal(strlen(name), 32);
+    assert_int_equal(strspn(name, "0123456789abcdef"), 32);
+    assert_string_equal(f->service->requests[0].name, name);
+    assert_false(f->service->requests[0].named);
     assert_string_equal(string_at(json, "object"), "chat.completion");
     assert_string_equal(string_at(json, "model"), FAKE_MODEL);
     assert_string_equal(string_at(json, "system_fingerprint"), "fp_0000000000abcdef");

@@ -624,7 +624,7 @@ static void test_candidates_of_a_token_are_bounded(void **state)
     (void)state;
     static struct seen seen;
     size_t shown = 0;
-    struct rt_service_metrics known;
+    struct rt_service_metrics known = {0};
     rt_service_metrics_init(&known, metrics, "tiny");
     struct rt_stream *stream = stream_open(&seen);
     stream->sink = (struct rt_sink){.context = &shown, .on_output = on_many};
