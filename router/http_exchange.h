@@ -40,10 +40,17 @@ struct rt_http_exchanges {
 
 typedef enum MHD_Result rt_http_handle_fn(struct rt_http_exchange *exchange);
 
+enum rt_http_audience {
+    RT_HTTP_EVERYBODY, /* tells nothing of anybody */
+    RT_HTTP_OPERATORS,
+    RT_HTTP_CLIENTS,
+};
+
 struct rt_http_route {
     const char *method; /* "GET" also serves HEAD */
     const char *path;
     bool prefix; /* path and anything after it */
+    enum rt_http_audience audience;
     rt_http_handle_fn *handle;
 };
 

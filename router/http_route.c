@@ -138,19 +138,25 @@ static enum MHD_Result handle_metrics(struct rt_http_exchange *exchange)
 /* ------------------------------------------------------------------ table */
 
 static const struct rt_http_route routes[] = {
-    {"POST", "/v1/chat/completions", false, handle_chat},
-    {"POST", "/v1/completions", false, handle_completion},
-    {"GET", "/v1/models", false, handle_models},
-    {"GET", "/v1/models/", true, handle_model},
-    {"POST", "/tokenize", false, rt_http_tokenize},
-    {"POST", "/detokenize", false, handle_detokenize},
-    {"GET", "/health", false, handle_health},
-    {"GET", "/ready", false, handle_ready},
-    {"GET", "/metrics", false, handle_metrics},
-    {"GET", "/metrics/workers", false, rt_http_worker_metrics},
-    {"GET", "/status", false, rt_http_status},
-    {"GET", "/", false, rt_http_dashboard},
+    {"POST", "/v1/chat/completions", false, RT_HTTP_CLIENTS, handle_chat},
+    {"POST", "/v1/completions", false, RT_HTTP_CLIENTS, handle_completion},
+    {"GET", "/v1/models", false, RT_HTTP_CLIENTS, handle_models},
+    {"GET", "/v1/models/", true, RT_HTTP_CLIENTS, handle_model},
+    {"POST", "/tokenize", false, RT_HTTP_CLIENTS, rt_http_tokenize},
+    {"POST", "/detokenize", false, RT_HTTP_CLIENTS, handle_detokenize},
+    {"GET", "/health", false, RT_HTTP_EVERYBODY, handle_health},
+    {"GET", "/ready", false, RT_HTTP_EVERYBODY, handle_ready},
+    {"GET", "/metrics", false, RT_HTTP_OPERATORS, handle_metrics},
+    {"GET", "/metrics/workers", false, RT_HTTP_OPERATORS, rt_http_worker_metrics},
+    {"GET", "/status", false, RT_HTTP_OPERATORS, rt_http_status},
+    {"GET", "/", false, RT_HTTP_EVERYBODY, rt_http_dashboard},
 };
+
+bool rt_http_route_asks_key(const struct rt_http_route *route, enum rt_access_scope scope)
+{
+    return route->audience == RT_HTTP_CLIENTS ||
+           (route->audience == RT_HTTP_OPERATORS && scope == RT_ACCESS_ALL);
+}
 
 static bool serves(const struct rt_http_route *route, const char *path)
 {
