@@ -311,8 +311,8 @@ void dc_requests_adopt(struct dc_requests *requests, struct bt_rpc_call *call,
                        const Baton__V1__AdoptRequest *message)
 {
     struct bt_error error;
-    struct dc_request *request;
-    bool again;
+    struct dc_request *request = NULL;
+    bool again = false;
     enum bt_status status = check_adopt(requests, message, &error);
     if (status == BT_OK) {
         status = find_adoptable(requests, message, &error, &request, &again);
