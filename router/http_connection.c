@@ -27,15 +27,51 @@ static void on_gone(void *context)
     connection->all->wake(connection->all->wake_context);
 }
 
-/* Ends connections that take too long to bring a request. */
+static void on_writable(void *context)
+{
+    struct rt_http_connection *connection = context;
+    connection->blocked = false;
+    rt_http_watch_writable(connection->all->watch, connection->fd, connection, false);
+    if (connection->exchange != NULL)
+        rt_http_stream_writable(connection->exchange);
+}
+
+void rt_http_connection_blocked(struct rt_http_connection *connection)
+{
+    if (connection->blocked)
+        return;
+    connection->blocked = true;
+    if (connection->blocked_since_ns == 0)
+        connection->blocked_since_ns = bt_clock_now_ns();
+    rt_http_watch_writable(connection->all->watch, connection->fd, connection, true);
+}
+
+void rt_http_connection_moved(struct rt_http_connection *connection)
+{
+    connection->blocked_since_ns = 0;
+}
+
+bool rt_http_connection_is_blocked(const struct rt_http_connection *connection)
+{
+    return connection->blocked;
+}
+
+static bool late(const struct rt_http_connection *connection, int64_t now_ns)
+{
+    int64_t limit_s = (int64_t)connection->all->request_timeout_s * RT_HTTP_RECEIVE_FACTOR;
+    return connection->receiving_since_ns < now_ns - limit_s * BT_NS_PER_S ||
+           (connection->blocked_since_ns > 0 &&
+            connection->blocked_since_ns < now_ns - RT_HTTP_RESPONSE_TIMEOUT_S * BT_NS_PER_S);
+}
+
+/* Ends connections that take too long to bring a request, or to take a response. */
 static void sweep(void *context)
 {
     struct rt_http_connections *all = context;
     int64_t now_ns = bt_clock_now_ns();
-    int64_t limit_ns = (int64_t)all->request_timeout_s * RT_HTTP_RECEIVE_FACTOR * BT_NS_PER_S;
     for (struct rt_http_connection *connection = all->first; connection != NULL;
          connection = connection->next)
-        if (connection->receiving_since_ns < now_ns - limit_ns)
+        if (late(connection, now_ns))
             rt_http_connection_reset(connection);
     bt_loop_timer_set(all->sweep, all->first != NULL ? now_ns + SWEEP_NS : BT_NEVER_NS);
 }
@@ -47,7 +83,7 @@ enum bt_status rt_http_connections_init(struct rt_http_connections *all, struct 
     all->sweep = bt_loop_add_timer(loop, BT_NEVER_NS, sweep, all);
     if (all->sweep == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for HTTP connections");
-    return rt_http_watch_create(loop, on_gone, error, &all->watch);
+    return rt_http_watch_create(loop, on_gone, on_writable, error, &all->watch);
 }
 
 void rt_http_connections_finish(struct rt_http_connections *all)

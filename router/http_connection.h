@@ -34,6 +34,8 @@ struct rt_http_connection {
     struct MHD_Connection *mhd;
     int fd;
     bool gone;                         /* the client closed its side */
+    bool blocked;                      /* its socket takes no more of a stream */
+    int64_t blocked_since_ns;          /* and took nothing since then */
     int64_t receiving_since_ns;        /* BT_NEVER_NS: a request is being answered */
     struct rt_http_exchange *exchange; /* waits for an answer or ids, or NULL */
     struct rt_http_connection *previous, *next;
@@ -54,6 +56,12 @@ struct rt_http_connection *rt_http_connection_of(struct MHD_Connection *mhd);
 void rt_http_connection_answering(struct rt_http_connection *connection);
 /* The response is out; the next request may come. */
 void rt_http_connection_receiving(struct rt_http_connection *connection);
+
+/* A stream's bytes that are written past the library: the socket takes none, until
+ * rt_http_stream_writable; it took some. */
+void rt_http_connection_blocked(struct rt_http_connection *connection);
+void rt_http_connection_moved(struct rt_http_connection *connection);
+bool rt_http_connection_is_blocked(const struct rt_http_connection *connection);
 
 /* Ends it from outside of the library's callbacks; unsent bytes are dropped. */
 void rt_http_connection_reset(struct rt_http_connection *connection);

@@ -34,6 +34,7 @@ void rt_http_exchange_destroy(struct rt_http_exchange *exchange)
 {
     BT_ASSERT(!exchange->suspended);
     exchange->connection->exchange = NULL;
+    rt_http_stream_forget(exchange);
     rt_openai_answer_destroy(exchange->answer);
     rt_http_tokenize_cancel(exchange);
     rt_http_worker_metrics_cancel(exchange);
@@ -97,6 +98,7 @@ void rt_http_exchange_resume(struct rt_http_exchange *exchange)
     if (!exchange->suspended)
         return;
     exchange->suspended = false;
+    rt_http_stream_forget(exchange);
     MHD_resume_connection(exchange->mhd);
     exchange->all->wake(exchange->all->wake_context);
 }
@@ -114,7 +116,8 @@ static void on_change(void *context)
                     rt_openai_answer_error(exchange->answer)->text);
         bt_counter_add(exchange->all->slow, 1);
     }
-    if (state != RT_ANSWER_WAITING)
+    bool written = state <= RT_ANSWER_BROKEN && rt_http_stream_changed(exchange);
+    if (state != RT_ANSWER_WAITING && !written)
         rt_http_exchange_resume(exchange);
 }
 
@@ -197,6 +200,7 @@ static ssize_t read_stream(void *context, uint64_t position, char *buffer, size_
         return MHD_CONTENT_READER_END_OF_STREAM;
     if (state == RT_ANSWER_BROKEN)
         return MHD_CONTENT_READER_END_WITH_ERROR;
+    rt_http_stream_begin(exchange);
     rt_http_exchange_suspend(exchange);
     return 0;
 }

@@ -13,6 +13,7 @@
 #include <microhttpd.h>
 
 #include "router/http_connection.h"
+#include "router/http_stream.h"
 #include "router/openai_answer.h"
 #include "router/request_id.h"
 #include "router/service.h"
@@ -33,6 +34,7 @@ struct rt_http_exchanges {
     void (*wake)(void *context); /* the HTTP library must run soon */
     void *wake_context;
     struct rt_http_exchange *first;
+    struct rt_http_streams streams;
     bool unsettled;             /* some answer failed: rt_http_exchanges_settle */
     struct bt_metrics *metrics; /* may be NULL */
     struct bt_counter *gone, *slow;
@@ -75,6 +77,8 @@ struct rt_http_exchange {
     char *body;
     size_t body_size, body_capacity, discarded;
     bool dispatched, suspended, gone;
+    bool chunked; /* a body of unknown size goes out in chunks: HTTP/1.1 */
+    struct rt_http_stream stream;
     struct rt_openai_answer *answer;
     struct rt_http_tokens tokens;
     struct rt_trace_context trace; /* of a generation */

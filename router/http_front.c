@@ -147,7 +147,6 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
                                   const char *path, const char *method, const char *version,
                                   const char *data, size_t *data_size, void **exchange_slot)
 {
-    (void)version;
     struct rt_http_front *front = context;
     struct rt_http_exchange *exchange = *exchange_slot;
     if (exchange == NULL) {
@@ -156,6 +155,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
         if (exchange == NULL)
             return MHD_NO;
         *exchange_slot = exchange;
+        exchange->chunked = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
         return begin(exchange, method, path);
     }
     if (*data_size == 0)
@@ -279,6 +279,8 @@ enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *ser
     enum bt_status status =
         rt_http_connections_init(&front->connections, loop, options->request_timeout_s, error);
     if (status == BT_OK)
+        status = rt_http_streams_init(&front->exchanges.streams, loop, error);
+    if (status == BT_OK)
         status = listen_on(options, error, &fd, &front->port);
     if (status == BT_OK)
         status = start_daemon(front, options->max_connections, fd, error);
@@ -299,6 +301,7 @@ void rt_http_front_destroy(struct rt_http_front *front)
     if (front->daemon != NULL)
         MHD_stop_daemon(front->daemon);
     bt_loop_remove(front->timer);
+    rt_http_streams_finish(&front->exchanges.streams);
     rt_http_connections_finish(&front->connections);
     free(front);
 }

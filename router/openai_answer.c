@@ -568,6 +568,7 @@ void rt_openai_answer_destroy(struct rt_openai_answer *answer)
         rt_openai_json_finish(&answer->timings[i]);
     }
     rt_openai_json_finish(&answer->out);
+    rt_openai_form_finish(&answer->form);
     free(answer->generations);
     free(answer->progress);
     free(answer->timings);

@@ -1,6 +1,5 @@
 #include "router/openai_json.h"
 
-#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +7,9 @@
 
 #include "common/text/utf8.h"
 
-#define FIRST_CAPACITY  4096u
+/* One chunk of a stream. Most streams hold none, most of the time. */
+#define FIRST_CAPACITY  512u
+#define KEPT_CAPACITY   1024u
 #define UNREPRESENTABLE -9999.0
 
 void rt_openai_json_finish(struct rt_openai_json *json)
@@ -26,8 +27,34 @@ const char *rt_openai_json_unread(const struct rt_openai_json *json, size_t *ret
 void rt_openai_json_take(struct rt_openai_json *json, size_t size)
 {
     json->start += size;
-    if (json->start == json->end)
-        json->start = json->end = 0;
+    json->open = 0;
+    if (json->start < json->end)
+        return;
+    json->start = json->end = 0;
+    if (json->capacity > KEPT_CAPACITY) {
+        free(json->data);
+        json->data = NULL;
+        json->capacity = 0;
+    }
+}
+
+void rt_openai_json_open(struct rt_openai_json *json, uint32_t owner)
+{
+    json->open = json->end;
+    json->open_owner = owner;
+}
+
+bool rt_openai_json_reopen(struct rt_openai_json *json, uint32_t owner)
+{
+    if (json->open == 0 || json->open_owner != owner || json->failed)
+        return false;
+    json->end = json->open;
+    return true;
+}
+
+void rt_openai_json_seal(struct rt_openai_json *json)
+{
+    json->open = 0;
 }
 
 char *rt_openai_json_detach(struct rt_openai_json *json, size_t *ret_size)
@@ -51,6 +78,7 @@ static bool make_room(struct rt_openai_json *json, size_t size)
         return true;
     if (json->start > 0) {
         memmove(json->data, json->data + json->start, unread);
+        json->open -= json->open > 0 ? json->start : 0;
         json->start = 0;
         json->end = unread;
     }
@@ -75,11 +103,6 @@ void rt_openai_json_raw(struct rt_openai_json *json, const char *text, size_t si
         return;
     memcpy(json->data + json->end, text, size);
     json->end += size;
-}
-
-void rt_openai_json_literal(struct rt_openai_json *json, const char *text)
-{
-    rt_openai_json_raw(json, text, strlen(text));
 }
 
 static void write_escape(struct rt_openai_json *json, unsigned char c)
@@ -114,6 +137,12 @@ void rt_openai_json_string(struct rt_openai_json *json, const char *text, size_t
         return;
     }
     rt_openai_json_raw(json, "\"", 1);
+    rt_openai_json_text(json, text, size);
+    rt_openai_json_raw(json, "\"", 1);
+}
+
+void rt_openai_json_text(struct rt_openai_json *json, const char *text, size_t size)
+{
     size_t plain = 0; /* start of the run that can be copied as it is */
     for (size_t at = 0; at < size;) {
         unsigned char c = (unsigned char)text[at];
@@ -132,7 +161,6 @@ void rt_openai_json_string(struct rt_openai_json *json, const char *text, size_t
         at += length;
     }
     rt_openai_json_raw(json, text + plain, size - plain);
-    rt_openai_json_raw(json, "\"", 1);
 }
 
 void rt_openai_json_cstring(struct rt_openai_json *json, const char *text)
@@ -142,8 +170,15 @@ void rt_openai_json_cstring(struct rt_openai_json *json, const char *text)
 
 void rt_openai_json_int(struct rt_openai_json *json, int64_t value)
 {
-    char text[24];
-    rt_openai_json_raw(json, text, (size_t)snprintf(text, sizeof text, "%" PRId64, value));
+    char text[20];
+    size_t at = sizeof text;
+    uint64_t rest = value < 0 ? -(uint64_t)value : (uint64_t)value;
+    do
+        text[--at] = (char)('0' + rest % 10);
+    while ((rest /= 10) > 0);
+    if (value < 0)
+        text[--at] = '-';
+    rt_openai_json_raw(json, text + at, sizeof text - at);
 }
 
 void rt_openai_json_float(struct rt_openai_json *json, float value)

@@ -14,6 +14,11 @@ void rt_openai_choice_finish(struct rt_openai_choice *choice)
     rt_openai_json_finish(&choice->offsets);
 }
 
+void rt_openai_form_finish(struct rt_openai_form *form)
+{
+    rt_openai_json_finish(&form->head);
+}
+
 size_t rt_openai_choice_size(const struct rt_openai_choice *choice)
 {
     return choice->text.end + choice->token_ids.end + choice->tokens.end + choice->logprobs.end +
@@ -67,21 +72,34 @@ void rt_openai_write_tail(const struct rt_openai_usage *usage, const struct rt_o
 
 /* ------------------------------------------------------------------ streams */
 
-/* What the client would have to give back as Last-Event-ID after this event. */
+static void begin_event(struct rt_openai_form *form, struct rt_openai_json *out)
+{
+    size_t size;
+    rt_openai_json_seal(out);
+    const char *head = rt_openai_json_unread(&form->head, &size);
+    if (head == NULL) {
+        rt_openai_json_literal(&form->head, "data: ");
+        rt_openai_write_head(form, &form->head);
+        head = rt_openai_json_unread(&form->head, &size);
+        out->failed = out->failed || form->head.failed;
+    }
+    rt_openai_json_raw(out, head, size);
+}
+
+/* What the client would have to give back as Last-Event-ID after this event. It is behind the data,
+ * so that a chunk which is written anew ends with that of its last token. */
 static void write_event_id(const struct rt_openai_form *form, struct rt_openai_json *out)
 {
     for (size_t i = 0; i < form->progress_count; i++) {
-        rt_openai_json_literal(out, i == 0 ? "id: " : ",");
+        rt_openai_json_literal(out, i == 0 ? "\nid: " : ",");
         rt_openai_json_int(out, form->progress[i]);
     }
-    rt_openai_json_literal(out, form->progress_count > 0 ? "\n" : "");
 }
 
-static void begin_chunk(const struct rt_openai_form *form, const struct rt_openai_choice *choice,
+static void begin_chunk(struct rt_openai_form *form, const struct rt_openai_choice *choice,
                         struct rt_openai_json *out)
 {
-    rt_openai_json_literal(out, "data: ");
-    rt_openai_write_head(form, out);
+    begin_event(form, out);
     rt_openai_json_literal(out, "{\"index\":");
     rt_openai_json_int(out, choice->index);
 }
@@ -96,10 +114,15 @@ static void end_chunk(const struct rt_openai_form *form, const char *finish_reas
         rt_openai_json_literal(out, ",\"baton\":");
         rt_openai_write_timing(timing, out);
     }
-    rt_openai_json_literal(out, "}\n\n");
+    rt_openai_json_literal(out, "}");
 }
 
-static void write_role_chunk(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+static void end_event(struct rt_openai_json *out)
+{
+    rt_openai_json_literal(out, "\n\n");
+}
+
+static void write_role_chunk(struct rt_openai_form *form, struct rt_openai_choice *choice,
                              struct rt_openai_json *out)
 {
     if (!form->chat || choice->begun)
@@ -109,6 +132,7 @@ static void write_role_chunk(const struct rt_openai_form *form, struct rt_openai
     rt_openai_json_literal(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
                                 "\"logprobs\":null");
     end_chunk(form, NULL, NULL, out);
+    end_event(out);
 }
 
 static void write_ids(const Baton__V1__Token *tokens, size_t token_count,
@@ -121,11 +145,26 @@ static void write_ids(const Baton__V1__Token *tokens, size_t token_count,
     }
 }
 
-static void write_output_chunk(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+/* Chunks of text alone differ in nothing but the text and the id behind it. */
+static void write_text_chunk(struct rt_openai_form *form, const struct rt_openai_choice *choice,
+                             const char *text, size_t size, struct rt_openai_json *out)
+{
+    if (!rt_openai_json_reopen(out, choice->index)) {
+        begin_chunk(form, choice, out);
+        rt_openai_json_literal(out, form->chat ? ",\"delta\":{\"content\":\"" : ",\"text\":\"");
+    }
+    rt_openai_json_text(out, text, size);
+    rt_openai_json_open(out, choice->index);
+    rt_openai_json_literal(out, form->chat ? "\"},\"logprobs\":null" : "\",\"logprobs\":null");
+    end_chunk(form, NULL, NULL, out);
+    write_event_id(form, out);
+    end_event(out);
+}
+
+static void write_output_chunk(struct rt_openai_form *form, struct rt_openai_choice *choice,
                                const char *text, size_t size, const Baton__V1__Token *tokens,
                                size_t token_count, struct rt_openai_json *out)
 {
-    write_event_id(form, out);
     begin_chunk(form, choice, out);
     rt_openai_json_literal(out, form->chat ? ",\"delta\":{\"content\":" : ",\"text\":");
     rt_openai_json_string(out, text != NULL ? text : "", size);
@@ -138,15 +177,20 @@ static void write_output_chunk(const struct rt_openai_form *form, struct rt_open
         rt_openai_json_literal(out, "]");
     }
     end_chunk(form, NULL, NULL, out);
+    write_event_id(form, out);
+    end_event(out);
 }
 
-void rt_openai_write_output(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+void rt_openai_write_output(struct rt_openai_form *form, struct rt_openai_choice *choice,
                             const char *text, size_t size, const Baton__V1__Token *tokens,
                             size_t token_count, struct rt_openai_json *out)
 {
     if (form->stream) {
         write_role_chunk(form, choice, out);
-        if (size > 0 || (token_count > 0 && (form->logprobs || form->token_ids)))
+        bool detailed = form->logprobs || form->token_ids;
+        if (size > 0 && !detailed)
+            write_text_chunk(form, choice, text, size, out);
+        else if (size > 0 || (token_count > 0 && detailed))
             write_output_chunk(form, choice, text, size, tokens, token_count, out);
         return;
     }
@@ -159,27 +203,27 @@ void rt_openai_write_output(const struct rt_openai_form *form, struct rt_openai_
     write_ids(tokens, token_count, &choice->token_ids);
 }
 
-void rt_openai_write_finish(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+void rt_openai_write_finish(struct rt_openai_form *form, struct rt_openai_choice *choice,
                             const char *finish_reason, const Baton__V1__Timing *timing,
                             struct rt_openai_json *out)
 {
     write_role_chunk(form, choice, out);
-    write_event_id(form, out);
     begin_chunk(form, choice, out);
     rt_openai_json_literal(out, form->chat ? ",\"delta\":{},\"logprobs\":null"
                                            : ",\"text\":\"\",\"logprobs\":null");
     if (form->token_ids)
         rt_openai_json_literal(out, ",\"token_ids\":[]");
     end_chunk(form, finish_reason, timing, out);
+    write_event_id(form, out);
+    end_event(out);
 }
 
-void rt_openai_write_usage_chunk(const struct rt_openai_form *form,
-                                 const struct rt_openai_usage *usage, struct rt_openai_json *out)
+void rt_openai_write_usage_chunk(struct rt_openai_form *form, const struct rt_openai_usage *usage,
+                                 struct rt_openai_json *out)
 {
-    rt_openai_json_literal(out, "data: ");
-    rt_openai_write_head(form, out);
+    begin_event(form, out);
     rt_openai_write_tail(usage, NULL, out);
-    rt_openai_json_literal(out, "\n\n");
+    end_event(out);
 }
 
 void rt_openai_write_done(struct rt_openai_json *out)

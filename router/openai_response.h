@@ -30,7 +30,10 @@ struct rt_openai_form {
     /* Of a stream: tokens of each choice that its client has with the event that is written. */
     const uint32_t *progress;
     size_t progress_count;
+    struct rt_openai_json head; /* what all chunks begin with, once one was written */
 };
+
+void rt_openai_form_finish(struct rt_openai_form *form);
 
 /* One choice while it is generated. Zero-initialised; rt_openai_choice_finish at the end. */
 struct rt_openai_choice {
@@ -46,13 +49,14 @@ void rt_openai_choice_finish(struct rt_openai_choice *choice);
 size_t rt_openai_choice_size(const struct rt_openai_choice *choice);
 
 /* New text and tokens of a choice. A stream's chunks go to `out` ("data: {…}\n\n"), nothing when
- * there is nothing to show; a whole response collects them in the choice. */
-void rt_openai_write_output(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+ * there is nothing to show; text alone goes into the choice's last chunk, where that is the last
+ * thing in `out` and nothing of it was taken. A whole response collects them in the choice. */
+void rt_openai_write_output(struct rt_openai_form *form, struct rt_openai_choice *choice,
                             const char *text, size_t size, const Baton__V1__Token *tokens,
                             size_t token_count, struct rt_openai_json *out);
 
 /* Stream: the last chunk of a choice. `timing` may be NULL. */
-void rt_openai_write_finish(const struct rt_openai_form *form, struct rt_openai_choice *choice,
+void rt_openai_write_finish(struct rt_openai_form *form, struct rt_openai_choice *choice,
                             const char *finish_reason, const Baton__V1__Timing *timing,
                             struct rt_openai_json *out);
 
@@ -61,8 +65,8 @@ struct rt_openai_usage {
 };
 
 /* Stream: the chunk without choices, and the end. */
-void rt_openai_write_usage_chunk(const struct rt_openai_form *form,
-                                 const struct rt_openai_usage *usage, struct rt_openai_json *out);
+void rt_openai_write_usage_chunk(struct rt_openai_form *form, const struct rt_openai_usage *usage,
+                                 struct rt_openai_json *out);
 void rt_openai_write_done(struct rt_openai_json *out);
 
 /* Whole response, in this order: head, each choice, tail. */

@@ -12,6 +12,7 @@
 #include <zmq.h>
 
 #include "common/base/clock.h"
+#include "common/messaging/arena.h"
 #include "common/messaging/curve.h"
 #include "common/messaging/dialer.h"
 #include "common/messaging/refusal.h"
@@ -60,6 +61,7 @@ struct bt_loop {
     void *after_context;
     struct bt_security *security; /* NULL: plain */
     struct bt_refusals refusals;
+    struct bt_arena arena;
     struct bt_dialers dialers;
 };
 
@@ -340,11 +342,17 @@ void bt_loop_destroy(struct bt_loop *loop)
         pthread_sigmask(SIG_SETMASK, &loop->old_signals, NULL);
     }
     close(loop->stop_fd);
+    bt_arena_finish(&loop->arena);
     free(loop->polled.at);
     free(loop->heap.at);
     free(loop->items);
     free(loop->ready);
     free(loop);
+}
+
+struct bt_arena *bt_loop_arena(struct bt_loop *loop)
+{
+    return &loop->arena;
 }
 
 void *bt_loop_zmq(struct bt_loop *loop)

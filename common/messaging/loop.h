@@ -11,6 +11,7 @@
 
 #include "common/base/status.h"
 
+struct bt_arena;
 struct bt_loop;
 struct bt_loop_source; /* a socket, a descriptor or a timer; freed by bt_loop_remove */
 
@@ -23,6 +24,9 @@ void bt_loop_destroy(struct bt_loop *loop);
 
 /* The process's ZeroMQ context (one a loop; ZMQ_LINGER 0, ZMQ_IPV6 on). */
 void *bt_loop_zmq(struct bt_loop *loop);
+
+/* For what a callback needs until it returns. */
+struct bt_arena *bt_loop_arena(struct bt_loop *loop);
 
 /* `fn` runs while the socket / descriptor is readable. NULL: no memory. */
 struct bt_loop_source *bt_loop_add_socket(struct bt_loop *loop, void *zmq_socket, bt_loop_fn *fn,

@@ -310,18 +310,18 @@ static void pending_abandon(struct bt_rpc_pending *pending, enum bt_status statu
 
 static void frame_data(struct bt_rpc_pending *pending, struct bt_wire_message *wire)
 {
-    ProtobufCMessage *message = pending->data
-                                    ? bt_wire_unpack(pending->data, zmq_msg_data(&wire->payload),
-                                                     zmq_msg_size(&wire->payload))
-                                    : NULL;
+    struct bt_arena *arena = bt_loop_arena(pending->client->loop);
+    struct bt_arena_mark mark = bt_arena_mark(arena);
+    ProtobufCMessage *message =
+        pending->data ? bt_wire_unpack_in(arena, pending->data, zmq_msg_data(&wire->payload),
+                                          zmq_msg_size(&wire->payload))
+                      : NULL;
     if (!message) {
         pending_abandon(pending, BT_ERR_PROTOCOL, "the server sent a stream message that is none");
-        return;
-    }
-    if (pending->on_data) {
+    } else if (pending->on_data) {
         pending->on_data(pending->context, message);
     }
-    protobuf_c_message_free_unpacked(message, NULL);
+    bt_arena_release(arena, mark);
 }
 
 static void frame_end(struct bt_rpc_pending *pending, struct bt_wire_message *wire)

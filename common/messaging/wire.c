@@ -46,6 +46,7 @@ enum bt_status bt_wire_socket_setup(void *socket, struct bt_error *error)
 
 struct budget {
     size_t left;
+    struct bt_arena *arena; /* NULL: the heap */
 };
 
 static void *budget_alloc(void *context, size_t size)
@@ -55,19 +56,28 @@ static void *budget_alloc(void *context, size_t size)
         return NULL;
     }
     budget->left -= size;
-    return malloc(size);
+    return budget->arena ? bt_arena_alloc(budget->arena, size) : malloc(size);
 }
 
 static void budget_free(void *context, void *pointer)
 {
-    (void)context;
-    free(pointer);
+    const struct budget *budget = context;
+    if (!budget->arena) {
+        free(pointer);
+    }
 }
 
 ProtobufCMessage *bt_wire_unpack(const ProtobufCMessageDescriptor *descriptor, const void *data,
                                  size_t size)
 {
-    struct budget budget = {MAX_UNPACKED_BYTES};
+    return bt_wire_unpack_in(NULL, descriptor, data, size);
+}
+
+ProtobufCMessage *bt_wire_unpack_in(struct bt_arena *arena,
+                                    const ProtobufCMessageDescriptor *descriptor, const void *data,
+                                    size_t size)
+{
+    struct budget budget = {MAX_UNPACKED_BYTES, arena};
     ProtobufCAllocator allocator = {budget_alloc, budget_free, &budget};
     static const unsigned char nothing;
     return protobuf_c_message_unpack(descriptor, &allocator, size, size ? data : &nothing);

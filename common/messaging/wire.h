@@ -8,6 +8,7 @@
 #include <zmq.h>
 
 #include "common/base/status.h"
+#include "common/messaging/arena.h"
 #include "proto/rpc.pb-c.h"
 
 #define BT_WIRE_VERSION            1
@@ -38,6 +39,11 @@ void bt_wire_message_close(struct bt_wire_message *message);
  * protobuf_c_message_free_unpacked(…, NULL). */
 ProtobufCMessage *bt_wire_unpack(const ProtobufCMessageDescriptor *descriptor, const void *data,
                                  size_t size);
+
+/* The same in an arena: it is not freed, but goes with a release. */
+ProtobufCMessage *bt_wire_unpack_in(struct bt_arena *arena,
+                                    const ProtobufCMessageDescriptor *descriptor, const void *data,
+                                    size_t size);
 
 /* ------------------------------------------------------------------ sending */
 

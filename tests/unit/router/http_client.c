@@ -232,14 +232,14 @@ json_t *http_response_events(const struct http_response *response)
     while (*at != '\0') {
         const char *end = strstr(at, "\n\n");
         assert_non_null(end);
-        const char *id = NULL;
-        if (strncmp(at, "id: ", 4) == 0) {
-            id = at + 4;
-            at = strchr(at, '\n') + 1;
-        }
         assert_int_equal(strncmp(at, "data: ", 6), 0);
         at += 6;
-        size_t size = (size_t)(end - at);
+        size_t size = strcspn(at, "\n");
+        const char *id = at + size < end ? at + size + 1 : NULL;
+        if (id != NULL) {
+            assert_int_equal(strncmp(id, "id: ", 4), 0);
+            id += 4;
+        }
         json_t *event = size == 6 && memcmp(at, "[DONE]", 6) == 0
                             ? json_string("[DONE]")
                             : json_loadb(at, size, JSON_REJECT_DUPLICATES, &error);
