@@ -284,6 +284,8 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
         rt_transport_copy(done->transport, stream->transport);
         note_transport(link, request, done->transport);
         rt_stages_prefill_done(&stream->stages, attempt, done, &service->metrics);
+    } else if (!stream) {
+        rt_service_trace_late_done(service, request, attempt, done);
     }
 }
 

@@ -69,6 +69,9 @@ struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_work
 /* service_trace.c: the request is over. */
 void rt_service_trace_keep(struct rt_service *service, struct rt_stream *stream,
                            enum rt_finish finish, int64_t now_ns);
+/* PrefillDone of one that is over. */
+void rt_service_trace_late_done(struct rt_service *service, uint64_t request, uint32_t attempt,
+                                const Baton__V1__PrefillDone *done);
 
 /* False: only what is lost is left, or nothing. */
 bool rt_service_has_live_worker(const struct rt_service *service);

@@ -48,6 +48,15 @@ void rt_service_trace_keep(struct rt_service *service, struct rt_stream *stream,
     rt_trace_store_add(service->traces, &record);
 }
 
+void rt_service_trace_late_done(struct rt_service *service, uint64_t request, uint32_t attempt,
+                                const Baton__V1__PrefillDone *done)
+{
+    struct rt_trace_record *record = rt_trace_store_recent(service->traces, request);
+    if (record && rt_stages_late_done(record, attempt, done, &service->metrics)) {
+        rt_trace_store_layers(service->traces, record, done);
+    }
+}
+
 /* ---- Trace */
 
 struct answer {

@@ -116,6 +116,31 @@ void rt_stages_prefill_done(struct rt_stages *stages, uint32_t attempt,
     }
 }
 
+bool rt_stages_late_done(struct rt_trace_record *record, uint32_t attempt,
+                         const Baton__V1__PrefillDone *done,
+                         const struct rt_service_metrics *metrics)
+{
+    struct rt_stages stages = {
+        .prefill_ns = record->prefill_ns,
+        .first_token_ns = record->first_token_ns,
+        .token_attempt = record->token_attempt,
+        .prefill_told = record->prefill_begin_unix_ns != 0,
+    };
+    if (stages.prefill_told) {
+        return false;
+    }
+    rt_stages_prefill_done(&stages, attempt, done, metrics);
+    if (stages.prefill_told) {
+        record->prefill_begin_unix_ns = stages.prefill_begin_unix_ns;
+        record->prefill_queue_ns = stages.prefill_queue_ns;
+        record->prefill_compute_ns = stages.prefill_compute_ns;
+        record->visible_transfer_ns = stages.visible_transfer_ns;
+        record->kv_bytes = done->kv_bytes;
+        record->hidden_bytes = done->hidden_bytes;
+    }
+    return stages.prefill_told;
+}
+
 void rt_stages_step(struct rt_stages *stages, const Baton__V1__SequenceStart *start,
                     const struct rt_service_metrics *metrics)
 {
@@ -157,6 +182,7 @@ void rt_stages_fill_record(const struct rt_stages *stages, struct rt_trace_recor
     record->first_reserve_ns = stages->first_reserve_ns;
     record->reserve_ns = stages->reserve_ns;
     record->prefill_ns = stages->prefill_ns;
+    record->token_attempt = stages->token_attempt;
     record->first_token_ns = stages->first_token_ns;
     record->prefill_begin_unix_ns = stages->prefill_begin_unix_ns;
     record->prefill_queue_ns = stages->prefill_queue_ns;

@@ -76,6 +76,11 @@ void rt_stages_first_token(struct rt_stages *stages, int64_t now_ns,
 void rt_stages_prefill_done(struct rt_stages *stages, uint32_t attempt,
                             const Baton__V1__PrefillDone *done,
                             const struct rt_service_metrics *metrics);
+/* The same of a request that is over: the decode rank's last steps were here first. False: it told
+ * nothing new. */
+bool rt_stages_late_done(struct rt_trace_record *record, uint32_t attempt,
+                         const Baton__V1__PrefillDone *done,
+                         const struct rt_service_metrics *metrics);
 void rt_stages_step(struct rt_stages *stages, const Baton__V1__SequenceStart *start,
                     const struct rt_service_metrics *metrics);
 

@@ -108,6 +108,13 @@ static struct rt_trace_record *by_age(const struct rt_trace_store *store, uint32
     return &store->records[(store->next + store->keep - 1 - age) % store->keep];
 }
 
+static void bound_details(struct rt_trace_store *store)
+{
+    while (store->detail_bytes > RT_TRACE_DETAIL_BYTES) {
+        drop_detail(store, by_age(store, --store->detailed));
+    }
+}
+
 void rt_trace_store_add(struct rt_trace_store *store, const struct rt_trace_record *record)
 {
     if (store->keep == 0) {
@@ -121,9 +128,7 @@ void rt_trace_store_add(struct rt_trace_store *store, const struct rt_trace_reco
     store->next = (store->next + 1) % store->keep;
     store->count += store->count < store->keep;
     store->detailed = store->detailed < store->count ? store->detailed + 1 : store->count;
-    while (store->detail_bytes > RT_TRACE_DETAIL_BYTES) {
-        drop_detail(store, by_age(store, --store->detailed));
-    }
+    bound_details(store);
 }
 
 uint32_t rt_trace_store_count(const struct rt_trace_store *store)
@@ -134,6 +139,28 @@ uint32_t rt_trace_store_count(const struct rt_trace_store *store)
 const struct rt_trace_record *rt_trace_store_get(const struct rt_trace_store *store, uint32_t age)
 {
     return age < store->count ? by_age(store, age) : NULL;
+}
+
+void rt_trace_store_layers(struct rt_trace_store *store, struct rt_trace_record *record,
+                           const Baton__V1__PrefillDone *done)
+{
+    if (record->detail) {
+        store->detail_bytes -= detail_bytes(record->detail);
+        rt_trace_detail_layers(record->detail, done);
+        store->detail_bytes += detail_bytes(record->detail);
+        bound_details(store);
+    }
+}
+
+struct rt_trace_record *rt_trace_store_recent(struct rt_trace_store *store, uint64_t request)
+{
+    for (uint32_t age = 0; age < store->count && age < RT_TRACE_RECENT; age++) {
+        struct rt_trace_record *record = by_age(store, age);
+        if (record->request == request) {
+            return record;
+        }
+    }
+    return NULL;
 }
 
 bool rt_trace_record_is(const struct rt_trace_record *record, const char *name)

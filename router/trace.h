@@ -17,6 +17,7 @@
 #define RT_TRACE_CLIENT_ID_SIZE 129
 #define RT_TRACE_OUTPUTS_MAX    512 /* arrivals of output that are kept */
 #define RT_TRACE_DETAIL_BYTES   (64u << 20)
+#define RT_TRACE_RECENT         256
 #define RT_TRACE_ANSWER_MAX     1000 /* requests in one answer */
 
 /* What only sampled requests have. */
@@ -47,7 +48,8 @@ struct rt_trace_record {
     char client_id[RT_TRACE_CLIENT_ID_SIZE]; /* that its client knows it by */
     char prefill_worker[RT_WORKER_ID_SIZE], decode_worker[RT_WORKER_ID_SIZE];
     uint32_t prompt_tokens, completion_tokens, cached_tokens, attempts;
-    const char *outcome; /* static; "running" while it does */
+    uint32_t token_attempt; /* that gave token 0 */
+    const char *outcome;    /* static; "running" while it does */
     int64_t arrival_ns, submitted_ns;
     int64_t first_reserve_ns, reserve_ns; /* sent: of the first, of the last attempt */
     int64_t prefill_ns;                   /* Run sent */
@@ -70,6 +72,12 @@ void rt_trace_store_add(struct rt_trace_store *store, const struct rt_trace_reco
 uint32_t rt_trace_store_count(const struct rt_trace_store *store);
 /* The last one that was added is number 0. NULL: there are not so many. */
 const struct rt_trace_record *rt_trace_store_get(const struct rt_trace_store *store, uint32_t age);
+
+/* Of the last RT_TRACE_RECENT that were added, for what comes after a request's end. NULL: none. */
+struct rt_trace_record *rt_trace_store_recent(struct rt_trace_store *store, uint64_t request);
+/* What came late of one of the store's. */
+void rt_trace_store_layers(struct rt_trace_store *store, struct rt_trace_record *record,
+                           const Baton__V1__PrefillDone *done);
 
 /* Whether `name` is the client's id, the router's number in hex or the trace id. */
 bool rt_trace_record_is(const struct rt_trace_record *record, const char *name);

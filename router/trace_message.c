@@ -139,8 +139,8 @@ static void add_prefill(struct builder *builder)
     if (begin_ns == 0) {
         return;
     }
-    add(builder, r->prefill_worker, "prefill", "queue", begin_ns - (int64_t)r->prefill_queue_ns,
-        r->prefill_queue_ns);
+    add(builder, r->prefill_worker, "prefill", "prefill queue",
+        begin_ns - (int64_t)r->prefill_queue_ns, r->prefill_queue_ns);
     Baton__V1__TraceSpan *span =
         add(builder, r->prefill_worker, "prefill", "compute", begin_ns, r->prefill_compute_ns);
     argue(builder, span, "prompt_tokens=%" PRIu32, r->prompt_tokens);
@@ -181,7 +181,7 @@ static void add_first_step(struct builder *builder)
     if (r->step_begin_unix_ns == 0) {
         return;
     }
-    add(builder, r->decode_worker, "decode", "wait",
+    add(builder, r->decode_worker, "decode", "decode queue",
         r->step_begin_unix_ns - (int64_t)r->step_wait_ns, r->step_wait_ns);
     add(builder, r->decode_worker, "decode", "first step", r->step_begin_unix_ns, r->step_ns);
 }

@@ -237,12 +237,13 @@ static void test_spans(void **state)
     check(trace, "reserve", "router", 1001600, 400);
     check(trace, "prefill", "router", 1002000, 3000);
     check(trace, "decode", "router", 1005000, 4000);
+    check(trace, "prefill queue", "p0", 1002100, 400);
     check(trace, "compute", "p0", 1002500, 2000);
     check(trace, "visible transfer", "p0", 1004500, 300);
     check(trace, "layer 1", "p0", 1002600, 100);
     check(trace, "push 0", "p0", 1002610, 40);
     check(trace, "step", "router", 1005000, 2000);
-    check(trace, "wait", "d0", 1005300, 200);
+    check(trace, "decode queue", "d0", 1005300, 200);
     check(trace, "first step", "d0", 1005500, 800);
     for (size_t i = 1; i < trace->n_spans; i++) {
         assert_true(trace->spans[i - 1]->begin_unix_ns <= trace->spans[i]->begin_unix_ns);
