@@ -321,6 +321,7 @@ static void send_first_token(struct run *run)
     Baton__V1__PrefillEvent event = BATON__V1__PREFILL_EVENT__INIT;
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN;
     event.first_token = &token.token;
+    event.cached_tokens = pf_prompt_pages_cached_tokens(&run->pages);
     bt_rpc_call_send(run->call, &event.base);
 }
 

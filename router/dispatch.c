@@ -261,6 +261,27 @@ static void note_transport(struct rt_worker_link *link, uint64_t request, const 
     }
 }
 
+/* What it says cannot be more than there is, nor all of it. */
+static uint32_t cached_tokens(const struct rt_stream *stream, uint32_t said)
+{
+    return said < stream->prompt_tokens ? said : 0;
+}
+
+static void on_first_token(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
+                           const Baton__V1__PrefillEvent *event)
+{
+    struct rt_service *service = link->service;
+    struct rt_stream *stream = stream_get(service, request);
+    if (stream && stream->run_attempt == attempt) {
+        stream->done.cached_tokens = cached_tokens(stream, event->cached_tokens);
+    }
+    struct rt_token token = {.index = event->first_token->index,
+                             .token = event->first_token->token,
+                             .payload = event->first_token};
+    rt_core_first_token(service->core, request, attempt, &token, bt_clock_now_ns());
+    rt_service_pump(service); /* the token points into the message */
+}
+
 static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                             const Baton__V1__PrefillDone *done)
 {
@@ -270,7 +291,7 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
     bt_counter_add(service->metrics.kv_hidden_bytes, done->hidden_bytes);
     rt_rank_metrics_pushed(link, done->kv_bytes, bt_clock_now_ns());
     if (stream && stream->run_attempt == attempt) {
-        uint32_t cached = done->cached_tokens < stream->prompt_tokens ? done->cached_tokens : 0;
+        uint32_t cached = cached_tokens(stream, done->cached_tokens);
         bt_counter_add(service->metrics.prefix_queries, stream->prompt_tokens);
         bt_counter_add(service->metrics.prefix_hits, cached);
         rt_core_prefill_done(service->core, request, attempt,
@@ -308,13 +329,8 @@ void rt_service_on_adopted(struct rt_worker_link *link, uint64_t request, uint64
 void rt_service_on_run_event(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                              const Baton__V1__PrefillEvent *event)
 {
-    struct rt_service *service = link->service;
     if (event->event_case == BATON__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN && event->first_token) {
-        struct rt_token token = {.index = event->first_token->index,
-                                 .token = event->first_token->token,
-                                 .payload = event->first_token};
-        rt_core_first_token(service->core, request, attempt, &token, bt_clock_now_ns());
-        rt_service_pump(service); /* the token points into the message */
+        on_first_token(link, request, attempt, event);
     } else if (event->event_case == BATON__V1__PREFILL_EVENT__EVENT_DONE && event->done) {
         on_prefill_done(link, request, attempt, event->done);
     }

@@ -252,7 +252,7 @@ const CHARTS = [
    series: [{key: "kv_bytes_s", name: "pushed", style: "a"}]},
 ];
 const PLOT = {left: 64, right: 10, top: 8, bottom: 24};
-const SPANS = [60, 120, 300, 600];
+const SPANS = [[60, 4], [120, 4], [180, 3], [300, 5], [600, 5]];   /* seconds, and their divisions */
 
 function createChart(spec) {
   const figure = make("figure", "panel"), caption = make("figcaption"), legend = make("ul", "series");
@@ -293,7 +293,7 @@ function axis(spec, last, from) {
   return {max: Math.ceil(max / step - 1e-9) * step, step};
 }
 
-function drawGrid(chart, frame, y, span) {
+function drawGrid(chart, frame, y, [span, parts]) {
   chart.back.replaceChildren();
   for (let v = 0; v <= y.max * 1.0001; v += y.step) {
     const height = Math.round(frame.y(v)) + 0.5;
@@ -301,10 +301,10 @@ function drawGrid(chart, frame, y, span) {
     draw("text", {x: PLOT.left - 8, y: height + 4, "text-anchor": "end"}, chart.back).textContent =
       v === 0 ? "0" : y.none ? "" : chart.spec.format(v, true);
   }
-  for (let i = 0; i <= 4; i++) {
-    const ago = span * (1 - i / 4), x = PLOT.left + (frame.right - PLOT.left) * i / 4;
-    draw("text", {x, y: frame.bottom + 17, "text-anchor": i === 0 ? "start" : i === 4 ? "end" : "middle"},
-         chart.back).textContent = ago === 0 ? "now" : span < 300 ? "−" + ago + " s" : "−" + ago / 60 + " min";
+  for (let i = 0; i <= parts; i++) {
+    const ago = span * (1 - i / parts), x = PLOT.left + (frame.right - PLOT.left) * i / parts;
+    draw("text", {x, y: frame.bottom + 17, "text-anchor": i === 0 ? "start" : i === parts ? "end" : "middle"},
+         chart.back).textContent = ago === 0 ? "now" : span < 180 ? "−" + Math.round(ago) + " s" : "−" + Math.round(ago / 60) + " min";
   }
 }
 
@@ -332,13 +332,14 @@ function drawChart(chart) {
   const width = chart.svg.clientWidth, height = chart.svg.clientHeight, n = past.t_s.length;
   if (width === 0) return;
   const last = n ? past.t_s[n - 1] : 0, kept = n ? last - past.t_s[0] : 0;
-  const span = SPANS.find(s => s >= kept) || SPANS[SPANS.length - 1], from = last - span;
+  const scale = SPANS.find(([s]) => s >= kept) || SPANS[SPANS.length - 1];
+  const span = scale[0], from = last - span;
   const y = axis(chart.spec, last, from);
   const right = width - PLOT.right, bottom = height - PLOT.bottom;
   const frame = {right, bottom, x: t => right - (last - t) / span * (right - PLOT.left),
                  y: v => bottom - v / y.max * (bottom - PLOT.top)};
   chart.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  drawGrid(chart, frame, y, span);
+  drawGrid(chart, frame, y, scale);
   const shown = chart.at === null || n === 0 ? n - 1 : nearest(frame, chart.at);
   chart.spec.series.forEach(({key}, i) => {
     chart.lines[i].setAttribute("d", path(past[key], frame, from));

@@ -9,6 +9,7 @@ import urllib.request
 
 import baton_client
 import cluster
+import openai_http
 from test_bitwise import VOCABULARY, SPECIAL, bits, compare, solo
 
 PAGE = 64
@@ -24,11 +25,16 @@ def request(name, prompt):
 
 
 def ask(endpoint, q):
+    return ask_and_count(endpoint, q)[0]
+
+
+def ask_and_count(endpoint, q):
+    """The answer, and how much of the prompt the client is told was computed before."""
     with baton_client.Client(endpoint) as client:
         tokens = []
         for event in client.generate(600, prompt_ids=q["prompt"], token_ids=True, **q["sampling"]):
             tokens += event.tokens
-    return [t.token for t in tokens], [bits(t.logprob) for t in tokens]
+    return ([t.token for t in tokens], [bits(t.logprob) for t in tokens]), event.usage.cached_tokens
 
 
 def value(text, name):
@@ -91,13 +97,15 @@ def converse(c, watch, r, held):
         queries = {w: watch.worker(w, QUERIES) for w in watch.endpoints()}
         hits = {w: watch.worker(w, HITS) for w in queries}
         best = max(held.tokens(w, prompt) for w in queries)
-        answers.append(ask(c.rpc, q))
+        answer, told = ask_and_count(c.rpc, q)
+        answers.append(answer)
         requests.append(q)
         went = [w for w in queries if watch.worker(w, QUERIES) - queries[w] == len(prompt)]
         assert len(went) == 1, went
         found = watch.worker(went[0], HITS) - hits[went[0]]
         there = held.tokens(went[0], prompt)
         assert found == there, f"turn {turn}: {found} tokens found, {there} are at {went[0]}"
+        assert told == found, f"turn {turn}: {found} tokens found, the client is told {told}"
         places.append((went[0], found == best))
         held.add(went[0], prompt)
         cluster.until(lambda: watch.router("baton_router_prefix_blocks") == held.blocks(), 30,
@@ -153,6 +161,27 @@ def lose(c, watch, home, prompt):
     print(f"{home} killed, {other} goes on", flush=True)
 
 
+def cached(c, **fields):
+    """What an answer says of its prompt, whole and as a stream."""
+    body = {"max_tokens": 4, **fields}
+    whole = openai_http.post(c.http, "/v1/completions", body, timeout=600)["usage"]
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    *_, last = openai_http.stream(c.http, "/v1/completions", body, timeout=600)
+    return [(usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"])
+            for usage in (whole, last["usage"])]
+
+
+def openai(c, r):
+    """One prefill worker: what it has computed, it has. A prompt counts once, whatever n is."""
+    prompt = [r.randrange(SPECIAL, VOCABULARY) for _ in range(5 * PAGE + 1)]
+    first, second = cached(c, prompt=prompt)
+    assert first == (len(prompt), 0) and second == (len(prompt), 5 * PAGE), (first, second)
+    both = cached(c, prompt=[prompt, prompt[:2 * PAGE]], n=2)
+    # Of the second prompt the last token is always computed, and with it its page.
+    assert both == [(7 * PAGE + 1, 6 * PAGE)] * 2, both
+    print("cached tokens are told in usage", flush=True)
+
+
 def main():
     seed = 20260817
     print(f"seed {seed}")
@@ -163,6 +192,7 @@ def main():
         home, prompt = converse(c, watch, r, Held())
         crowd(c, watch, r, prompt)
         lose(c, watch, home, prompt)
+        openai(c, r)
         c.pids.pop(home)
     # Without a cache nothing is looked for.
     with cluster.Cluster(prefill_args=args + " --enable-prefix-caching=false") as c:
@@ -174,6 +204,7 @@ def main():
         worker = next(iter(watch.endpoints()))
         assert watch.worker(worker, QUERIES) == 0 and watch.worker(worker, HITS) == 0
         assert watch.router("baton_router_prefix_blocks") == 0
+        assert cached(c, prompt=prompt) == [(len(prompt), 0)] * 2
         c.wait_quiet()
 
 
