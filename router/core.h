@@ -349,6 +349,11 @@ bool rt_core_worker(const struct rt_core *core, rt_worker_ref worker,
 bool rt_core_next_request(const struct rt_core *core, size_t *cursor,
                           struct rt_request_view *ret_view);
 bool rt_core_next_worker(const struct rt_core *core, size_t *cursor, rt_worker_ref *ret_worker);
+/* The lost ones that are still known, by time of loss, from RT_NO_WORKER to RT_NO_WORKER. */
+rt_worker_ref rt_core_next_lost(const struct rt_core *core, rt_worker_ref worker);
+uint32_t rt_core_live_workers(const struct rt_core *core); /* that are not lost */
+/* Another one after each change of which workers are live, known, or can hold how much. */
+uint64_t rt_core_liveness(const struct rt_core *core);
 uint32_t rt_core_queued(const struct rt_core *core);
 void rt_core_counts(const struct rt_core *core, struct rt_core_counts *ret_counts);
 

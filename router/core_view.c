@@ -78,6 +78,25 @@ bool rt_core_next_worker(const struct rt_core *core, size_t *cursor, rt_worker_r
     return false;
 }
 
+rt_worker_ref rt_core_next_lost(const struct rt_core *core, rt_worker_ref ref)
+{
+    const struct rt_worker *worker = core->workers.lost_first;
+    if (ref != RT_NO_WORKER) {
+        worker = rt_core_worker_get(core, ref)->lost_next;
+    }
+    return worker ? worker->ref : RT_NO_WORKER;
+}
+
+uint32_t rt_core_live_workers(const struct rt_core *core)
+{
+    return core->workers.live_count[RT_ROLE_PREFILL] + core->workers.live_count[RT_ROLE_DECODE];
+}
+
+uint64_t rt_core_liveness(const struct rt_core *core)
+{
+    return core->workers.liveness;
+}
+
 uint32_t rt_core_queued(const struct rt_core *core)
 {
     return core->queue.count;

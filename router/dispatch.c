@@ -10,24 +10,18 @@
 
 struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref)
 {
-    struct rt_worker_link *link = service->links;
-    while (link && link->ref != ref) {
-        link = link->next;
-    }
-    return link;
+    return rt_worker_links_get(&service->links, ref);
 }
 
 bool rt_service_has_live_worker(const struct rt_service *service)
 {
-    size_t cursor = 0;
-    rt_worker_ref ref;
-    struct rt_worker_view view;
-    while (rt_core_next_worker(service->core, &cursor, &ref)) {
-        if (rt_core_worker(service->core, ref, &view) && view.state != RT_WORKER_LOST) {
-            return true;
-        }
-    }
-    return false;
+    return rt_core_live_workers(service->core) > 0;
+}
+
+void rt_service_trouble(struct rt_worker_link *link)
+{
+    rt_worker_links_trouble(&link->service->links, link);
+    link->service->links_changed = true;
 }
 
 static struct rt_stream *stream_get(const struct rt_service *service, uint64_t id)
@@ -46,7 +40,7 @@ void rt_service_on_link_up(struct rt_worker_link *link)
 void rt_service_on_link_broken(struct rt_worker_link *link, const char *why)
 {
     struct rt_service *service = link->service;
-    service->links_changed = true;
+    rt_service_trouble(link);
     if (service->closing) {
         return;
     }
@@ -540,32 +534,53 @@ static void act_all(struct rt_service *service)
 }
 
 /* Closes what broke or is lost, frees what the core has forgotten. */
+static void tend_link(struct rt_service *service, struct rt_worker_link *link)
+{
+    struct rt_worker_view view;
+    bool known = rt_core_worker(service->core, link->ref, &view);
+    if (!known || view.state == RT_WORKER_LOST) {
+        rt_worker_prefixes_forget(service->prefixes, link->ref);
+        rt_orphans_forget(service->orphans, link->ref);
+    }
+    if (!known) {
+        rt_worker_link_close(link);
+        rt_worker_links_remove(&service->links, link);
+        rt_worker_link_destroy(link);
+        return;
+    }
+    if (link->client && (link->broken || view.state == RT_WORKER_LOST)) {
+        if (!link->broken && !link->left) {
+            bt_log_warn(0, "worker %s is lost: %s", link->id, view.why_lost);
+        }
+        bt_counter_add(service->metrics.worker_losses, link->left ? 0 : 1);
+        rt_worker_link_close(link);
+    } else if (view.state != RT_WORKER_LOST) {
+        rt_worker_links_well(&service->links, link); /* it came back */
+    }
+}
+
+/* Those that are lost are troubled until the core forgets them, and few, or it is a bad day. */
 static void tend_links(struct rt_service *service)
 {
     service->links_changed = false;
-    struct rt_worker_link **at = &service->links;
-    while (*at) {
-        struct rt_worker_link *link = *at;
-        struct rt_worker_view view;
-        bool known = rt_core_worker(service->core, link->ref, &view);
-        if (!known || view.state == RT_WORKER_LOST) {
-            rt_worker_prefixes_forget(service->prefixes, link->ref);
-            rt_orphans_forget(service->orphans, link->ref);
+    service->liveness = rt_core_liveness(service->core);
+    rt_worker_ref ref = RT_NO_WORKER;
+    while ((ref = rt_core_next_lost(service->core, ref)) != RT_NO_WORKER) {
+        struct rt_worker_link *lost = rt_service_link(service, ref);
+        if (lost) {
+            rt_worker_links_trouble(&service->links, lost);
         }
-        if (!known) {
-            *at = link->next;
-            rt_worker_link_destroy(link);
-            continue;
-        }
-        if (link->client && (link->broken || view.state == RT_WORKER_LOST)) {
-            if (!link->broken && !link->left) {
-                bt_log_warn(0, "worker %s is lost: %s", link->id, view.why_lost);
-            }
-            bt_counter_add(service->metrics.worker_losses, link->left ? 0 : 1);
-            rt_worker_link_close(link);
-        }
-        at = &link->next;
     }
+    struct rt_worker_link *next;
+    for (struct rt_worker_link *link = service->links.troubled; link; link = next) {
+        next = link->next_troubled;
+        tend_link(service, link);
+    }
+}
+
+static bool links_need_care(const struct rt_service *service)
+{
+    return service->links_changed || service->liveness != rt_core_liveness(service->core);
 }
 
 void rt_service_pump(struct rt_service *service)
@@ -576,10 +591,9 @@ void rt_service_pump(struct rt_service *service)
     int64_t now_ns = bt_clock_now_ns();
     if (rt_core_next_deadline_ns(service->core) <= now_ns) {
         rt_core_tick(service->core, now_ns);
-        service->links_changed = true;
     }
     act_all(service);
-    while (service->links_changed) {
+    while (links_need_care(service)) {
         tend_links(service);
         act_all(service);
     }

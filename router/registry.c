@@ -166,24 +166,14 @@ static enum bt_status check_registration(const struct rt_service *service,
 
 /* ---- registering */
 
-static struct rt_worker_link *link_find(const struct rt_service *service, const char *id,
-                                        uint64_t incarnation)
-{
-    struct rt_worker_link *link = service->links;
-    while (link && (link->incarnation != incarnation || strcmp(link->id, id) != 0)) {
-        link = link->next;
-    }
-    return link;
-}
-
 /* A predecessor with this id that is provably gone makes room: its process is dead, or nobody
  * listens where it did. One that is only silent does not. */
 static void retire_predecessor(struct rt_service *service,
                                const Baton__V1__RegisterRequest *request)
 {
-    for (struct rt_worker_link *link = service->links; link; link = link->next) {
-        if (strcmp(link->id, request->worker_id) != 0 ||
-            link->incarnation == request->incarnation) {
+    struct rt_worker_link *link = NULL;
+    while ((link = rt_worker_links_namesake(&service->links, request->worker_id, link))) {
+        if (link->incarnation == request->incarnation) {
             continue;
         }
         bool dead = bt_process_probe(&link->process) == BT_PROCESS_DEAD;
@@ -191,7 +181,7 @@ static void retire_predecessor(struct rt_service *service,
             rt_core_worker_lost(service->core, link->ref,
                                 dead ? "its process is dead" : "nobody listens at its endpoint",
                                 bt_clock_now_ns());
-            service->links_changed = true;
+            rt_service_trouble(link);
         }
     }
 }
@@ -218,9 +208,10 @@ static bool fill_kv(struct rt_worker_link *link, const Baton__V1__KvEndpoint *kv
 
 static bool fill_link(struct rt_worker_link *link, const Baton__V1__RegisterRequest *request)
 {
-    snprintf(link->id, sizeof link->id, "%s", request->worker_id);
-    link->incarnation = request->incarnation;
-    link->group = request->group ? request->group->incarnation : 0;
+    if (!rt_worker_links_set_group(&link->service->links, link,
+                                   request->group ? request->group->incarnation : 0)) {
+        return false;
+    }
     link->left = false;
     link->role =
         request->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? RT_ROLE_PREFILL : RT_ROLE_DECODE;
@@ -233,6 +224,24 @@ static bool fill_link(struct rt_worker_link *link, const Baton__V1__RegisterRequ
     return link->role == RT_ROLE_PREFILL || fill_kv(link, request->kv);
 }
 
+static struct rt_worker_link *link_add(struct rt_service *service, rt_worker_ref ref,
+                                       const Baton__V1__RegisterRequest *request)
+{
+    struct rt_worker_link *link = rt_worker_link_create(service, service->loop, ref);
+    if (!link) {
+        return NULL;
+    }
+    snprintf(link->id, sizeof link->id, "%s", request->worker_id);
+    link->incarnation = request->incarnation;
+    if (!rt_worker_links_add(&service->links, link)) {
+        rt_worker_link_destroy(link);
+        return NULL;
+    }
+    rt_worker_prefixes_forget(service->prefixes, ref); /* another's that had this number */
+    rt_orphans_forget(service->orphans, ref);
+    return link;
+}
+
 /* The link of a worker that the core has accepted, opened. */
 static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
                               const Baton__V1__RegisterRequest *request, struct bt_error *error,
@@ -240,14 +249,10 @@ static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
 {
     struct rt_worker_link *link = rt_service_link(service, ref);
     if (!link) {
-        link = rt_worker_link_create(service, service->loop, ref);
-        if (!link) {
-            return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a worker");
-        }
-        link->next = service->links;
-        service->links = link;
-        rt_worker_prefixes_forget(service->prefixes, ref); /* another's that had this number */
-        rt_orphans_forget(service->orphans, ref);
+        link = link_add(service, ref, request);
+    }
+    if (!link) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a worker");
     }
     /* A connection of before it left would not be reported as up again. */
     if (link->client && (link->broken || link->left)) {
@@ -259,7 +264,9 @@ static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
     enum bt_status status = BT_OK;
     if (!link->client) {
         status = rt_worker_link_open(link, service->loop, service->incarnation, error);
-        link->appeared = ++service->appearances;
+        if (link->role == RT_ROLE_DECODE && !rt_worker_links_appear(&service->links, link)) {
+            bt_log_warn(0, "worker %s: no memory to announce it", link->id);
+        }
     }
     if (status == BT_OK) {
         *ret_link = link;
@@ -267,39 +274,26 @@ static enum bt_status link_up(struct rt_service *service, rt_worker_ref ref,
     return status;
 }
 
-/* The decode ranks that this prefill worker was not told of yet; freed by the caller. NULL with
- * count 0: none. */
-static Baton__V1__KvEndpoint **announce(struct rt_service *service, struct rt_worker_link *prefill,
-                                        size_t *ret_count)
+/* The decode ranks that this worker, if it is a prefill worker, was not told of yet, as many as one
+ * message takes. */
+static size_t announce(struct rt_service *service, struct rt_worker_link *link,
+                       Baton__V1__KvEndpoint *ret_endpoints[RT_ANNOUNCED_AT_ONCE])
 {
-    size_t count = 0;
-    for (struct rt_worker_link *link = service->links; link; link = link->next) {
-        count += link->role == RT_ROLE_DECODE;
-    }
-    Baton__V1__KvEndpoint **endpoints = count > 0 ? calloc(count, sizeof *endpoints) : NULL;
-    *ret_count = 0;
-    if (!endpoints || prefill->role != RT_ROLE_PREFILL) {
-        return endpoints;
-    }
-    for (struct rt_worker_link *link = service->links; link; link = link->next) {
-        if (link->role == RT_ROLE_DECODE && link->client && !link->broken &&
-            link->appeared > prefill->told) {
-            endpoints[(*ret_count)++] = link->kv;
-        }
-    }
-    prefill->told = service->appearances;
-    return endpoints;
+    return link->role == RT_ROLE_PREFILL
+               ? rt_worker_links_announce(&service->links, link, ret_endpoints)
+               : 0;
 }
 
 static void respond_registered(struct rt_service *service, struct bt_rpc_call *call,
                                struct rt_worker_link *link)
 {
     Baton__V1__RegisterResponse response = BATON__V1__REGISTER_RESPONSE__INIT;
+    Baton__V1__KvEndpoint *endpoints[RT_ANNOUNCED_AT_ONCE];
     response.heartbeat_ms = service->options.heartbeat_ms;
-    link->told = 0;
-    response.decode = announce(service, link, &response.n_decode);
+    link->told = link->told_count = 0;
+    response.decode = endpoints;
+    response.n_decode = announce(service, link, endpoints);
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    free(response.decode);
 }
 
 static enum bt_status register_worker(struct rt_service *service,
@@ -379,7 +373,8 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
 {
     struct rt_service *service = context;
     const Baton__V1__HeartbeatRequest *request = (const Baton__V1__HeartbeatRequest *)message;
-    struct rt_worker_link *link = link_find(service, request->worker_id, request->incarnation);
+    struct rt_worker_link *link =
+        rt_worker_links_find(&service->links, request->worker_id, request->incarnation);
     if (!request->load) {
         bt_rpc_call_end(call, BT_ERR_INVALID_ARGUMENT, "load: is missing", NULL);
         return;
@@ -396,13 +391,14 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
         return;
     }
     Baton__V1__HeartbeatResponse response = BATON__V1__HEARTBEAT_RESPONSE__INIT;
-    response.decode = announce(service, link, &response.n_decode);
+    Baton__V1__KvEndpoint *endpoints[RT_ANNOUNCED_AT_ONCE];
+    response.decode = endpoints;
+    response.n_decode = announce(service, link, endpoints);
     if (link->role == RT_ROLE_PREFILL) {
         response.prefix_version =
             rt_worker_prefixes_hear(service->prefixes, link->ref, request->prefix);
     }
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
-    free(response.decode);
     rt_service_hear_orphans(service, link, request->orphans, request->n_orphans);
 }
 
@@ -411,13 +407,13 @@ static void leave(struct rt_service *service, struct rt_worker_link *link)
 {
     bt_log_info(0, "worker %s leaves", link->id);
     link->left = true;
-    for (struct rt_worker_link *other = service->links; other && link->group; other = other->next) {
-        if (other->group == link->group) {
-            other->left = true;
-        }
+    struct rt_worker_link *other =
+        link->group ? rt_worker_links_group(&service->links, link->group) : NULL;
+    for (; other; other = other->same_group) {
+        other->left = true;
     }
     rt_core_worker_left(service->core, link->ref, bt_clock_now_ns());
-    service->links_changed = true;
+    rt_service_trouble(link);
 }
 
 static void handle_deregister(void *context, struct bt_rpc_call *call,
@@ -425,7 +421,8 @@ static void handle_deregister(void *context, struct bt_rpc_call *call,
 {
     struct rt_service *service = context;
     const Baton__V1__DeregisterRequest *request = (const Baton__V1__DeregisterRequest *)message;
-    struct rt_worker_link *link = link_find(service, request->worker_id, request->incarnation);
+    struct rt_worker_link *link =
+        rt_worker_links_find(&service->links, request->worker_id, request->incarnation);
     if (link) {
         leave(service, link);
     }

@@ -96,6 +96,7 @@ static enum bt_status start_parts(struct rt_service *service,
 {
     service->model_name = model_name(options);
     service->core = rt_core_create(&options->core);
+    service->max_model_len = calloc(1, sizeof *service->max_model_len);
     service->prefixes = rt_worker_prefixes_create(options->prefix_blocks);
     service->orphans = rt_orphans_create();
     service->methods = join_methods();
@@ -103,7 +104,8 @@ static enum bt_status start_parts(struct rt_service *service,
     service->scrape = rt_scrape_create(service);
     service->traces = rt_trace_store_create(options->trace_keep);
     if (!service->scrape || !service->traces || !service->model_name || !service->core ||
-        !service->prefixes || !service->orphans || !service->methods || !service->timer) {
+        !service->prefixes || !service->max_model_len || !service->orphans || !service->methods ||
+        !service->timer) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
@@ -134,6 +136,7 @@ enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_o
     service->started_ns = bt_clock_now_ns();
     service->started_unix = bt_clock_unix_ns() / BT_NS_PER_S;
     bt_map_init(&service->streams);
+    rt_worker_links_init(&service->links);
     enum bt_status status = load_model(service, options, error);
     if (status == BT_OK) {
         status = start_parts(service, options, error);
@@ -216,11 +219,7 @@ void rt_service_destroy(struct rt_service *service)
     }
     service->closing = true;
     bt_rpc_server_destroy(service->server);
-    while (service->links) {
-        struct rt_worker_link *link = service->links;
-        service->links = link->next;
-        rt_worker_link_destroy(link); /* the ranks drop what nobody may come back for */
-    }
+    rt_worker_links_finish(&service->links); /* the ranks drop what nobody may come back for */
     rt_monitor_destroy(service->monitor);
     service->metrics.monitor = NULL;
     rt_core_destroy(service->core);
@@ -235,6 +234,7 @@ void rt_service_destroy(struct rt_service *service)
     bt_chat_form_destroy(service->chat_form);
     bt_tokenizer_destroy(service->tokenizer);
     free(service->methods);
+    free(service->max_model_len);
     free(service->model_name);
     free(service);
 }
@@ -263,7 +263,7 @@ static uint32_t smaller(uint32_t a, uint64_t b)
 
 /* The checkpoint's, cut by the option, by every live worker's own limit, and by the largest pool of
  * a decode rank: a context that fits nowhere is none. */
-uint32_t rt_service_max_model_len(const struct rt_service *service)
+static uint32_t count_model_len(const struct rt_service *service)
 {
     uint32_t length = service->checkpoint.max_position_embeddings;
     if (service->options.max_model_len > 0) {
@@ -284,6 +284,16 @@ uint32_t rt_service_max_model_len(const struct rt_service *service)
         }
     }
     return largest_pool > 0 ? smaller(length, largest_pool * BT_PAGE_TOKENS) : length;
+}
+
+uint32_t rt_service_max_model_len(const struct rt_service *service)
+{
+    struct rt_model_len *known = service->max_model_len;
+    uint64_t liveness = rt_core_liveness(service->core);
+    if (known->length == 0 || known->liveness != liveness) {
+        *known = (struct rt_model_len){.length = count_model_len(service), .liveness = liveness};
+    }
+    return known->length;
 }
 
 uint64_t rt_service_model_hash(const struct rt_service *service)

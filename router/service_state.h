@@ -16,9 +16,15 @@
 #include "router/service.h"
 #include "router/stream.h"
 #include "router/trace.h"
+#include "router/worker_links.h"
 #include "router/worker_prefixes.h"
 
 #define RT_HTTP_ENDPOINT_SIZE 256
+
+struct rt_model_len {
+    uint32_t length;
+    uint64_t liveness; /* of the core */
+};
 
 struct rt_service {
     struct bt_loop *loop;
@@ -46,10 +52,11 @@ struct rt_service {
     struct rt_orphans *orphans;
     struct rt_output_buffer output;
 
-    struct rt_worker_link *links;      /* as long as the core knows the worker */
-    bool links_changed;                /* one broke: there is something to close */
-    uint64_t appearances;              /* of decode ranks */
-    struct bt_fingerprint fingerprint; /* of the first worker, while any is left */
+    struct rt_worker_links links;       /* as long as the core knows the worker */
+    bool links_changed;                 /* one broke: there is something to close */
+    uint64_t liveness;                  /* the core's, when links were tended last */
+    struct rt_model_len *max_model_len; /* counted when it is asked for and may have changed */
+    struct bt_fingerprint fingerprint;  /* of the first worker, while any is left */
     bool has_fingerprint;
     struct rt_worker_prefixes *prefixes;
 
@@ -73,6 +80,8 @@ void rt_service_trace_keep(struct rt_service *service, struct rt_stream *stream,
 void rt_service_trace_late_done(struct rt_service *service, uint64_t request, uint32_t attempt,
                                 const Baton__V1__PrefillDone *done);
 
+/* It is closed or freed in this round. */
+void rt_service_trouble(struct rt_worker_link *link);
 /* False: only what is lost is left, or nothing. */
 bool rt_service_has_live_worker(const struct rt_service *service);
 

@@ -46,8 +46,9 @@ struct rt_worker_link {
     char used_transport[RT_LINK_TRANSPORT_SIZE]; /* of the last handoff; "": none yet */
     struct bt_process_id process;
     Baton__V1__KvEndpoint *kv; /* decode; protobuf-c allocated */
-    uint64_t appeared;         /* decode: order of appearance of kv */
+    uint64_t appeared;         /* decode: order of appearance of kv; 0: it has not */
     uint64_t told;             /* prefill: what appeared up to this was told to it */
+    uint32_t told_count;       /* and how much */
 
     uint64_t router_incarnation;  /* as the worker knows us, since the first connection */
     struct bt_rpc_client *client; /* NULL: down */
@@ -63,7 +64,12 @@ struct rt_worker_link {
 
     struct rt_token *tokens; /* scratch for a step */
     uint32_t token_capacity;
-    struct rt_worker_link *next; /* in the service */
+
+    /* In the service: worker_links.c. */
+    struct rt_worker_link *previous, *next;
+    struct rt_worker_link *same_hash, *same_group;
+    bool troubled;
+    struct rt_worker_link *previous_troubled, *next_troubled;
 };
 
 /* A transport's name as a peer gave it: what is not printable ASCII becomes '?', the rest is cut.

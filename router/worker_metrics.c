@@ -194,7 +194,7 @@ static void start(struct rt_scrape *scrape)
     scrape->untold = 0;
     scrape->answers = calloc(RT_SCRAPE_WORKERS, sizeof *scrape->answers);
     scrape->starting = true;
-    for (const struct rt_worker_link *link = service->links; link; link = link->next) {
+    for (const struct rt_worker_link *link = service->links.first; link; link = link->next) {
         struct rt_worker_view view;
         bool lost =
             !rt_core_worker(service->core, link->ref, &view) || view.state == RT_WORKER_LOST;

@@ -206,6 +206,7 @@ enum bt_status rt_worker_table_add(struct rt_worker_table *table, const struct r
 void rt_worker_table_remove(struct rt_worker_table *table, struct rt_worker *worker)
 {
     BT_ASSERT(worker->life.lost && !worker->first && !worker->unseen);
+    table->liveness++;
     rt_group_part(table, worker);
     *(worker->lost_prev ? &worker->lost_prev->lost_next : &table->lost_first) = worker->lost_next;
     *(worker->lost_next ? &worker->lost_next->lost_prev : &table->lost_last) = worker->lost_prev;
@@ -262,6 +263,7 @@ void rt_worker_relive(struct rt_worker_table *table, struct rt_worker *worker)
 {
     struct rt_worker_index *live = &table->live[worker->info.role];
     struct rt_index_key key;
+    table->liveness++;
     if (worker->life.lost) {
         rt_worker_index_clear(live, worker->live_slot);
     } else {

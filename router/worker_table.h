@@ -101,6 +101,7 @@ struct rt_worker_table {
     struct rt_worker *lost_first, *lost_last; /* by time of loss */
     struct rt_order_tree timers;              /* when to look at a worker again */
     rt_worker_ref next_ref;                   /* refs are never used again */
+    uint64_t liveness;                        /* changes of `live`, and removals */
     bool known[2];                            /* [role] one has registered at some time */
     struct rt_prefill_line line;              /* of all prefill workers */
     int64_t backlog_ns;                       /* of all prefill workers */
