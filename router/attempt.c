@@ -308,6 +308,7 @@ void rt_attempt_lost(struct rt_core *core, struct rt_request *request,
         return;
     }
     core->counts.retries++;
+    core->counts.retried[RT_RETRY_WORKER_LOST]++;
     rt_attempt_release(core, request, RT_REST_HELD, true);
     rt_request_requeue(core, request);
 }
