@@ -8,6 +8,7 @@ import os
 import random
 import sys
 
+import baton_client
 import cluster
 import openai_http
 
@@ -156,6 +157,19 @@ def check_w3c(c, r):
         assert not layer_spans(spans, "layer")      # nobody asked for more
 
 
+def check_rpc(c, r):
+    trace_id = f"{r.getrandbits(128) | 1:032x}"
+    with baton_client.Client(c.rpc) as client:
+        *_, last = client.generate(prompt="x", max_tokens=3, ignore_eos=True, request_id="by-rpc",
+                                   traceparent=f"00-{trace_id}-{7:016x}-01")
+        assert last.timing.trace_id == trace_id and last.timing.request_id == "by-rpc", last
+        router = baton_client.pb["router"]
+        traces = client.call("baton.v1.Router/Trace", router.TraceRequest(request_id="by-rpc"),
+                             router.TraceResponse).traces
+    assert [t.trace_id for t in traces] == [trace_id], traces
+    assert traces[0].client_request_id == "by-rpc" and len(traces[0].spans) > 5, traces
+
+
 def check_overlap(c, r):
     for attempt in range(LAYER_REQUESTS):
         head, answer = ask(c, {"prompt": prompt(r, 1900), "max_tokens": 3},
@@ -239,6 +253,7 @@ def main():
     with cluster.Cluster(router_args="--trace-sample 0 " + cluster.remote_prefill(),
                          prefill_args="--layerwise-threshold 100 --chunked-prefill-size 512") as c:
         check_w3c(c, r)
+        check_rpc(c, r)
         check_overlap(c, r)
         check_stages(c, r)
         check_verb(c, r)
