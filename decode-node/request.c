@@ -19,9 +19,16 @@ static void request_destroy(struct dc_request *request)
     free(request);
 }
 
+static void expect_pages(struct dc_request *request, uint32_t pages)
+{
+    request->owner->expected_pages += (uint64_t)pages - request->expected_pages;
+    request->expected_pages = pages;
+}
+
 void dc_request_remove(struct dc_request *request)
 {
     BT_ASSERT(request->done_count == 0 && !request->in_engine);
+    expect_pages(request, 0);
     if (request->expected) {
         kvt_target_forget(request->owner->options.target, request->epoch);
     }
@@ -158,6 +165,9 @@ static enum bt_status request_land(struct dc_request *request, struct bt_error *
     request->landing = landing;
     request->epoch = landing->epoch;
     landing->user = request;
+    expect_pages(request, reservation->expected_pages > landing->page_count
+                              ? reservation->expected_pages
+                              : landing->page_count);
     return BT_OK;
 }
 
@@ -438,15 +448,27 @@ void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t
     }
 }
 
-void dc_requests_cancel_all(struct dc_requests *requests)
+static void give_back(struct dc_request *request)
+{
+    const struct kvt_landing *landing = request->landing;
+    if (landing && landing->state == KVT_LANDING_READY) {
+        dc_request_stop(request, DC_FINISH_PREEMPTED);
+        return;
+    }
+    if (landing) {
+        tell_router(request, BATON__V1__FINISH_REASON__FINISH_PREEMPTED, NULL);
+    }
+    dc_request_cancel(request);
+}
+
+void dc_requests_give_back(struct dc_requests *requests)
 {
     size_t cursor = 0;
     uint64_t epoch;
     void *value;
     while (bt_map_next(&requests->by_epoch, &cursor, &epoch, &value)) {
-        dc_request_cancel(value);
+        give_back(value);
     }
-    dc_requests_serve_pages(requests);
 }
 
 /* ------------------------------------------------------------------ steps */
@@ -525,6 +547,7 @@ static void request_leave(struct dc_request *request, enum dc_finish finish, int
     request->in_engine = false;
     kvt_landing_release(requests->landings, request->reservation.request, request->epoch);
     request->landing = NULL;
+    expect_pages(request, 0);
     if (!dc_orphan_keep(request, finish)) {
         dc_request_remove(request);
     }
@@ -608,6 +631,9 @@ static bool request_grow(struct dc_request *request)
     if (kvt_landing_grow(requests->landings, landing, 1) != BT_OK) {
         return false;
     }
+    if (landing->page_count > request->expected_pages) {
+        expect_pages(request, landing->page_count);
+    }
     requests->wish_count--;
     request->wants_page = request->stalled = false;
     dc_stepper_grow(requests->options.stepper, landing->request, landing->epoch,
@@ -672,4 +698,6 @@ void dc_requests_load(const struct dc_requests *requests, Baton__V1__RankLoad *r
         dc_requests_count(requests) - requests->running_count - requests->ended_count;
     ret_load->max_running = requests->options.max_requests;
     ret_load->kv_tokens = requests->running_count > 0 ? requests->kv_tokens : 0;
+    ret_load->pages_expected =
+        requests->expected_pages < UINT32_MAX ? (uint32_t)requests->expected_pages : UINT32_MAX;
 }

@@ -66,7 +66,8 @@ void dc_requests_leased(struct dc_requests *requests, uint64_t epoch);
 /* epoch 0: whichever it has; router_incarnation 0: whose ever it is. */
 void dc_requests_cancel(struct dc_requests *requests, uint64_t request, uint64_t epoch,
                         uint64_t router_incarnation);
-void dc_requests_cancel_all(struct dc_requests *requests);
+/* All end, as PREEMPTED: their routers run them elsewhere. */
+void dc_requests_give_back(struct dc_requests *requests);
 
 /* A step that the step thread finished. */
 void dc_requests_step(struct dc_requests *requests, const struct dc_step *step);

@@ -24,6 +24,7 @@ struct dc_request {
     bool expected;     /* by the target, which sums its pages as they come */
 
     struct dc_sequence sequence;
+    uint32_t expected_pages; /* at its end, and no less than it has; 0: it holds none any more */
     bool in_engine;
     bool stopping; /* the step thread was told to end it */
     bool wants_page, stalled;
@@ -47,6 +48,7 @@ struct dc_requests {
     uint32_t wish_count; /* of running ones that want a page */
     uint32_t batch_rows; /* of the last step */
     uint64_t kv_tokens;
+    uint64_t expected_pages; /* of all */
 
     uint32_t orphan_count; /* those that are being stopped included */
     uint32_t ended_count;  /* of these, those that ended well and hold tokens alone */

@@ -163,6 +163,9 @@ static void size_pages(struct dc_reservation *reservation, const Baton__V1__Rese
                                     : reservation->replay_count + limits->expected_output_tokens;
     reservation->max_pages =
         bt_kv_pages_for((uint64_t)message->prompt_tokens + sampling->max_tokens);
+    reservation->expected_pages = message->expected_pages < reservation->max_pages
+                                      ? message->expected_pages
+                                      : reservation->max_pages;
 }
 
 static enum bt_status read_tokens(struct dc_reservation *reservation,

@@ -20,6 +20,7 @@ struct dc_reservation {
     uint32_t prompt_tokens;
     uint32_t extra_tokens;              /* of output, to reserve pages for */
     uint32_t max_pages;                 /* of prompt and max_tokens */
+    uint32_t expected_pages;            /* by its router, at most max_pages; 0: it did not say */
     bool full;                          /* extra_tokens is all it can need */
     struct bt_sampling sampling;        /* max_tokens cut to the context */
     struct bt_sampler_history *history; /* with prompt and replay, and room for all tokens; NULL: no

@@ -237,7 +237,7 @@ static void group_left(struct dc_worker *worker)
     worker->left = true;
     hold_steps(worker);
     if (worker->leaving) {
-        dc_requests_cancel_all(worker->requests); /* those that no step thread has */
+        dc_requests_give_back(worker->requests); /* those that no step thread has */
         dc_worker_settle(worker);
     } else {
         worker->draining = true;
@@ -594,10 +594,14 @@ const char *dc_worker_endpoint(const struct dc_worker *worker)
 void dc_worker_stop(struct dc_worker *worker)
 {
     worker->draining = worker->leaving = true;
-    deregister(worker);
     dc_requests_close_orphans(worker->requests);
-    if (!in_group(worker) || worker->left || worker->failed) {
-        dc_requests_cancel_all(worker->requests);
+    if (!in_group(worker) && !worker->left) {
+        worker->left = true;
+        hold_steps(worker);
+    }
+    deregister(worker);
+    if (worker->left || worker->failed) {
+        dc_requests_give_back(worker->requests);
     }
     tell_group(worker);
     dc_worker_settle(worker);

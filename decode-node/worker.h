@@ -50,9 +50,9 @@ void dc_worker_destroy(struct dc_worker *worker); /* NULL is fine */
 
 const char *dc_worker_endpoint(const struct dc_worker *worker);
 
-/* Deregisters, takes nothing new, cancels what is here; in a group, once all ranks have stopped
- * stepping. What was running there comes back PREEMPTED, after the goodbye where routers answer
- * that: they run it elsewhere. */
+/* Deregisters, takes nothing new, gives back what is here; in a group, once all ranks have stopped
+ * stepping. What was running comes back PREEMPTED, after the goodbye where routers answer that:
+ * they run it elsewhere. */
 void dc_worker_stop(struct dc_worker *worker);
 /* No request is left, the routers answered goodbye. */
 bool dc_worker_quiet(const struct dc_worker *worker);

@@ -24,6 +24,7 @@ void rt_core_emit(struct rt_core *core, enum rt_action_kind kind, const struct r
         .prefill = request->prefill,
         .decode = request->decode,
         .full = request->full,
+        .pages = request->placed_pages,
     };
     rt_action_queue_push(&core->actions, &action);
 }

@@ -57,6 +57,7 @@ struct rt_load {
     uint32_t pages_total, pages_free, pages_reserved, pages_ready, pages_quarantined;
     uint32_t running, waiting, max_running;
     uint64_t waiting_tokens, kv_tokens;
+    uint32_t pages_expected; /* decode: that all its requests are expected to have in the end */
 };
 
 /* As GroupMember. incarnation 0: a worker of one rank. */
@@ -154,6 +155,7 @@ struct rt_action {
     rt_worker_ref prefill;         /* PREFILL, CANCEL_PREFILL */
     rt_worker_ref decode;          /* RESERVE, PREFILL, CANCEL_DECODE */
     bool full;                     /* RESERVE: pages for max_tokens */
+    uint32_t pages;                /* RESERVE: that it is expected to need in the end */
     const struct rt_token *tokens; /* TOKENS; valid until the next call into the core */
     uint32_t token_count;
     enum rt_finish finish; /* END */

@@ -142,7 +142,7 @@ static bool adopted_enter(struct rt_core *core, struct rt_request *request,
     uint32_t expected = rt_output_mean_expect(&core->outputs, request->spec.tenant,
                                               request->spec.prompt_class, request->spec.max_tokens);
     rt_worker_place_decode(&core->workers, worker, request, rt_request_pages(request, expected));
-    rt_worker_seen(worker, request);
+    rt_worker_adopted(worker, request);
     rt_worker_reindex(&core->workers, worker);
     return true;
 }

@@ -65,6 +65,7 @@ void rt_load_from_message(const Baton__V1__RankLoad *message, struct rt_load *re
         .max_running = message->max_running,
         .waiting_tokens = message->waiting_tokens,
         .kv_tokens = message->kv_tokens,
+        .pages_expected = message->pages_expected,
     };
 }
 
@@ -145,13 +146,13 @@ static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceSt
 void rt_service_on_step(struct rt_worker_link *link, const Baton__V1__StepEvent *step)
 {
     int64_t now_ns = bt_clock_now_ns();
-    if (step->load) {
+    for (size_t i = 0; i < step->n_sequences; i++) {
+        on_sequence(link, step->sequences[i], now_ns);
+    }
+    if (step->load) { /* made after these ends */
         struct rt_load load;
         rt_load_from_message(step->load, &load);
         rt_core_worker_load(link->service->core, link->ref, &load);
-    }
-    for (size_t i = 0; i < step->n_sequences; i++) {
-        on_sequence(link, step->sequences[i], now_ns);
     }
     rt_service_pump(link->service); /* tokens point into the message */
 }
@@ -374,6 +375,7 @@ static void act_reserve(struct rt_service *service, struct rt_stream *stream,
         request.prompt = stream->prompt;
     }
     request.full = action->full;
+    request.expected_pages = action->pages;
     request.router_incarnation = service->incarnation;
     if (rt_stream_resumable(stream)) {
         request.resume_key = (ProtobufCBinaryData){RT_DIGEST_BYTES, stream->key.bytes};

@@ -140,7 +140,8 @@ uint64_t rt_worker_used_pages(const struct rt_worker *worker)
 uint64_t rt_worker_projected_pages(const struct rt_worker *worker)
 {
     uint64_t used = rt_worker_used_pages(worker);
-    return used > worker->placed_pages ? used : worker->placed_pages;
+    uint64_t expected = worker->placed_pages + worker->foreign_pages;
+    return used > expected ? used : expected;
 }
 
 uint32_t rt_worker_rows(const struct rt_worker *worker)
@@ -221,6 +222,13 @@ void rt_worker_seen(struct rt_worker *worker, struct rt_request *request)
         link->next->unseen.prev = link->prev;
     }
     *link = (struct rt_request_link){0};
+}
+
+void rt_worker_adopted(struct rt_worker *worker, struct rt_request *request)
+{
+    rt_worker_seen(worker, request);
+    worker->foreign_pages -= request->placed_pages < worker->foreign_pages ? request->placed_pages
+                                                                           : worker->foreign_pages;
 }
 
 void rt_worker_leave_decode(struct rt_worker_table *table, struct rt_request *request)

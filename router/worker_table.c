@@ -338,6 +338,9 @@ void rt_worker_set_load(struct rt_worker_table *table, struct rt_worker *worker,
             rt_worker_seen(worker, request);
         }
     }
+    uint64_t seen_pages = worker->placed_pages - worker->unseen_pages;
+    worker->foreign_pages =
+        load->pages_expected > seen_pages ? load->pages_expected - seen_pages : 0;
     rt_prefill_line_follow(&worker->line, table->line.line);
     if (resized) {
         rt_worker_relive(table, worker);

@@ -10,8 +10,15 @@
  * such a report was made with the pages already taken. A heartbeat comes over another connection:
  * one that was under way when the Reserve was served hides the request until the next report. One
  * that overtakes the answer counts it twice for as long. Both heal with the next report, and the
- * rank itself has the last word on admission. A rank is projected to need that, or all that the
- * core's requests on it are expected to need when they are done (`placed`), whichever is more.
+ * rank itself has the last word on admission.
+ *
+ * A rank is projected to need that, or all that the requests on it are expected to need when they
+ * are done, whichever is more: the core's own (`placed`), which it knows earlier than any report
+ * does, and those of other routers. A report says what all of them are expected to need
+ * (pages_expected, where each Reserve told its share), so that it adds what is not the core's:
+ * foreign = max(0, pages_expected - what the core had placed, and the report had seen, when it came
+ * in). What outgrew its expectation is foreign, too, until the next report. A report that comes
+ * with the ends of requests has them no more: the ends count before the report.
  *
  * Prefill. The core counts a prompt, in predicted time, from the RESERVE on until its first token
  * is known or its run is over; it knows this earlier than any report does. A report adds only what
@@ -79,6 +86,7 @@ struct rt_worker {
     uint32_t unseen_count;
     struct rt_request *unseen;
     uint64_t placed_pages;
+    uint64_t foreign_pages; /* decode: that others' requests are expected to need in the end */
 
     struct rt_prefill_line line;
     int64_t backlog_ns;           /* prefill: of this core's requests */
@@ -173,5 +181,7 @@ void rt_worker_end_isolation(struct rt_worker_table *table, struct rt_request *r
 void rt_worker_resize(struct rt_worker_table *table, struct rt_request *request, uint32_t pages);
 /* The rank's report has its pages now. */
 void rt_worker_seen(struct rt_worker *worker, struct rt_request *request);
+/* The rank's last report has them already, as those of another router's request. */
+void rt_worker_adopted(struct rt_worker *worker, struct rt_request *request);
 
 #endif

@@ -217,6 +217,7 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
     request.sampling = &attempt->sampling;
     request.full = attempt->full;
     request.router_incarnation = attempt->router ? attempt->router : ROUTER;
+    request.expected_pages = attempt->expected_pages;
     request.resume_key.data = (uint8_t *)attempt->resume_key;
     request.resume_key.len = attempt->resume_key ? 32 : 0;
     request.replay = (uint32_t *)attempt->replay;

@@ -25,6 +25,7 @@ struct attempt {
     uint32_t replay_count;
     const uint8_t *resume_key; /* of 32 bytes; NULL: none */
     uint64_t router;           /* incarnation; 0: ROUTER */
+    uint32_t expected_pages;
 
     Baton__V1__ReserveResponse *reserved; /* after cluster_reserve */
     uint64_t epoch;

@@ -125,6 +125,26 @@ static void test_drain_takes_nothing_new_and_waits_for_the_rest(void **state)
     free(cluster);
 }
 
+/* What is here when the rank stops is run again elsewhere: none of it was cancelled, nor failed. */
+static void test_a_rank_that_stops_gives_back(void **state)
+{
+    struct cluster *cluster = *state;
+    struct attempt running, reserved;
+    attempt_init(&running, 1, prompt, 200, 500);
+    attempt_init(&reserved, 2, prompt, 200, 100);
+    assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
+    cluster_run(cluster, &running);
+    cluster_until(cluster, running.token_count > 0);
+    assert_int_equal(cluster_reserve(cluster, &reserved), BT_OK);
+    dc_worker_stop(cluster->decode);
+    cluster_until(cluster, running.finish != 0 && reserved.finish != 0);
+    assert_int_equal(running.finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
+    assert_int_equal(reserved.finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
+    cluster_until(cluster, dc_worker_quiet(cluster->decode));
+    cluster_close(cluster);
+    free(cluster);
+}
+
 static void test_metrics_have_the_known_names(void **state)
 {
     struct cluster *cluster = *state;
@@ -164,6 +184,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_deadline_in_the_middle_of_prefill, cluster_setup),
         cmocka_unit_test_setup(test_drain_takes_nothing_new_and_waits_for_the_rest, cluster_setup),
+        cmocka_unit_test_setup(test_a_rank_that_stops_gives_back, cluster_setup),
         cmocka_unit_test_setup(test_metrics_have_the_known_names, cluster_setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -28,6 +28,7 @@ static const uint8_t key[32] = {1, 2, 3, [31] = 4};
 struct router {
     struct bt_rpc_pending *steps;
     bool hello, ended;
+    uint32_t pages_expected; /* as the rank last said */
     uint64_t request, epoch;
     uint32_t tokens[LONG], count, messages;
     Baton__V1__FinishReason finish;
@@ -38,6 +39,7 @@ static void on_step(void *context, const ProtobufCMessage *message)
     struct router *router = context;
     const Baton__V1__StepEvent *event = (const Baton__V1__StepEvent *)message;
     router->hello = true;
+    router->pages_expected = event->load->pages_expected;
     for (size_t i = 0; i < event->n_sequences; i++) {
         const Baton__V1__SequenceStep *step = event->sequences[i];
         if (step->request_id != router->request || step->epoch != router->epoch) {
@@ -454,6 +456,47 @@ static void test_cancel_of_an_orphan(void **state)
     close_cluster(cluster);
 }
 
+static uint32_t pages_expected(struct cluster *cluster)
+{
+    struct router *router = router_open(cluster, THIRD);
+    uint32_t pages = router->pages_expected;
+    router_close(cluster, router);
+    return pages;
+}
+
+/* A page for 60 + 1 tokens; 20 are expected of the second, more than its 60 + 300 can be. */
+static void test_load_has_what_is_expected(void **state)
+{
+    (void)state;
+    struct dc_worker_options decode = cluster_decode_options();
+    decode.expected_output_tokens = 1;
+    decode.router_grace_ns = 600 * BT_NS_PER_S;
+    struct cluster *cluster = open_with(&decode);
+    struct router *other = router_open(cluster, OTHER);
+    struct attempt attempts[3];
+    const uint32_t expected[] = {0, 20, 4}, sum[] = {1, 7, 11};
+    for (int i = 0; i < 3; i++) {
+        keyed(&attempts[i], 1 + (uint64_t)i, 300);
+        attempts[i].prompt_tokens = 60;
+        attempts[i].expected_pages = expected[i];
+        attempts[i].router = i == 1 ? OTHER : ROUTER;
+        assert_int_equal(cluster_reserve(cluster, &attempts[i]), BT_OK);
+        assert_int_equal(pages_expected(cluster), sum[i]);
+    }
+    cancel_by(cluster, 2, 0, OTHER);
+    assert_int_equal(pages_expected(cluster), 5);
+    cluster_run(cluster, &attempts[0]); /* 360 tokens are 6 pages, got one by one */
+    cluster_run(cluster, &attempts[2]);
+    cluster_until(cluster, attempts[0].run_ended && attempts[2].run_ended);
+    lose_router(cluster);
+    cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
+    assert_int_equal(dc_worker_orphans(cluster->decode), 2);
+    assert_int_equal(pages_expected(cluster), 0);
+    cluster_subscribe(cluster); /* drops them */
+    router_close(cluster, other);
+    close_cluster(cluster);
+}
+
 /* ROUTER's two requests end without it, in an order that does not matter. */
 static void test_ended_ones_make_room(void **state)
 {
@@ -784,6 +827,7 @@ int main(void)
         cmocka_unit_test(test_makes_way_for_its_own_id),
         cmocka_unit_test(test_what_another_router_runs_is_not_touched),
         cmocka_unit_test(test_cancel_of_an_orphan),
+        cmocka_unit_test(test_load_has_what_is_expected),
         cmocka_unit_test(test_ended_ones_make_room),
         cmocka_unit_test(test_orphans_are_preempted_first),
         cmocka_unit_test(test_no_memory_for_tokens),
