@@ -87,6 +87,11 @@ static void register_counters(struct dc_metrics *metrics, const char *labels)
     metrics->reserved = counter_with(metrics, reserves, labels, "answer=\"ok\"", reserves_help);
     metrics->refused_reserve =
         counter_with(metrics, reserves, labels, "answer=\"refused\"", reserves_help);
+    metrics->local_prompts =
+        bt_metrics_counter(registry, "baton_local_prefills_total", labels,
+                           "Prompts that this rank computed itself, up to the first token.");
+    metrics->local_prompt_tokens = bt_metrics_counter(registry, "baton_local_prefill_tokens_total",
+                                                      labels, "Tokens of these prompts.");
     metrics->orphaned = counter_with(metrics, orphans, labels, "event=\"made\"", orphans_help);
     metrics->adopted = counter_with(metrics, orphans, labels, "event=\"adopted\"", orphans_help);
     metrics->orphans_dropped =

@@ -16,6 +16,7 @@ struct dc_metrics {
     struct bt_counter *generated, *stopped, *lengthy, *preempted, *cancelled, *failed;
     struct bt_counter *handed_off, *corrupt, *refused_done;
     struct bt_counter *reserved, *refused_reserve;
+    struct bt_counter *local_prompts, *local_prompt_tokens;
     struct bt_counter *orphaned, *adopted, *orphans_dropped;
     struct bt_histogram *inter_token_seconds, *per_token_seconds, *decode_seconds;
     struct bt_histogram *step_seconds, *step_rows;

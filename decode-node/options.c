@@ -7,6 +7,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/option.h"
+#include "decode-node/engine.h"
 
 #define MAX_WORKER_ID 63
 
@@ -23,6 +24,7 @@ static struct {
     const char *transport_devices;
     const char *ready_file;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
+    int64_t local_prefill_tokens, local_prefill_chunk;
     int64_t expected_output_tokens, lease, router_grace;
     int64_t threads, data_parallel_size, heartbeat;
     struct bt_rank_values rank;
@@ -60,6 +62,15 @@ static const struct bt_option table[] = {
      .help = "Tokens of prompt and output; 0: as the model says."},
     {"kv-pages", BT_OPTION_INT, &values.kv_pages, "2048", 1, 1 << 24,
      .help = "KV pages of 64 tokens."},
+    {"local-prefill-tokens", BT_OPTION_INT, &values.local_prefill_tokens, "1048576", 0, 1 << 24,
+     .help = "Longest prompt that this rank computes itself, where the router says so; 0: none. Of "
+             "each rank, on all the same; 0 with --data-parallel-size and a --dispatch-dtype that "
+             "changes bits."},
+    {"local-prefill-chunk", BT_OPTION_INT, &values.local_prefill_chunk, "64", 1, 4096,
+     .help =
+         "Rows of such prompts between two steps of the batch: a running request waits for so "
+         "many at most between two tokens. Four times as many while none runs. Of each rank, on "
+         "all the same."},
     {"dtype", BT_OPTION_CHOICE, &values.dtype, "auto", .choices = bt_model_dtype_names,
      .help =
          "Arithmetic, the same for all workers of a cluster; auto is bfloat16 for a bfloat16 or "
@@ -161,7 +172,12 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
     }
     rank.expert_parallel = true;
     rank.dispatch = BT_DISPATCH_LATENCY;
-    rank.max_rows = (uint32_t)values.max_num_seqs;
+    /* Rows that travel rounded would give prompts other bits than a prefill worker does. */
+    uint32_t local_tokens = rank.size > 1 && rank.payload != BT_PAYLOAD_EXACT
+                                ? 0
+                                : (uint32_t)values.local_prefill_tokens;
+    rank.max_rows = dc_engine_max_rows((uint32_t)values.max_num_seqs,
+                                       local_tokens > 0 ? (uint32_t)values.local_prefill_chunk : 0);
     *ret_options = (struct dc_options){
         .rank = rank,
         .model = values.model,
@@ -188,6 +204,8 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                 .max_num_seqs = (uint32_t)values.max_num_seqs,
                 .max_reserved = (uint32_t)values.max_reserved,
                 .expected_output_tokens = (uint32_t)values.expected_output_tokens,
+                .local_prefill_tokens = local_tokens,
+                .local_prefill_chunk = (uint32_t)values.local_prefill_chunk,
                 .max_model_len = (uint32_t)values.max_model_len,
                 .lease_ms = (uint32_t)(values.lease / BT_NS_PER_MS),
                 .router_grace_ns = values.router_grace,

@@ -9,6 +9,8 @@
 #include "common/model/token_message.h"
 #include "decode-node/request_state.h"
 
+static const char replay_differs[] = "replay: the prompt's first token is another than replay[0]";
+
 /* ------------------------------------------------------------------ life */
 
 static void request_destroy(struct dc_request *request)
@@ -171,6 +173,21 @@ static enum bt_status request_land(struct dc_request *request, struct bt_error *
     return BT_OK;
 }
 
+static void request_join(struct dc_request *request);
+
+/* The engine has it from now on, and no prefill worker ever. */
+static void request_compute(struct dc_request *request)
+{
+    struct dc_requests *requests = request->owner;
+    kvt_landing_own(requests->landings, request->landing);
+    request->sequence.prompt = request->reservation.prompt;
+    request->sequence.arrival_ns = bt_clock_now_ns();
+    request->prompting = true;
+    requests->prompting_count++;
+    requests->prompt_tokens += request->reservation.prompt_tokens;
+    request_join(request);
+}
+
 enum bt_status dc_requests_reserve(struct dc_requests *requests,
                                    const Baton__V1__ReserveRequest *message, struct bt_error *error,
                                    const struct kvt_landing **ret_landing)
@@ -195,6 +212,9 @@ enum bt_status dc_requests_reserve(struct dc_requests *requests,
         return status;
     }
     bt_counter_add(requests->options.metrics->reserved, 1);
+    if (request->reservation.prompt) {
+        request_compute(request);
+    }
     *ret_landing = request->landing;
     return BT_OK;
 }
@@ -253,7 +273,7 @@ static void request_verdict(struct dc_request *request, enum bt_status sum, cons
     struct kvt_landing *landing;
     if (sum == BT_OK && !replay_fits(request)) {
         sum = BT_ERR_MISMATCH;
-        why = "replay: the prompt's first token is another than replay[0]";
+        why = replay_differs;
     }
     enum bt_status status = kvt_landing_verified(requests->landings, request->reservation.request,
                                                  request->epoch, sum == BT_OK, &landing);
@@ -509,10 +529,9 @@ static void count_finish(const struct dc_request *request, enum dc_finish finish
 {
     const struct dc_metrics *metrics = request->owner->options.metrics;
     struct bt_counter *const counters[] = {
-        [DC_FINISH_STOP] = metrics->stopped,
-        [DC_FINISH_LENGTH] = metrics->lengthy,
-        [DC_FINISH_CANCELLED] = metrics->cancelled,
-        [DC_FINISH_PREEMPTED] = metrics->preempted,
+        [DC_FINISH_STOP] = metrics->stopped,        [DC_FINISH_LENGTH] = metrics->lengthy,
+        [DC_FINISH_CANCELLED] = metrics->cancelled, [DC_FINISH_PREEMPTED] = metrics->preempted,
+        [DC_FINISH_DIVERGED] = metrics->failed,
     };
     bt_counter_add(counters[finish], 1);
     if (finish == DC_FINISH_STOP || finish == DC_FINISH_LENGTH) {
@@ -536,6 +555,25 @@ static void running_erase(struct dc_requests *requests, const struct dc_request 
     }
 }
 
+/* Its prompt is computed, or never will be. What is left of it was counted. */
+static void end_prompting(struct dc_request *request)
+{
+    struct dc_requests *requests = request->owner;
+    request->prompting = false;
+    requests->prompting_count--;
+    requests->prompt_tokens -= request->reservation.prompt_tokens - request->sequence.computed;
+}
+
+/* The first token of a prompt that was computed here: how long that took goes with it. */
+static void note_prompt(struct dc_request *request, struct dc_news *news)
+{
+    const struct dc_metrics *metrics = request->owner->options.metrics;
+    end_prompting(request);
+    news->prompt_compute_ns = (uint64_t)request->sequence.prompt_compute_ns;
+    bt_counter_add(metrics->local_prompts, 1);
+    bt_counter_add(metrics->local_prompt_tokens, request->reservation.prompt_tokens);
+}
+
 /* The sequence came back: its pages are free again. */
 static void request_leave(struct dc_request *request, enum dc_finish finish, int64_t now_ns)
 {
@@ -544,6 +582,9 @@ static void request_leave(struct dc_request *request, enum dc_finish finish, int
     running_erase(requests, request);
     requests->stopping_count -= request->stopping;
     requests->wish_count -= request->wants_page;
+    if (request->prompting) {
+        end_prompting(request);
+    }
     request->in_engine = false;
     kvt_landing_release(requests->landings, request->reservation.request, request->epoch);
     request->landing = NULL;
@@ -575,9 +616,13 @@ static void handle_entry(struct dc_requests *requests, const struct dc_entry *en
         .index = entry->index,
         .with_logprobs = request->reservation.sampling.logprobs >= 0,
         .finish = dc_finish_reason(entry->finish),
+        .text = entry->finish == DC_FINISH_DIVERGED ? replay_differs : NULL,
     };
     if (entry->drawn && !request->started) {
         tell_start(request, step, &news);
+    }
+    if (entry->has_token && request->prompting) {
+        note_prompt(request, &news);
     }
     if (!request->orphan) {
         dc_subscribers_add(requests->options.subscribers, request->reservation.router_incarnation,
@@ -605,6 +650,7 @@ static void handle_wish(struct dc_requests *requests, const struct dc_page_wish 
 
 void dc_requests_step(struct dc_requests *requests, const struct dc_step *step)
 {
+    requests->prompt_tokens -= step->prompt_rows;
     for (uint32_t i = 0; i < step->entry_count; i++) {
         handle_entry(requests, &step->entries[i], step);
     }
@@ -693,9 +739,9 @@ void dc_requests_load(const struct dc_requests *requests, Baton__V1__RankLoad *r
         bt_page_pool_count(pages, BT_PAGE_RESERVED) + bt_page_pool_count(pages, BT_PAGE_LANDING);
     ret_load->pages_ready = bt_page_pool_count(pages, BT_PAGE_READY);
     ret_load->pages_quarantined = bt_page_pool_count(pages, BT_PAGE_QUARANTINED);
-    ret_load->running = requests->running_count;
-    ret_load->waiting =
-        dc_requests_count(requests) - requests->running_count - requests->ended_count;
+    ret_load->running = requests->running_count - requests->prompting_count;
+    ret_load->waiting = dc_requests_count(requests) - ret_load->running - requests->ended_count;
+    ret_load->waiting_tokens = requests->prompt_tokens;
     ret_load->max_running = requests->options.max_requests;
     ret_load->kv_tokens = requests->running_count > 0 ? requests->kv_tokens : 0;
     ret_load->pages_expected =

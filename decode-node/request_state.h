@@ -26,7 +26,8 @@ struct dc_request {
     struct dc_sequence sequence;
     uint32_t expected_pages; /* at its end, and no less than it has; 0: it holds none any more */
     bool in_engine;
-    bool stopping; /* the step thread was told to end it */
+    bool stopping;  /* the step thread was told to end it */
+    bool prompting; /* its prompt is being computed here */
     bool wants_page, stalled;
     int64_t joined_ns, token_ns;
     bool started; /* its first step was told */
@@ -45,8 +46,10 @@ struct dc_requests {
     struct dc_request **running; /* [max_requests]: in the engine, in the order they joined */
     uint32_t running_count;
     uint32_t stopping_count;
-    uint32_t wish_count; /* of running ones that want a page */
-    uint32_t batch_rows; /* of the last step */
+    uint32_t wish_count;      /* of running ones that want a page */
+    uint32_t batch_rows;      /* of the last step */
+    uint32_t prompting_count; /* of running ones whose prompt is being computed here */
+    uint64_t prompt_tokens;   /* of these, not computed yet */
     uint64_t kv_tokens;
     uint64_t expected_pages; /* of all */
 

@@ -41,7 +41,13 @@ static enum bt_status check_prompt(const Baton__V1__ReserveRequest *message,
                                    const struct dc_reservation_limits *limits,
                                    const struct bt_sampling *sampling, struct bt_error *error)
 {
-    if (message->n_prompt == 0 && sampling->repetition_penalty == 1.0f) {
+    if (message->local_prefill && message->prompt_tokens > limits->local_prefill_tokens) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "local_prefill: prompts of %" PRIu32
+                            " tokens at most are computed here, this has %" PRIu32,
+                            limits->local_prefill_tokens, message->prompt_tokens);
+    }
+    if (message->n_prompt == 0 && sampling->repetition_penalty == 1.0f && !message->local_prefill) {
         return BT_OK;
     }
     if (message->n_prompt != message->prompt_tokens) {
@@ -86,6 +92,20 @@ static enum bt_status check_replay(const Baton__V1__ReserveRequest *message,
     return status;
 }
 
+static enum bt_status read_prompt(struct dc_reservation *reservation,
+                                  const Baton__V1__ReserveRequest *message, struct bt_error *error)
+{
+    if (!message->local_prefill) {
+        return BT_OK;
+    }
+    reservation->prompt = calloc(message->n_prompt, sizeof(uint32_t));
+    if (!reservation->prompt) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "prompt: no memory");
+    }
+    memcpy(reservation->prompt, message->prompt, message->n_prompt * sizeof(uint32_t));
+    return BT_OK;
+}
+
 static enum bt_status read_replay(struct dc_reservation *reservation,
                                   const Baton__V1__ReserveRequest *message, struct bt_error *error)
 {
@@ -123,10 +143,10 @@ static enum bt_status read_resume_key(struct dc_reservation *reservation,
     return BT_OK;
 }
 
-/* Room was reserved. */
+/* Room was reserved. Where token 0 is drawn here, it is drawn without them. */
 static void remember_replay(const struct dc_reservation *reservation)
 {
-    for (uint32_t i = 0; i < reservation->replay_count; i++) {
+    for (uint32_t i = 0; i < reservation->replay_count && !reservation->prompt; i++) {
         BT_ASSERT(bt_sampler_history_add_output(reservation->history, reservation->replay[i]));
     }
 }
@@ -183,6 +203,9 @@ static enum bt_status read_tokens(struct dc_reservation *reservation,
     if (status == BT_OK) {
         status = read_replay(reservation, message, error);
     }
+    if (status == BT_OK) {
+        status = read_prompt(reservation, message, error);
+    }
     return status == BT_OK ? read_history(reservation, message, limits->vocab_size, error) : status;
 }
 
@@ -221,6 +244,7 @@ void dc_reservation_finish(struct dc_reservation *reservation)
 {
     bt_sampling_finish(&reservation->sampling);
     bt_sampler_history_destroy(reservation->history);
+    free(reservation->prompt);
     free(reservation->replay);
     *reservation = (struct dc_reservation){0};
 }

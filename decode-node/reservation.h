@@ -13,6 +13,7 @@ struct dc_reservation_limits {
     uint32_t eos_count;
     uint32_t max_model_len; /* prompt and output */
     uint32_t expected_output_tokens;
+    uint32_t local_prefill_tokens; /* of a prompt that is computed here; 0: none is */
 };
 
 struct dc_reservation {
@@ -23,8 +24,9 @@ struct dc_reservation {
     uint32_t expected_pages;            /* by its router, at most max_pages; 0: it did not say */
     bool full;                          /* extra_tokens is all it can need */
     struct bt_sampling sampling;        /* max_tokens cut to the context */
-    struct bt_sampler_history *history; /* with prompt and replay, and room for all tokens; NULL: no
-                                           penalty needs it */
+    struct bt_sampler_history *history; /* with the prompt and, but with `prompt`, the replay, and
+                                           room for all tokens; NULL: no penalty needs it */
+    uint32_t *prompt;                   /* [prompt_tokens] to be computed here; NULL: elsewhere */
     uint32_t *replay;                   /* [replay_count] */
     uint32_t replay_count;              /* less than max_tokens; 0: none */
     bool resumable;                     /* there is a key */

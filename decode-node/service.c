@@ -55,6 +55,12 @@ static void handle_reserve(void *context, struct bt_rpc_call *call, const Protob
         bt_rpc_call_end(call, status, error.text, NULL);
         return;
     }
+    if (landing->state == KVT_LANDING_READY) { /* nobody else is going to write it */
+        Baton__V1__ReserveResponse response = BATON__V1__RESERVE_RESPONSE__INIT;
+        response.epoch = landing->epoch;
+        bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+        return;
+    }
     dc_worker_tick_by(worker, landing->lease_until_ns);
     answer_landing(worker, call, landing);
     dc_worker_settle(worker); /* an orphan may have made way */

@@ -113,6 +113,7 @@ static void item_fill(struct item *item)
     if (item->news.text) {
         item->sequence.error = (char *)item->news.text;
     }
+    item->sequence.prompt_compute_ns = item->news.prompt_compute_ns;
     if (item->news.starts) {
         baton__v1__sequence_start__init(&item->start);
         item->start.wait_ns = item->news.wait_ns;

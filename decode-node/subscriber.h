@@ -48,8 +48,9 @@ struct dc_news {
     bool with_logprobs;
     bool starts; /* the token is the first that was drawn here: the last three are set */
     Baton__V1__FinishReason finish;
-    const char *text; /* with FINISH_ERROR; a constant */
-    uint64_t wait_ns, step_ns; /* as in SequenceStart */
+    const char *text;           /* with FINISH_ERROR; a constant */
+    uint64_t prompt_compute_ns; /* as in SequenceStep */
+    uint64_t wait_ns, step_ns;  /* as in SequenceStart */
     int64_t begin_unix_ns;
 };
 

@@ -354,6 +354,7 @@ static enum bt_status create_registration(struct dc_worker *worker, struct bt_er
     worker->identity.process = &worker->process_message;
     worker->identity.kv = &worker->endpoint_message;
     worker->identity.max_model_len = worker->options.max_model_len;
+    worker->identity.local_prefill_tokens = worker->options.local_prefill_tokens;
     worker->identity.transport = (char *)kvt_target_offers(worker->target);
     worker->identity.group = dc_ranks_member(worker->ranks);
     const struct bt_registration_events events = {
@@ -400,6 +401,7 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
         .max_num_seqs = options->max_num_seqs,
         .max_sequences = options->max_reserved,
         .max_model_len = options->max_model_len,
+        .prompt_chunk = options->local_prefill_tokens > 0 ? options->local_prefill_chunk : 0,
     };
     return dc_engine_create(&engine, error, &worker->engine);
 }
@@ -458,6 +460,7 @@ static enum bt_status create_requests(struct dc_worker *worker, struct bt_error 
                    .eos = worker->model->config.eos_token_ids,
                    .eos_count = worker->model->config.eos_token_count,
                    .max_model_len = worker->options.max_model_len,
+                   .local_prefill_tokens = worker->options.local_prefill_tokens,
                    .expected_output_tokens = worker->options.expected_output_tokens},
         .first_epoch = (uint64_t)bt_clock_unix_ns(),
         .lease_ns = worker->options.lease_ms * BT_NS_PER_MS,
@@ -522,6 +525,9 @@ enum bt_status dc_worker_create(struct bt_loop *loop, struct bt_model *model,
     worker->model = model;
     worker->options = *options;
     worker->options.max_model_len = effective_model_len(options, model);
+    if (worker->options.local_prefill_tokens >= worker->options.max_model_len) {
+        worker->options.local_prefill_tokens = worker->options.max_model_len - 1;
+    }
     worker->layout = bt_model_kv_layout(model, options->kv_dtype);
     worker->incarnation = bt_random_entropy();
     bt_model_fingerprint(model, options->served_model_name, options->kv_dtype,

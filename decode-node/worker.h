@@ -30,11 +30,14 @@ struct dc_worker_options {
     uint32_t max_num_seqs; /* in one step */
     uint32_t max_reserved; /* requests at once, the running ones included */
     uint32_t expected_output_tokens;
-    uint32_t max_model_len; /* 0: the model's */
+    uint32_t max_model_len;        /* 0: the model's */
+    uint32_t local_prefill_tokens; /* of a prompt that it computes itself, at most; 0: none */
+    uint32_t local_prefill_chunk;  /* rows of these between two steps */
     uint32_t lease_ms;
     int64_t router_grace_ns; /* how long requests wait for another router; 0: not at all */
     bool checksum;           /* take no handoff without one */
-    /* Outlives the worker. Its max_rows is max_num_seqs. NULL: alone, and nothing is counted. */
+    /* Outlives the worker. Its max_rows is dc_engine_max_rows. NULL: alone, and nothing is counted.
+     */
     struct bt_rank *rank;
     int64_t heartbeat_ns; /* of a group that sleeps, see stepper.h; 0: DC_HEARTBEAT_NS */
 };

@@ -210,6 +210,12 @@ enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t req
     return BT_OK;
 }
 
+void kvt_landing_own(struct kvt_landing_table *table, struct kvt_landing *landing)
+{
+    BT_ASSERT(landing->state == KVT_LANDING_RESERVED);
+    set_state(table, landing, KVT_LANDING_READY);
+}
+
 struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t request)
 {
     return bt_map_get(&table->by_request, request);

@@ -11,6 +11,8 @@
  * cancel, lease    | cancel: waits for the verdict, then FREE v                   v  expired FREE
  * QUARANTINED --quiesced | peer proven gone--> FREE
  *
+ * One that nobody else is going to write (kvt_landing_own) is READY from RESERVED on.
+ *
  * A RESERVED landing that nobody takes a lease of ends too, after KVT_RESERVED_LEASES lease times:
  * the router or the prefill worker that knew of it may be gone. Quiesced without Done ends a
  * RESERVED or LANDING one (the prefill side gave it up); no write is under way, so its pages are
@@ -78,6 +80,9 @@ void kvt_landing_table_destroy(struct kvt_landing_table *table);
 enum bt_status kvt_landing_reserve(struct kvt_landing_table *table, uint64_t request,
                                    uint32_t prompt_tokens, uint32_t extra_tokens, int64_t now_ns,
                                    struct bt_error *error, struct kvt_landing **ret_landing);
+
+/* RESERVED -> READY: this rank itself writes the pages, nobody gets a lease of them. */
+void kvt_landing_own(struct kvt_landing_table *table, struct kvt_landing *landing);
 
 /* By request, live ones only. NULL: none. */
 struct kvt_landing *kvt_landing_find(struct kvt_landing_table *table, uint64_t request);

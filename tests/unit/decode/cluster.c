@@ -222,7 +222,8 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
     request.resume_key.len = attempt->resume_key ? 32 : 0;
     request.replay = (uint32_t *)attempt->replay;
     request.n_replay = attempt->replay_count;
-    if (attempt->sampling.repetition_penalty != 1) {
+    request.local_prefill = attempt->local;
+    if (attempt->sampling.repetition_penalty != 1 || attempt->local) {
         request.prompt = (uint32_t *)attempt->prompt;
         request.n_prompt = attempt->prompt_tokens;
     }
@@ -230,7 +231,9 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
                                          &request.base, &baton__v1__reserve_response__descriptor,
                                          (ProtobufCMessage **)&attempt->reserved);
     if (status == BT_OK) {
-        attempt->epoch = attempt->reserved->landing->epoch;
+        assert_int_equal(attempt->reserved->landing == NULL, attempt->local);
+        attempt->epoch =
+            attempt->local ? attempt->reserved->epoch : attempt->reserved->landing->epoch;
         assert_true(cluster->attempt_count < 64);
         cluster->attempts[cluster->attempt_count++] = attempt;
     }

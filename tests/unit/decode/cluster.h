@@ -20,6 +20,7 @@ struct attempt {
     uint32_t prompt_tokens;
     Baton__V1__SamplingParams sampling;
     bool full;
+    bool local;          /* the decode rank computes the prompt: no cluster_run */
     int64_t deadline_ns; /* of the Run call */
     const uint32_t *replay;
     uint32_t replay_count;
