@@ -12,8 +12,7 @@
 #define RATE_MIN  0.01
 #define SHARE_MIN 0.05
 /* The sliding means are of about so many requests. */
-#define SHORT_SPAN 32
-#define STAY_SPAN  64
+#define STAY_SPAN 64
 
 void rt_admission_hear(struct rt_admission *admission, bool waiting, int64_t now_ns)
 {
@@ -55,8 +54,7 @@ void rt_admission_taken(struct rt_admission *admission, const struct rt_request 
 void rt_admission_first_token(struct rt_admission *admission, const struct rt_request *request,
                               int64_t now_ns)
 {
-    double off = (double)(now_ns - request->taken_ns - request->predicted_ns);
-    admission->short_ns += (off - admission->short_ns) / SHORT_SPAN;
+    rt_way_learn(&admission->misses, request, now_ns - request->taken_ns);
 }
 
 void rt_admission_ended(struct rt_admission *admission, const struct rt_request *request,
@@ -95,14 +93,46 @@ static double rate(const struct rt_admission *admission, uint32_t ready, uint32_
 }
 
 /* As if the queue were empty and it were taken now. False: no worker has room. */
-static bool predict_at_once(const struct rt_worker_table *workers,
+static bool predict_at_once(const struct rt_admission *admission,
+                            const struct rt_worker_table *workers,
                             const struct rt_request_spec *spec, int64_t now_ns, int64_t *ret_ns)
 {
     struct rt_request request = {.spec = *spec};
+    struct rt_decode_turns turns = {0};
+    struct rt_way_answer answer;
     for (uint32_t i = 0; i < spec->cached_count; i++) {
         request.cached[i] = spec->cached[i];
     }
-    return rt_placement_prefill(workers, &request, now_ns, ret_ns) != NULL;
+    const struct rt_way_question question = {.workers = workers,
+                                             .misses = &admission->misses,
+                                             .request = &request,
+                                             .pages = rt_request_full_pages(spec),
+                                             .now_ns = now_ns};
+    rt_way_choose(&question, &turns, &answer);
+    double miss_ns = admission->misses.ns[answer.local];
+    *ret_ns = answer.predicted_ns + (int64_t)(miss_ns > 0 ? miss_ns : 0);
+    return answer.local ? answer.decode != NULL : answer.prefill != NULL;
+}
+
+/* Who computes prompts: how many are ready, how long they take, what is ahead on one of them. */
+struct servers {
+    uint32_t ready;
+    bool local;
+    struct rt_line line;
+    double ahead_ns;
+};
+
+static struct servers servers_of(const struct rt_worker_table *workers)
+{
+    enum rt_local_prefill mode = workers->options->local_prefill;
+    uint32_t ready = workers->willing_count[RT_ROLE_PREFILL];
+    if (mode == RT_LOCAL_PREFILL_ALWAYS || (mode == RT_LOCAL_PREFILL_AUTO && ready == 0)) {
+        /* One that takes no more has so much ahead. */
+        return (struct servers){workers->willing_local, true, workers->local_line.line,
+                                (double)workers->options->prefill_depth_ns};
+    }
+    return (struct servers){ready, false, workers->line.line,
+                            ready > 0 ? (double)workers->backlog_ns / ready : 0};
 }
 
 int64_t rt_admission_predict_ns(const struct rt_admission *admission,
@@ -110,24 +140,24 @@ int64_t rt_admission_predict_ns(const struct rt_admission *admission,
                                 const struct rt_worker_table *workers,
                                 const struct rt_request_spec *spec, int64_t now_ns)
 {
-    uint32_t ready = workers->willing_count[RT_ROLE_PREFILL];
-    if (ready == 0) {
+    struct servers servers = servers_of(workers);
+    if (servers.ready == 0) {
         return 0;
     }
-    double short_ns = admission->short_ns > 0 ? admission->short_ns : 0;
+    double miss_ns = admission->misses.ns[servers.local];
     int64_t at_once_ns;
     double tenant_ns = tenant_wait_ns(admission, queue, spec->tenant);
     if (queue->count == 0 && tenant_ns == 0 &&
-        predict_at_once(workers, spec, now_ns, &at_once_ns)) {
-        return at_once_ns + (int64_t)short_ns;
+        predict_at_once(admission, workers, spec, now_ns, &at_once_ns)) {
+        return at_once_ns;
     }
-    uint32_t tokens = rt_request_least_uncached(spec);
+    uint32_t tokens = servers.local ? spec->prompt_tokens : rt_request_least_uncached(spec);
     int64_t before_ns = rt_request_queue_work_before(queue, spec->tenant, spec->priority,
                                                      rt_request_bucket(tokens));
-    double wait_ns = (double)before_ns / rate(admission, ready, spec->priority);
+    double wait_ns = (double)before_ns / rate(admission, servers.ready, spec->priority);
     wait_ns = wait_ns > tenant_ns ? wait_ns : tenant_ns;
-    double ahead_ns = (double)workers->backlog_ns / ready;
-    return (int64_t)(wait_ns + ahead_ns + rt_line_at(workers->line.line, tokens) + short_ns);
+    return (int64_t)(wait_ns + servers.ahead_ns + rt_line_at(servers.line, tokens) +
+                     (miss_ns > 0 ? miss_ns : 0));
 }
 
 bool rt_admission_retry(struct rt_admission *admission, const struct rt_core_options *options,

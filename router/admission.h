@@ -7,14 +7,15 @@
  *     measured while something waits, and so knows of whatever holds the queue up;
  *     before there is a measure, each ready prefill worker does one second a second. A tenant that
  *     runs all it may waits until its own requests have ended;
- *   - the work ahead on a prefill worker when the request gets there, and its own prefill;
+ *   - the work ahead on a prefill worker when the request gets there, and its own prefill; the same
+ *     on a decode rank, where that is sooner, or prompts are computed there alone;
  *   - what predictions were short by lately: messages, transfer, prompts that share a pass.
  */
 #ifndef BATON_ROUTER_ADMISSION_H
 #define BATON_ROUTER_ADMISSION_H
 
+#include "router/prompt_way.h"
 #include "router/request_queue.h"
-#include "router/worker_table.h"
 
 struct rt_admission {
     int64_t heard_ns;             /* the measure is up to here */
@@ -23,7 +24,7 @@ struct rt_admission {
     double taken_ns;              /* prefill time that was taken in it, fading alike */
     double coming[RT_PRIORITIES]; /* prefill seconds a second that are submitted, sliding mean */
     int64_t coming_at_ns;         /* as of then */
-    double short_ns;       /* sliding mean of actual - predicted, after a request was taken */
+    struct rt_way_misses misses; /* of predictions, after a request was taken */
     double stay_ns;        /* sliding mean of the time from being taken to the end */
     double retries;        /* left in the retry budget */
     int64_t retries_at_ns; /* as of then */
@@ -42,7 +43,7 @@ void rt_admission_first_token(struct rt_admission *admission, const struct rt_re
 void rt_admission_ended(struct rt_admission *admission, const struct rt_request *request,
                         int64_t now_ns);
 
-/* 0: nothing is known, as no prefill worker is ready. */
+/* 0: nothing is known, as nobody that computes prompts is ready. */
 int64_t rt_admission_predict_ns(const struct rt_admission *admission,
                                 const struct rt_request_queue *queue,
                                 const struct rt_worker_table *workers,

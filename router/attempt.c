@@ -25,6 +25,7 @@ void rt_core_emit(struct rt_core *core, enum rt_action_kind kind, const struct r
         .decode = request->decode,
         .full = request->full,
         .pages = request->placed_pages,
+        .local = request->local,
     };
     rt_action_queue_push(&core->actions, &action);
 }

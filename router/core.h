@@ -8,6 +8,8 @@
  *   QUEUED -> RESERVING (decode rank chosen) -> PREFILLING (prefill worker chosen) -> DECODING ->
  * END
  *
+ * or, where the rank computes the prompt itself (prompt_way.h), from RESERVING to DECODING.
+ *
  * Whatever happens, a request gets exactly one RT_ACTION_END. A request whose attempt fails through
  * no fault of its own (worker lost, handoff failed, pages preempted) goes back to the queue's head
  * and runs again from its prompt: tokens are a function of (prompt, parameters, seed, position), so
@@ -73,6 +75,7 @@ struct rt_worker_info {
     enum rt_role role;
     struct rt_group_member group;
     uint32_t max_model_len;
+    uint32_t local_prefill_tokens; /* decode: the longest prompt that it computes itself; 0: none */
     struct rt_load load;
 };
 
@@ -128,6 +131,26 @@ enum rt_decode_policy {
 };
 extern const char *const rt_decode_policy_names[]; /* by policy, as in a flag; ends with NULL */
 
+/* Whether decode ranks prefill prompts themselves (prompt_way.h). */
+enum rt_local_prefill {
+    RT_LOCAL_PREFILL_AUTO, /* where that is cheaper, or no prefill worker is there */
+    RT_LOCAL_PREFILL_NEVER,
+    RT_LOCAL_PREFILL_ALWAYS, /* no prefill worker gets anything */
+};
+extern const char *const rt_local_prefill_names[]; /* by value, as in a flag; ends with NULL */
+
+/* Which way an attempt went, and why. */
+enum rt_way {
+    RT_WAY_REMOTE_ONLY, /* no rank offered, or the mode is NEVER */
+    RT_WAY_REMOTE_BITS, /* a prefill worker of several ranks is there: other bits */
+    RT_WAY_REMOTE_CHEAPER,
+    RT_WAY_LOCAL_CHEAPER,
+    RT_WAY_LOCAL_ALONE, /* no prefill worker is there */
+    RT_WAY_LOCAL_ONLY,  /* the mode is ALWAYS, or the client has tokens with these bits */
+};
+#define RT_WAYS (RT_WAY_LOCAL_ONLY + 1)
+extern const char *const rt_way_names[RT_WAYS]; /* the reason, for metrics */
+
 /* The circuit breaker of a worker: worker_health.h. */
 enum rt_breaker { RT_BREAKER_CLOSED, RT_BREAKER_OPEN, RT_BREAKER_HALF_OPEN, RT_BREAKER_PROBING };
 
@@ -156,6 +179,7 @@ struct rt_action {
     rt_worker_ref decode;          /* RESERVE, PREFILL, CANCEL_DECODE */
     bool full;                     /* RESERVE: pages for max_tokens */
     uint32_t pages;                /* RESERVE: that it is expected to need in the end */
+    bool local;                    /* RESERVE: with the prompt; no PREFILL follows */
     const struct rt_token *tokens; /* TOKENS; valid until the next call into the core */
     uint32_t token_count;
     enum rt_finish finish; /* END */
@@ -180,6 +204,7 @@ struct rt_core_options {
     int64_t prefill_base_ns, prefill_token_ns;
 
     enum rt_decode_policy decode_policy;
+    enum rt_local_prefill local_prefill;
     uint64_t seed; /* of draws */
 
     /* A prompt lets pass what comes within patience * its expected time (request_queue.h); 0: all
@@ -230,7 +255,7 @@ void rt_core_worker_left(struct rt_core *core, rt_worker_ref worker, int64_t now
 /* EXHAUSTED: the queue is full, the tenant has its limit waiting, or the first token would come too
  * late; *ret_retry_after_ns (may be NULL) says when it may be worth another try. INVALID_ARGUMENT:
  * can never fit any registered decode rank (says by how much). UNAVAILABLE: no worker of a role
- * has ever registered. */
+ * has ever registered; of prefill, where no decode rank computes such prompts itself. */
 enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec *spec,
                               int64_t now_ns, struct bt_error *error, int64_t *ret_retry_after_ns);
 /* The time to the first token of such a request, were it submitted now. 0: nothing is known. */
@@ -271,6 +296,9 @@ void rt_core_first_token(struct rt_core *core, uint64_t request, uint32_t attemp
  * as the core believed. */
 void rt_core_prefill_done(struct rt_core *core, uint64_t request, uint32_t attempt,
                           int64_t compute_ns, uint32_t computed_tokens);
+/* What a decode rank reports of a prompt that it computed itself, before its first token. */
+void rt_core_local_prefill_done(struct rt_core *core, rt_worker_ref decode, uint64_t request,
+                                uint64_t epoch, int64_t compute_ns);
 /* The Run call ended: BT_OK after the handoff was accepted. */
 void rt_core_prefill_ended(struct rt_core *core, uint64_t request, uint32_t attempt,
                            enum bt_status status, const char *text, int64_t now_ns);
@@ -298,6 +326,7 @@ struct rt_request_view {
     rt_worker_ref prefill, decode;
     int64_t arrival_ns, dispatched_ns /* sent to prefill, 0: not yet */;
     uint32_t tenant;
+    bool local; /* its attempt is: DECODING from the time that its prompt is computed */
 };
 struct rt_worker_view {
     const struct rt_worker_info *info; /* with the latest load */
@@ -309,7 +338,7 @@ struct rt_worker_view {
     int64_t breaker_until_ns; /* OPEN: when it is tried again */
     uint32_t requests;        /* of this core, that are on it */
     int64_t ahead_ns;         /* prefill: predicted time until it can begin a new prompt */
-    double prefill_base_ns, prefill_token_ns; /* prefill: its line */
+    double prefill_base_ns, prefill_token_ns; /* its line, of decode that of local prompts */
 };
 /* Why a worker was chosen. */
 enum rt_choice {
@@ -335,6 +364,7 @@ struct rt_core_counts {
     uint64_t submitted, decisions;
     uint64_t adopted;                           /* of the submitted */
     uint64_t shed_queue, shed_tenant, shed_slo; /* refused at submit, and why */
+    uint64_t ways[RT_WAYS];                     /* decisions, by the way that was chosen */
     uint64_t retries, preemptions, refusals; /* attempts that were followed by another, and why */
     uint64_t poisoned, budget_refused;       /* ended for it */
     uint64_t breakers_opened, kept_out;

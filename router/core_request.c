@@ -6,14 +6,43 @@
 
 /* ---- requests, from the client's side */
 
+/* Whether those who would compute the prompt have been there. */
+static enum bt_status check_prompt(const struct rt_core *core, const struct rt_request_spec *spec,
+                                   struct bt_error *error)
+{
+    const struct rt_worker_table *workers = &core->workers;
+    enum rt_local_prefill mode = core->options.local_prefill;
+    uint32_t longest = rt_placement_longest_local(workers);
+    if (mode != RT_LOCAL_PREFILL_ALWAYS && workers->known[RT_ROLE_PREFILL]) {
+        return BT_OK;
+    }
+    if (mode == RT_LOCAL_PREFILL_NEVER ||
+        (mode == RT_LOCAL_PREFILL_AUTO && !workers->known_local)) {
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "no prefill worker has registered yet");
+    }
+    if (!workers->known_local) {
+        return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                            "no decode worker that computes prompts has registered yet");
+    }
+    if (longest == 0 || spec->prompt_tokens <= longest) {
+        return BT_OK;
+    }
+    return bt_error_set(
+        error, mode == RT_LOCAL_PREFILL_ALWAYS ? BT_ERR_INVALID_ARGUMENT : BT_ERR_UNAVAILABLE,
+        "%u prompt tokens are more than the %u that decode workers compute, and "
+        "there is no prefill worker",
+        spec->prompt_tokens, longest);
+}
+
 static enum bt_status check_size(const struct rt_core *core, const struct rt_request_spec *spec,
                                  struct bt_error *error)
 {
-    for (enum rt_role role = RT_ROLE_PREFILL; role <= RT_ROLE_DECODE; role++) {
-        if (!core->workers.known[role]) {
-            return bt_error_set(error, BT_ERR_UNAVAILABLE, "no %s worker has registered yet",
-                                role == RT_ROLE_PREFILL ? "prefill" : "decode");
-        }
+    enum bt_status status = check_prompt(core, spec, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (!core->workers.known[RT_ROLE_DECODE]) {
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "no decode worker has registered yet");
     }
     uint32_t pages = rt_request_full_pages(spec);
     uint32_t largest = rt_placement_largest_pool(&core->workers);
@@ -251,6 +280,11 @@ void rt_core_reserved(struct rt_core *core, uint64_t id, uint32_t attempt, rt_wo
         return;
     }
     request->epoch = epoch;
+    if (request->local) {
+        request->state = RT_DECODING;
+        request->dispatched_ns = core->now_ns;
+        return;
+    }
     if (!rt_core_settle_prefill(core, request)) {
         rt_attempt_release(core, request, RT_REST_HELD, true);
         rt_request_requeue(core, request);
@@ -268,6 +302,17 @@ void rt_core_landed(struct rt_core *core, uint64_t id, uint32_t attempt, uint32_
     if (request && request->attempt == attempt && request->state == RT_RESERVING) {
         rt_worker_resize(&core->workers, request, pages);
     }
+}
+
+/* Its client is about to have a first token. */
+static void note_bits(const struct rt_core *core, struct rt_request *request)
+{
+    if (request->bits != RT_BITS_NONE) {
+        return;
+    }
+    const struct rt_worker *prefill = rt_core_worker_get(core, request->prefill);
+    bool wide = prefill ? prefill->info.group.size > 1 : core->workers.wide_prefills > 0;
+    request->bits = wide && !request->local ? RT_BITS_WIDE : RT_BITS_ONE;
 }
 
 void rt_core_first_token(struct rt_core *core, uint64_t id, uint32_t attempt,
@@ -289,6 +334,7 @@ void rt_core_first_token(struct rt_core *core, uint64_t id, uint32_t attempt,
         return;
     }
     succeeded(core, request->prefill);
+    note_bits(core, request);
     rt_core_deliver(core, request, request->prefill, RT_REST_HELD, token, 1);
 }
 
@@ -303,6 +349,17 @@ void rt_core_prefill_done(struct rt_core *core, uint64_t id, uint32_t attempt, i
     if (worker) {
         uint32_t tokens = computed_tokens > 0 ? computed_tokens : request->uncached_tokens;
         rt_worker_learn_line(&core->workers, worker, tokens, compute_ns);
+    }
+}
+
+void rt_core_local_prefill_done(struct rt_core *core, rt_worker_ref decode, uint64_t id,
+                                uint64_t epoch, int64_t compute_ns)
+{
+    struct rt_request *request = bt_map_get(&core->requests, id);
+    struct rt_worker *worker = rt_core_worker_get(core, decode);
+    if (worker && request && request->local && request->prompting && request->decode == decode &&
+        request->epoch == epoch) {
+        rt_worker_learn_line(&core->workers, worker, request->spec.prompt_tokens, compute_ns);
     }
 }
 
@@ -371,6 +428,11 @@ void rt_core_decoded(struct rt_core *core, rt_worker_ref decode, uint64_t id, ui
     if (token_count > 0) {
         /* It joined the batch: the handoff was accepted. */
         request->state = RT_DECODING;
+        if (request->prompting) {
+            request->prompting = false;
+            rt_admission_first_token(&core->admission, request, core->now_ns);
+        }
+        note_bits(core, request);
         rt_worker_prompt_done(&core->workers, request, core->now_ns);
         succeeded(core, decode);
     }

@@ -14,6 +14,7 @@ static void view_request(const struct rt_request *request, struct rt_request_vie
         .arrival_ns = request->spec.arrival_ns,
         .dispatched_ns = request->dispatched_ns,
         .tenant = request->spec.tenant,
+        .local = request->local && request->state != RT_QUEUED,
     };
 }
 

@@ -84,6 +84,11 @@ static enum bt_status worker_again(struct rt_core *core, struct rt_worker *worke
     if (status != BT_OK) {
         return status;
     }
+    if (worker->info.local_prefill_tokens != info->local_prefill_tokens) {
+        return bt_error_set(error, BT_ERR_MISMATCH,
+                            "local_prefill_tokens: worker %s said %u before", info->id,
+                            worker->info.local_prefill_tokens);
+    }
     if (!same_member(&worker->info.group, &info->group)) {
         return bt_error_set(error, BT_ERR_MISMATCH,
                             "group: worker %s was another rank, or of another group", info->id);

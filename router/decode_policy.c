@@ -8,8 +8,15 @@
 const char *const rt_decode_policy_names[] = {"kv-utilization", "round-robin",  "remaining-slots",
                                               "mean-kv-length", "power-of-two", NULL};
 
-/* load: what the policy compares; scale: it is divided by it. */
-enum { DECODE_LOAD, DECODE_MINUS_SCALE, DECODE_MINUS_FREE, DECODE_MINUS_LENGTH };
+/* load: what the policy compares; scale: it is divided by it; prompt: the longest that it would
+ * compute itself now. */
+enum {
+    DECODE_LOAD,
+    DECODE_MINUS_SCALE,
+    DECODE_MINUS_FREE,
+    DECODE_MINUS_LENGTH,
+    DECODE_MINUS_PROMPT,
+};
 
 /* Sequences stand below the unit of a load, and so decide between equal ones only. */
 #define ROWS_UNIT 1048576.0
@@ -38,6 +45,12 @@ static double mean_kv_tokens(const struct rt_worker *worker)
     return rows > 0 ? floor((double)rt_worker_kv_tokens(worker) / rows) : 0;
 }
 
+static double prompt_below(const struct rt_worker_table *table, const struct rt_worker *worker)
+{
+    bool room = rt_placement_local_ahead_ns(worker) < (double)table->options->prefill_depth_ns;
+    return room ? worker->info.local_prefill_tokens : 0;
+}
+
 void rt_placement_decode_key(const struct rt_worker_table *table, const struct rt_worker *worker,
                              struct rt_index_key *ret_key)
 {
@@ -56,20 +69,23 @@ void rt_placement_decode_key(const struct rt_worker_table *table, const struct r
     *ret_key = (struct rt_index_key){{[DECODE_LOAD] = load * ROWS_UNIT + rows_below(worker),
                                       [DECODE_MINUS_SCALE] = -scale,
                                       [DECODE_MINUS_FREE] = -free_pages,
-                                      [DECODE_MINUS_LENGTH] = -length}};
+                                      [DECODE_MINUS_LENGTH] = -length,
+                                      [DECODE_MINUS_PROMPT] = -prompt_below(table, worker)}};
 }
 
 struct decode_request {
     const struct rt_request *request;
     double pages, length;
-    double more; /* load that the request adds */
+    double prompt; /* to be computed there; 0: elsewhere */
+    double more;   /* load that the request adds */
 };
 
 static double decode_score(const struct rt_index_key *key, const void *context)
 {
     const struct decode_request *request = context;
     if (request->pages > -key->field[DECODE_MINUS_FREE] ||
-        request->length > -key->field[DECODE_MINUS_LENGTH]) {
+        request->length > -key->field[DECODE_MINUS_LENGTH] ||
+        request->prompt > -key->field[DECODE_MINUS_PROMPT]) {
         return INFINITY;
     }
     return (key->field[DECODE_LOAD] + request->more) / -key->field[DECODE_MINUS_SCALE];
@@ -117,7 +133,7 @@ static struct rt_worker *power_of_two(const struct rt_worker_table *table,
 }
 
 struct rt_worker *rt_placement_decode(const struct rt_worker_table *table,
-                                      const struct rt_request *request, uint32_t pages,
+                                      const struct rt_request *request, uint32_t pages, bool local,
                                       struct rt_decode_turns *turns)
 {
     const struct rt_worker_index *ranks = &table->willing[RT_ROLE_DECODE];
@@ -125,6 +141,7 @@ struct rt_worker *rt_placement_decode(const struct rt_worker_table *table,
         .request = request,
         .pages = pages,
         .length = (double)request->spec.prompt_tokens + request->spec.max_tokens,
+        .prompt = local ? request->spec.prompt_tokens : 0,
         .more = pages * ROWS_UNIT,
     };
     struct rt_index_query query = {

@@ -138,6 +138,10 @@ static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceSt
     if (status == BT_ERR_PREEMPTED) {
         bt_counter_add(service->metrics.preemptions, 1);
     }
+    if (sequence->prompt_compute_ns > 0 && sequence->prompt_compute_ns < INT64_MAX) {
+        rt_core_local_prefill_done(service->core, link->ref, sequence->request_id, sequence->epoch,
+                                   (int64_t)sequence->prompt_compute_ns);
+    }
     rt_core_decoded(service->core, link->ref, sequence->request_id, sequence->epoch, link->tokens,
                     (uint32_t)count, finished, finish, finished ? status : BT_OK, sequence->error,
                     now_ns);
@@ -218,12 +222,26 @@ static enum bt_status keep_landing(struct rt_service *service, uint64_t request,
     return BT_OK;
 }
 
+/* The rank computes the prompt, and has no landing to tell of. */
+static bool reserved_locally(const struct rt_service *service, uint64_t request, uint32_t attempt,
+                             const Baton__V1__ReserveResponse *response)
+{
+    struct rt_request_view view;
+    return response && !response->landing && rt_core_request(service->core, request, &view) &&
+           view.attempt == attempt && view.local;
+}
+
 void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                             enum bt_status status, const char *text,
                             const Baton__V1__ReserveResponse *response)
 {
     struct rt_service *service = link->service;
     if (service->closing) {
+        return;
+    }
+    if (status == BT_OK && reserved_locally(service, request, attempt, response)) {
+        rt_core_reserved(service->core, request, attempt, link->ref, BT_OK, NULL, response->epoch,
+                         bt_clock_now_ns());
         return;
     }
     const Baton__V1__Landing *landing = response ? response->landing : NULL;
@@ -362,6 +380,20 @@ static void add_replay(struct rt_service *service, Baton__V1__ReserveRequest *re
     }
 }
 
+/* Its prompt is computed from now on. */
+static void note_dispatch(struct rt_service *service, struct rt_stream *stream,
+                          const struct rt_worker_link *prefill, const struct rt_worker_link *decode)
+{
+    int64_t now_ns = bt_clock_now_ns();
+    if (stream->dispatched_ns == 0) {
+        stream->dispatched_ns = now_ns;
+        bt_histogram_observe(service->metrics.queue_time,
+                             (double)(now_ns - stream->arrival_ns) / 1e9);
+    }
+    snprintf(stream->prefill_worker, RT_WORKER_ID_SIZE, "%s", prefill ? prefill->id : "");
+    snprintf(stream->decode_worker, RT_WORKER_ID_SIZE, "%s", decode ? decode->id : "");
+}
+
 static void act_reserve(struct rt_service *service, struct rt_stream *stream,
                         const struct rt_action *action)
 {
@@ -370,7 +402,8 @@ static void act_reserve(struct rt_service *service, struct rt_stream *stream,
     request.request_id = stream->id;
     request.prompt_tokens = stream->prompt_tokens;
     request.sampling = &stream->sampling;
-    if (stream->sampling.repetition_penalty != 1) {
+    request.local_prefill = action->local;
+    if (stream->sampling.repetition_penalty != 1 || action->local) {
         request.n_prompt = stream->prompt_tokens;
         request.prompt = stream->prompt;
     }
@@ -385,6 +418,12 @@ static void act_reserve(struct rt_service *service, struct rt_stream *stream,
     rt_trace_context_fill(&stream->stages.trace, &trace);
     request.trace = &trace;
     rt_stages_reserve(&stream->stages, bt_clock_now_ns());
+    if (action->local) {
+        note_dispatch(service, stream, link, link);
+        stream->done = (Baton__V1__PrefillDone)BATON__V1__PREFILL_DONE__INIT;
+        stream->done.transport = NULL;
+        stream->transport[0] = '\0';
+    }
     enum bt_status status =
         link ? rt_worker_link_reserve(link, action->attempt, stream->deadline_ns, &request)
              : BT_ERR_UNAVAILABLE;
@@ -401,13 +440,7 @@ static void act_prefill(struct rt_service *service, struct rt_stream *stream,
     struct rt_worker_link *link = rt_service_link(service, action->prefill);
     const struct rt_worker_link *rank = rt_service_link(service, action->decode);
     BT_ASSERT(stream->landing && stream->landing->epoch == action->epoch);
-    if (stream->dispatched_ns == 0) {
-        stream->dispatched_ns = now_ns;
-        bt_histogram_observe(service->metrics.queue_time,
-                             (double)(now_ns - stream->arrival_ns) / 1e9);
-    }
-    snprintf(stream->prefill_worker, RT_WORKER_ID_SIZE, "%s", link ? link->id : "");
-    snprintf(stream->decode_worker, RT_WORKER_ID_SIZE, "%s", rank ? rank->id : "");
+    note_dispatch(service, stream, link, rank);
     Baton__V1__PrefillRequest request = BATON__V1__PREFILL_REQUEST__INIT;
     request.request_id = stream->id;
     request.n_prompt = stream->prompt_tokens;

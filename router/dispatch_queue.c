@@ -11,32 +11,40 @@ static uint32_t expected_output(const struct rt_core *core, const struct rt_requ
 
 /* What decided, as far as a glance tells. */
 static void count_choices(struct rt_core *core, const struct rt_request *request,
-                          const struct rt_worker *prefill)
+                          const struct rt_way_answer *answer)
 {
-    const struct rt_worker_table *workers = &core->workers;
-    bool prefix = rt_request_uncached(request, prefill->ref) < request->spec.prompt_tokens;
-    core->counts.chosen[RT_ROLE_PREFILL][prefix ? RT_CHOICE_PREFIX
-                                         : workers->willing_count[RT_ROLE_PREFILL] == 1
-                                             ? RT_CHOICE_ONLY
-                                             : RT_CHOICE_POLICY]++;
-    core->counts
-        .chosen[RT_ROLE_DECODE]
-               [workers->willing_count[RT_ROLE_DECODE] == 1 ? RT_CHOICE_ONLY : RT_CHOICE_POLICY]++;
+    const uint32_t *willing = core->workers.willing_count;
+    core->counts.ways[answer->way]++;
+    if (answer->local) {
+        core->counts.chosen[RT_ROLE_DECODE][RT_CHOICE_LOCAL]++;
+        return;
+    }
+    bool prefix = rt_request_uncached(request, answer->prefill->ref) < request->spec.prompt_tokens;
+    enum rt_choice prefill = prefix                          ? RT_CHOICE_PREFIX
+                             : willing[RT_ROLE_PREFILL] == 1 ? RT_CHOICE_ONLY
+                                                             : RT_CHOICE_POLICY;
+    enum rt_choice decode = willing[RT_ROLE_DECODE] == 1 ? RT_CHOICE_ONLY : RT_CHOICE_POLICY;
+    core->counts.chosen[RT_ROLE_PREFILL][prefill]++;
+    core->counts.chosen[RT_ROLE_DECODE][decode]++;
 }
 
 static void attempt_start(struct rt_core *core, struct rt_request *request,
-                          struct rt_worker *prefill, struct rt_worker *decode, uint32_t pages)
+                          const struct rt_way_answer *answer, uint32_t pages)
 {
     rt_admission_taken(&core->admission, request);
     rt_request_queue_take(&core->queue, request, expected_output(core, request));
     core->counts.decisions++;
-    count_choices(core, request, prefill);
+    count_choices(core, request, answer);
+    request->predicted_ns = answer->predicted_ns;
+    request->local = request->prompting = answer->local;
     request->state = RT_RESERVING;
     request->attempt++;
     request->taken_ns = core->now_ns;
     request->isolated = rt_suspicion_isolates(&request->suspicion, request->delivered_count);
-    rt_worker_place_prefill(&core->workers, prefill, request, core->now_ns);
-    rt_worker_place_decode(&core->workers, decode, request, pages);
+    if (!answer->local) {
+        rt_worker_place_prefill(&core->workers, answer->prefill, request, core->now_ns);
+    }
+    rt_worker_place_decode(&core->workers, answer->decode, request, pages);
     rt_core_emit(core, RT_ACTION_RESERVE, request);
 }
 
@@ -48,16 +56,19 @@ static bool dispatch_one(struct rt_core *core, struct rt_request *request)
         request->refusal_count = 0;
     }
     uint32_t pages = rt_request_pages(request, expected_output(core, request));
-    struct rt_worker *prefill =
-        rt_placement_prefill(&core->workers, request, core->now_ns, &request->predicted_ns);
-    struct rt_worker *decode =
-        prefill ? rt_placement_decode(&core->workers, request, pages, &core->turns) : NULL;
-    if (prefill && decode) {
-        attempt_start(core, request, prefill, decode, pages);
+    const struct rt_way_question question = {.workers = &core->workers,
+                                             .misses = &core->admission.misses,
+                                             .request = request,
+                                             .waiting = core->queue.count - 1,
+                                             .pages = pages,
+                                             .now_ns = core->now_ns};
+    struct rt_way_answer answer;
+    rt_way_choose(&question, &core->turns, &answer);
+    if (answer.decode) {
+        attempt_start(core, request, &answer, pages);
         return true;
     }
-    if (!rt_placement_possible(&core->workers, RT_ROLE_PREFILL, &request->spec) ||
-        !rt_placement_possible(&core->workers, RT_ROLE_DECODE, &request->spec)) {
+    if (!rt_way_possible(&core->workers, &request->spec)) {
         rt_request_fail(core, request, RT_REST_DECODED, BT_ERR_UNAVAILABLE,
                         "no worker that is left can hold %u prompt and %u output tokens",
                         request->spec.prompt_tokens, request->spec.max_tokens);

@@ -33,7 +33,7 @@ struct arguments {
     int64_t tokenizer_threads, tokenizer_cache_bytes, tokenizer_queue, drain_timeout_ns;
     int64_t trace_keep;
     double trace_sample;
-    int log_level, decode_policy;
+    int log_level, decode_policy, local_prefill;
     bool die_with_parent;
     struct bt_security_values security;
 };
@@ -67,6 +67,10 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .max = 1 << 20, .help = "Output that placement expects of a request, at most its limit."},
         {"decode-policy", BT_OPTION_CHOICE, &a->decode_policy, "kv-utilization",
          .choices = rt_decode_policy_names, .help = "Which decode rank gets a request."},
+        {"local-prefill", BT_OPTION_CHOICE, &a->local_prefill, "auto",
+         .choices = rt_local_prefill_names,
+         .help = "Whether decode ranks prefill prompts themselves; auto: where that is cheaper, or "
+                 "no prefill worker is there."},
         {"prefill-depth", BT_OPTION_DURATION, &a->prefill_depth_ns, "1s", .min = 0.001, .max = 3600,
          .help = "A prefill worker gets work while it is expected to be busy for less than this."},
         {"request-timeout", BT_OPTION_DURATION, &a->request_timeout_ns, "10m", .min = 0.001,
@@ -115,6 +119,7 @@ static enum bt_status create_service(struct bt_loop *loop, const struct argument
                  .max_attempts = (uint32_t)a->max_attempts,
                  .expected_output_tokens = (uint32_t)a->expected_output_tokens,
                  .decode_policy = (enum rt_decode_policy)a->decode_policy,
+                 .local_prefill = (enum rt_local_prefill)a->local_prefill,
                  .prefill_depth_ns = a->prefill_depth_ns,
                  .prefill_base_ns = PREFILL_BASE_NS,
                  .prefill_token_ns = PREFILL_TOKEN_NS,

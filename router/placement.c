@@ -53,7 +53,7 @@ bool rt_placement_refused(const struct rt_worker *worker, const struct rt_reques
 
 /* ---- sizes: what a worker could hold if it had nothing else to do */
 
-enum { SIZE_MINUS_LENGTH, SIZE_MINUS_PAGES };
+enum { SIZE_MINUS_LENGTH, SIZE_MINUS_PAGES, SIZE_MINUS_PROMPT };
 
 static double length_limit(const struct rt_worker *worker)
 {
@@ -62,19 +62,23 @@ static double length_limit(const struct rt_worker *worker)
 
 void rt_placement_size_key(const struct rt_worker *worker, struct rt_index_key *ret_key)
 {
-    *ret_key = (struct rt_index_key){{[SIZE_MINUS_LENGTH] = -length_limit(worker),
-                                      [SIZE_MINUS_PAGES] = -(double)worker->info.load.pages_total}};
+    *ret_key =
+        (struct rt_index_key){{[SIZE_MINUS_LENGTH] = -length_limit(worker),
+                               [SIZE_MINUS_PAGES] = -(double)worker->info.load.pages_total,
+                               [SIZE_MINUS_PROMPT] = -(double)worker->info.local_prefill_tokens}};
 }
 
 struct size_request {
     double tokens, pages;
+    double prompt; /* to be computed there; 0: elsewhere */
 };
 
 static double size_score(const struct rt_index_key *key, const void *context)
 {
     const struct size_request *request = context;
     bool fits = request->tokens <= -key->field[SIZE_MINUS_LENGTH] &&
-                request->pages <= -key->field[SIZE_MINUS_PAGES];
+                request->pages <= -key->field[SIZE_MINUS_PAGES] &&
+                request->prompt <= -key->field[SIZE_MINUS_PROMPT];
     return fits ? 0 : INFINITY;
 }
 
@@ -88,6 +92,27 @@ bool rt_placement_possible(const struct rt_worker_table *table, enum rt_role rol
     struct rt_index_query query = {.score = size_score, .request = &request};
     return table->live_count[role] == 0 ||
            rt_worker_index_next(&table->live[role], &query, 0) != NULL;
+}
+
+bool rt_placement_local_possible(const struct rt_worker_table *table,
+                                 const struct rt_request_spec *spec)
+{
+    struct size_request request = {
+        .tokens = (double)spec->prompt_tokens + spec->max_tokens,
+        .pages = rt_request_full_pages(spec),
+        .prompt = spec->prompt_tokens,
+    };
+    struct rt_index_query query = {.score = size_score, .request = &request};
+    return table->live_count[RT_ROLE_DECODE] == 0 ||
+           rt_worker_index_next(&table->live[RT_ROLE_DECODE], &query, 0) != NULL;
+}
+
+uint32_t rt_placement_longest_local(const struct rt_worker_table *table)
+{
+    const struct rt_worker_index *live = &table->live[RT_ROLE_DECODE];
+    return table->live_count[RT_ROLE_DECODE] > 0
+               ? (uint32_t)-live->nodes[1].field[SIZE_MINUS_PROMPT]
+               : 0;
 }
 
 uint32_t rt_placement_largest_pool(const struct rt_worker_table *table)
@@ -118,6 +143,12 @@ int64_t rt_placement_ahead_ns(const struct rt_worker *worker, int64_t now_ns)
     int64_t rest_ns = worker->computing ? worker->done_ns - now_ns : 0;
     int64_t least_ns = tail_ns(worker);
     return (rest_ns > least_ns ? rest_ns : least_ns) + (int64_t)foreign_ns(worker);
+}
+
+double rt_placement_local_ahead_ns(const struct rt_worker *worker)
+{
+    uint64_t tokens = worker->info.load.waiting_tokens + worker->unseen_prompts;
+    return worker->line.line.token_ns * (double)tokens;
 }
 
 void rt_placement_prefill_key(const struct rt_worker *worker, struct rt_index_key *ret_key)

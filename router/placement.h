@@ -23,10 +23,18 @@ struct rt_worker *rt_placement_prefill(const struct rt_worker_table *table,
 /* Time until the worker can begin a new prompt. */
 int64_t rt_placement_ahead_ns(const struct rt_worker *worker, int64_t now_ns);
 
+/* Time until the rank can begin a prompt of its own. */
+double rt_placement_local_ahead_ns(const struct rt_worker *worker);
+
 /* Whether a worker of `role` that is not lost could take the request if it had nothing else to do,
  * or no such worker is there at all (one may come). */
 bool rt_placement_possible(const struct rt_worker_table *table, enum rt_role role,
                            const struct rt_request_spec *spec);
+/* The same of a decode rank that computes the prompt itself. */
+bool rt_placement_local_possible(const struct rt_worker_table *table,
+                                 const struct rt_request_spec *spec);
+/* The longest prompt that a decode rank which is not lost computes itself; 0: none does. */
+uint32_t rt_placement_longest_local(const struct rt_worker_table *table);
 /* The largest pages_total among decode ranks that are not lost; 0: none. */
 uint32_t rt_placement_largest_pool(const struct rt_worker_table *table);
 
@@ -43,10 +51,12 @@ struct rt_decode_turns {
 
 /*
  * The READY decode rank that has `pages` more than what it is projected to need, the best by
- * options->decode_policy (core.h); of equal ones the one with the fewest sequences. NULL: none now.
+ * options->decode_policy (core.h); of equal ones the one with the fewest sequences. `local`: only
+ * those that compute the prompt themselves, and have prompts ahead for less than
+ * options->prefill_depth_ns. NULL: none now.
  */
 struct rt_worker *rt_placement_decode(const struct rt_worker_table *table,
-                                      const struct rt_request *request, uint32_t pages,
+                                      const struct rt_request *request, uint32_t pages, bool local,
                                       struct rt_decode_turns *turns);
 
 /* ---- what the table keeps in its indices */

@@ -94,6 +94,9 @@ static enum bt_status check_worker(const Baton__V1__RegisterRequest *request,
     if (request->max_model_len == 0) {
         return bad_field(error, "max_model_len", "must not be 0");
     }
+    if (request->local_prefill_tokens > 0 && request->role != BATON__V1__WORKER_ROLE__ROLE_DECODE) {
+        return bad_field(error, "local_prefill_tokens", "is for decode workers");
+    }
     if (!request->process || strlen(request->process->host) >= BT_HOST_ID_SIZE) {
         return bad_field(error, "process", "is missing or its host is too long");
     }
@@ -311,6 +314,7 @@ static enum bt_status register_worker(struct rt_service *service,
         .role = request->role == BATON__V1__WORKER_ROLE__ROLE_PREFILL ? RT_ROLE_PREFILL
                                                                       : RT_ROLE_DECODE,
         .max_model_len = request->max_model_len,
+        .local_prefill_tokens = request->local_prefill_tokens,
     };
     snprintf(info.id, sizeof info.id, "%s", request->worker_id);
     if (request->group) {

@@ -28,6 +28,13 @@ struct rt_failure {
     rt_worker_ref prefill, decode;
 };
 
+/* Of the tokens that a client has. */
+enum rt_bits {
+    RT_BITS_NONE, /* it has none */
+    RT_BITS_ONE,  /* a rank alone computed the prompt: a prefill worker of one, or a decode rank */
+    RT_BITS_WIDE, /* a prefill worker of several */
+};
+
 struct rt_request_link {
     struct rt_request *prev, *next;
 };
@@ -38,17 +45,20 @@ struct rt_request {
     uint64_t serial; /* order of submission */
     enum rt_request_state state;
 
-    uint32_t attempt;  /* a new one with every RESERVE */
-    uint32_t failures; /* attempts that count against max_attempts */
+    uint32_t attempt;                           /* a new one with every RESERVE */
+    uint32_t failures;                          /* attempts that count against max_attempts */
     struct rt_failure failed[RT_FAILURES_KEPT]; /* the first of them */
     struct rt_suspicion suspicion;
     bool isolated; /* its workers get nothing else */
-    bool full;         /* preempted once: reserves for max_tokens from now on */
-    bool budgeted;     /* its next attempt is paid out of the retry budget */
+    bool full;     /* preempted once: reserves for max_tokens from now on */
+    bool budgeted; /* its next attempt is paid out of the retry budget */
 
     /* Of the current attempt. From RESERVING on both workers are chosen; `prefill` may become
      * RT_NO_WORKER until the Reserve is answered. */
     rt_worker_ref prefill, decode;
+    bool local;     /* the decode rank computes the prompt; `prefill` is RT_NO_WORKER */
+    bool prompting; /* local: the first of its tokens is not here yet */
+    enum rt_bits bits;
     uint64_t epoch; /* 0 until the Reserve is answered */
     bool run_open;  /* the Run call is not known to have ended */
     int64_t taken_ns, dispatched_ns;

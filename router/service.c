@@ -308,13 +308,19 @@ int64_t rt_service_started_unix(const struct rt_service *service)
 
 bool rt_service_ready(const struct rt_service *service, const char **ret_why)
 {
-    bool ready[2] = {false, false};
+    enum rt_local_prefill mode = service->options.core.local_prefill;
+    bool ready[2] = {false, false}, local = false;
     size_t cursor = 0;
     rt_worker_ref ref;
     struct rt_worker_view view;
     while (rt_core_next_worker(service->core, &cursor, &ref)) {
         rt_core_worker(service->core, ref, &view);
         ready[view.info->role] |= view.state == RT_WORKER_READY;
+        local |= view.state == RT_WORKER_READY && view.info->local_prefill_tokens > 0;
+    }
+    if (mode != RT_LOCAL_PREFILL_NEVER) {
+        ready[RT_ROLE_PREFILL] =
+            local || (ready[RT_ROLE_PREFILL] && mode != RT_LOCAL_PREFILL_ALWAYS);
     }
     const char *why = NULL;
     if (service->draining) {

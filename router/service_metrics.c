@@ -109,6 +109,19 @@ static void init_chosen(struct rt_service_metrics *metrics, struct bt_metrics *r
     }
 }
 
+static void init_ways(struct rt_service_metrics *metrics, struct bt_metrics *registry,
+                      const char *labels)
+{
+    for (int way = 0; way < RT_WAYS; way++) {
+        char both[512];
+        snprintf(both, sizeof both, "%s,way=\"%s\",reason=\"%s\"", labels,
+                 way < RT_WAY_LOCAL_CHEAPER ? "remote" : "local", rt_way_names[way]);
+        metrics->ways[way] = bt_metrics_counter(
+            registry, "baton_router_prompt_ways_total", both,
+            "Prompts sent to a prefill worker, or to a decode rank that computes them, and why.");
+    }
+}
+
 static void init_retries(struct rt_service_metrics *metrics, struct bt_metrics *registry,
                          const char *labels)
 {
@@ -208,6 +221,7 @@ void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metri
     init_tokens(metrics, registry, labels);
     init_stages(metrics, registry, labels);
     init_chosen(metrics, registry, labels);
+    init_ways(metrics, registry, labels);
     init_retries(metrics, registry, labels);
     init_counters(metrics, registry, labels);
     init_ended(metrics, registry, labels);
@@ -291,6 +305,9 @@ static void update_counts(struct rt_service *service)
         for (int choice = 0; choice < RT_CHOICES; choice++) {
             catch_up(metrics->chosen[role][choice], counts.chosen[role][choice]);
         }
+    }
+    for (int way = 0; way < RT_WAYS; way++) {
+        catch_up(metrics->ways[way], counts.ways[way]);
     }
     for (int cause = 0; cause < RT_RETRY_CAUSES; cause++) {
         catch_up(metrics->retries[cause], counts.retried[cause]);

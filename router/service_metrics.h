@@ -28,6 +28,7 @@ struct rt_service_metrics {
     struct bt_gauge *queue_depth, *queue_capacity;
     struct bt_counter *rpc_dropped;
     struct bt_counter *reserve_refusals, *refused, *worker_losses;
+    struct bt_counter *ways[RT_WAYS];
     struct bt_counter *chosen[2][RT_CHOICES]; /* [enum rt_role]; NULL where it never happens */
     struct bt_counter *retries[RT_RETRY_CAUSES];
     struct bt_counter *prefix_queries, *prefix_hits;

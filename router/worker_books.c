@@ -122,8 +122,10 @@ void rt_worker_learn_line(struct rt_worker_table *table, struct rt_worker *worke
 {
     struct rt_line first = {(double)table->options->prefill_base_ns,
                             (double)table->options->prefill_token_ns};
-    rt_prefill_line_learn(&table->line, first, tokens, compute_ns);
-    rt_prefill_line_learn(&worker->line, table->line.line, tokens, compute_ns);
+    bool local = worker->info.role == RT_ROLE_DECODE;
+    struct rt_prefill_line *all = local ? &table->local_line : &table->line;
+    rt_prefill_line_learn(all, local ? table->line.line : first, tokens, compute_ns);
+    rt_prefill_line_learn(&worker->line, all->line, tokens, compute_ns);
     rt_worker_reindex(table, worker);
 }
 
@@ -181,6 +183,7 @@ void rt_worker_place_decode(struct rt_worker_table *table, struct rt_worker *wor
     worker->unseen_count++;
     worker->unseen_pages += pages;
     worker->unseen_tokens += request->spec.prompt_tokens;
+    worker->unseen_prompts += request->local ? request->spec.prompt_tokens : 0;
     worker->placed_pages += pages;
     learn_pages(table, pages);
     rt_health_placed(&worker->health);
@@ -215,6 +218,7 @@ void rt_worker_seen(struct rt_worker *worker, struct rt_request *request)
     worker->unseen_count--;
     worker->unseen_pages -= request->unseen_pages;
     worker->unseen_tokens -= request->spec.prompt_tokens;
+    worker->unseen_prompts -= request->local ? request->spec.prompt_tokens : 0;
     request->unseen_pages = 0;
     struct rt_request_link *link = &request->unseen;
     *(link->prev ? &link->prev->unseen.next : &worker->unseen) = link->next;

@@ -14,6 +14,15 @@ void rt_worker_table_init(struct rt_worker_table *table, const struct rt_core_op
     *table = (struct rt_worker_table){.options = options};
     rt_prefill_line_init(&table->line, (struct rt_line){(double)options->prefill_base_ns,
                                                         (double)options->prefill_token_ns});
+    rt_prefill_line_init(&table->local_line, table->line.line);
+}
+
+/* What is believed of a worker that has reported nothing; of decode ranks that of prefill workers,
+ * until one has. */
+static struct rt_line prior(const struct rt_worker_table *table, enum rt_role role)
+{
+    return role == RT_ROLE_DECODE && table->local_line.samples > 0 ? table->local_line.line
+                                                                   : table->line.line;
 }
 
 void rt_worker_table_finish(struct rt_worker_table *table)
@@ -153,6 +162,21 @@ static void give_slots(struct rt_worker_table *table, struct rt_worker *worker)
     rt_worker_index_drop(&table->live[worker->info.role], worker->live_slot);
 }
 
+static bool computes_prompts(const struct rt_worker *worker)
+{
+    return worker->info.role == RT_ROLE_DECODE && worker->info.local_prefill_tokens > 0;
+}
+
+/* It is not lost any more (1), or is (-1). */
+static void count_live(struct rt_worker_table *table, const struct rt_worker *worker, int change)
+{
+    enum rt_role role = worker->info.role;
+    bool wide = role == RT_ROLE_PREFILL && worker->info.group.size > 1;
+    table->live_count[role] += (uint32_t)change;
+    table->wide_prefills += wide ? (uint32_t)change : 0;
+    table->local_ranks += computes_prompts(worker) ? (uint32_t)change : 0;
+}
+
 /* Everything that may fail. */
 static bool enter(struct rt_worker_table *table, struct rt_worker *worker)
 {
@@ -187,14 +211,15 @@ enum bt_status rt_worker_table_add(struct rt_worker_table *table, const struct r
     }
     worker->info = *info;
     worker->ref = table->next_ref;
-    rt_prefill_line_init(&worker->line, table->line.line);
+    rt_prefill_line_init(&worker->line, prior(table, info->role));
     if (!enter(table, worker)) {
         free(worker);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for worker %s", info->id);
     }
     table->next_ref++;
     table->known[info->role] = true;
-    table->live_count[info->role]++;
+    table->known_local |= computes_prompts(worker);
+    count_live(table, worker, 1);
     worker->place = table->count;
     table->workers[table->count++] = worker;
     table->present++;
@@ -246,6 +271,9 @@ void rt_worker_reindex(struct rt_worker_table *table, struct rt_worker *worker)
     bool willing = rt_worker_state(worker) == RT_WORKER_READY &&
                    rt_health_willing(&worker->health) && worker->isolating == 0;
     table->willing_count[role] += (uint32_t)willing - (uint32_t)worker->willing;
+    if (computes_prompts(worker)) {
+        table->willing_local += (uint32_t)willing - (uint32_t)worker->willing;
+    }
     worker->willing = willing;
     if (!willing) {
         rt_worker_index_clear(&table->willing[role], worker->slot);
@@ -276,13 +304,13 @@ void rt_worker_relive(struct rt_worker_table *table, struct rt_worker *worker)
 static void turn_lost(struct rt_worker_table *table, struct rt_worker *worker)
 {
     if (worker->life.lost) {
-        table->live_count[worker->info.role]--;
+        count_live(table, worker, -1);
         worker->lost_prev = table->lost_last;
         worker->lost_next = NULL;
         *(table->lost_last ? &table->lost_last->lost_next : &table->lost_first) = worker;
         table->lost_last = worker;
     } else {
-        table->live_count[worker->info.role]++;
+        count_live(table, worker, 1);
         *(worker->lost_prev ? &worker->lost_prev->lost_next : &table->lost_first) =
             worker->lost_next;
         *(worker->lost_next ? &worker->lost_next->lost_prev : &table->lost_last) =
@@ -341,7 +369,7 @@ void rt_worker_set_load(struct rt_worker_table *table, struct rt_worker *worker,
     uint64_t seen_pages = worker->placed_pages - worker->unseen_pages;
     worker->foreign_pages =
         load->pages_expected > seen_pages ? load->pages_expected - seen_pages : 0;
-    rt_prefill_line_follow(&worker->line, table->line.line);
+    rt_prefill_line_follow(&worker->line, prior(table, worker->info.role));
     if (resized) {
         rt_worker_relive(table, worker);
     }

@@ -83,12 +83,13 @@ struct rt_worker {
     uint32_t isolating; /* of them, those that nothing else may join */
 
     uint64_t unseen_pages, unseen_tokens; /* decode */
+    uint64_t unseen_prompts;              /* the same of prompts that it computes itself; tokens */
     uint32_t unseen_count;
     struct rt_request *unseen;
     uint64_t placed_pages;
     uint64_t foreign_pages; /* decode: that others' requests are expected to need in the end */
 
-    struct rt_prefill_line line;
+    struct rt_prefill_line line;  /* decode: of prompts that it computes itself */
     int64_t backlog_ns;           /* prefill: of this core's requests */
     uint64_t backlog_tokens;      /* the same in tokens */
     uint64_t foreign_tokens;      /* prefill: of others */
@@ -112,6 +113,11 @@ struct rt_worker_table {
     uint64_t liveness;                        /* changes of `live`, and removals */
     bool known[2];                            /* [role] one has registered at some time */
     struct rt_prefill_line line;              /* of all prefill workers */
+    struct rt_prefill_line local_line;        /* of all decode ranks */
+    uint32_t wide_prefills;                   /* prefill workers of several ranks, not lost */
+    uint32_t local_ranks;                     /* decode ranks that compute prompts, not lost */
+    uint32_t willing_local;                   /* the same that may get requests */
+    bool known_local;                         /* one has registered at some time */
     int64_t backlog_ns;                       /* of all prefill workers */
     double mean_pages;                        /* sliding, of what requests were placed with */
 };
@@ -172,7 +178,7 @@ void rt_worker_leave_decode(struct rt_worker_table *table, struct rt_request *re
 /* Its prompt is computed, though its run may go on. Any number of times. */
 void rt_worker_prompt_done(struct rt_worker_table *table, struct rt_request *request,
                            int64_t now_ns);
-/* What it reports of a prefill. */
+/* What it reports of a prefill; a decode rank, of one of its own. */
 void rt_worker_learn_line(struct rt_worker_table *table, struct rt_worker *worker, uint32_t tokens,
                           int64_t compute_ns);
 /* Others may join it on its workers again. Any number of times. */
