@@ -293,6 +293,9 @@ static enum bt_status start_router(struct start *start, struct bt_error *error)
     if (options->served_model_name)
         ctl_command_add_all(
             &command, (const char *[]){"--served-model-name", options->served_model_name, NULL});
+    if (options->local_prefill)
+        ctl_command_add_all(&command,
+                            (const char *[]){"--local-prefill", options->local_prefill, NULL});
     ctl_command_add_words(&command, options->router_args);
     struct ctl_ready ready;
     enum bt_status status = start_process(start, "router", "router", &command, error);

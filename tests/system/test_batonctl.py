@@ -235,7 +235,7 @@ def wrong_usage(state):
             ([], 2, "verbs:"), (["fly"], 2, "fly"), (["up"], 2, "--model"),
             (["up", "--model", "/does/not/exist", "--state-dir", state], 1, "/does/not/exist"),
             (["up", "--model", state, "--state-dir", state], 3, "config.json"),
-            (["up", "--model", state, "--prefill", "0"], 2, "--prefill"),
+            (["up", "--model", state, "--prefill", "-1"], 2, "--prefill"),
             (["up", "--model", state, "--prefill-tp", "17"], 2, "--prefill-tp"),
             (["up", "--model", state, "--decode-dp", "0"], 2, "--decode-dp"),
             (["up", "--model", state, "--name", "../x"], 2, "--name"),
