@@ -398,8 +398,8 @@ static bool step_running(struct kvt_push *push, int64_t now_ns, bool *ret_link_l
     return true;
 }
 
-/* What the target has not acknowledged, and in any case what failed under this push: its writes were
- * repeated, so that what the target summed early may have been written again. */
+/* What the target has not acknowledged, and in any case what failed under this push: its writes
+ * were repeated, so that what the target summed early may have been written again. */
 static uint64_t cuts_to_tell(const struct kvt_push *push)
 {
     uint64_t cuts = cuts_of(push);

@@ -11,12 +11,13 @@
 
 #include "common/base/clock.h"
 
-#define RT_SCRAPE_NS           (2 * BT_NS_PER_S)
-#define RT_SCRAPE_KEPT_NS      BT_NS_PER_S
-#define RT_SCRAPE_WORKERS      512                 /* more are not asked, and told as such */
-#define RT_SCRAPE_WORKER_BYTES ((size_t)256 << 10) /* of an answer; the lines behind are left out  \
-                                                    */
-#define RT_SCRAPE_BYTES ((size_t)16 << 20)         /* of all answers */
+#define RT_SCRAPE_NS      (2 * BT_NS_PER_S)
+#define RT_SCRAPE_KEPT_NS BT_NS_PER_S
+#define RT_SCRAPE_WORKERS 512 /* more are not asked, and told as such */
+#define RT_SCRAPE_WORKER_BYTES                                                                     \
+    ((size_t)256 << 10)                    /* of an answer; the lines behind are left out          \
+                                            */
+#define RT_SCRAPE_BYTES ((size_t)16 << 20) /* of all answers */
 
 struct rt_service;
 struct rt_scrape;
