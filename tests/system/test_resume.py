@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""A router is killed in the middle of its streams, and another one starts where it was. Clients come
+back with the names of their requests and what they have; every answer, put together from what all
+connections gave, is the one of an undisturbed run: where a rank went on by itself and was taken
+over, where it was lost as well, where it keeps nothing, and where there was nothing yet. Then
+connections that take over from others, and what is refused."""
+import random
+import sys
+import time
+
+import cluster
+import fleet
+import openai_http
+from sse_client import Refused, Stream, join_all, run_all
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+TOKENS = 110
+
+
+def bodies(r):
+    """(path, body): sampled without a seed, with held-back text, of several choices, greedy."""
+    def ids(count):
+        return [r.randrange(3, 2046) for _ in range(count)]
+    common = {"max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.9}
+    return [
+        (TEXT, {**common, "prompt": ids(40)}),
+        (TEXT, {**common, "prompt": ids(300), "stop": ["e\x01", " \x02", "a\x03"]}),
+        (CHAT, {**common, "messages": [{"role": "user", "content": "Tell me of ships."}]}),
+        (TEXT, {**common, "prompt": ids(70), "n": 2}),
+        (TEXT, {**common, "prompt": ids(90), "temperature": 0, "presence_penalty": 0.5}),
+        (TEXT, {**common, "prompt": ids(20), "repetition_penalty": 1.2}),
+    ]
+
+
+def same(streams, references):
+    for stream, reference in zip(streams, references):
+        assert stream.answer() == reference.answer(), (
+            stream.name, stream.connections, stream.answer(), reference.answer())
+        assert stream.path != CHAT or stream.roles == [1], (stream.name, stream.roles)
+
+
+def adopted(f):
+    _, _, text = openai_http.request(f.http, "GET", "/metrics")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+               if line.startswith("baton_router_adopted_total"))
+
+
+def restart(f, port, *also):
+    """The router dies, and what is named as well; those come back with it."""
+    f.processes["router"].kill()
+    for process in also:
+        process.kill()
+    began = time.monotonic()
+    for process in also:
+        process.start()
+    f.router("--heartbeat", "200", http_port=port, worker_endpoint=f.registry)
+    return began
+
+
+def interrupted(f, port, streams, also=()):
+    """All streams, with one death of the router in the middle. Returns how many were adopted."""
+    running = run_all(streams, lambda: f.http)
+    cluster.until(lambda: all(s.tokens() >= 8 for s in streams), 120, "all are in mid-stream")
+    restart(f, port, *also)
+    join_all(running)
+    assert all(s.connections >= 2 for s in streams), [s.connections for s in streams]
+    return adopted(f)
+
+
+def make(described, prefix):
+    return [Stream(path, body, f"{prefix}-{i}") for i, (path, body) in enumerate(described)]
+
+
+def check_killed_routers(f, port, described):
+    references = make(described, "one")
+    join_all(run_all(references, lambda: f.http))
+    assert all(s.connections == 1 for s in references)
+    # Other names are other requests, with other seeds.
+    other = Stream(*described[0], "other").run(lambda: f.http)
+    assert other.answer() != references[0].answer()
+
+    streams = make(described, "one")
+    count = interrupted(f, port, streams)
+    same(streams, references)
+    # Of decode-0 all go on; decode-1 keeps nothing, and what ran there is computed again.
+    generations = sum(len(s.ids) for s in streams)
+    print(f"{count:.0f} of {generations} generations were taken over")
+    assert 0 < count < generations, count
+
+    streams = make(described, "one")
+    count = interrupted(f, port, streams, also=[f.processes["decode-0"]])
+    same(streams, references)
+    assert count == 0, count
+    return references
+
+
+def check_nothing_yet(f, port):
+    """The router dies before there is a token, and while a prompt is computed."""
+    r = random.Random(5)
+    described = [(TEXT, {"prompt": [r.randrange(3, 2046) for _ in range(1900)], "max_tokens": 6,
+                         "ignore_eos": True, "temperature": 0.7}) for _ in range(3)]
+    references = make(described, "long")
+    join_all(run_all(references, lambda: f.http))
+    streams = make(described, "long")
+    running = run_all(streams, lambda: f.http)
+    cluster.until(lambda: any(q.state == "prefilling" for q in f.status().requests), 60,
+                  "a prompt is computed")
+    restart(f, port)
+    join_all(running)
+    same(streams, references)
+
+
+def refused(f, body, name, code, part, path=TEXT, **headers):
+    status, got, answer = openai_http.request(
+        f.http, "POST", path, body, {"X-Request-Id": name, **headers})
+    assert status == code and part in answer["error"]["message"], (status, answer)
+    assert got.get("X-Request-Id"), got
+    return got
+
+
+def check_other_connections(f, described, references):
+    """The same name again while it runs."""
+    for i, (path, body) in enumerate(described[:4:3]):
+        first, second = Stream(path, body, f"one-{i}"), Stream(path, body, f"one-{i}")
+        running = run_all([first], lambda: f.http)
+        cluster.until(lambda: first.tokens() >= 8, 60, "it streams")
+        refused(f, {**body, "max_tokens": 7}, f"one-{i}", 409, "X-Request-Id", path)
+        second.run(lambda: f.http)          # from the start, though the first has some already
+        same([second], [references[i]])
+        join_all(running)                   # which came back, and took over or ran it again
+        same([first], [references[i]])
+        assert "taken over" in " ".join(first.cuts + second.cuts), (first.cuts, second.cuts)
+
+    # A client that hangs up in between and comes back: what was cancelled runs again.
+    stream = Stream(*described[0], "one-0")
+    for tokens in range(20, TOKENS, 40):
+        assert not stream.connect(f.http, stop=lambda s, at=tokens: s.tokens() >= at)
+    stream.run(lambda: f.http)
+    same([stream], [references[0]])
+
+
+def check_any_position(f, described, references):
+    """The rest after every number of tokens is the rest of the text after the ids so far."""
+    path, body = described[1]
+    whole = references[1]
+    cut = {0: ""}
+    stream = Stream(path, body, "one-1")
+    stream.connect(f.http, stop=lambda s: cut.update({int(s.last_id or 0): s.text[0]}))
+    for count in sorted(cut)[:: max(1, len(cut) // 6)] + [max(cut)]:
+        rest = Stream(path, body, "one-1")
+        if count:
+            rest.last_id, rest.ids = str(count), [list(whole.ids[0][:count])]
+        rest.run(lambda: f.http)
+        assert cut[count] + rest.text[0] == whole.text[0], count
+        assert rest.usage["completion_tokens"] == whole.usage["completion_tokens"]
+
+
+def check_refusals(f):
+    body = {"prompt": [5, 6], "max_tokens": 4, "stream": True}
+    refused(f, body, "x" * 129, 400, "X-Request-Id")
+    refused(f, body, "with space", 400, "X-Request-Id")
+    for bad in ("-1", "x", "1,", "1,2", "6", "99999999999999999999", "0x1", " 1 2"):
+        refused(f, body, "bad", 400, "Last-Event-ID", **{"Last-Event-ID": bad})
+    refused(f, {**body, "n": 2}, "bad", 400, "Last-Event-ID", **{"Last-Event-ID": "1"})
+    refused(f, {**body, "stream": False}, "bad", 400, "Last-Event-ID", **{"Last-Event-ID": "1"})
+    for path in ("/health", "/metrics", "/nowhere", "/v1/models"):
+        _, headers, _ = openai_http.request(f.http, "GET", path, headers={"X-Request-Id": "me"})
+        assert headers["X-Request-Id"] == "me", (path, headers)
+
+
+def check_start(f, port):
+    """A router without workers says when to come again, and soon has them."""
+    f.processes["router"].kill()
+    began = time.monotonic()
+    f.router("--heartbeat", "200", http_port=port, worker_endpoint=f.registry)
+    codes = set()
+    while True:
+        code, headers, answer = openai_http.request(
+            f.http, "POST", TEXT, {"prompt": [5, 6, 7], "max_tokens": 2})
+        codes.add(code)
+        if code == 200:
+            break
+        assert code == 503 and int(headers["Retry-After"]) >= 1, (code, answer)
+        assert time.monotonic() < began + 30 * cluster.PATIENCE
+        time.sleep(0.02)
+    print(f"a restarted router serves after {time.monotonic() - began:.2f} s; codes {codes}")
+
+
+def main():
+    r = random.Random(fleet.seed())
+    described = bodies(r)
+    with fleet.Fleet() as f:
+        f.router("--heartbeat", "200")
+        port = int(f.http.rsplit(":", 1)[1])
+        f.add("prefill", "prefill-0").start()
+        f.add("decode", "decode-0").start()
+        f.add("decode", "decode-1", "--router-grace", "0s").start()
+        f.wait_ready_all()
+        references = check_killed_routers(f, port, described)
+        f.wait_ready_all()
+        check_nothing_yet(f, port)
+        f.wait_ready_all()
+        check_other_connections(f, described, references)
+        check_any_position(f, described, references)
+        check_refusals(f)
+        check_start(f, port)
+        f.wait_ready_all()
+        f.wait_quiet()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
