@@ -96,9 +96,14 @@ static enum bt_status save(const struct ctl_cluster *cluster, struct bt_error *e
                                         "host", p->process.host, "pid", (json_int_t)p->process.pid,
                                         "start_ticks", (json_int_t)p->process.start_ticks));
     }
-    json_t *root = json_pack("{s:s, s:s, s:s, s:s, s:b, s:o}", "name", cluster->name, "model",
-                             cluster->model, "http", cluster->http, "rpc", cluster->rpc, "curve",
-                             cluster->curve, "processes", processes);
+    json_t *routers = json_array();
+    for (uint32_t i = 0; i < cluster->router_count; i++)
+        json_array_append_new(routers, json_pack("{s:s, s:s}", "http", cluster->routers[i].http,
+                                                 "rpc", cluster->routers[i].rpc));
+    json_t *root =
+        json_pack("{s:s, s:s, s:s, s:s, s:b, s:o, s:o}", "name", cluster->name, "model",
+                  cluster->model, "http", cluster->routers[0].http, "rpc", cluster->routers[0].rpc,
+                  "curve", cluster->curve, "routers", routers, "processes", processes);
     int failed = root ? json_dump_file(root, path, JSON_INDENT(2)) : -1;
     json_decref(root);
     if (failed)
@@ -121,6 +126,16 @@ static enum bt_status load_process(json_t *json, struct ctl_process *ret_process
     return BT_OK;
 }
 
+static enum bt_status load_router(json_t *json, struct ctl_router *ret_router)
+{
+    const char *http, *rpc;
+    if (json_unpack(json, "{s:s, s:s}", "http", &http, "rpc", &rpc) != 0)
+        return BT_ERR_INVALID_ARGUMENT;
+    snprintf(ret_router->http, sizeof(ret_router->http), "%s", http);
+    snprintf(ret_router->rpc, sizeof(ret_router->rpc), "%s", rpc);
+    return BT_OK;
+}
+
 enum bt_status ctl_cluster_load(struct ctl_cluster *cluster, struct bt_error *error)
 {
     char path[PATH_MAX];
@@ -131,20 +146,25 @@ enum bt_status ctl_cluster_load(struct ctl_cluster *cluster, struct bt_error *er
                             cluster->name);
     json_error_t where;
     json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &where);
-    const char *model, *http, *rpc;
-    json_t *processes;
+    const char *model;
+    json_t *routers, *processes;
     int curve = 0;
     enum bt_status status = BT_OK;
-    if (!root || json_unpack(root, "{s:s, s:s, s:s, s?b, s:o}", "model", &model, "http", &http,
-                             "rpc", &rpc, "curve", &curve, "processes", &processes) != 0)
+    if (!root || json_unpack(root, "{s:s, s?b, s:o, s:o}", "model", &model, "curve", &curve,
+                             "routers", &routers, "processes", &processes) != 0)
         status = BT_ERR_INVALID_ARGUMENT;
     if (status == BT_OK) {
         snprintf(cluster->model, sizeof(cluster->model), "%s", model);
-        snprintf(cluster->http, sizeof(cluster->http), "%s", http);
-        snprintf(cluster->rpc, sizeof(cluster->rpc), "%s", rpc);
         cluster->curve = curve;
         size_t index;
         json_t *value;
+        json_array_foreach(routers, index, value)
+        {
+            if (index >= CTL_MAX_ROUTERS || status != BT_OK)
+                break;
+            status = load_router(value, &cluster->routers[index]);
+            cluster->router_count = (uint32_t)index + 1;
+        }
         json_array_foreach(processes, index, value)
         {
             if (index >= CTL_MAX_PROCESSES || status != BT_OK)
@@ -165,6 +185,15 @@ bool ctl_cluster_alive(const struct ctl_cluster *cluster)
         if (bt_process_probe(&cluster->processes[i].process) == BT_PROCESS_ALIVE)
             return true;
     return false;
+}
+
+const struct ctl_router *ctl_cluster_router(const struct ctl_cluster *cluster)
+{
+    /* They are the first processes. */
+    for (uint32_t i = 0; i < cluster->router_count && i < cluster->process_count; i++)
+        if (bt_process_probe(&cluster->processes[i].process) == BT_PROCESS_ALIVE)
+            return &cluster->routers[i];
+    return &cluster->routers[0];
 }
 
 /* ------------------------------------------------------------------ down */
@@ -194,16 +223,39 @@ static bool wait_gone(int fd, int64_t until_ns)
     }
 }
 
+static bool is_router(const struct ctl_process *process)
+{
+    return strcmp(process->role, "router") == 0;
+}
+
+/* Those that are routers, or those that are not. */
+static void terminate(const struct ctl_cluster *cluster, const int *fds, bool routers)
+{
+    for (uint32_t i = cluster->process_count; i-- > 0;)
+        if (fds[i] >= 0 && is_router(&cluster->processes[i]) == routers)
+            syscall(SYS_pidfd_send_signal, fds[i], SIGTERM, NULL, 0);
+}
+
+static bool wait_routers(const struct ctl_cluster *cluster, const int *fds, int64_t until_ns)
+{
+    bool gone = true;
+    for (uint32_t i = 0; i < cluster->process_count; i++)
+        if (fds[i] >= 0 && is_router(&cluster->processes[i]))
+            gone = wait_gone(fds[i], until_ns) && gone;
+    return gone;
+}
+
 static void stop_processes(const struct ctl_cluster *cluster, int64_t grace_ns)
 {
     int fds[CTL_MAX_PROCESSES];
-    /* Workers first: the router stays to see them leave in order. */
-    for (uint32_t i = cluster->process_count; i-- > 0;) {
+    for (uint32_t i = 0; i < cluster->process_count; i++)
         fds[i] = open_process(&cluster->processes[i]);
-        if (fds[i] >= 0)
-            syscall(SYS_pidfd_send_signal, fds[i], SIGTERM, NULL, 0);
-    }
     int64_t until_ns = bt_clock_now_ns() + grace_ns;
+    /* What routers have begun needs workers to end. A second signal has no patience with it. */
+    terminate(cluster, fds, true);
+    if (!wait_routers(cluster, fds, until_ns - grace_ns / 2))
+        terminate(cluster, fds, true);
+    terminate(cluster, fds, false);
     for (uint32_t i = 0; i < cluster->process_count; i++) {
         if (fds[i] < 0)
             continue;
@@ -279,13 +331,22 @@ static enum bt_status start_process(struct start *start, const char *id, const c
     return save(cluster, error); /* so that `down` finds it, whatever happens to us */
 }
 
-static enum bt_status start_router(struct start *start, struct bt_error *error)
+static void router_id(int64_t index, char ret_id[CTL_NAME_SIZE])
+{
+    if (index == 0)
+        snprintf(ret_id, CTL_NAME_SIZE, "router");
+    else
+        snprintf(ret_id, CTL_NAME_SIZE, "router-%d", (int)index);
+}
+
+static enum bt_status start_router(struct start *start, int64_t index, struct bt_error *error)
 {
     struct ctl_cluster *cluster = start->cluster;
     const struct ctl_up_options *options = start->options;
     struct ctl_command command;
-    char port[16];
-    snprintf(port, sizeof(port), "%d", (int)options->port);
+    char id[CTL_NAME_SIZE], port[16];
+    router_id(index, id);
+    snprintf(port, sizeof(port), "%d", (int)(options->port > 0 ? options->port + index : 0));
     ctl_command_init(&command, "router/baton-router");
     ctl_command_add_all(&command, (const char *[]){"--model", cluster->model, "--host",
                                                    options->host, "--port", port,
@@ -298,14 +359,34 @@ static enum bt_status start_router(struct start *start, struct bt_error *error)
                             (const char *[]){"--local-prefill", options->local_prefill, NULL});
     ctl_command_add_words(&command, options->router_args);
     struct ctl_ready ready;
-    enum bt_status status = start_process(start, "router", "router", &command, error);
+    uint32_t process = cluster->process_count;
+    enum bt_status status = start_process(start, id, "router", &command, error);
     if (status == BT_OK)
-        status = ctl_ready_wait(cluster, 0, start->interrupt, start->until_ns, error, &ready);
+        status = ctl_ready_wait(cluster, process, start->interrupt, start->until_ns, error, &ready);
     if (status != BT_OK)
         return status;
-    snprintf(cluster->http, sizeof(cluster->http), "%s", ready.http);
-    snprintf(cluster->rpc, sizeof(cluster->rpc), "%s", ready.rpc);
+    struct ctl_router *router = &cluster->routers[cluster->router_count++];
+    snprintf(router->http, sizeof(router->http), "%s", ready.http);
+    snprintf(router->rpc, sizeof(router->rpc), "%s", ready.rpc);
     return save(cluster, error);
+}
+
+static enum bt_status start_routers(struct start *start, struct bt_error *error)
+{
+    enum bt_status status = BT_OK;
+    for (int64_t i = 0; i < start->options->routers && status == BT_OK; i++)
+        status = start_router(start, i, error);
+    return status;
+}
+
+/* As workers are told: "ENDPOINT,ENDPOINT". */
+static void routers_list(const struct ctl_cluster *cluster,
+                         char ret_list[CTL_MAX_ROUTERS * CTL_ENDPOINT_SIZE])
+{
+    size_t size = 0;
+    for (uint32_t i = 0; i < cluster->router_count; i++)
+        size += (size_t)snprintf(ret_list + size, CTL_MAX_ROUTERS * CTL_ENDPOINT_SIZE - size,
+                                 "%s%s", i > 0 ? "," : "", cluster->routers[i].rpc);
 }
 
 /* The workers of a role. */
@@ -382,11 +463,12 @@ static enum bt_status start_rank(struct start *start, const struct workers *work
 {
     const struct ctl_up_options *options = start->options;
     struct ctl_command command;
-    char id[CTL_NAME_SIZE];
+    char id[CTL_NAME_SIZE], routers[CTL_MAX_ROUTERS * CTL_ENDPOINT_SIZE] = "";
     worker_id(workers, worker, rank, id);
+    routers_list(start->cluster, routers);
     ctl_command_init(&command, workers->program);
     ctl_command_add_all(&command, (const char *[]){"--model", start->cluster->model, "--router",
-                                                   start->cluster->rpc, "--worker-id", id, NULL});
+                                                   routers, "--worker-id", id, NULL});
     if (options->served_model_name)
         ctl_command_add_all(
             &command, (const char *[]){"--served-model-name", options->served_model_name, NULL});
@@ -444,14 +526,18 @@ static enum bt_status make_worker_keys(const struct ctl_cluster *cluster,
 }
 
 /* Before anybody reads the list. */
-static enum bt_status make_keys(const struct ctl_cluster *cluster, const struct workers *prefill,
-                                const struct workers *decode, struct bt_error *error)
+static enum bt_status make_keys(const struct ctl_cluster *cluster, int64_t routers,
+                                const struct workers *prefill, const struct workers *decode,
+                                struct bt_error *error)
 {
+    char id[CTL_NAME_SIZE];
     enum bt_status status = ctl_keys_begin(cluster->dir, error);
     if (status == BT_OK)
         status = ctl_keys_add(cluster->dir, CTL_KEYS_OPERATOR, error);
-    if (status == BT_OK)
-        status = ctl_keys_add(cluster->dir, "router", error);
+    for (int64_t i = 0; i < routers && status == BT_OK; i++) {
+        router_id(i, id);
+        status = ctl_keys_add(cluster->dir, id, error);
+    }
     if (status == BT_OK)
         status = make_worker_keys(cluster, decode, error);
     if (status == BT_OK)
@@ -491,9 +577,11 @@ static enum bt_status start_all(struct start *start, const struct workers *prefi
                                 const struct workers *decode, struct bt_error *error)
 {
     enum bt_status status =
-        start->cluster->curve ? make_keys(start->cluster, prefill, decode, error) : BT_OK;
+        start->cluster->curve
+            ? make_keys(start->cluster, start->options->routers, prefill, decode, error)
+            : BT_OK;
     if (status == BT_OK)
-        status = start_router(start, error);
+        status = start_routers(start, error);
     if (status == BT_OK)
         status = start_workers(start, decode, error);
     if (status == BT_OK)

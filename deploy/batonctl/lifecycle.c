@@ -36,10 +36,12 @@ int ctl_verb_up(int argc, char **argv)
          "ranks of each decode worker, a process each: they share out requests and experts", false},
         {"local-prefill", BT_OPTION_STRING, &up.local_prefill, NULL, 0, 0, NULL, "MODE",
          "whether decode workers compute prompts themselves: auto, never, always", false},
+        {"routers", BT_OPTION_INT, &up.routers, "1", 1, CTL_MAX_ROUTERS, NULL, NULL,
+         "routers, any of which serves with all workers", false},
         {"host", BT_OPTION_STRING, &up.host, "127.0.0.1", 0, 0, NULL, "ADDRESS",
          "address of the HTTP API", false},
         {"port", BT_OPTION_INT, &up.port, "8000", 0, 65535, NULL, NULL,
-         "port of the HTTP API; 0: any free one", false},
+         "port of the HTTP API, of more routers the first; 0: any free ones", false},
         {"curve", BT_OPTION_BOOL, &up.curve, "false", 0, 0, NULL, NULL,
          "RPC encrypted, each process with a key of its own, made here; without it RPC is plain, "
          "and as HTTP is on this machine's loopback alone",
@@ -80,8 +82,13 @@ int ctl_verb_up(int argc, char **argv)
     char prefill[48], decode[48];
     workers_text(up.prefill, "prefill", up.prefill_tp, prefill);
     workers_text(up.decode, "decode", up.decode_dp, decode);
-    printf("cluster %s: router, %s, %s\n  http  %s/v1\n  rpc   %s\n  logs  %s\n", cluster.name,
-           prefill, decode, cluster.http, cluster.rpc, cluster.dir);
+    char routers[48] = "router";
+    if (up.routers > 1)
+        snprintf(routers, sizeof routers, "%d routers", (int)up.routers);
+    printf("cluster %s: %s, %s, %s\n", cluster.name, routers, prefill, decode);
+    for (uint32_t i = 0; i < cluster.router_count; i++)
+        printf("  http  %s/v1\n  rpc   %s\n", cluster.routers[i].http, cluster.routers[i].rpc);
+    printf("  logs  %s\n", cluster.dir);
     if (cluster.curve)
         printf("  keys  %s/*.key, list %s/allow\n", cluster.dir, cluster.dir);
     return CTL_EXIT_OK;
@@ -143,6 +150,6 @@ int ctl_verb_hints(int argc, char **argv)
            "  batonctl status%s\n"
            "  batonctl get workers%s\n"
            "  batonctl down%s\n",
-           cluster->http, own, name, name, name, name, name);
+           cluster->routers[0].http, own, name, name, name, name, name);
     return CTL_EXIT_OK;
 }

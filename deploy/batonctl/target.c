@@ -53,7 +53,7 @@ enum bt_status ctl_target_find(const struct ctl_target *target, struct bt_error 
         return bt_error_set(error, BT_ERR_UNAVAILABLE,
                             "cluster '%s' is not running any more; its logs are in %s",
                             cluster->name, cluster->dir);
-    ret_address->endpoint = cluster->rpc;
+    ret_address->endpoint = ctl_cluster_router(cluster)->rpc;
     if (cluster->curve && !are_given(&target->security)) {
         ctl_keys_init(&ret_address->keys, cluster->dir, CTL_KEYS_OPERATOR);
         ret_address->security = ret_address->keys.values;

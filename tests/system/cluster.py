@@ -90,6 +90,7 @@ class Cluster:
             with open(os.path.join(self.dir, "default/cluster.json"), encoding="utf-8") as file:
                 state = json.load(file)
             self.http, self.rpc = state["http"], state["rpc"]
+            self.routers = state["routers"]
             self.pids = {p["id"]: p["pid"] for p in state["processes"]}
             return self
         except BaseException:
