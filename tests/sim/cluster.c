@@ -73,6 +73,7 @@ static enum bt_status start_decode(struct node *node, struct bt_error *error)
                                               .max_reserved = 12,
                                               .expected_output_tokens = 16,
                                               .lease_ms = cluster.lease_ms,
+                                              .router_grace_ns = 3 * SIM_S,
                                               .checksum = cluster.checksum};
     return dc_worker_create(node->loop, &sim_model, &options, error,
                             (struct dc_worker **)&node->program);

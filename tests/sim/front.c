@@ -1,5 +1,6 @@
 #include "tests/sim/front.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -213,6 +214,10 @@ enum bt_status rt_stream_create(const struct bt_tokenizer *tokenizer,
     stream->sampling = generation->sampling;
     stream->sampling.max_tokens = max_tokens;
     stream->sink = *sink;
+    char name[16];
+    snprintf(name, sizeof(name), "%zu",
+             (size_t)((struct client *)sink->context - clients_of_router));
+    stream->name = strdup(name);
     *ret_stream = stream;
     return BT_OK;
 }
@@ -224,6 +229,7 @@ void rt_stream_destroy(struct rt_stream *stream)
             baton__v1__landing__free_unpacked(stream->landing, NULL);
         }
         free(stream->prompt);
+        free(stream->name);
         free(stream);
     }
 }
@@ -251,6 +257,37 @@ enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token 
         client->tokens++;
     }
     return BT_OK;
+}
+
+void rt_sink_lost(const struct rt_sink *sink)
+{
+    (void)sink;
+}
+
+/* Ranks go on for a while with what a router left behind; nobody takes it over. */
+bool rt_stream_resumable(const struct rt_stream *stream)
+{
+    (void)stream;
+    return true;
+}
+
+bool rt_stream_hand_over(struct rt_stream *stream, struct rt_stream *fresh, const uint32_t *tokens,
+                         uint32_t count)
+{
+    (void)stream;
+    (void)fresh;
+    (void)tokens;
+    (void)count;
+    return false;
+}
+
+enum bt_status rt_stream_catch_up(struct rt_stream *stream, struct rt_output_buffer *buffer,
+                                  bool *ret_stopped)
+{
+    (void)stream;
+    (void)buffer;
+    (void)ret_stopped;
+    return BT_ERR_UNSUPPORTED;
 }
 
 void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_status status,
