@@ -53,13 +53,6 @@ def until(condition, seconds, what):
         time.sleep(0.02)
 
 
-def remote_prefill():
-    """Flags of a router that sends every prompt to a prefill worker."""
-    told = subprocess.run([BUILD / "router/baton-router", "--help"], capture_output=True, text=True,
-                          check=True)
-    return "--local-prefill never" if "--local-prefill" in told.stdout else ""
-
-
 class Cluster:
     """with Cluster(prefill=1, decode=2, prefill_args="…", curve=True) as c: c.http, c.rpc, c.status()"""
 

@@ -159,8 +159,7 @@ def main():
     print(f"seed {seed}")
     r = random.Random(seed)
     asked = [(r.randrange(1, 200), r.randrange(2, 12)) for _ in range(12)]
-    with cluster.Cluster(decode=2, served_model_name=NAME,
-                         router_args=cluster.remote_prefill()) as c:
+    with cluster.Cluster(decode=2, served_model_name=NAME) as c:
         read(c, "/metrics")         # of a router that nobody asked for anything
         for tokens, output in asked:
             ask(c, r, tokens, output)

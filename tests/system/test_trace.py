@@ -250,7 +250,7 @@ def main():
     seed = int(os.environ.get("BATON_TEST_SEED", "20260131"))
     print(f"seed {seed}")
     r = random.Random(seed)
-    with cluster.Cluster(router_args="--trace-sample 0 " + cluster.remote_prefill(),
+    with cluster.Cluster(router_args="--trace-sample 0",
                          prefill_args="--layerwise-threshold 100 --chunked-prefill-size 512") as c:
         check_w3c(c, r)
         check_rpc(c, r)
