@@ -181,7 +181,7 @@ static void add_first_step(struct builder *builder)
     if (r->step_begin_unix_ns == 0) {
         return;
     }
-    add(builder, r->decode_worker, "decode", "decode queue",
+    add(builder, r->decode_worker, "decode", r->prefill_ns > 0 ? "decode queue" : "local prefill",
         r->step_begin_unix_ns - (int64_t)r->step_wait_ns, r->step_wait_ns);
     add(builder, r->decode_worker, "decode", "first step", r->step_begin_unix_ns, r->step_ns);
 }
