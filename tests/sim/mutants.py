@@ -59,9 +59,9 @@ MUTANTS = {
     "cancel-forgets-running": ("pages of a running sequence are the engine's",
                                "decode-node/request.c", [
         ("""    if (landing->state == KVT_LANDING_READY) {
-        request_stop(request, DC_FINISH_CANCELLED);""",
+        dc_request_stop(request, DC_FINISH_CANCELLED);""",
          """    if (false) {
-        request_stop(request, DC_FINISH_CANCELLED);""")]),
+        dc_request_stop(request, DC_FINISH_CANCELLED);""")]),
     "any-peer-gone-frees-all": ("rule 2: gone is one incarnation", "kvtransfer/landing.c", [
         ("if (!kvt_landing_is_open(landing) || !landing->lost ||\n            landing->peer_incarnation != incarnation)",
          "(void)incarnation;\n        if (!kvt_landing_is_open(landing))")]),
