@@ -228,6 +228,7 @@ void rt_stream_destroy(struct rt_stream *stream)
         if (stream->landing) {
             baton__v1__landing__free_unpacked(stream->landing, NULL);
         }
+        rt_stream_destroy(stream->successor);
         free(stream->prompt);
         free(stream->name);
         free(stream);
@@ -244,7 +245,13 @@ enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token 
     (void)metrics;
     struct client *client = stream->sink.context;
     *ret_stopped = false;
+    if (stream->successor) { /* its client waits with another */
+        return BT_OK;
+    }
     for (uint32_t i = 0; i < count; i++) {
+        if (tokens[i].index < stream->completion_tokens) {
+            continue;
+        }
         if (tokens[i].index != client->tokens) {
             fail("request %016llx: token %u came instead of %u", (unsigned long long)stream->id,
                  tokens[i].index, client->tokens);
@@ -261,33 +268,35 @@ enum bt_status rt_stream_output(struct rt_stream *stream, const struct rt_token 
 
 void rt_sink_lost(const struct rt_sink *sink)
 {
-    (void)sink;
+    (void)sink; /* the client itself has come again */
 }
 
-/* Ranks go on for a while with what a router left behind; nobody takes it over. */
 bool rt_stream_resumable(const struct rt_stream *stream)
 {
-    (void)stream;
-    return true;
+    return stream->sampling.logprobs < 0;
 }
 
 bool rt_stream_hand_over(struct rt_stream *stream, struct rt_stream *fresh, const uint32_t *tokens,
                          uint32_t count)
 {
-    (void)stream;
-    (void)fresh;
     (void)tokens;
-    (void)count;
-    return false;
+    stream->sink = fresh->sink;
+    stream->catch_up_count = count;
+    return true;
 }
 
+/* The client has all of these now; what was on its way of them comes again. */
 enum bt_status rt_stream_catch_up(struct rt_stream *stream, struct rt_output_buffer *buffer,
                                   bool *ret_stopped)
 {
-    (void)stream;
     (void)buffer;
-    (void)ret_stopped;
-    return BT_ERR_UNSUPPORTED;
+    struct client *client = stream->sink.context;
+    *ret_stopped = false;
+    if (client->tokens > 0) {
+        fail("request %016llx: it is handed over twice", (unsigned long long)stream->id);
+    }
+    client->tokens = stream->completion_tokens = stream->catch_up_count;
+    return BT_OK;
 }
 
 void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_status status,
@@ -297,6 +306,9 @@ void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_stat
     (void)now_ns;
     (void)metrics;
     struct client *client = stream->sink.context;
+    if (stream->successor) {
+        return;
+    }
     note("request ends", stream->id, finish, (uint64_t)-status);
     if (++client->ends > 1) {
         fail("request %016llx ended twice", (unsigned long long)stream->id);
@@ -327,14 +339,50 @@ static bool submit(struct node *router, struct client *client)
     struct bt_error error = {0};
     if (rt_service_submit(router->program, &generation, &sink, &error, &client->request) == BT_OK) {
         note("submitted", client->request, client->prompt_tokens, client->max_tokens);
-        client_count++;
         return true;
     }
     return false;
 }
 
+/* One whose router is gone, or who has lost patience with its connection. NULL: there is none. */
+static struct client *client_to_return(const struct node *router)
+{
+    uint32_t first = client_count > 0 ? draw(client_count) : 0;
+    for (uint32_t i = 0; i < client_count; i++) {
+        struct client *client = &clients_of_router[(first + i) % client_count];
+        bool lost = client->router != router->instance;
+        if (client->ends == 0 && !client->abandoned && (lost || draw(8) == 0)) {
+            return client;
+        }
+    }
+    return NULL;
+}
+
+/* The same request again, from its first token on. */
+static void client_return(struct node *router, struct client *client)
+{
+    struct client before = *client;
+    client->tokens = 0;
+    client->router = router->instance;
+    note("comes again", before.request, before.tokens, before.router == client->router);
+    if (!submit(router, client)) {
+        if (before.router == router->instance) {
+            fail("request %016llx: what runs can not be taken over",
+                 (unsigned long long)before.request);
+        }
+        *client = before;
+    } else if (client->request != before.request) {
+        fail("request %016llx has another number now", (unsigned long long)before.request);
+    }
+}
+
 void client_submit(struct node *router)
 {
+    struct client *again = draw(3) == 0 ? client_to_return(router) : NULL;
+    if (again) {
+        client_return(router, again);
+        return;
+    }
     struct client *client = &clients_of_router[client_count];
     if (client_count == MAX_CLIENT) {
         return;
@@ -343,7 +391,7 @@ void client_submit(struct node *router)
                               .prompt_tokens = 1 + draw(3 * BT_PAGE_TOKENS),
                               .max_tokens = 1 + draw(draw(3) ? 6 : 80)};
     client->hurried = draw(4) == 0;
-    submit(router, client);
+    client_count += submit(router, client);
 }
 
 const struct client *client_submit_fresh(struct node *router)
@@ -353,7 +401,9 @@ const struct client *client_submit_fresh(struct node *router)
     *client = (struct client){.router = router->instance,
                               .prompt_tokens = 1 + draw(BT_PAGE_TOKENS),
                               .max_tokens = 1 + draw(6)};
-    return submit(router, client) ? client : NULL;
+    bool submitted = submit(router, client);
+    client_count += submitted;
+    return submitted ? client : NULL;
 }
 
 void client_abandon(struct node *router, uint32_t index)
