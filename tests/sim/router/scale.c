@@ -1,12 +1,14 @@
 /*
  * `scale [--seed N] [--requests N] [--prefill N] [--decode N] [--ranks N] [--load X] [--trace NAME]
- * [--policy NAME] [--check-every N] [--no-faults] [--twice]`: the router's core in a simulated
- * cluster.
+ * [--policy NAME] [--local MODE] [--check-every N] [--no-faults] [--twice]`: the router's core in a
+ * simulated cluster.
  *
  * By default each trace is run with each policy: undisturbed, beyond what the cluster can do
  * (without and with admission), and with faults; in a small world whose rules are checked after
  * every event.
- * --load takes one load instead. A line a world:
+ * With the first policy each trace is run once more, with faults, where decode ranks compute
+ * prompts when the core says so; --local takes that for all. --load takes one load instead. A line
+ * a world:
  *
  *     goodput   share of all requests that ended well with TTFT and TPOT within the trace's SLO
  *     skew      largest share of KV pages in use over the mean, less one; mean over time
@@ -24,6 +26,7 @@ static struct sim_setting base = {.seed = 1,
                                   .decode_count = 4,
                                   .rank_count = 4,
                                   .rank_pages = 256,
+                                  .local = RT_LOCAL_PREFILL_NEVER,
                                   .request_count = 1200,
                                   .check_every = 1};
 static double load; /* 0: the world's own */
@@ -40,7 +43,7 @@ static void print_head(void)
 static void print_world(const struct sim_setting *set, const struct sim_figures *f)
 {
     printf("%-18s %-16s %5.2f %6.1f%% %7.0fms %7.0fms %6.1fms %6.1fms %6.2f %6llu %6llu %6llu "
-           "%6llu%s\n",
+           "%6llu%s",
            sim_trace_names[set->trace], rt_decode_policy_names[set->policy], set->load,
            100 * f->goodput, f->ttft_p50_ms, f->ttft_p99_ms, f->tpot_p50_ms, f->tpot_p99_ms,
            f->imbalance, (unsigned long long)f->preemptions, (unsigned long long)f->sheds,
@@ -48,6 +51,10 @@ static void print_world(const struct sim_setting *set, const struct sim_figures 
            set->faults      ? "  admission, faults"
            : set->admission ? "  admission"
                             : "");
+    if (set->local != RT_LOCAL_PREFILL_NEVER) {
+        printf("  %.0f%% local", 100 * f->local);
+    }
+    printf("\n");
     if (set->faults) {
         printf("    breakers opened %llu, kept out %llu, refusals %llu, poisoned %llu of %llu that "
                "killed, %llu workers at most\n",
@@ -97,6 +104,10 @@ static void run_policy(enum sim_trace trace, enum rt_decode_policy policy)
         set.faults = true;
         set.load = 1.2;
         run(&set);
+        if (policy == RT_DECODE_KV_UTILIZATION && set.local == RT_LOCAL_PREFILL_NEVER) {
+            set.local = RT_LOCAL_PREFILL_AUTO;
+            run(&set);
+        }
     }
 }
 
@@ -150,6 +161,8 @@ static bool parse_value(const char *option, const char *value)
         only_trace = find(sim_trace_names, SIM_TRACES, value);
     } else if (strcmp(option, "--policy") == 0) {
         only_policy = find(rt_decode_policy_names, 5, value);
+    } else if (strcmp(option, "--local") == 0) {
+        base.local = (enum rt_local_prefill)find(rt_local_prefill_names, 3, value);
     } else {
         return parse_number(option, value);
     }

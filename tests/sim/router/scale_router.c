@@ -8,7 +8,7 @@
 
 #define LATENCY_NS    (200 * INT64_C(1000))
 #define POISON        2
-#define KILLS_MOST    8  /* of one request, where workers also die without it */
+#define KILLS_MOST    8 /* of one request, where workers also die without it */
 #define MAX_ATTEMPTS  6
 #define LIMITED       3  /* this tenant has a limit: */
 #define LIMITED_SHARE 80 /* a request for so many pages of the cluster */
@@ -31,6 +31,7 @@ void sim_router_begin(void)
         .prefill_base_ns = SIM_MS,
         .prefill_token_ns = 100000,
         .decode_policy = sim.set.policy,
+        .local_prefill = sim.set.local,
         .seed = sim.set.seed,
         .patience = 10,
         .promote_after_ns = 5 * SIM_S,
@@ -99,7 +100,11 @@ static void on_reserve(const struct rt_action *action)
                 request->attempt);
     SIM_REQUIRE(request->kills < KILLS_MOST, "a request that killed %u workers is tried again",
                 request->kills);
-    check_worker(action, action->prefill);
+    SIM_REQUIRE(!action->local || sim.set.local != RT_LOCAL_PREFILL_NEVER, "a rank has a prompt");
+    SIM_REQUIRE(action->local == (action->prefill == RT_NO_WORKER), "two compute a prompt");
+    if (!action->local) {
+        check_worker(action, action->prefill);
+    }
     check_worker(action, action->decode);
     request->attempt = action->attempt;
     struct sim_worker *rank = sim_by_ref(action->decode);
@@ -109,7 +114,8 @@ static void on_reserve(const struct rt_action *action)
                               .attempt = action->attempt,
                               .incarnation = rank->incarnation,
                               .decode = action->decode,
-                              .full = action->full};
+                              .full = action->full,
+                              .local = action->local};
     sim_schedule(event, sim.now_ns + LATENCY_NS);
 }
 

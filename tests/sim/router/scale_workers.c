@@ -12,6 +12,9 @@
 #define STEP_ROW_S      0.00008
 #define STEP_KV_S       0.00000009 /* a token of kv */
 #define STEP_TOKENS     4          /* steps an event: messages name so many tokens of a row */
+#define CHUNK           256        /* rows of prompts an event, on a rank that computes them */
+#define CHUNK_SLOWER    1.5        /* than on a prefill worker */
+#define LOCAL_MOST      (1 << 20)
 #define LATENCY_NS      (200 * INT64_C(1000))
 #define TRANSFER_NS     (3 * SIM_MS)
 #define HEARTBEAT_NS    SIM_S
@@ -38,14 +41,30 @@ static struct sim_worker *rank_of(uint32_t group, uint32_t rank)
     return &sim.workers[sim.set.prefill_count + group * sim.set.rank_count + rank];
 }
 
+/* Of prompts that the rank computes itself. */
+static uint64_t prompts_left(const struct sim_worker *worker, uint32_t *ret_count)
+{
+    uint64_t left = 0;
+    *ret_count = 0;
+    for (uint32_t i = 0; i < worker->held_count; i++) {
+        left += worker->held[i].prompt_left;
+        *ret_count += worker->held[i].prompt_left > 0;
+    }
+    return left;
+}
+
 static struct rt_load load_of(const struct sim_worker *worker)
 {
     if (worker->role == RT_ROLE_PREFILL) {
         return (struct rt_load){0};
     }
+    uint32_t prompts;
+    uint64_t left = prompts_left(worker, &prompts);
     return (struct rt_load){.pages_total = sim.set.rank_pages,
                             .pages_free = sim.set.rank_pages - worker->pages_used,
-                            .running = worker->held_count,
+                            .running = worker->held_count - prompts,
+                            .waiting = prompts,
+                            .waiting_tokens = left,
                             .max_running = 256,
                             .kv_tokens = worker->kv_tokens};
 }
@@ -64,6 +83,9 @@ static void killed_by(struct sim_worker *worker, uint32_t request)
 static bool kills_now(const struct sim_held *held)
 {
     uint32_t deadly = sim.requests[held->request].deadly;
+    if (held->prompt_left > 0) {
+        return deadly == 1;
+    }
     return held->running && deadly > 1 && deadly - 1 < held->generated + STEP_TOKENS;
 }
 
@@ -181,13 +203,17 @@ static enum bt_status rank_take(struct sim_worker *worker, const struct sim_even
     *ret_epoch = ++sim.epochs;
     *ret_pages = pages;
     worker->pages_used += pages;
-    worker->held[worker->held_count++] = (struct sim_held){.request = event->request,
-                                                           .attempt = event->attempt,
-                                                           .pages = pages,
-                                                           .epoch = *ret_epoch,
-                                                           .full = event->full};
+    worker->held[worker->held_count++] =
+        (struct sim_held){.request = event->request,
+                          .attempt = event->attempt,
+                          .pages = pages,
+                          .prompt_left = event->local ? request->prompt : 0,
+                          .epoch = *ret_epoch,
+                          .full = event->full};
     return BT_OK;
 }
+
+static void group_begin_step(uint32_t group);
 
 static void on_reserve(struct sim_worker *worker, const struct sim_event *event)
 {
@@ -198,6 +224,9 @@ static void on_reserve(struct sim_worker *worker, const struct sim_event *event)
     answer.status =
         there ? rank_take(worker, event, &answer.epoch, &answer.tokens) : BT_ERR_PEER_LOST;
     sim_schedule(answer, sim.now_ns + LATENCY_NS);
+    if (answer.status == BT_OK && event->local && !sim.groups[worker->group].stepping) {
+        group_begin_step(worker->group);
+    }
 }
 
 static void on_cancel(struct sim_worker *worker, const struct sim_event *event)
@@ -212,18 +241,29 @@ static void on_cancel(struct sim_worker *worker, const struct sim_event *event)
 /* The time of a step is that of the slowest rank: they meet in every layer. */
 static int64_t group_step_ns(uint32_t group)
 {
-    double slowest = 0;
+    double slowest = 0, chunk = 0;
     for (uint32_t i = 0; i < sim.set.rank_count; i++) {
         const struct sim_worker *rank = rank_of(group, i);
-        double step = sim_step_s(rank->held_count, (double)rank->kv_tokens);
-        slowest = step > slowest ? step : slowest;
+        uint32_t prompts;
+        uint64_t left = prompts_left(rank, &prompts);
+        double step = sim_step_s(rank->held_count - prompts, (double)rank->kv_tokens);
+        double rows = left < CHUNK ? (double)left : CHUNK;
+        double own = left > 0 ? sim_prefill_s(rows) * CHUNK_SLOWER : 0;
+        slowest = rank->kv_tokens > 0 && step > slowest ? step : slowest;
+        chunk = own > chunk ? own : chunk;
     }
-    return (int64_t)(slowest * STEP_TOKENS * SIM_S);
+    return (int64_t)((slowest * STEP_TOKENS + chunk) * SIM_S);
 }
 
 static void group_begin_step(uint32_t group)
 {
     sim.groups[group].stepping = true;
+    for (uint32_t i = 0; i < sim.set.rank_count; i++) {
+        struct sim_worker *rank = rank_of(group, i);
+        for (uint32_t k = 0; k < rank->held_count; k++) {
+            rank->held[k].chunked = rank->held[k].prompt_left > 0;
+        }
+    }
     struct sim_event step = {.kind = SIM_STEP,
                              .worker = number(rank_of(group, 0)),
                              .incarnation = sim.groups[group].step_serial};
@@ -295,6 +335,46 @@ static void step_row(struct sim_worker *rank, struct sim_held *held)
                     BT_OK, NULL, sim.now_ns);
 }
 
+/* Its prompt is computed: the first token. */
+static void begin_output(struct sim_worker *rank, struct sim_held *held)
+{
+    const struct sim_request *request = &sim.requests[held->request];
+    struct rt_token token = {0, sim_token(held->request, 0), NULL};
+    struct sim_held row = *held;
+    double compute_s = sim_prefill_s(request->prompt) * CHUNK_SLOWER;
+    bool finished = request->length == 1;
+    held->running = true;
+    held->generated = 1;
+    rank->kv_tokens += request->prompt + 1;
+    if (finished) {
+        held_drop(rank, held);
+    }
+    rt_core_local_prefill_done(sim.core, rank->ref, row.request, row.epoch,
+                               (int64_t)(compute_s * SIM_S));
+    rt_core_decoded(sim.core, rank->ref, row.request, row.epoch, &token, 1, finished,
+                    request->length < request->max_tokens ? RT_FINISH_STOP : RT_FINISH_LENGTH,
+                    BT_OK, NULL, sim.now_ns);
+}
+
+/* The eldest first; those that end leave the list, which is gone through backwards then. */
+static void compute_prompts(struct sim_worker *rank)
+{
+    uint32_t rows = CHUNK;
+    bool ends[256] = {false};
+    for (uint32_t i = 0; i < rank->held_count && i < 256; i++) {
+        struct sim_held *held = &rank->held[i];
+        uint32_t part = !held->chunked ? 0 : held->prompt_left < rows ? held->prompt_left : rows;
+        ends[i] = part > 0 && part == held->prompt_left;
+        held->prompt_left -= part;
+        rows -= part;
+    }
+    for (uint32_t i = rank->held_count < 256 ? rank->held_count : 256; i-- > 0;) {
+        if (ends[i]) {
+            begin_output(rank, &rank->held[i]);
+        }
+    }
+}
+
 static void step_rank(struct sim_worker *rank)
 {
     for (uint32_t i = rank->held_count; i-- > 0;) {
@@ -302,6 +382,7 @@ static void step_rank(struct sim_worker *rank)
             step_row(rank, &rank->held[i]);
         }
     }
+    compute_prompts(rank);
     struct rt_load load = load_of(rank);
     rt_core_worker_load(sim.core, rank->ref, &load);
 }
@@ -330,7 +411,8 @@ static void on_step(uint32_t group, const struct sim_event *event)
     sim.groups[group].stepping = false;
     for (uint32_t i = 0; i < sim.set.rank_count; i++) {
         step_rank(rank_of(group, i));
-        running += rank_of(group, i)->kv_tokens;
+        uint32_t prompts;
+        running += rank_of(group, i)->kv_tokens + prompts_left(rank_of(group, i), &prompts);
     }
     if (running > 0) {
         group_begin_step(group);
@@ -374,6 +456,7 @@ static void on_register(struct sim_worker *worker)
     snprintf(info.id, sizeof info.id, "%c%u", decode ? 'd' : 'p', number(worker));
     info.load = load_of(worker);
     if (decode) {
+        info.local_prefill_tokens = sim.set.local != RT_LOCAL_PREFILL_NEVER ? LOCAL_MOST : 0;
         info.group = (struct rt_group_member){.incarnation = sim.groups[worker->group].incarnation,
                                               .rank = worker->rank,
                                               .size = sim.set.rank_count};
@@ -497,7 +580,7 @@ void sim_workers_event(const struct sim_event *event)
         on_cancel(worker, event);
         break;
     case SIM_RESERVED:
-        if (event->status == BT_OK) {
+        if (event->status == BT_OK && !event->local) {
             rt_core_landed(sim.core, event->request, event->attempt, event->tokens);
         }
         rt_core_reserved(sim.core, event->request, event->attempt, event->decode, event->status,

@@ -176,7 +176,12 @@ static void collect(struct sim_figures *figures)
 {
     struct rt_core_counts counts;
     rt_core_counts(sim.core, &counts);
-    *figures = (struct sim_figures){.preemptions = counts.preemptions,
+    uint64_t local = 0;
+    for (int way = RT_WAY_LOCAL_CHEAPER; way < RT_WAYS; way++) {
+        local += counts.ways[way];
+    }
+    *figures = (struct sim_figures){.local = (double)local / (double)counts.decisions,
+                                    .preemptions = counts.preemptions,
                                     .sheds = sim.shed,
                                     .errors = sim.errors,
                                     .retries = counts.retries,

@@ -25,8 +25,9 @@ struct sim_setting {
     uint32_t rank_pages, request_count;
     enum sim_trace trace;
     enum rt_decode_policy policy;
-    double load; /* offered, as a share of what the cluster can do */
-    bool faults; /* of workers, and requests that kill them */
+    enum rt_local_prefill local;
+    double load;          /* offered, as a share of what the cluster can do */
+    bool faults;          /* of workers, and requests that kill them */
     bool admission;       /* requests name their objective */
     uint32_t check_every; /* events; 1 in small worlds */
 };
@@ -50,8 +51,10 @@ struct sim_request {
 
 struct sim_held {
     uint32_t request, attempt, pages, generated;
+    uint32_t prompt_left; /* of a prompt that the rank computes */
     uint64_t epoch;
     bool running, full;
+    bool chunked; /* its prompt has a part in the step under way */
 };
 
 struct sim_worker {
@@ -102,12 +105,13 @@ struct sim_event {
     uint32_t worker, request, attempt, tokens;
     uint64_t epoch, incarnation;
     rt_worker_ref decode;
-    bool full;
+    bool full, local;
     enum bt_status status;
 };
 
 struct sim_figures {
     double goodput, ttft_p50_ms, ttft_p99_ms, tpot_p50_ms, tpot_p99_ms, imbalance;
+    double local; /* share of decisions */
     uint64_t preemptions, sheds, errors, retries, refusals, poisoned, kept_out, breakers;
     uint64_t deadly, most_kills;
     uint64_t events, digest;
@@ -127,7 +131,7 @@ struct sim_world {
     struct sim_group *groups;
     uint32_t *by_ref; /* ref -> worker */
     size_t ref_capacity;
-    struct sim_request *requests;                   /* [request_count + 1], by id */
+    struct sim_request *requests; /* [request_count + 1], by id */
     uint32_t submitted, ended, shed, errors, poisoned;
     uint32_t known; /* submitted to the core, not ended */
     uint32_t tenant_running[4];
