@@ -258,6 +258,10 @@ void rt_core_worker_left(struct rt_core *core, rt_worker_ref worker, int64_t now
  * has ever registered; of prefill, where no decode rank computes such prompts itself. */
 enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec *spec,
                               int64_t now_ns, struct bt_error *error, int64_t *ret_retry_after_ns);
+/* Whether a request of this tenant would find room, whatever it is: EXHAUSTED and UNAVAILABLE as
+ * rt_core_submit, but for the time to the first token. One that is refused counts as shed. */
+enum bt_status rt_core_room(struct rt_core *core, uint32_t tenant, int64_t now_ns,
+                            struct bt_error *error, int64_t *ret_retry_after_ns);
 /* The time to the first token of such a request, were it submitted now. 0: nothing is known. */
 int64_t rt_core_predict_ttft_ns(struct rt_core *core, const struct rt_request_spec *spec,
                                 int64_t now_ns);

@@ -34,8 +34,9 @@ static enum bt_status check_prompt(const struct rt_core *core, const struct rt_r
         spec->prompt_tokens, longest);
 }
 
-static enum bt_status check_size(const struct rt_core *core, const struct rt_request_spec *spec,
-                                 struct bt_error *error)
+/* Whether those who would run it have been there. */
+static enum bt_status check_known(const struct rt_core *core, const struct rt_request_spec *spec,
+                                  struct bt_error *error)
 {
     enum bt_status status = check_prompt(core, spec, error);
     if (status != BT_OK) {
@@ -43,6 +44,16 @@ static enum bt_status check_size(const struct rt_core *core, const struct rt_req
     }
     if (!core->workers.known[RT_ROLE_DECODE]) {
         return bt_error_set(error, BT_ERR_UNAVAILABLE, "no decode worker has registered yet");
+    }
+    return BT_OK;
+}
+
+static enum bt_status check_size(const struct rt_core *core, const struct rt_request_spec *spec,
+                                 struct bt_error *error)
+{
+    enum bt_status status = check_known(core, spec, error);
+    if (status != BT_OK) {
+        return status;
     }
     uint32_t pages = rt_request_full_pages(spec);
     uint32_t largest = rt_placement_largest_pool(&core->workers);
@@ -124,6 +135,29 @@ static bool request_enter(struct rt_core *core, struct rt_request *request)
     return true;
 }
 
+static void tell_retry(enum bt_status status, int64_t retry_after_ns, int64_t *ret_retry_after_ns)
+{
+    if (status == BT_ERR_EXHAUSTED && ret_retry_after_ns) {
+        *ret_retry_after_ns =
+            retry_after_ns > RT_RETRY_AFTER_MIN_NS ? retry_after_ns : RT_RETRY_AFTER_MIN_NS;
+    }
+}
+
+enum bt_status rt_core_room(struct rt_core *core, uint32_t tenant, int64_t now_ns,
+                            struct bt_error *error, int64_t *ret_retry_after_ns)
+{
+    BT_ASSERT(tenant < RT_MAX_TENANTS);
+    const struct rt_request_spec least = {.prompt_tokens = 1, .max_tokens = 1, .tenant = tenant};
+    int64_t retry_after_ns = 0;
+    rt_core_hear_time(core, now_ns);
+    enum bt_status status = check_known(core, &least, error);
+    if (status == BT_OK) {
+        status = check_load(core, &least, error, &retry_after_ns);
+    }
+    tell_retry(status, retry_after_ns, ret_retry_after_ns);
+    return status;
+}
+
 enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec *spec,
                               int64_t now_ns, struct bt_error *error, int64_t *ret_retry_after_ns)
 {
@@ -135,10 +169,7 @@ enum bt_status rt_core_submit(struct rt_core *core, const struct rt_request_spec
     if (status == BT_OK) {
         status = check_load(core, spec, error, &retry_after_ns);
     }
-    if (status == BT_ERR_EXHAUSTED && ret_retry_after_ns) {
-        *ret_retry_after_ns =
-            retry_after_ns > RT_RETRY_AFTER_MIN_NS ? retry_after_ns : RT_RETRY_AFTER_MIN_NS;
-    }
+    tell_retry(status, retry_after_ns, ret_retry_after_ns);
     if (status != BT_OK) {
         return status;
     }

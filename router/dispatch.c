@@ -6,6 +6,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "router/rank_metrics.h"
+#include "router/service_admit.h"
 #include "router/service_state.h"
 
 struct rt_worker_link *rt_service_link(const struct rt_service *service, rt_worker_ref ref)
@@ -522,6 +523,7 @@ static void act_end(struct rt_service *service, struct rt_stream *stream,
         bt_log_warn(stream->id, "%s failed: %s", stream->name, action->text);
     }
     bt_map_remove(&service->streams, stream->id);
+    rt_service_settle(service, stream);
     rt_stream_end(stream, action->finish, action->status, action->text, bt_clock_now_ns(),
                   &service->metrics);
     rt_service_trace_keep(service, stream, action->finish, bt_clock_now_ns());

@@ -8,6 +8,7 @@
 #include "router/http_response.h"
 #include "router/http_tokenize.h"
 #include "router/http_worker_metrics.h"
+#include "router/openai_admit.h"
 
 #define STREAM_BLOCK_BYTES (16u << 10)
 #define FIRST_BODY_BYTES   4096u
@@ -285,6 +286,23 @@ static enum bt_status read_identity(struct rt_http_exchange *exchange,
     return BT_OK;
 }
 
+/* What is refused anyway costs no parsing and no tokenizing. */
+static enum bt_status read_request(struct rt_http_exchange *exchange, enum rt_openai_kind kind,
+                                   struct rt_openai_error *error,
+                                   struct rt_openai_request *ret_request)
+{
+    struct rt_service *service = exchange->all->service;
+    enum bt_status status = rt_openai_admit(service, exchange->tenant, error);
+    if (status == BT_OK)
+        status =
+            rt_openai_request_parse(kind, exchange->body, exchange->body_size, error, ret_request);
+    rt_http_exchange_drop_body(exchange);
+    if (status == BT_OK)
+        ret_request->caller = rt_openai_caller(service, exchange->tenant, ret_request->priority,
+                                               kind == RT_OPENAI_CHAT);
+    return status;
+}
+
 enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
                                           enum rt_openai_kind kind)
 {
@@ -292,9 +310,7 @@ enum MHD_Result rt_http_exchange_generate(struct rt_http_exchange *exchange,
     struct rt_openai_request request;
     if (exchange->connection->gone)
         return MHD_NO;
-    enum bt_status status =
-        rt_openai_request_parse(kind, exchange->body, exchange->body_size, &error, &request);
-    rt_http_exchange_drop_body(exchange);
+    enum bt_status status = read_request(exchange, kind, &error, &request);
     if (status != BT_OK)
         return rt_http_respond_error(exchange, &error);
     request.timing = request.timing || header_asks_timing(exchange);

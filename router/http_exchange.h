@@ -69,6 +69,7 @@ struct rt_http_exchange {
     struct MHD_Connection *mhd;
     struct rt_http_connection *connection;
     const struct rt_http_route *route; /* NULL: refused already */
+    uint32_t tenant;                   /* whose key came with it */
     const char *path;                  /* while a handler runs */
     char request_id[RT_REQUEST_ID_MAX + 1];
     bool named;                     /* by the client */

@@ -12,15 +12,21 @@
 #include <unistd.h>
 
 #include "common/base/clock.h"
+#include "router/http_access.h"
 #include "router/http_exchange.h"
 #include "router/http_response.h"
 #include "router/http_route.h"
+#include "router/http_tls.h"
 
 #define LISTEN_BACKLOG 1024
+/* Of the library, for a connection: the headers, and what it reads and writes by. */
+#define HEADER_BYTES       (32u << 10)
+#define HEADER_BYTES_LEAST (4u << 10)
 
 struct rt_http_front {
     struct bt_loop *loop;
     struct MHD_Daemon *daemon;
+    struct rt_http_tls *tls;       /* NULL: plain */
     struct bt_loop_source *source; /* the daemon's epoll */
     struct bt_loop_source *timer;
     struct rt_http_connections connections;
@@ -112,6 +118,8 @@ static enum MHD_Result begin(struct rt_http_exchange *exchange, const char *meth
     struct rt_http_exchanges *all = exchange->all;
     rt_http_exchange_identify(exchange);
     rt_http_route_find(exchange, method, path);
+    if (exchange->route != NULL)
+        rt_http_access_check(exchange);
     if (exchange->route != NULL)
         check_headers(exchange);
     uint64_t announced = announced_bytes(exchange->mhd);
@@ -230,12 +238,38 @@ static enum bt_status listen_on(const struct rt_http_front_options *options, str
     return BT_OK;
 }
 
-static enum bt_status start_daemon(struct rt_http_front *front, uint32_t max_connections, int fd,
+static size_t header_bytes(const struct rt_http_front_options *options)
+{
+    uint32_t bytes = options->max_header_bytes > 0 ? options->max_header_bytes : HEADER_BYTES;
+    return bytes > HEADER_BYTES_LEAST ? bytes : HEADER_BYTES_LEAST;
+}
+
+static enum bt_status start_tls(struct rt_http_front *front,
+                                const struct rt_http_front_options *options, struct bt_error *error)
+{
+    if (options->tls_cert_file == NULL && options->tls_key_file == NULL)
+        return BT_OK;
+    if (options->tls_cert_file == NULL || options->tls_key_file == NULL)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "--tls-cert and --tls-key go together");
+    return rt_http_tls_create(front->loop, options->tls_cert_file, options->tls_key_file, error,
+                              &front->tls);
+}
+
+static enum bt_status start_daemon(struct rt_http_front *front,
+                                   const struct rt_http_front_options *options, int fd,
                                    struct bt_error *error)
 {
+    struct MHD_OptionItem tls[RT_HTTP_TLS_OPTIONS] = {{MHD_OPTION_END, 0, NULL}};
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME;
+    if (front->tls != NULL) {
+        rt_http_tls_options(front->tls, tls);
+        flags |= MHD_USE_TLS;
+    }
     front->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME, 0, NULL, NULL, on_request, front,
-        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)max_connections,
+        flags, 0, NULL, NULL, on_request, front, MHD_OPTION_LISTEN_SOCKET, fd,
+        MHD_OPTION_CONNECTION_LIMIT, (unsigned)options->max_connections,
+        MHD_OPTION_PER_IP_CONNECTION_LIMIT, (unsigned)options->max_connections_per_address,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, header_bytes(options), MHD_OPTION_ARRAY, tls,
         MHD_OPTION_CONNECTION_TIMEOUT, front->connections.request_timeout_s,
         MHD_OPTION_NOTIFY_COMPLETED, on_completed, front, MHD_OPTION_NOTIFY_CONNECTION,
         rt_http_connection_notify, &front->connections, MHD_OPTION_END);
@@ -281,9 +315,11 @@ enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *ser
     if (status == BT_OK)
         status = rt_http_streams_init(&front->exchanges.streams, loop, error);
     if (status == BT_OK)
+        status = start_tls(front, options, error);
+    if (status == BT_OK)
         status = listen_on(options, error, &fd, &front->port);
     if (status == BT_OK)
-        status = start_daemon(front, options->max_connections, fd, error);
+        status = start_daemon(front, options, fd, error);
     if (status != BT_OK) {
         rt_http_front_destroy(front);
         return status;
@@ -302,6 +338,7 @@ void rt_http_front_destroy(struct rt_http_front *front)
         MHD_stop_daemon(front->daemon);
     bt_loop_remove(front->timer);
     rt_http_streams_finish(&front->exchanges.streams);
+    rt_http_tls_destroy(front->tls);
     rt_http_connections_finish(&front->connections);
     free(front);
 }

@@ -63,6 +63,13 @@ enum MHD_Result rt_http_respond_json(struct rt_http_exchange *exchange, int http
     return rt_http_respond(exchange, http_status, from_json(json));
 }
 
+static void add_retry_after(struct MHD_Response *response, const struct rt_openai_error *error)
+{
+    char seconds[16];
+    snprintf(seconds, sizeof seconds, "%u", rt_openai_error_retry_s(error));
+    MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, seconds);
+}
+
 enum MHD_Result rt_http_respond_error(struct rt_http_exchange *exchange,
                                       const struct rt_openai_error *error)
 {
@@ -70,7 +77,10 @@ enum MHD_Result rt_http_respond_error(struct rt_http_exchange *exchange,
     rt_openai_error_write(error, &json);
     struct MHD_Response *response = from_json(&json);
     if (response != NULL && (error->http_status == 429 || error->http_status == 503))
-        MHD_add_response_header(response, MHD_HTTP_HEADER_RETRY_AFTER, "1");
+        add_retry_after(response, error);
+    if (response != NULL && error->http_status == MHD_HTTP_UNAUTHORIZED)
+        MHD_add_response_header(response, MHD_HTTP_HEADER_WWW_AUTHENTICATE,
+                                "Bearer realm=\"baton\"");
     if (response != NULL && exchange->allow[0] != '\0')
         MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, exchange->allow);
     return rt_http_respond(exchange, error->http_status, response);

@@ -33,7 +33,12 @@ struct arguments {
     int64_t tokenizer_threads, tokenizer_cache_bytes, tokenizer_queue, drain_timeout_ns;
     int64_t trace_keep;
     double trace_sample;
-    int log_level, decode_policy, local_prefill;
+    const char *api_keys, *api_key, *tls_cert, *tls_key;
+    int64_t slo_ttft_ns, promote_after_ns, max_connections_per_address, max_header_bytes;
+    int64_t breaker_failures, breaker_window_ns, breaker_open_ns, breaker_open_max_ns;
+    int64_t flap_lives, flap_life_ns, poison_deaths, retry_budget;
+    double patience;
+    int log_level, decode_policy, local_prefill, keys_for;
     bool die_with_parent;
     struct bt_security_values security;
 };
@@ -62,7 +67,40 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
         {"queue-capacity", BT_OPTION_INT, &a->queue_capacity, "1024", .min = 1, .max = 1 << 20,
          .help = "Requests that wait at most; more are refused."},
         {"max-attempts", BT_OPTION_INT, &a->max_attempts, "3", .min = 1, .max = 100,
-         .help = "How often a request is tried when workers fail."},
+         .help = "How often a request is tried when attempts fail; lost workers are not counted."},
+        {"poison-deaths", BT_OPTION_INT, &a->poison_deaths, "2", .max = 100,
+         .help = "A request that kills so many workers in a row is stopped; 0: never."},
+        {"retry-budget", BT_OPTION_INT, &a->retry_budget, "100", .max = 1 << 30,
+         .help = "Failed attempts that are repeated in 10 s at most, of all requests; 0: all."},
+        {"breaker-failures", BT_OPTION_INT, &a->breaker_failures, "5", .max = 1 << 20,
+         .help = "A worker with so many failures within --breaker-window gets nothing; 0: never."},
+        {"breaker-window", BT_OPTION_DURATION, &a->breaker_window_ns, "10s", .min = 0.001,
+         .max = 86400, .help = "Time in which failures of a worker are counted."},
+        {"breaker-open", BT_OPTION_DURATION, &a->breaker_open_ns, "1s", .min = 0.001, .max = 86400,
+         .help = "How long a worker is kept out at first; twice as long each time in a row."},
+        {"breaker-open-max", BT_OPTION_DURATION, &a->breaker_open_max_ns, "60s", .min = 0.001,
+         .max = 86400, .help = "The longest time that a worker is kept out."},
+        {"flap-lives", BT_OPTION_INT, &a->flap_lives, "3", .max = 1 << 20,
+         .help = "A worker that comes back after so many short lives is kept out; 0: never."},
+        {"flap-life", BT_OPTION_DURATION, &a->flap_life_ns, "30s", .min = 0.001, .max = 86400,
+         .help = "What a short life is."},
+        {"patience", BT_OPTION_DOUBLE, &a->patience, "10", .max = 1e6,
+         .help = "A prompt lets shorter ones pass for so many times its own prefill; 0: none."},
+        {"promote-after", BT_OPTION_DURATION, &a->promote_after_ns, "10s", .max = 86400,
+         .help = "Waiting for so long makes up for one class of priority; 0: never."},
+        {"slo-ttft", BT_OPTION_DURATION, &a->slo_ttft_ns, "0", .max = 3600,
+         .help = "Requests whose first token is expected later are refused at once; 0: none."},
+        {"api-keys", BT_OPTION_STRING, &a->api_keys, NULL, .metavar = "FILE",
+         .help = "Tenants and their keys in JSON (README); read again when it changes."},
+        {"api-key", BT_OPTION_STRING, &a->api_key, NULL, .metavar = "KEY",
+         .help = "One key for all. A flag shows in the list of processes: better BATON_API_KEY."},
+        {"api-keys-for", BT_OPTION_CHOICE, &a->keys_for, "api", .choices = rt_access_scope_names,
+         .help =
+             "What asks for keys: the API, or all (metrics and pages too) but health and ready."},
+        {"tls-cert", BT_OPTION_STRING, &a->tls_cert, NULL, .metavar = "FILE",
+         .help = "PEM certificate chain: HTTP is served over TLS; read again when it changes."},
+        {"tls-key", BT_OPTION_STRING, &a->tls_key, NULL, .metavar = "FILE",
+         .help = "PEM key of it, that others can't read."},
         {"expected-output-tokens", BT_OPTION_INT, &a->expected_output_tokens, "256", .min = 1,
          .max = 1 << 20, .help = "Output that placement expects of a request, at most its limit."},
         {"decode-policy", BT_OPTION_CHOICE, &a->decode_policy, "kv-utilization",
@@ -81,6 +119,10 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .metavar = "MS", .help = "Interval of the workers' heartbeats in milliseconds."},
         {"max-connections", BT_OPTION_INT, &a->max_connections, "1024", .min = 1, .max = 65535,
          .help = "HTTP connections at a time."},
+        {"max-connections-per-address", BT_OPTION_INT, &a->max_connections_per_address, "0",
+         .max = 65535, .help = "HTTP connections of one client address at a time; 0: no limit."},
+        {"max-header-bytes", BT_OPTION_INT, &a->max_header_bytes, "32k", .min = 4096,
+         .max = 1 << 20, .help = "Largest headers of an HTTP request, about."},
         {"max-body-bytes", BT_OPTION_INT, &a->max_body_bytes, "16m", .min = 1024, .max = 1 << 30,
          .help = "Largest HTTP request body."},
         {"tokenizer-threads", BT_OPTION_INT, &a->tokenizer_threads, "2", .min = 1,
@@ -125,7 +167,21 @@ static enum bt_status create_service(struct bt_loop *loop, const struct argument
                  .prefill_token_ns = PREFILL_TOKEN_NS,
                  .silent_after_ns = SILENT_AFTER_BEATS * heartbeat_ns,
                  .lost_after_ns = LOST_AFTER_BEATS * heartbeat_ns,
-                 .reserve_retry_ns = RESERVE_RETRY_NS},
+                 .reserve_retry_ns = RESERVE_RETRY_NS,
+                 .patience = a->patience,
+                 .promote_after_ns = a->promote_after_ns,
+                 .breaker_failures = (uint32_t)a->breaker_failures,
+                 .breaker_window_ns = a->breaker_window_ns,
+                 .breaker_open_ns = a->breaker_open_ns,
+                 .breaker_open_max_ns = a->breaker_open_max_ns,
+                 .flap_lives = (uint32_t)a->flap_lives,
+                 .flap_life_ns = a->flap_life_ns,
+                 .poison_deaths = (uint32_t)a->poison_deaths,
+                 .retry_budget = (uint32_t)a->retry_budget},
+        .access = {.keys_file = a->api_keys,
+                   .key = a->api_key,
+                   .scope = (enum rt_access_scope)a->keys_for,
+                   .slo_ttft_ns = a->slo_ttft_ns},
         .model_dir = a->model,
         .served_model_name = a->served_model_name,
         .worker_endpoint = a->worker_endpoint,
@@ -162,14 +218,24 @@ static enum bt_status write_ready_file(const char *path, const char *http, const
     return written ? BT_OK : bt_error_set(error, BT_ERR_IO, "ready file %s: %m", path);
 }
 
+static bool is_loopback(const char *host)
+{
+    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
+}
+
 static enum bt_status announce(struct rt_service *service, const struct rt_http_front *front,
                                const struct arguments *a, struct bt_error *error)
 {
     char http[300];
     bool v6 = strchr(a->host, ':') != NULL;
-    snprintf(http, sizeof http, "http://%s%.200s%s:%u", v6 ? "[" : "", a->host, v6 ? "]" : "",
-             rt_http_front_port(front));
+    snprintf(http, sizeof http, "%s://%s%.200s%s:%u", a->tls_cert ? "https" : "http", v6 ? "[" : "",
+             a->host, v6 ? "]" : "", rt_http_front_port(front));
     rt_service_set_http_endpoint(service, http);
+    if (!is_loopback(a->host) && !rt_access_asks(rt_service_access(service))) {
+        bt_log_warn(0, "%s asks for no keys: whoever reaches it can use it", http);
+    } else if (!is_loopback(a->host) && !a->tls_cert) {
+        bt_log_warn(0, "%s is not encrypted: keys and prompts can be read on the way", http);
+    }
     bt_log_info(0, "serving %s at %s, workers at %s", rt_service_model_name(service), http,
                 rt_service_rpc_endpoint(service));
     if (!a->ready_file) {
@@ -218,6 +284,11 @@ static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
     struct rt_http_front_options http = {.host = a->host,
                                          .port = (uint16_t)a->port,
                                          .max_connections = (uint32_t)a->max_connections,
+                                         .max_connections_per_address =
+                                             (uint32_t)a->max_connections_per_address,
+                                         .max_header_bytes = (uint32_t)a->max_header_bytes,
+                                         .tls_cert_file = a->tls_cert,
+                                         .tls_key_file = a->tls_key,
                                          .max_body_bytes = (uint32_t)a->max_body_bytes,
                                          .metrics = metrics};
     enum bt_status status = create_service(loop, a, metrics, error, &service);

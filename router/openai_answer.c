@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "router/openai_admit.h"
 #include "router/openai_logprobs.h"
 #include "router/openai_prompt.h"
 #include "router/openai_response.h"
@@ -261,7 +262,7 @@ static enum bt_status submit_one(struct rt_openai_answer *answer,
     enum bt_status status =
         rt_service_submit(answer->service, description, &sink, &reason, &generation->request);
     generation->live = status == BT_OK;
-    return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, NULL, reason.text);
+    return status == BT_OK ? BT_OK : rt_openai_refused(answer->service, status, reason.text, error);
 }
 
 static enum bt_status check_one(struct rt_openai_answer *answer,
@@ -295,6 +296,8 @@ static enum bt_status describe_prompt(struct rt_openai_answer *answer, const str
         .arrival_ns = answer->arrival_ns,
         .deadline_ns = answer->deadline_ns,
         .keep_special = request->keep_special,
+        .caller = request->caller,
+        .tenant_name = request->caller.tenant_name,
         .trace = request->trace,
         .has_seed = request->has_seed,
         .request_id = request->request_id,

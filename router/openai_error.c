@@ -4,12 +4,19 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/base/clock.h"
+#include "common/base/random.h"
+
+#define RETRY_MOST_S 3600
+
 int rt_openai_http_status(enum bt_status status)
 {
     switch (status) {
     case BT_ERR_INVALID_ARGUMENT:
     case BT_ERR_UNSUPPORTED:
         return 400;
+    case BT_ERR_UNAUTHORISED:
+        return 401;
     case BT_ERR_NOT_FOUND:
         return 404;
     case BT_ERR_ALREADY_EXISTS:
@@ -108,6 +115,8 @@ enum bt_status rt_openai_error_from(struct rt_openai_error *error, enum bt_statu
 static const char *error_type(int http_status)
 {
     switch (http_status) {
+    case 401:
+        return "authentication_error";
     case 429:
         return "rate_limit_error";
     case 408:
@@ -118,6 +127,13 @@ static const char *error_type(int http_status)
     default:
         return http_status >= 500 ? "server_error" : "invalid_request_error";
     }
+}
+
+uint32_t rt_openai_error_retry_s(const struct rt_openai_error *error)
+{
+    int64_t whole_s = (error->retry_after_ns + BT_NS_PER_S - 1) / BT_NS_PER_S;
+    uint32_t least_s = whole_s < 1 ? 1 : whole_s > RETRY_MOST_S ? RETRY_MOST_S : (uint32_t)whole_s;
+    return least_s + (uint32_t)(bt_random_entropy() % (least_s / 4 + 2));
 }
 
 void rt_openai_error_write(const struct rt_openai_error *error, struct rt_openai_json *json)

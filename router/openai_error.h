@@ -15,6 +15,7 @@ struct rt_openai_error {
     int http_status;
     char param[RT_OPENAI_PARAM_SIZE]; /* "": none */
     const char *code;                 /* static, or NULL */
+    int64_t retry_after_ns;           /* 0: not known */
     char text[BT_ERROR_TEXT_SIZE];
 };
 
@@ -37,7 +38,11 @@ enum bt_status rt_openai_error_unsupported(struct rt_openai_error *error, const 
 enum bt_status rt_openai_error_from(struct rt_openai_error *error, enum bt_status status,
                                     const char *param, const char *text);
 
-/* The status line for `status`: 400, 404, 409, 429, 500, 503, 504. */
+/* Whole seconds that a client is asked to wait, for 429 and 503: rounded up, and some more by
+ * chance, lest all that were refused together come back together. */
+uint32_t rt_openai_error_retry_s(const struct rt_openai_error *error);
+
+/* The status line for `status`: 400, 401, 404, 409, 429, 500, 503, 504. */
 int rt_openai_http_status(enum bt_status status);
 
 /* {"error":{"message":…,"type":…,"param":…,"code":…}} */

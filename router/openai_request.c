@@ -234,6 +234,8 @@ static enum bt_status parse_switches(const json_t *root, struct rt_openai_error 
     enum bt_status status = rt_openai_body_bool(root, "skip_special_tokens", error, &skip_special);
     request->keep_special = !skip_special;
     if (status == BT_OK)
+        status = rt_openai_body_integer(root, "priority", error, &request->priority, NULL);
+    if (status == BT_OK)
         status = rt_openai_body_bool(root, "return_token_ids", error, &request->return_token_ids);
     if (status == BT_OK)
         status = rt_openai_body_bool(root, "baton_timing", error, &request->timing);

@@ -15,6 +15,7 @@
 
 #include "common/text/chat.h"
 #include "proto/types.pb-c.h"
+#include "router/caller.h"
 #include "router/openai_error.h"
 #include "router/trace_context.h"
 
@@ -54,6 +55,8 @@ struct rt_openai_request {
     uint32_t n;
     bool stream, include_usage;
     bool return_token_ids, timing, keep_special;
+    int64_t priority; /* as asked for: greater goes later; 0: as its tenant */
+    struct rt_caller caller;
     struct rt_trace_context trace; /* of the HTTP request, not of the body */
     /* Not of the body; borrowed for as long as the answer. NULL: none. */
     const char *request_id;

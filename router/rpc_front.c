@@ -6,6 +6,7 @@
 
 #include "common/base/clock.h"
 #include "proto/generate.pb-c.h"
+#include "router/openai_admit.h"
 #include "router/openai_prompt.h"
 #include "router/openai_sampling.h"
 #include "router/request_id.h"
@@ -330,7 +331,7 @@ static enum bt_status submit(struct stream *stream, const uint32_t *ids, size_t 
     generation->prompt_tokens = (uint32_t)count;
     struct bt_error reason = {0};
     status = rt_service_submit(stream->service, generation, &sink, &reason, &stream->request);
-    return status == BT_OK ? BT_OK : rt_openai_error_from(error, status, NULL, reason.text);
+    return status == BT_OK ? BT_OK : rt_openai_refused(stream->service, status, reason.text, error);
 }
 
 static void on_tokenized(void *context, enum bt_status status, const char *text,
@@ -383,6 +384,33 @@ static enum bt_status encode(struct stream *stream, const Baton__V1__GenerateReq
                                         true, stream->prompt_field, &sink, error, &stream->job);
 }
 
+static enum bt_status identify(struct rt_service *service, const char *key,
+                               struct rt_openai_error *error, uint32_t *ret_tenant)
+{
+    bool given = key[0] != '\0';
+    if (rt_access_identify(rt_service_access(service), given ? key : NULL, strlen(key), ret_tenant))
+        return BT_OK;
+    return rt_openai_error_set(error, BT_ERR_UNAUTHORISED, "api_key", NULL, "api_key is %s",
+                               given ? "not valid" : "missing");
+}
+
+/* What is refused anyway costs no tokenizing. */
+static enum bt_status admit(struct stream *stream, const Baton__V1__GenerateRequest *request,
+                            struct rt_openai_error *error)
+{
+    uint32_t tenant = 0;
+    enum bt_status status = identify(stream->service, request->api_key, error, &tenant);
+    if (status == BT_OK)
+        status = rt_openai_admit(stream->service, tenant, error);
+    if (status != BT_OK)
+        return status;
+    struct rt_generation *generation = &stream->generation;
+    generation->caller =
+        rt_openai_caller(stream->service, tenant, request->priority, request->n_messages > 0);
+    generation->tenant_name = generation->caller.tenant_name;
+    return BT_OK;
+}
+
 static enum bt_status start(struct stream *stream, const Baton__V1__GenerateRequest *request,
                             struct rt_openai_error *error)
 {
@@ -396,7 +424,9 @@ static enum bt_status start(struct stream *stream, const Baton__V1__GenerateRequ
             rt_service_deadline_ns(stream->service, now_ns, bt_rpc_call_deadline_ns(stream->call)),
     };
     rt_service_trace_begin(stream->service, request->traceparent, &generation->trace);
-    enum bt_status status = rt_openai_prompt_check_model(stream->service, request->model, error);
+    enum bt_status status = admit(stream, request, error);
+    if (status == BT_OK)
+        status = rt_openai_prompt_check_model(stream->service, request->model, error);
     if (status == BT_OK)
         status = read_sampling(stream->service, request, error, &generation->sampling);
     if (status == BT_OK)
@@ -515,6 +545,9 @@ static enum bt_status tokenize(struct rt_service *service, struct tokens *tokens
         .fn = on_tokens,
         .context = tokens,
     };
+    uint32_t tenant;
+    if (identify(service, request->api_key, error, &tenant) != BT_OK)
+        return error->status;
     if (request->n_messages > 0 && request->text[0] != '\0')
         return rt_openai_error_field(error, "text", "or messages must be given, and only one");
     tokens->field = request->n_messages > 0 ? "messages" : "text";

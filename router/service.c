@@ -7,6 +7,7 @@
 #include "common/base/clock.h"
 #include "common/base/random.h"
 #include "router/rpc_front.h"
+#include "router/service_admit.h"
 #include "router/service_state.h"
 
 /* ---- life */
@@ -113,7 +114,10 @@ static enum bt_status start_parts(struct rt_service *service,
     if (!service->monitor) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
-    enum bt_status status = start_tokenization(service, options, error);
+    enum bt_status status = rt_service_admit_start(service, error);
+    if (status == BT_OK) {
+        status = start_tokenization(service, options, error);
+    }
     if (status != BT_OK) {
         return status;
     }
@@ -146,6 +150,7 @@ enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_o
         return status;
     }
     service->options.model_dir = NULL;
+    service->options.access.keys_file = service->options.access.key = NULL;
     service->options.served_model_name = NULL;
     service->options.worker_endpoint = NULL;
     bt_loop_set_after(loop, on_round_end, service);
@@ -222,6 +227,7 @@ void rt_service_destroy(struct rt_service *service)
     rt_worker_links_finish(&service->links); /* the ranks drop what nobody may come back for */
     rt_monitor_destroy(service->monitor);
     service->metrics.monitor = NULL;
+    rt_access_destroy(service->access);
     rt_core_destroy(service->core);
     rt_worker_prefixes_destroy(service->prefixes);
     rt_trace_store_destroy(service->traces);

@@ -17,6 +17,8 @@
 #include "common/text/tokenizer.h"
 #include "proto/router.pb-c.h"
 #include "proto/types.pb-c.h"
+#include "router/access.h"
+#include "router/caller.h"
 #include "router/core.h"
 #include "router/tokenization.h"
 #include "router/trace_context.h"
@@ -26,6 +28,7 @@ struct rt_service;
 
 struct rt_service_options {
     struct rt_core_options core;
+    struct rt_access_options access;
     const char *model_dir;         /* tokenizer and chat form; config for the context length */
     const char *served_model_name; /* NULL: base name of model_dir */
     const char *worker_endpoint;   /* where Registry and Router RPC are bound */
@@ -38,6 +41,12 @@ struct rt_service_options {
     unsigned tokenizer_threads;
     size_t tokenizer_max_jobs, tokenizer_max_bytes; /* that wait for their ids */
     size_t tokenizer_cache_bytes;                   /* 0: none */
+};
+
+/* Of the request that was refused last. */
+struct rt_refusal {
+    int64_t retry_after_ns; /* when it may be worth another try; 0: not known */
+    const char *code;       /* static, for clients; NULL: that of the status */
 };
 
 /* One generation, checked by the front for form; the service checks limits. */
@@ -62,6 +71,7 @@ struct rt_generation {
     int64_t arrival_ns;  /* at the front; 0: now. What came before a drain is still taken */
     int64_t deadline_ns; /* BT_NEVER_NS: the default */
     bool keep_special;   /* special tokens appear in the text */
+    struct rt_caller caller;
     struct rt_trace_context trace; /* of rt_service_trace_begin; zeros: none */
 };
 
@@ -97,6 +107,17 @@ enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_o
 void rt_service_stop(struct rt_service *service);
 /* After rt_service_stop, which it does where that was not done. NULL is fine. */
 void rt_service_destroy(struct rt_service *service);
+
+/* Whose keys are asked for. Never NULL. */
+struct rt_access *rt_service_access(struct rt_service *service);
+/* Before anything is done for a request of this tenant, and once for each: EXHAUSTED: the queue is
+ * full, or a limit of the tenant is reached. UNAVAILABLE: draining, or there never was a worker. */
+enum bt_status rt_service_admit(struct rt_service *service, uint32_t tenant,
+                                struct bt_error *error);
+/* After EXHAUSTED or UNAVAILABLE from rt_service_admit or rt_service_submit. */
+const struct rt_refusal *rt_service_refusal(const struct rt_service *service);
+/* That of the tenant, or a later one that it asks for. */
+uint32_t rt_service_priority(const struct rt_service *service, uint32_t tenant, int64_t asked);
 
 /*
  * INVALID_ARGUMENT: prompt or max_tokens beyond the context, a token outside the vocabulary, a

@@ -37,6 +37,8 @@ struct rt_service {
     struct rt_tokenization *tokenization;
 
     struct rt_core *core;
+    struct rt_access *access;
+    struct rt_refusal refusal; /* the last */
     struct bt_rpc_method *methods;
     struct bt_rpc_server *server;
     struct bt_loop_source *timer;

@@ -34,6 +34,9 @@ struct rt_stream {
     uint32_t run_attempt;
     int64_t deadline_ns;
 
+    struct rt_caller caller;
+    uint64_t expected_tokens, charged_tokens; /* that its tenant pays for, and paid */
+
     struct rt_stages stages;
     int64_t arrival_ns, dispatched_ns, first_token_ns, last_token_ns;
     uint32_t completion_tokens; /* that went through the detokenizer */

@@ -8,6 +8,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "router/generation_limits.h"
+#include "router/service_admit.h"
 #include "router/service_state.h"
 
 int64_t rt_service_deadline_ns(const struct rt_service *service, int64_t arrival_ns,
@@ -25,16 +26,19 @@ static bool came_too_late(const struct rt_service *service, const struct rt_gene
            (generation->arrival_ns == 0 || generation->arrival_ns >= service->draining_since_ns);
 }
 
-static enum bt_status check(const struct rt_service *service,
-                            const struct rt_generation *generation, struct bt_error *error,
-                            uint32_t *ret_max_tokens)
+static enum bt_status check(struct rt_service *service, const struct rt_generation *generation,
+                            struct bt_error *error, uint32_t *ret_max_tokens)
 {
     if (came_too_late(service, generation)) {
-        return bt_error_set(error, BT_ERR_UNAVAILABLE, "the router takes no new requests");
+        bt_error_set(error, BT_ERR_UNAVAILABLE, "the router takes no new requests");
+        return rt_service_refused(service, BT_ERR_UNAVAILABLE, NULL, 0);
     }
     enum bt_status status =
         rt_generation_check(generation, rt_service_max_model_len(service),
                             service->checkpoint.vocab_size, error, ret_max_tokens);
+    if (status == BT_OK) {
+        status = rt_service_check_tenant(service, generation, error, ret_max_tokens);
+    }
     /* What is held back until the end counts for one. */
     if (status == BT_OK && generation->resume_tokens > (uint64_t)*ret_max_tokens + 1) {
         status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
@@ -79,6 +83,9 @@ static enum bt_status make_stream(struct rt_service *service,
         rt_stream_destroy(stream);
         return status;
     }
+    stream->caller = generation->caller;
+    stream->expected_tokens =
+        rt_service_expected_tokens(service, generation, stream->sampling.max_tokens);
     stream->arrival_ns = generation->arrival_ns > 0 ? generation->arrival_ns : bt_clock_now_ns();
     stream->deadline_ns =
         rt_service_deadline_ns(service, stream->arrival_ns, generation->deadline_ns);
@@ -176,6 +183,23 @@ void rt_service_hear_orphans(struct rt_service *service, struct rt_worker_link *
     }
 }
 
+/* What is refused is not charged. */
+static enum bt_status submit(struct rt_service *service, struct rt_stream *stream,
+                             const struct rt_request_spec *spec, struct bt_error *error)
+{
+    int64_t retry_after_ns = 0;
+    enum bt_status status = rt_service_charge(service, stream, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    status = rt_core_submit(service->core, spec, bt_clock_now_ns(), error, &retry_after_ns);
+    if (status != BT_OK) {
+        rt_service_settle(service, stream);
+        rt_service_refused(service, status, NULL, retry_after_ns);
+    }
+    return status;
+}
+
 enum bt_status rt_service_enter(struct rt_service *service, struct rt_stream *stream,
                                 struct bt_error *error)
 {
@@ -190,12 +214,17 @@ enum bt_status rt_service_enter(struct rt_service *service, struct rt_stream *st
         .max_tokens = stream->sampling.max_tokens,
         .arrival_ns = stream->arrival_ns,
         .deadline_ns = stream->deadline_ns,
+        .tenant = stream->caller.tenant,
+        .priority = stream->caller.priority,
+        .prompt_class = stream->caller.prompt_class,
+        .slo_ttft_ns =
+            rt_access_slo_ttft_ns(service->access, stream->caller.tenant, stream->caller.priority),
         .cached = cached,
         .cached_count = find_cached(service, stream, cached),
     };
     enum bt_status status = BT_OK;
     if (!adopt(service, stream, &spec)) {
-        status = rt_core_submit(service->core, &spec, now_ns, error, NULL);
+        status = submit(service, stream, &spec, error);
     }
     if (status != BT_OK) {
         bt_map_remove(&service->streams, stream->id);

@@ -20,6 +20,7 @@ static const struct {
     {BT_ERR_STALE, "stale"},
     {BT_ERR_UNSUPPORTED, "unsupported"},
     {BT_ERR_PREEMPTED, "preempted"},
+    {BT_ERR_UNAUTHORISED, "unauthorised"},
     {BT_ERR_UNAVAILABLE, "unavailable"},
     {BT_ERR_PEER_LOST, "peer_lost"},
     {BT_ERR_PROTOCOL, "protocol"},

@@ -27,6 +27,7 @@ enum bt_status {
     BT_ERR_STALE = -7,            /* an epoch or incarnation that is over */
     BT_ERR_UNSUPPORTED = -8,      /* understood, and not offered */
     BT_ERR_PREEMPTED = -9,        /* gave its pages to others; run it again */
+    BT_ERR_UNAUTHORISED = -10,    /* no key, or one of nobody */
 
     /* A peer is at fault or gone; requests that touch it are affected. */
     BT_ERR_UNAVAILABLE = -20, /* not reachable, not ready, draining */

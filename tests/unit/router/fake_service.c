@@ -70,7 +70,10 @@ void fake_reset(struct rt_service *service)
     service->timeout_ns = BT_NS_PER_S * 600;
     service->context = 4096;
     service->burst = 1;
-    service->refuse = BT_OK;
+    service->refuse = service->admit = BT_OK;
+    service->access = NULL;
+    service->refusal = (struct rt_refusal){0};
+    service->admitted = 0;
     service->refuse_after = 0;
     service->id_in_use = false;
     service->fail_at = -1;
@@ -203,6 +206,7 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
     for (size_t i = 0; i < request->bias_count; i++)
         request->bias_sum += generation->sampling.logit_bias_token[i] +
                              (double)generation->sampling.logit_bias_value[i];
+    service->caller = generation->caller;
     request->arrival_ns = generation->arrival_ns;
     request->deadline_ns = generation->deadline_ns;
     request->max_tokens = generation->sampling.max_tokens;
@@ -235,6 +239,31 @@ void rt_service_abandon(struct rt_service *service, uint64_t id)
 }
 
 /* ------------------------------------------------------------------ the rest of the interface */
+
+struct rt_access *rt_service_access(struct rt_service *service)
+{
+    return service->access;
+}
+
+enum bt_status rt_service_admit(struct rt_service *service, uint32_t tenant, struct bt_error *error)
+{
+    (void)tenant;
+    service->admitted += service->admit == BT_OK;
+    return service->admit == BT_OK ? BT_OK
+                                   : bt_error_set(error, service->admit, "the fake lets nobody in");
+}
+
+const struct rt_refusal *rt_service_refusal(const struct rt_service *service)
+{
+    return &service->refusal;
+}
+
+uint32_t rt_service_priority(const struct rt_service *service, uint32_t tenant, int64_t asked)
+{
+    (void)service;
+    (void)tenant;
+    return asked > 0 && asked < RT_PRIORITIES ? (uint32_t)asked : 0;
+}
 
 const struct bt_tokenizer *rt_service_tokenizer(const struct rt_service *service)
 {

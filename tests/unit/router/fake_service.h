@@ -50,6 +50,11 @@ struct rt_service {
     uint32_t burst;        /* tokens of one pump, 1 */
     bool id_in_use;        /* rt_service_check_id says so */
     enum bt_status refuse; /* BT_OK: takes everything */
+    struct rt_access *access;  /* NULL: asks for no keys */
+    struct rt_refusal refusal; /* of what is refused */
+    enum bt_status admit;      /* BT_OK: lets in whoever comes */
+    size_t admitted;
+    struct rt_caller caller;   /* of the last one submitted */
     size_t refuse_after;   /* submissions that are taken before */
     int64_t fail_at;       /* token index at which generations fail; -1: never */
     enum rt_finish fail_finish;
