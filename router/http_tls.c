@@ -196,8 +196,9 @@ void rt_http_tls_options(const struct rt_http_tls *tls,
                          struct MHD_OptionItem ret_items[RT_HTTP_TLS_OPTIONS])
 {
     (void)tls;
-    ret_items[0] =
-        (struct MHD_OptionItem){MHD_OPTION_HTTPS_CERT_CALLBACK, (intptr_t)retrieve, NULL};
+    /* The library takes functions from the same member as pointers. */
+    ret_items[0] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_CERT_CALLBACK, 0,
+                                           (void *)(uintptr_t)retrieve};
     ret_items[1] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)priorities};
     ret_items[2] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
 }

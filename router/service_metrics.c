@@ -226,6 +226,7 @@ void rt_service_metrics_init(struct rt_service_metrics *metrics, struct bt_metri
     init_counters(metrics, registry, labels);
     init_ended(metrics, registry, labels);
     init_tokenization(metrics, registry, labels);
+    rt_core_metrics_init(&metrics->core, registry);
     metrics->running =
         bt_metrics_gauge(registry, "vllm:num_requests_running", labels, "Requests on workers.");
     metrics->waiting =
@@ -331,6 +332,7 @@ static void update_gauges(struct rt_service *service)
     }
     update_tokenization(service);
     update_counts(service);
+    rt_core_metrics_update(&metrics->core, service->core);
     catch_up(metrics->rpc_dropped, bt_rpc_server_dropped(service->server));
     bt_gauge_set(metrics->queue_depth, queued);
     bt_gauge_set(metrics->queue_capacity, service->options.core.queue_capacity);
@@ -350,6 +352,7 @@ char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
     if (out) {
         fwrite(registered, 1, registered_size, out);
         rt_rank_metrics_render(service, service->metrics.labels, out);
+        rt_core_metrics_render(service->core, out);
         rt_worker_prefixes_render(service->prefixes, out);
         if (fclose(out) != 0) {
             free(text);

@@ -7,6 +7,7 @@
 
 #include "common/base/metrics.h"
 #include "router/core.h"
+#include "router/core_metrics.h"
 #include "router/stages.h"
 
 struct rt_monitor;
@@ -16,6 +17,7 @@ struct rt_service;
 #define RT_SERVICE_LABELS_SIZE 300
 
 struct rt_service_metrics {
+    struct rt_core_metrics core;
     struct bt_gauge *running, *waiting, *kv_usage;
     struct bt_histogram *ttft, *inter_token, *tpot, *e2e, *queue_time, *prefill_time, *decode_time,
         *inference_time;
