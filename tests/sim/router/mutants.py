@@ -22,7 +22,7 @@ MUTANTS = {
                                    "router/worker_books.c", [
         ("    return load->pages_total - free_pages + worker->unseen_pages;",
          "    return load->pages_total - free_pages;"),
-        ("    return used > worker->placed_pages ? used : worker->placed_pages;", "    return used;")]),
+        ("    return used > expected ? used : expected;", "    return expected > 0 ? used : used;")]),
     "full-ranks-get-more": ("a request goes where its pages are", "router/decode_policy.c", [
         ("request->pages > -key->field[DECODE_MINUS_FREE] ||",
          "request->pages > 1e9 - key->field[DECODE_MINUS_FREE] ||")]),
