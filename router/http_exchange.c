@@ -10,7 +10,8 @@
 #include "router/http_worker_metrics.h"
 #include "router/openai_admit.h"
 
-#define STREAM_BLOCK_BYTES (16u << 10)
+/* Of what the library asks for at once, where it writes a stream itself without chunks. */
+#define STREAM_BLOCK_BYTES 512u
 #define FIRST_BODY_BYTES   4096u
 
 /* ------------------------------------------------------------------ life */

@@ -117,7 +117,7 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "Context length; 0 takes the checkpoint's."},
         {"heartbeat", BT_OPTION_INT, &a->heartbeat_ms, "1000", .min = 50, .max = 60000,
          .metavar = "MS", .help = "Interval of the workers' heartbeats in milliseconds."},
-        {"max-connections", BT_OPTION_INT, &a->max_connections, "1024", .min = 1, .max = 65535,
+        {"max-connections", BT_OPTION_INT, &a->max_connections, "1024", .min = 1, .max = 1000000,
          .help = "HTTP connections at a time."},
         {"max-connections-per-address", BT_OPTION_INT, &a->max_connections_per_address, "0",
          .max = 65535, .help = "HTTP connections of one client address at a time; 0: no limit."},

@@ -7,9 +7,7 @@
 
 #include "common/text/utf8.h"
 
-/* One chunk of a stream. Most streams hold none, most of the time. */
-#define FIRST_CAPACITY  512u
-#define KEPT_CAPACITY   1024u
+#define FIRST_CAPACITY  512u /* one chunk of a stream */
 #define UNREPRESENTABLE -9999.0
 
 void rt_openai_json_finish(struct rt_openai_json *json)
@@ -30,12 +28,9 @@ void rt_openai_json_take(struct rt_openai_json *json, size_t size)
     json->open = 0;
     if (json->start < json->end)
         return;
-    json->start = json->end = 0;
-    if (json->capacity > KEPT_CAPACITY) {
-        free(json->data);
-        json->data = NULL;
-        json->capacity = 0;
-    }
+    free(json->data); /* most streams have nothing to send, most of the time */
+    json->data = NULL;
+    json->start = json->end = json->capacity = 0;
 }
 
 void rt_openai_json_open(struct rt_openai_json *json, uint32_t owner)

@@ -14,6 +14,19 @@
  *     report_p99_us                      one load report of a rank, with what it sets in motion
  *     rank_lost_us                       the loss of a whole decode worker, per request that ran
  *                                        there
+ *
+ * And with --router, of the whole program, all its threads counted:
+ *
+ *     relay_tokens_per_s_core            tokens from ranks to streams by second of CPU time, as
+ * fast as they are read; relay_over_bare: the same against a bare relay with as many messages,
+ * writes and bytes relay_events_per_s_core            the same where every token is written alone.
+ * All three with 1,000 streams; _most: with --streams bytes_per_stream                   memory of
+ * an open stream of the ZeroMQ API, with a prompt of 100 tokens; bytes_per_http_stream: of an HTTP
+ * stream cores_at_99rps_100k                cores that 99 prompts of 100,000 tokens a second take,
+ * given as text, beside those of the tokenizer's threads; _ids: as ids; _turns: as turns of
+ * conversations
+ *
+ * --only decisions, relay, streams or prompts.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +120,12 @@ int main(int argc, char **argv)
     bench_raise_descriptors(DESCRIPTORS);
     if (wanted(&options, "relay")) {
         bench_relay(&options);
+    }
+    if (wanted(&options, "streams")) {
+        bench_streams(&options);
+    }
+    if (wanted(&options, "prompts")) {
+        bench_prompts(&options);
     }
     return 0;
 }

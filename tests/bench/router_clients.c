@@ -11,10 +11,10 @@
 
 #include "tests/bench/router_bench.h"
 
-#define READ_BYTES   (256u << 10)
-#define EVENTS       256
-#define A_SOURCE     20000 /* connections of one source address: ports are few */
-#define CONNECT_STEP 256   /* that are opened between two reads */
+#define READ_BYTES (256u << 10)
+#define EVENTS     256
+#define A_SOURCE   20000 /* connections of one source address: ports are few */
+#define AT_ONCE    200   /* that have not begun: as many as the queues of the workers hold */
 
 struct bench_clients {
     int epoll;
@@ -127,8 +127,8 @@ struct bench_clients *bench_clients_open(uint16_t port, uint32_t count, const ch
             send_request(clients->fds[i], path, body);
         }
         epoll_ctl(clients->epoll, EPOLL_CTL_ADD, clients->fds[i], &event);
-        if (i % CONNECT_STEP == CONNECT_STEP - 1) {
-            read_round(clients, 1);
+        while (path && i - clients->begun >= AT_ONCE) {
+            read_round(clients, 10);
         }
     }
     return clients;

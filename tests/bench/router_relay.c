@@ -46,7 +46,9 @@ static struct relayed measure(pid_t pid, struct bench_clients *clients, double s
     uint64_t bytes = bench_clients_bytes(clients), events = bench_clients_events(clients);
     double begin = bench_now_s();
     bench_cpu_read(pid, &before);
-    bench_clients_read(clients, seconds);
+    do {
+        bench_clients_read(clients, seconds); /* a busy machine may bring nothing for a while */
+    } while (atomic_load(&bench_shared->marks_read) == marks && bench_now_s() < begin + OPEN_S);
     struct bench_cpu cpu = bench_cpu_since(pid, &before);
     double spent = bench_now_s() - begin;
     double tokens = (double)(atomic_load(&bench_shared->marks_read) - marks) * BENCH_TOKEN_KINDS;
@@ -137,15 +139,17 @@ void bench_relay(const struct bench_options *options)
         tell("bare relay", counts[i], &bare_fast);
         bare_paced = through_bare(options, counts[i], true, &paced);
         tell("bare relay, paced", counts[i], &bare_paced);
-        if (i < 2) {
+        if (i == 0 && !options->quick) {
             continue;
         }
-        bench_figure("relay_tokens_per_s_core", fast.tokens_s_core, "1/s", AIM,
-                     fast.tokens_s_core / AIM);
-        bench_figure("relay_over_bare", fast.tokens_s_core, "1/s", bare_fast.tokens_s_core,
-                     fast.tokens_s_core / bare_fast.tokens_s_core);
+        bool aim = i == 1 || options->quick;
         double events = paced.tokens_s_core / paced.event_tokens;
         double bare_events = bare_paced.tokens_s_core / bare_paced.event_tokens;
-        bench_figure("relay_events_per_s_core", events, "1/s", bare_events, events / bare_events);
+        bench_figure(aim ? "relay_tokens_per_s_core" : "relay_tokens_per_s_core_most",
+                     fast.tokens_s_core, "1/s", AIM, fast.tokens_s_core / AIM);
+        bench_figure(aim ? "relay_over_bare" : "relay_over_bare_most", fast.tokens_s_core, "1/s",
+                     bare_fast.tokens_s_core, fast.tokens_s_core / bare_fast.tokens_s_core);
+        bench_figure(aim ? "relay_events_per_s_core" : "relay_events_per_s_core_most", events,
+                     "1/s", bare_events, events / bare_events);
     }
 }
