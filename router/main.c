@@ -105,7 +105,7 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .max = 1 << 20, .help = "Output that placement expects of a request, at most its limit."},
         {"decode-policy", BT_OPTION_CHOICE, &a->decode_policy, "kv-utilization",
          .choices = rt_decode_policy_names, .help = "Which decode rank gets a request."},
-        {"local-prefill", BT_OPTION_CHOICE, &a->local_prefill, "auto",
+        {"local-prefill", BT_OPTION_CHOICE, &a->local_prefill, "never",
          .choices = rt_local_prefill_names,
          .help = "Whether decode ranks prefill prompts themselves; auto: where that is cheaper, or "
                  "no prefill worker is there."},

@@ -354,9 +354,11 @@ static enum bt_status start_router(struct start *start, int64_t index, struct bt
     if (options->served_model_name)
         ctl_command_add_all(
             &command, (const char *[]){"--served-model-name", options->served_model_name, NULL});
-    if (options->local_prefill)
-        ctl_command_add_all(&command,
-                            (const char *[]){"--local-prefill", options->local_prefill, NULL});
+    const char *local = options->local_prefill;
+    if (!local && options->prefill == 0)
+        local = "always"; /* nobody else is there */
+    if (local)
+        ctl_command_add_all(&command, (const char *[]){"--local-prefill", local, NULL});
     ctl_command_add_words(&command, options->router_args);
     struct ctl_ready ready;
     uint32_t process = cluster->process_count;

@@ -73,7 +73,7 @@ def complete(http, text):
 def end_to_end(build):
     """Guest 1. The tokens are those of the independent implementation's goldens."""
     golden = json.loads((MODEL / "golden/index.json").read_text(encoding="utf-8"))["prompts"]
-    router, router_ready = start(build / "router/baton-router", "router.log", "--local-prefill", "never", "--model", MODEL,
+    router, router_ready = start(build / "router/baton-router", "router.log", "--model", MODEL,
                                  "--port", "8000", "--worker-endpoint", f"tcp://{ADDRESS}1:5557",
                                  "--heartbeat", "10000", "--request-timeout", f"{SECONDS}s")
     await_ready(router, router_ready)

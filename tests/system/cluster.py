@@ -61,8 +61,6 @@ class Cluster:
         self.pids = {}
         self.args = ["--prefill", str(prefill), "--decode", str(decode), "--model", str(model),
                      "--port", "0", "--wait", "400s"]
-        # What most tests are about is the way over prefill workers.
-        args.setdefault("local_prefill", "never")
         for name, value in args.items():
             self.args += ["--" + name.replace("_", "-"), *([] if value is True else [str(value)])]
         self.guard = subprocess.Popen([sys.executable, "-c", GUARD, str(BATONCTL), self.dir],

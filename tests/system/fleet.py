@@ -143,9 +143,7 @@ class Fleet:
 
     def router(self, *args, http_port=0, worker_endpoint="tcp://127.0.0.1:*", prefix=()):
         router = self.processes.get("router") or self.add("router", "router", prefix=prefix)
-        # What most tests are about is the way over prefill workers.
         router.args = ["--port", str(http_port), "--worker-endpoint", worker_endpoint,
-                       *([] if "--local-prefill" in args else ["--local-prefill", "never"]),
                        *map(str, args)]
         router.start().wait_ready()
         self.http, self.rpc = router.ready["http"], router.ready["rpc"]

@@ -78,7 +78,7 @@ class Stubs:
 
     def command(self, *args):
         return ["up", "--model", cluster.MODEL, "--port", 0, "--state-dir", self.state, "--wait",
-                "60s", "--local-prefill", "never", *args]
+                "60s", *args]
 
     def forget(self):
         for kind in ("told", "waits", "ends"):
