@@ -145,6 +145,7 @@ static enum bt_status client_dial(struct bt_rpc_client *client, struct bt_error 
     enum bt_status status = bt_dial_open(client->loop, &client->dial, client->endpoint,
                                          &client->server_key, &dial_calls, client, error);
     if (status == BT_OK) {
+        bt_loop_timer_set(client->redial, BT_NEVER_NS); /* keys were looked at just now */
         client->paused = false;
         client->connected = bt_dial_is_silent(&client->dial);
     }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -514,6 +515,38 @@ static void test_nobody_there(void **state)
     harness_finish(&harness);
 }
 
+/* Nobody is there, and then somebody who accepts and says nothing: the attempt that was to come is
+ * not made beside the one that is under way. */
+static void test_somebody_silent_there(void **state)
+{
+    (void)state;
+    struct harness harness;
+    struct outcome outcome;
+    char folder[] = "/tmp/baton-test-XXXXXX", endpoint[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(endpoint, sizeof endpoint, "ipc://%s/socket", folder);
+    client_only(&harness, endpoint);
+    bt_rpc_client_on_peer(harness.client, on_peer_count, &harness);
+    bt_rpc_client_set_keepalive(harness.client, 5);
+    harness_run_int(&harness, &harness.peer_downs, 1);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", endpoint + strlen("ipc://"));
+    int listener = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(listener, 16), 0);
+    start(&harness, "test/echo", 0, &outcome, NULL);
+    harness_run_int(&harness, &outcome.ends, 1);
+    assert_int_equal(outcome.status, BT_ERR_UNAVAILABLE);
+    int64_t until_ns = bt_clock_now_ns() + 300 * BT_NS_PER_MS; /* over the time of that attempt */
+    while (bt_clock_now_ns() < until_ns) {
+        assert_int_equal(bt_loop_run_once(harness.loop, until_ns, NULL), BT_OK);
+    }
+    close(listener);
+    harness_finish(&harness);
+    unlink(address.sun_path);
+    rmdir(folder);
+}
+
 /* ------------------------------------------------------------------ limits */
 
 static void test_call_limit(void **state)
@@ -853,6 +886,7 @@ int main(void)
         cmocka_unit_test(test_last_words),
         cmocka_unit_test(test_keepalive),
         cmocka_unit_test(test_nobody_there),
+        cmocka_unit_test(test_somebody_silent_there),
         cmocka_unit_test(test_call_limit),
         cmocka_unit_test(test_send_queue_limit),
         cmocka_unit_test(test_too_large),
