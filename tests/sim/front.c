@@ -351,7 +351,7 @@ static struct client *client_to_return(const struct node *router)
     for (uint32_t i = 0; i < client_count; i++) {
         struct client *client = &clients_of_router[(first + i) % client_count];
         bool lost = client->router != router->instance;
-        if (client->ends == 0 && !client->abandoned && (lost || draw(8) == 0)) {
+        if (client->ends == 0 && !client->abandoned && draw(lost ? 2 : 24) == 0) {
             return client;
         }
     }
@@ -378,7 +378,7 @@ static void client_return(struct node *router, struct client *client)
 
 void client_submit(struct node *router)
 {
-    struct client *again = draw(3) == 0 ? client_to_return(router) : NULL;
+    struct client *again = draw(8) > 0 ? client_to_return(router) : NULL;
     if (again) {
         client_return(router, again);
         return;

@@ -73,11 +73,18 @@ static struct node *draw_node(void)
     return &world.nodes[draw(world.node_count)];
 }
 
+static void client_event(void *object, uint64_t kind);
+
+/* Clients come back to a router that does. */
 static void fault_kill(struct node *node)
 {
     node_kill(node);
     if (draw(4)) {
-        event_at(world.now_ns + draw_ns(0, 2 * SIM_S), NULL, restart_event, node, 0);
+        int64_t back_ns = world.now_ns + draw_ns(0, 2 * SIM_S);
+        event_at(back_ns, NULL, restart_event, node, 0);
+        for (int i = 0; node->role == ROLE_ROUTER && i < 3; i++) {
+            event_at(back_ns + draw_ns(0, 2 * SIM_S), NULL, client_event, NULL, 0);
+        }
     }
 }
 
