@@ -71,6 +71,7 @@ class Stream:
         self.cuts, self.refusals = [], []
         self.connections = 0
         self.over = False
+        self.stop = None        # leaves for good when it says so
 
     def tokens(self):
         return sum(map(len, self.ids))
@@ -103,6 +104,8 @@ class Stream:
         self.connections += 1
         for event_id, event in events(base, self.path, self.body, headers):
             self.take(event_id, event)
+            if self.stop and self.stop(self):
+                break
             if stop and stop(self):
                 return False
         self.over = True

@@ -110,6 +110,20 @@ def check_nothing_yet(f, port):
     same(streams, references)
 
 
+def check_cancel_of_adopted(f, port, described):
+    """A client that leaves after its request was taken over cancels it, as any other."""
+    path, body = described[0]
+    stream = Stream(path, {**body, "max_tokens": 1500}, "leaves")
+    running = run_all([stream], lambda: f.http)
+    cluster.until(lambda: stream.tokens() >= 8, 60, "it streams")
+    restart(f, port)
+    cluster.until(lambda: stream.connections >= 2 and stream.tokens() >= 40, 60, "it goes on")
+    stream.stop = lambda s: True
+    cluster.until(lambda: stream.over, 60, "the client left")
+    join_all(running)
+    f.wait_quiet()
+
+
 def refused(f, body, name, code, part, path=TEXT, **headers):
     status, got, answer = openai_http.request(
         f.http, "POST", path, body, {"X-Request-Id": name, **headers})
@@ -200,6 +214,8 @@ def main():
         references = check_killed_routers(f, port, described)
         f.wait_ready_all()
         check_nothing_yet(f, port)
+        f.wait_ready_all()
+        check_cancel_of_adopted(f, port, described)
         f.wait_ready_all()
         check_other_connections(f, described, references)
         check_any_position(f, described, references)

@@ -36,6 +36,10 @@ static void handle_reserve(void *context, struct bt_rpc_call *call, const Protob
     struct fake_worker *worker = context;
     const Baton__V1__ReserveRequest *request = (const Baton__V1__ReserveRequest *)message;
     assert_non_null(request->sampling);
+    worker->reserve_key_size = request->resume_key.len;
+    if (request->resume_key.len == 32) {
+        memcpy(worker->reserve_key, request->resume_key.data, 32);
+    }
     if (worker->refuse != BT_OK) {
         bt_rpc_call_end(call, worker->refuse, "told to refuse", NULL);
         return;
@@ -61,6 +65,26 @@ static void handle_reserve(void *context, struct bt_rpc_call *call, const Protob
     landing.runs = runs;
     Baton__V1__ReserveResponse response = BATON__V1__RESERVE_RESPONSE__INIT;
     response.landing = &landing;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void handle_adopt(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
+{
+    struct fake_worker *worker = context;
+    const Baton__V1__AdoptRequest *request = (const Baton__V1__AdoptRequest *)message;
+    assert_non_null(worker->steps);
+    assert_int_not_equal(request->router_incarnation, 0);
+    assert_int_equal(request->resume_key.len, 32);
+    memcpy(worker->adopt_key, request->resume_key.data, 32);
+    worker->adopt_count++;
+    if (worker->refuse_adopt != BT_OK) {
+        bt_rpc_call_end(call, worker->refuse_adopt, "told to refuse", NULL);
+        return;
+    }
+    assert_true(worker->held_count < FAKE_MAX);
+    worker->held[worker->held_count++] =
+        (struct fake_held){.request = request->request_id, .epoch = request->epoch};
+    Baton__V1__AdoptResponse response = BATON__V1__ADOPT_RESPONSE__INIT;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
 }
 
@@ -230,6 +254,7 @@ void fake_prefill_fail(struct fake_worker *worker, enum bt_status status)
 
 static const struct bt_rpc_method methods[] = {
     {"baton.v1.Decode/Reserve", &baton__v1__reserve_request__descriptor, handle_reserve},
+    {"baton.v1.Decode/Adopt", &baton__v1__adopt_request__descriptor, handle_adopt},
     {"baton.v1.Decode/Cancel", &baton__v1__cancel_request__descriptor, handle_cancel},
     {"baton.v1.Decode/Steps", &baton__v1__steps_request__descriptor, handle_steps},
     {"baton.v1.Prefill/Run", &baton__v1__prefill_request__descriptor, handle_run},

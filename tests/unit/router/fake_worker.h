@@ -40,6 +40,10 @@ struct fake_worker {
     enum bt_status refuse;        /* Reserve answers this, unless BT_OK */
     enum bt_status refuse_cancel; /* the next Cancel answers this, unless BT_OK */
     bool impostor;                /* landings name another incarnation */
+    uint32_t adopt_count;
+    enum bt_status refuse_adopt; /* Adopt answers this, unless BT_OK */
+    uint8_t adopt_key[32], reserve_key[32];
+    size_t reserve_key_size;
 
     /* prefill */
     struct bt_rpc_call *run; /* the open one */
