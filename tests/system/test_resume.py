@@ -4,6 +4,7 @@ back with the names of their requests and what they have; every answer, put toge
 connections gave, is the one of an undisturbed run: where a rank went on by itself and was taken
 over, where it was lost as well, where it keeps nothing, and where there was nothing yet. Then
 connections that take over from others, and what is refused."""
+import json
 import random
 import sys
 import time
@@ -201,6 +202,32 @@ def check_start(f, port):
     print(f"a restarted router serves after {time.monotonic() - began:.2f} s; codes {codes}")
 
 
+def check_tenants(f, port, described):
+    """Two tenants with the same name and body at once, over the death of a router: two requests."""
+    keys = f.dir / "keys.json"
+    keys.write_text(json.dumps({"tenants": [
+        {"name": name, "keys": [f"sk-{name}-12345678"]} for name in ("a", "b")]}))
+    arguments = ("--heartbeat", "200", "--api-keys", keys)
+
+    def both():
+        return [Stream(*described[0], "one-0", {"Authorization": f"Bearer sk-{name}-12345678"})
+                for name in ("a", "b")]
+
+    f.processes["router"].kill()
+    f.router(*arguments, http_port=port, worker_endpoint=f.registry)
+    references = both()
+    join_all(run_all(references, lambda: f.http))
+    assert references[0].answer() != references[1].answer()
+    assert not any(s.cuts for s in references), [s.cuts for s in references]
+    streams = both()
+    running = run_all(streams, lambda: f.http)
+    cluster.until(lambda: all(s.tokens() >= 8 for s in streams), 60, "both stream")
+    f.processes["router"].kill()
+    f.router(*arguments, http_port=port, worker_endpoint=f.registry)
+    join_all(running)
+    same(streams, references)
+
+
 def main():
     r = random.Random(fleet.seed())
     described = bodies(r)
@@ -220,6 +247,7 @@ def main():
         check_other_connections(f, described, references)
         check_any_position(f, described, references)
         check_refusals(f)
+        check_tenants(f, port, described)
         check_start(f, port)
         f.wait_ready_all()
         f.wait_quiet()
