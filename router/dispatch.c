@@ -452,7 +452,6 @@ static void act_prefill(struct rt_service *service, struct rt_stream *stream,
     rt_trace_context_fill(&stream->stages.trace, &trace);
     request.trace = &trace;
     rt_stages_prefill(&stream->stages, action->attempt, now_ns);
-    request.router_incarnation = service->incarnation;
     stream->run_attempt = action->attempt;
     enum bt_status status = link ? rt_worker_link_run(link, action->attempt, stream->deadline_ns,
                                                       &request, &stream->run)
