@@ -1,6 +1,6 @@
 /*
- * usage: fuzz-X [SEED [COUNT]]    random changes; prints the seed
- *        fuzz-X FILE              one input from a file
+ * usage: fuzz-X [SEED [COUNT [SECONDS]]]    random changes; prints the seed
+ *        fuzz-X FILE                        one input from a file
  *
  * With BATON_FUZZ_KEEP=PATH each input is written there before it runs, to have the last one after
  * a fault.
@@ -15,7 +15,7 @@
 
 #include "common/base/random.h"
 
-#define MAX_INPUT     4096
+#define MAX_INPUT     16384
 #define DEFAULT_COUNT 3000
 #define TIME_LIMIT_S  10
 
@@ -118,9 +118,10 @@ int main(int argc, char **argv)
         return file_run(argv[1]);
     }
     uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 0) : DEFAULT_COUNT;
+    time_t seconds = argc > 3 ? (time_t)strtoull(argv[3], NULL, 0) : TIME_LIMIT_S;
     printf("seed %" PRIu64 "\n", seed);
     fflush(stdout);
-    time_t give_up_s = now_s() + TIME_LIMIT_S;
+    time_t give_up_s = now_s() + seconds;
     uint64_t done = 0;
     while (done < count && now_s() < give_up_s) {
         uint8_t data[MAX_INPUT];
