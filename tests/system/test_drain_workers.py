@@ -6,6 +6,7 @@ import contextlib
 import random
 import signal
 import sys
+import threading
 
 import baton_client
 import cluster
@@ -155,14 +156,17 @@ def check_handed_on(f):
     print("a stream was handed on 4 times", flush=True)
 
 
-def leave_orphans(f, streams):
-    """Has the router killed while streams are decoded; the ranks know. None: they were too fast."""
-    running = run_all(streams, lambda: f.http)
+def leave_orphans(f, streams, gate):
+    """Has the router killed while streams are decoded; the ranks know, and clients wait at the gate.
+    None: they were too fast."""
+    gate.set()
+    running = run_all(streams, lambda: gate.wait() and f.http)
     cluster.until(lambda: all(s.over or s.tokens() >= 5 for s in streams), 60, "all have begun")
     ranks = f.workers("decode")
     with held(ranks):
         decoding = {r.decode_worker for r in f.status().requests if r.state == "decoding"}
         if decoding:
+            gate.clear()
             f.processes["router"].kill()
     if not decoding:
         join_all(running)
@@ -183,11 +187,11 @@ def check_drain_with_orphans(f, port):
 
     def streams_of_all():
         return [Stream(TEXT, body, f"left-{i}") for i, body in enumerate(bodies)]
-    references, running = streams_of_all(), None
+    references, running, gate = streams_of_all(), None, threading.Event()
     join_all(run_all(references, lambda: f.http))
     while not running:
         streams = streams_of_all()
-        running = leave_orphans(f, streams)
+        running = leave_orphans(f, streams, gate)
     ranks = f.workers("decode")
     with contextlib.ExitStack() as stack:
         drains = [(rank, stack.enter_context(Drain(rank))) for rank in ranks]
@@ -196,8 +200,9 @@ def check_drain_with_orphans(f, port):
         names = {rank.name for rank in ranks}
         cluster.until(lambda: names <= {w.worker_id for w in f.status().workers
                                         if w.state == "draining"}, 30, "the router sees them drain")
-        # What was not decoding when the router died, and what its client wants again, is for others.
+        # For what was not decoding when the router died.
         f.add("decode", "decode-new", *GRACE).start().wait_ready()
+        gate.set()
         join_all(running)
         for stream, reference in zip(streams, references):
             assert stream.answer() == reference.answer(), (stream.name, stream.cuts)
