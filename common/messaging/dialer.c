@@ -18,12 +18,24 @@
 #define SPELLINGS           64 /* of one endpoint */
 /* Whoever opened a dial decides when there is another. */
 #define RECONNECT_NEVER_MS (24 * 3600 * 1000)
+/* So many are dialled at a time. More fill the queues of those who accept; and the library looks
+ * through all timers of handshakes to take out one. */
+#define MAX_DIALLING 512
+/* Where a whole cluster connects at once, the kernel drops what it can't queue, and asks again
+ * after 1, 3, 7, … 63 s. The next dial is sooner. */
+#define CONNECT_TIMEOUT_MS 3500
 #define CONNECTION_EVENTS                                                                          \
     (ZMQ_EVENT_CONNECTED | ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |                \
      ZMQ_EVENT_CONNECT_RETRIED | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL |                            \
      ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH)
 
 static const char inproc[] = "inproc://";
+
+/* A message that was read and not told yet. */
+struct kept {
+    struct kept *next;
+    struct bt_wire_message message;
+};
 
 struct bt_dialer {
     const struct bt_security *security; /* NULL: plain */
@@ -38,9 +50,13 @@ struct bt_dialer {
     struct bt_map by_address; /* by hash; a dial whose hash is taken is spelled otherwise */
     uint64_t hash_seed;
     uint64_t last_id;
-    unsigned turn;        /* of spellings, so that one is not used again soon */
-    uint64_t reads;       /* messages, since the start */
-    struct bt_dial ended; /* ring head */
+    unsigned turn;     /* of spellings, so that one is not used again soon */
+    uint64_t reads;    /* messages, since the start */
+    struct kept *kept; /* to be told before what is read next */
+    struct kept **kept_last;
+    struct bt_dial ended;   /* ring heads */
+    struct bt_dial waiting; /* in their order */
+    size_t dialling;
     unsigned depth;
     bool dead;
 };
@@ -62,6 +78,22 @@ static void dialer_leave(struct bt_dialer *dialer)
     }
 }
 
+/* False: none. */
+static bool kept_take(struct bt_dialer *dialer, struct bt_wire_message *ret_message)
+{
+    struct kept *kept = dialer->kept;
+    if (!kept) {
+        return false;
+    }
+    dialer->kept = kept->next;
+    if (!dialer->kept) {
+        dialer->kept_last = &dialer->kept;
+    }
+    *ret_message = kept->message;
+    free(kept);
+    return true;
+}
+
 static void dialer_destroy(struct bt_dialer *dialer)
 {
     if (!dialer) {
@@ -69,6 +101,10 @@ static void dialer_destroy(struct bt_dialer *dialer)
     }
     dialer_enter(dialer);
     dialer->dead = true;
+    struct bt_wire_message message;
+    while (kept_take(dialer, &message)) {
+        bt_wire_message_close(&message);
+    }
     bt_loop_remove(dialer->socket_source);
     bt_loop_remove(dialer->monitor_source);
     bt_loop_remove(dialer->again);
@@ -85,10 +121,12 @@ static enum bt_status socket_setup(void *socket, struct bt_error *error)
 {
     int mandatory = 1; /* a full queue is its connection's own matter, and is told */
     int never_ms = RECONNECT_NEVER_MS;
+    int timeout_ms = CONNECT_TIMEOUT_MS;
     enum bt_status status = bt_wire_socket_setup(socket, error);
     if (status == BT_OK &&
         (zmq_setsockopt(socket, ZMQ_ROUTER_MANDATORY, &mandatory, sizeof mandatory) < 0 ||
-         zmq_setsockopt(socket, ZMQ_RECONNECT_IVL, &never_ms, sizeof never_ms) < 0)) {
+         zmq_setsockopt(socket, ZMQ_RECONNECT_IVL, &never_ms, sizeof never_ms) < 0 ||
+         zmq_setsockopt(socket, ZMQ_CONNECT_TIMEOUT, &timeout_ms, sizeof timeout_ms) < 0)) {
         status = bt_error_set(error, BT_ERR_INTERNAL, "zmq_setsockopt: %s", zmq_strerror(errno));
     }
     return status;
@@ -106,7 +144,9 @@ static enum bt_status dialer_create(struct bt_loop *loop, struct bt_error *error
     }
     dialer->security = bt_loop_security(loop);
     dialer->hash_seed = bt_random_entropy();
-    dialer->ended.previous_ended = dialer->ended.next_ended = &dialer->ended;
+    dialer->ended.previous = dialer->ended.next = &dialer->ended;
+    dialer->waiting.previous = dialer->waiting.next = &dialer->waiting;
+    dialer->kept_last = &dialer->kept;
     bt_map_init(&dialer->by_id);
     bt_map_init(&dialer->by_fd);
     bt_map_init(&dialer->by_address);
@@ -209,12 +249,39 @@ static bool spell(struct bt_dialer *dialer, const char *address, char ret_spelle
 
 /* ------------------------------------------------------------------ opening and closing */
 
+static void ring_add(struct bt_dial *head, struct bt_dial *dial)
+{
+    dial->next = head;
+    dial->previous = head->previous;
+    dial->previous->next = dial;
+    head->previous = dial;
+}
+
+static void ring_remove(struct bt_dial *dial)
+{
+    dial->previous->next = dial->next;
+    dial->next->previous = dial->previous;
+}
+
+/* It is connected, or will not be: another may be dialled. */
+static void dial_settled(struct bt_dial *dial)
+{
+    struct bt_dialer *dialer = dial->dialer;
+    if (dial->dialling) {
+        dial->dialling = false;
+        dialer->dialling--;
+        if (dialer->waiting.next != &dialer->waiting) {
+            bt_loop_timer_set(dialer->again, 0);
+        }
+    }
+}
+
 /* What the socket is told just before it connects holds for this connection alone. */
-static enum bt_status dial_connect(struct bt_dial *dial, const struct bt_key *server,
-                                   struct bt_error *error)
+static enum bt_status dial_connect(struct bt_dial *dial, struct bt_error *error)
 {
     void *socket = dial->dialer->socket;
-    enum bt_status status = bt_curve_client_setup(dial->dialer->security, socket, server, error);
+    enum bt_status status =
+        bt_curve_client_setup(dial->dialer->security, socket, dial->server, error);
     if (status != BT_OK) {
         return status;
     }
@@ -226,6 +293,8 @@ static enum bt_status dial_connect(struct bt_dial *dial, const struct bt_key *se
         return bt_error_set(error, bad ? BT_ERR_INVALID_ARGUMENT : BT_ERR_IO, "%s",
                             zmq_strerror(errno));
     }
+    dial->dialling = true;
+    dial->dialer->dialling++;
     return BT_OK;
 }
 
@@ -269,10 +338,10 @@ static void dial_forget(struct bt_dial *dial)
     if (!dialer) {
         return;
     }
-    if (dial->ended) {
-        dial->previous_ended->next_ended = dial->next_ended;
-        dial->next_ended->previous_ended = dial->previous_ended;
+    if (dial->ended || dial->waiting) {
+        ring_remove(dial);
     }
+    dial_settled(dial);
     if (dial->fd >= 0) {
         bt_map_remove(&dialer->by_fd, (uint64_t)dial->fd);
     }
@@ -294,10 +363,15 @@ enum bt_status bt_dial_open(struct bt_loop *loop, struct bt_dial *dial, const ch
                             struct bt_error *error)
 {
     BT_ASSERT(!dial->dialer);
-    *dial = (struct bt_dial){.fd = -1, .calls = calls, .owner = owner};
+    *dial = (struct bt_dial){.fd = -1, .calls = calls, .owner = owner, .server = server};
     enum bt_status status = dial_place(loop, dial, address, error);
+    if (status == BT_OK && dial->dialer->dialling >= MAX_DIALLING) {
+        dial->waiting = true;
+        ring_add(&dial->dialer->waiting, dial);
+        return BT_OK;
+    }
     if (status == BT_OK) {
-        status = dial_connect(dial, server, error);
+        status = dial_connect(dial, error);
     }
     if (status != BT_OK) {
         bt_error_prefix(error, "connect %s", address);
@@ -306,9 +380,32 @@ enum bt_status bt_dial_open(struct bt_loop *loop, struct bt_dial *dial, const ch
     return status;
 }
 
+/*
+ * The library takes the first part of a message from its connection when it is asked whether there
+ * is any, and asserts later that it finds the rest: so no message may be begun while a connection
+ * is closed. False: no memory to keep the one that is.
+ */
+static bool message_keep(struct bt_dialer *dialer)
+{
+    struct kept *kept = calloc(1, sizeof *kept);
+    if (!kept) {
+        return false;
+    }
+    if (bt_wire_receive(dialer->socket, true, &kept->message) != BT_OK) {
+        free(kept);
+        return true;
+    }
+    *dialer->kept_last = kept;
+    dialer->kept_last = &kept->next;
+    bt_loop_timer_set(dialer->again, 0);
+    return true;
+}
+
 void bt_dial_close(struct bt_dial *dial)
 {
-    if (dial->dialer && !dial->dialer->only && !dial->given_up) {
+    bool known = dial->dialer && !dial->dialer->only && !dial->given_up && !dial->waiting;
+    /* One that stays open for lack of memory is nobody's, until the socket is closed. */
+    if (known && message_keep(dial->dialer)) {
         zmq_disconnect(dial->dialer->socket, dial->address);
     }
     dial_forget(dial);
@@ -347,7 +444,8 @@ static bool messages_read(struct bt_dialer *dialer, int limit)
 {
     for (int i = 0; i < limit && !dialer->dead; i++) {
         struct bt_wire_message message;
-        enum bt_status status = bt_wire_receive(dialer->socket, true, &message);
+        enum bt_status status =
+            kept_take(dialer, &message) ? BT_OK : bt_wire_receive(dialer->socket, true, &message);
         if (status == BT_ERR_PROTOCOL) {
             continue;
         }
@@ -367,28 +465,44 @@ static bool messages_read(struct bt_dialer *dialer, int limit)
 /* Ends are told when all that came before them was. */
 static void ends_tell(struct bt_dialer *dialer, bool drained)
 {
-    while (!dialer->dead && dialer->ended.next_ended != &dialer->ended) {
-        struct bt_dial *dial = dialer->ended.next_ended;
+    while (!dialer->dead && dialer->ended.next != &dialer->ended) {
+        struct bt_dial *dial = dialer->ended.next;
         if (!drained && dialer->reads - dial->ended_at < MESSAGES_BEFORE_END) {
             bt_loop_timer_set(dialer->again, 0);
             return;
         }
         dial->ended = false;
-        dial->previous_ended->next_ended = dial->next_ended;
-        dial->next_ended->previous_ended = dial->previous_ended;
+        ring_remove(dial);
         struct bt_monitor_event event = {.event = ZMQ_EVENT_DISCONNECTED, .value = dial->fd};
         dial->calls->told(dial->owner, &event);
+    }
+}
+
+/* Those that waited. What keeps one from it is found again, and told, when its owner tries anew. */
+static void waiting_dial(struct bt_dialer *dialer)
+{
+    struct bt_monitor_event failed = {.event = ZMQ_EVENT_CONNECT_RETRIED};
+    while (!dialer->dead && dialer->dialling < MAX_DIALLING &&
+           dialer->waiting.next != &dialer->waiting) {
+        struct bt_dial *dial = dialer->waiting.next;
+        ring_remove(dial);
+        dial->waiting = false;
+        if (dial_connect(dial, NULL) != BT_OK) {
+            dial->given_up = true;
+            dial->calls->told(dial->owner, &failed);
+        }
     }
 }
 
 static void read_and_tell(struct bt_dialer *dialer)
 {
     /* Of what is read from here on, nothing is of a connection that ended after it. */
-    bool any_ended = dialer->ended.next_ended != &dialer->ended;
+    bool any_ended = dialer->ended.next != &dialer->ended;
     bool drained = messages_read(dialer, MESSAGES_PER_ROUND);
     if (any_ended) {
         ends_tell(dialer, drained);
     }
+    waiting_dial(dialer);
 }
 
 static void on_readable(void *context)
@@ -419,10 +533,7 @@ static void dial_ended(struct bt_dialer *dialer, struct bt_dial *dial)
     }
     dial->ended = true;
     dial->ended_at = dialer->reads;
-    dial->next_ended = &dialer->ended;
-    dial->previous_ended = dialer->ended.previous_ended;
-    dial->previous_ended->next_ended = dial;
-    dialer->ended.previous_ended = dial;
+    ring_add(&dialer->ended, dial);
 }
 
 static struct bt_dial *find_by_event(const struct bt_dialer *dialer,
@@ -444,12 +555,14 @@ static void event_take(struct bt_dialer *dialer, const struct bt_monitor_event *
     if (!dial) {
         return; /* of a dial that was closed */
     }
+    if (event->event == ZMQ_EVENT_CONNECTED) {
+        dial_connected(dialer, dial, event->value);
+    } else {
+        dial_settled(dial);
+    }
     if (event->event == ZMQ_EVENT_DISCONNECTED) {
         dial_ended(dialer, dial);
         return;
-    }
-    if (event->event == ZMQ_EVENT_CONNECTED) {
-        dial_connected(dialer, dial, event->value);
     }
     /* After a refusal that has a reason the library forgets the endpoint by itself. */
     dial->given_up = event->event == ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL ||

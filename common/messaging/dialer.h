@@ -46,10 +46,13 @@ struct bt_dial {
     uint64_t id;   /* its routing id, never used again */
     char *address; /* as it is spelled */
     int fd;        /* -1: not connected */
+    const struct bt_key *server;
+    bool waiting;  /* for others to be connected first */
+    bool dialling; /* neither connected nor failed yet */
     bool given_up; /* by the library, which knows it no more */
     bool ended;    /* its end is to be told */
     uint64_t ended_at;
-    struct bt_dial *previous_ended, *next_ended;
+    struct bt_dial *previous, *next; /* in the ring of those that wait, or that have ended */
 };
 
 /* Defined by the loop. */
@@ -59,8 +62,8 @@ struct bt_dialers *bt_loop_dialers(struct bt_loop *loop);
 void bt_dialers_join(struct bt_loop *loop);
 void bt_dialers_leave(struct bt_loop *loop);
 
-/* `server` is of use on a secured loop. Errors: INVALID_ARGUMENT (address), UNAVAILABLE (the key is
- * not in the list), IO, NO_MEMORY, INTERNAL. */
+/* `server` is of use on a secured loop, and as long as the dial is open. Errors: INVALID_ARGUMENT
+ * (address), UNAVAILABLE (the key is not in the list), IO, NO_MEMORY, INTERNAL. */
 enum bt_status bt_dial_open(struct bt_loop *loop, struct bt_dial *dial, const char *address,
                             const struct bt_key *server, const struct bt_dials *calls, void *owner,
                             struct bt_error *error);
