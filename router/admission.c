@@ -147,7 +147,7 @@ int64_t rt_admission_predict_ns(const struct rt_admission *admission,
     double miss_ns = admission->misses.ns[servers.local];
     int64_t at_once_ns;
     double tenant_ns = tenant_wait_ns(admission, queue, spec->tenant);
-    if (queue->count == 0 && tenant_ns == 0 &&
+    if (queue->count == queue->aside.count && tenant_ns == 0 &&
         predict_at_once(admission, workers, spec, now_ns, &at_once_ns)) {
         return at_once_ns;
     }

@@ -44,7 +44,8 @@ struct rt_core {
     bool dispatch_due;    /* something changed that may let the queue's head go */
     int64_t head_hold_ns; /* the hold of the head that could not go; BT_NEVER_NS: none */
     struct rt_recent_cancel cancels[CANCEL_SLOTS];
-    uint32_t stray_cancels; /* queued since the queue was empty, for sequences that nobody knows */
+    uint64_t recall_liveness; /* of the workers, when the queue was last recalled */
+    uint32_t stray_cancels;   /* queued since the queue was empty, for sequences that nobody knows */
 };
 
 void rt_core_hear_time(struct rt_core *core, int64_t now_ns);

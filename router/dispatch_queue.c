@@ -49,7 +49,7 @@ static void attempt_start(struct rt_core *core, struct rt_request *request,
 }
 
 /* False: it waits, and so do all behind it: were they let past while pages are short, a large
- * request could wait for ever. */
+ * request could wait for ever. One that waits for a worker to come is set aside. */
 static bool dispatch_one(struct rt_core *core, struct rt_request *request)
 {
     if (core->now_ns >= request->hold_until_ns) {
@@ -74,16 +74,31 @@ static bool dispatch_one(struct rt_core *core, struct rt_request *request)
                         request->spec.prompt_tokens, request->spec.max_tokens);
         return true;
     }
+    if (rt_way_stranded(&core->workers, request)) {
+        rt_request_queue_set_aside(&core->queue, request);
+        return true;
+    }
     if (request->refusal_count > 0) {
         core->head_hold_ns = request->hold_until_ns;
     }
     return false;
 }
 
+/* Those that are aside, if what they wait for may be there. */
+static void recall(struct rt_core *core)
+{
+    if (core->workers.willing_count[RT_ROLE_PREFILL] > 0 ||
+        core->recall_liveness != core->workers.liveness) {
+        core->recall_liveness = core->workers.liveness;
+        rt_request_queue_recall(&core->queue);
+    }
+}
+
 void rt_core_dispatch(struct rt_core *core)
 {
     core->dispatch_due = false;
     core->head_hold_ns = BT_NEVER_NS;
+    recall(core);
     rt_admission_hear(&core->admission, core->queue.count > 0, core->now_ns);
     struct rt_request *request;
     while ((request = rt_request_queue_next(&core->queue, core->now_ns)) != NULL &&

@@ -9,11 +9,9 @@
 
 const char *const rt_local_prefill_names[] = {"auto", "never", "always", NULL};
 const char *const rt_way_names[] = {
-    [RT_WAY_REMOTE_ONLY] = "only",
-    [RT_WAY_REMOTE_BITS] = "bits",
-    [RT_WAY_REMOTE_CHEAPER] = "cheaper",
-    [RT_WAY_LOCAL_CHEAPER] = "cheaper",
-    [RT_WAY_LOCAL_ALONE] = "no_prefill_worker",
+    [RT_WAY_REMOTE_ONLY] = "only",      [RT_WAY_REMOTE_BITS] = "bits",
+    [RT_WAY_REMOTE_SAFER] = "safer",    [RT_WAY_REMOTE_CHEAPER] = "cheaper",
+    [RT_WAY_LOCAL_CHEAPER] = "cheaper", [RT_WAY_LOCAL_ALONE] = "no_prefill_worker",
     [RT_WAY_LOCAL_ONLY] = "only",
 };
 
@@ -22,7 +20,8 @@ const char *const rt_way_names[] = {
 /* Its client has tokens of one rank, and prefill workers of several are there. */
 static bool bound_to_local(const struct rt_worker_table *workers, const struct rt_request *request)
 {
-    return request->bits == RT_BITS_ONE && workers->wide_prefills > 0 && workers->local_ranks > 0;
+    return request->bits == RT_BITS_ONE && workers->wide_prefills > 0 &&
+           request->spec.prompt_tokens <= rt_placement_longest_local(workers);
 }
 
 static bool must_be_local(const struct rt_worker_table *workers, const struct rt_request *request)
@@ -32,10 +31,17 @@ static bool must_be_local(const struct rt_worker_table *workers, const struct rt
            (mode == RT_LOCAL_PREFILL_AUTO && bound_to_local(workers, request));
 }
 
-static bool may_be_local(const struct rt_worker_table *workers, const struct rt_request *request)
+static bool same_bits(const struct rt_worker_table *workers, const struct rt_request *request)
 {
     return workers->options->local_prefill == RT_LOCAL_PREFILL_AUTO &&
            workers->wide_prefills == 0 && request->bits != RT_BITS_WIDE;
+}
+
+/* It may be what workers die or fail of, and a prefill worker is there to try it on. */
+static bool is_suspect(const struct rt_worker_table *workers, const struct rt_request *request)
+{
+    return (request->suspicion.deaths > 0 || request->failures > 0) &&
+           workers->willing_count[RT_ROLE_PREFILL] > 0;
 }
 
 bool rt_way_possible(const struct rt_worker_table *workers, const struct rt_request_spec *spec)
@@ -45,6 +51,16 @@ bool rt_way_possible(const struct rt_worker_table *workers, const struct rt_requ
         mode != RT_LOCAL_PREFILL_ALWAYS && rt_placement_possible(workers, RT_ROLE_PREFILL, spec);
     bool local = mode != RT_LOCAL_PREFILL_NEVER && rt_placement_local_possible(workers, spec);
     return (remote || local) && rt_placement_possible(workers, RT_ROLE_DECODE, spec);
+}
+
+bool rt_way_stranded(const struct rt_worker_table *workers, const struct rt_request *request)
+{
+    if (workers->options->local_prefill != RT_LOCAL_PREFILL_AUTO || workers->local_ranks == 0 ||
+        workers->willing_count[RT_ROLE_PREFILL] > 0) {
+        return false;
+    }
+    bool local = same_bits(workers, request) || bound_to_local(workers, request);
+    return !local || !rt_placement_local_possible(workers, &request->spec);
 }
 
 /* ---- cost */
@@ -111,7 +127,12 @@ void rt_way_choose(const struct rt_way_question *question, struct rt_decode_turn
     }
     struct rt_way_answer remote = {.way = RT_WAY_REMOTE_ONLY};
     remote.prefill = rt_placement_prefill(workers, request, question->now_ns, &remote.predicted_ns);
-    if (may_be_local(workers, request)) {
+    if (!same_bits(workers, request)) {
+        bool bits = workers->wide_prefills > 0 && workers->local_ranks > 0;
+        remote.way = bits ? RT_WAY_REMOTE_BITS : RT_WAY_REMOTE_ONLY;
+    } else if (is_suspect(workers, request)) {
+        remote.way = workers->local_ranks > 0 ? RT_WAY_REMOTE_SAFER : RT_WAY_REMOTE_ONLY;
+    } else {
         struct rt_decode_turns after = *turns;
         struct rt_worker *rank = local_rank(question, &after);
         enum rt_way way;
@@ -121,8 +142,6 @@ void rt_way_choose(const struct rt_way_question *question, struct rt_decode_turn
             return;
         }
         remote.way = rank ? RT_WAY_REMOTE_CHEAPER : RT_WAY_REMOTE_ONLY;
-    } else if (workers->wide_prefills > 0 && workers->local_ranks > 0) {
-        remote.way = RT_WAY_REMOTE_BITS;
     }
     if (remote.prefill) {
         remote.decode = rt_placement_decode(workers, request, question->pages, false, turns);

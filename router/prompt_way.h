@@ -13,6 +13,12 @@
  * between chunks. Local has to be cheaper by RT_WAY_MARGIN. What a prefill worker has cached speaks
  * for remote through the uncached tokens; a decode rank has no cache of its own.
  *
+ * What kills the rank that computes it takes the rank's whole group with all that runs there. So a
+ * request that lost a worker, or failed, goes to a prefill worker while one is there.
+ *
+ * A prompt longer than the ranks' limits waits for a prefill worker where none is there, and does
+ * not keep others waiting that ranks can compute.
+ *
  * A local prompt has the bits of a prefill worker of one rank. While a prefill worker of several
  * ranks is there, AUTO sends nothing new to ranks: a retry could find the other bits. A request
  * whose client has tokens goes on with the bits that these have.
@@ -58,6 +64,10 @@ void rt_way_choose(const struct rt_way_question *question, struct rt_decode_turn
 
 /* Whether the workers that are not lost could ever take it, some way. */
 bool rt_way_possible(const struct rt_worker_table *workers, const struct rt_request_spec *spec);
+
+/* Whether it waits for a prefill worker and none is there, while ranks compute prompts of others:
+ * those need not wait behind it. */
+bool rt_way_stranded(const struct rt_worker_table *workers, const struct rt_request *request);
 
 /* The first token came, `actual_ns` after the request was taken. */
 void rt_way_learn(struct rt_way_misses *misses, const struct rt_request *request,

@@ -77,7 +77,7 @@ struct rt_request {
     uint32_t level, bucket;
     int64_t due_ns;
     int64_t cost_ns; /* of its bucket, as counted in the queue */
-    bool resting, charged, holds_share;
+    bool resting, aside, charged, holds_share;
 
     struct rt_order_node deadline;
 

@@ -111,6 +111,12 @@ static struct rt_tenant *tenant_of(const struct rt_request_queue *queue,
     return queue->tenants[request->spec.tenant];
 }
 
+static void count_work(struct rt_request_queue *queue, const struct rt_request *request, int sign)
+{
+    tenant_of(queue, request)->work_ns += sign * request->cost_ns;
+    queue->levels[request->level].work_ns[request->bucket] += sign * request->cost_ns;
+}
+
 static void count_waiting(struct rt_request_queue *queue, const struct rt_request *request,
                           int sign)
 {
@@ -118,11 +124,12 @@ static void count_waiting(struct rt_request_queue *queue, const struct rt_reques
     bool was_busy = tenant->waiting > 0;
     queue->count += (uint32_t)sign;
     tenant->waiting += (uint32_t)sign;
-    tenant->work_ns += sign * request->cost_ns;
     if (was_busy != (tenant->waiting > 0)) {
         queue->busy_weight += (uint64_t)(int64_t)sign * tenant->limits.weight;
     }
-    queue->levels[request->level].work_ns[request->bucket] += sign * request->cost_ns;
+    if (!request->aside) {
+        count_work(queue, request, sign);
+    }
 }
 
 /* Into the flow of its level. */
@@ -144,6 +151,11 @@ static void step_out(struct rt_request_queue *queue, struct rt_request *request)
     if (request->resting) {
         rt_order_remove(&queue->resting, &request->turn);
         request->resting = false;
+        return;
+    }
+    if (request->aside) {
+        rt_order_remove(&queue->aside, &request->turn);
+        request->aside = false;
         return;
     }
     struct rt_flow *flow = &tenant_of(queue, request)->flows[request->level];
@@ -207,6 +219,24 @@ void rt_request_queue_return(struct rt_request_queue *queue, struct rt_request *
         request->resting = true;
         rt_order_insert(&queue->resting, &request->turn, rest_until_ns, request->serial);
     } else {
+        line_up(queue, request);
+    }
+}
+
+void rt_request_queue_set_aside(struct rt_request_queue *queue, struct rt_request *request)
+{
+    count_work(queue, request, -1);
+    step_out(queue, request);
+    request->aside = true;
+    rt_order_insert(&queue->aside, &request->turn, (int64_t)request->serial, 0);
+}
+
+void rt_request_queue_recall(struct rt_request_queue *queue)
+{
+    struct rt_request *request;
+    while ((request = RT_ORDER_FIRST(&queue->aside, struct rt_request, turn)) != NULL) {
+        step_out(queue, request);
+        count_work(queue, request, 1);
         line_up(queue, request);
     }
 }

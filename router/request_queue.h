@@ -65,7 +65,8 @@ struct rt_request_queue {
     struct rt_tenant **tenants; /* [RT_MAX_TENANTS], NULL where nothing was heard of one */
     struct rt_level levels[RT_PRIORITIES];
     struct rt_order_tree resting; /* by the end of their hold */
-    uint32_t count;               /* with the resting ones */
+    struct rt_order_tree aside;   /* by order of submission */
+    uint32_t count;               /* with those that rest or are aside */
     uint64_t busy_weight;         /* of the tenants that have something waiting */
 };
 
@@ -89,6 +90,10 @@ void rt_request_queue_adopt(struct rt_request_queue *queue, struct rt_request *r
 /* One that was taken comes back; until `rest_until_ns` it gets no turn (0: at once). */
 void rt_request_queue_return(struct rt_request_queue *queue, struct rt_request *request,
                              int64_t rest_until_ns);
+/* One whose turn it is gives it to those behind it, until recalled. It is no work before others. */
+void rt_request_queue_set_aside(struct rt_request_queue *queue, struct rt_request *request);
+/* All that are aside have their old places again. */
+void rt_request_queue_recall(struct rt_request_queue *queue);
 /* Out of the queue: it runs from now on, and its tenant has had `output_tokens` and its prompt. */
 void rt_request_queue_take(struct rt_request_queue *queue, struct rt_request *request,
                            uint32_t output_tokens);

@@ -211,16 +211,141 @@ static void test_without_prefill_workers(void **state)
     rt_worker_ref prefill = worker_add("p", RT_ROLE_PREFILL, 0);
     submit(2, 101, 4);
     next_way(2, false);
-    /* It is lost: the long one waits for another, and what comes after it. */
+    /* It is lost: the long one waits for another, and keeps nobody waiting. */
     rt_core_worker_lost(core, prefill, "test", now);
     rt_core_reserved(core, 2, 1, decode, BT_OK, NULL, 6, now);
     next(RT_ACTION_CANCEL_DECODE, 2);
     next_none();
     submit(3, 50, 4);
-    next_none(); /* it keeps its turn behind the long one */
+    here = grant_local(3, 7);
+    decoded(&here, 0, 4, true);
+    next_tokens(3, 0, 4);
+    next_end(3, RT_FINISH_LENGTH);
+    assert_int_equal(rt_core_queued(core), 1);
     worker_add("q", RT_ROLE_PREFILL, 0);
     next_way(2, false);
-    next(RT_ACTION_RESERVE, 3);
+    assert_int_equal(rt_core_queued(core), 0);
+}
+
+static void submit_as(uint64_t id, uint32_t prompt, uint32_t priority, int64_t deadline_ns)
+{
+    const struct rt_request_spec spec = {.id = id,
+                                         .prompt_tokens = prompt,
+                                         .max_tokens = 4,
+                                         .arrival_ns = now,
+                                         .deadline_ns = deadline_ns,
+                                         .priority = priority};
+    assert_int_equal(rt_core_submit(core, &spec, now, NULL, NULL), BT_OK);
+}
+
+/* While no prefill worker is ready: shorter ones go, and they keep their order, end at their
+ * deadlines and when their clients leave, and go to a rank that has a higher limit. */
+static void test_long_prompts_stand_aside(void **state)
+{
+    (void)state;
+    open_mode(RT_LOCAL_PREFILL_AUTO);
+    rt_worker_ref decode = local_add("d", 100);
+    rt_worker_ref prefill = worker_add("p", RT_ROLE_PREFILL, 0);
+    rt_core_worker_lost(core, prefill, "test", now);
+    const int64_t soon = now + 500 * MS;
+    submit_as(1, 300, 1, BT_NEVER_NS);
+    submit_as(2, 200, 1, BT_NEVER_NS);
+    submit_as(3, 200, 0, soon);
+    submit_as(4, 101, 0, BT_NEVER_NS);
+    submit_as(5, 200, 0, BT_NEVER_NS);
+    submit_as(6, 100, 1, BT_NEVER_NS);
+    struct rt_action here = grant_local(6, 7);
+    assert_int_equal(rt_core_queued(core), 5);
+    assert_int_equal(rt_core_next_deadline_ns(core), soon);
+    /* Nothing to be recalled for: they stay, and those that come later go. */
+    struct rt_load load = {.pages_total = 1000, .pages_free = 999, .running = 1};
+    rt_core_worker_load(core, decode, &load);
+    next_none();
+    submit_as(7, 50, 1, BT_NEVER_NS);
+    grant_local(7, 8);
+    rt_core_finish(core, 5, RT_FINISH_CANCELLED, now);
+    next_end(5, RT_FINISH_CANCELLED);
+    now = soon;
+    rt_core_tick(core, now);
+    next_end(3, RT_FINISH_DEADLINE);
+    /* A rank that computes one of them. */
+    rt_worker_ref longer = local_add("e", 150);
+    assert_int_equal(next_way(4, true).decode, longer);
+    next_none();
+    worker_add("q", RT_ROLE_PREFILL, 0);
+    next_way(1, false);
+    next_way(2, false);
+    assert_int_equal(rt_core_queued(core), 0);
+    decoded(&here, 0, 4, true);
+    next_tokens(6, 0, 4);
+    next_end(6, RT_FINISH_LENGTH);
+}
+
+/* They are no work before others: the prediction for one that can go is of what can go. */
+static void test_those_aside_are_no_work_ahead(void **state)
+{
+    (void)state;
+    open_mode(RT_LOCAL_PREFILL_AUTO);
+    local_add("d", 100);
+    rt_worker_ref prefill = worker_add("p", RT_ROLE_PREFILL, 0);
+    rt_core_worker_lost(core, prefill, "test", now);
+    const struct rt_request_spec spec = {.id = 99, .prompt_tokens = 50, .max_tokens = 4};
+    int64_t before = rt_core_predict_ttft_ns(core, &spec, now);
+    assert_true(before > 0);
+    for (uint64_t i = 1; i <= 5; i++) {
+        submit(i, 900, 4);
+    }
+    next_none();
+    assert_int_equal(rt_core_queued(core), 5);
+    assert_int_equal(rt_core_predict_ttft_ns(core, &spec, now), before);
+    /* They come back as work, and all of it is gone when they are. */
+    worker_add("q", RT_ROLE_PREFILL, 0);
+    next_way(1, false);
+    next_way(2, false);
+    next_none(); /* its depth is reached */
+    assert_true(rt_core_predict_ttft_ns(core, &spec, now) >= before + 1800 * MS);
+    for (uint64_t i = 3; i <= 5; i++) {
+        rt_core_finish(core, i, RT_FINISH_CANCELLED, now);
+        next_end(i, RT_FINISH_CANCELLED);
+    }
+    assert_int_equal(rt_core_queued(core), 0);
+}
+
+/* What may have killed a worker is tried on a prefill worker, which takes no sequences with it. */
+static void test_what_lost_a_worker_is_not_for_ranks(void **state)
+{
+    (void)state;
+    open_mode(RT_LOCAL_PREFILL_AUTO);
+    local_add("d", LONGEST);
+    local_add("e", LONGEST);
+    worker_add("p", RT_ROLE_PREFILL, 0);
+    worker_add("plain", RT_ROLE_DECODE, 1000);
+    teach_handoffs();
+    submit(1, 8, 4);
+    submit(2, 8, 4);
+    struct rt_action first = next_way(1, true), second = next_way(2, true);
+    assert_int_not_equal(first.decode, second.decode);
+    rt_core_reserved(core, 1, 1, first.decode, BT_OK, NULL, 5, now);
+    rt_core_reserved(core, 2, 1, second.decode, BT_OK, NULL, 6, now);
+    rt_core_worker_lost(core, first.decode, "test", now);
+    next(RT_ACTION_CANCEL_DECODE, 1);
+    struct rt_action again = next_way(1, false);
+    assert_int_equal(chosen(RT_WAY_REMOTE_SAFER), 1);
+    /* So is one that failed; others are not concerned. */
+    decode_failed(&(struct rt_action){.request = 2, .decode = second.decode, .epoch = 6},
+                  BT_ERR_CORRUPT);
+    next_way(2, false);
+    assert_int_equal(chosen(RT_WAY_REMOTE_SAFER), 2);
+    submit(3, 8, 4);
+    next_way(3, true);
+    /* Where no prefill worker is there, a rank has to do. */
+    rt_core_reserved(core, 1, 2, again.decode, BT_OK, NULL, 9, now);
+    struct rt_action run = next(RT_ACTION_PREFILL, 1);
+    rt_core_worker_lost(core, run.prefill, "test", now);
+    next(RT_ACTION_CANCEL_PREFILL, 1);
+    next(RT_ACTION_CANCEL_DECODE, 1);
+    next_way(1, true);
+    assert_int_equal(chosen(RT_WAY_LOCAL_ALONE), 1);
 }
 
 static void test_never_and_nobody(void **state)
@@ -362,6 +487,9 @@ int main(void)
         cmocka_unit_test_teardown(test_cached_prompts_go_where_they_are, core_close),
         cmocka_unit_test_teardown(test_overloaded_prefill_workers_are_helped, core_close),
         cmocka_unit_test_teardown(test_without_prefill_workers, core_close),
+        cmocka_unit_test_teardown(test_long_prompts_stand_aside, core_close),
+        cmocka_unit_test_teardown(test_those_aside_are_no_work_ahead, core_close),
+        cmocka_unit_test_teardown(test_what_lost_a_worker_is_not_for_ranks, core_close),
         cmocka_unit_test_teardown(test_never_and_nobody, core_close),
         cmocka_unit_test_teardown(test_groups_are_not_mixed_with_it, core_close),
         cmocka_unit_test_teardown(test_tokens_of_a_group_wait_for_a_group, core_close),
