@@ -57,10 +57,11 @@ static void print_world(const struct sim_setting *set, const struct sim_figures 
     printf("\n");
     if (set->faults) {
         printf("    breakers opened %llu, kept out %llu, refusals %llu, poisoned %llu of %llu that "
-               "killed, %llu workers at most\n",
+               "killed, %llu workers at most, %llu decode groups in all\n",
                (unsigned long long)f->breakers, (unsigned long long)f->kept_out,
                (unsigned long long)f->refusals, (unsigned long long)f->poisoned,
-               (unsigned long long)f->deadly, (unsigned long long)f->most_kills);
+               (unsigned long long)f->deadly, (unsigned long long)f->most_kills,
+               (unsigned long long)f->groups_killed);
     }
     fflush(stdout);
 }

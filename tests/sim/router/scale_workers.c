@@ -76,6 +76,7 @@ static void die(struct sim_worker *worker);
 static void killed_by(struct sim_worker *worker, uint32_t request)
 {
     sim.requests[request].kills++;
+    sim.groups_killed += worker->role == RT_ROLE_DECODE;
     die(worker);
 }
 

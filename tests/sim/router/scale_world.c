@@ -189,6 +189,7 @@ static void collect(struct sim_figures *figures)
                                     .poisoned = counts.poisoned,
                                     .kept_out = counts.kept_out,
                                     .breakers = counts.breakers_opened,
+                                    .groups_killed = sim.groups_killed,
                                     .events = sim.event_count,
                                     .digest = sim.digest,
                                     .simulated_s = (double)sim.now_ns / SIM_S};

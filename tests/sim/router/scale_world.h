@@ -114,6 +114,7 @@ struct sim_figures {
     double local; /* share of decisions */
     uint64_t preemptions, sheds, errors, retries, refusals, poisoned, kept_out, breakers;
     uint64_t deadly, most_kills;
+    uint64_t groups_killed; /* decode groups, by requests */
     uint64_t events, digest;
     double simulated_s;
 };
@@ -132,7 +133,7 @@ struct sim_world {
     uint32_t *by_ref; /* ref -> worker */
     size_t ref_capacity;
     struct sim_request *requests; /* [request_count + 1], by id */
-    uint32_t submitted, ended, shed, errors, poisoned;
+    uint32_t submitted, ended, shed, errors, poisoned, groups_killed;
     uint32_t known; /* submitted to the core, not ended */
     uint32_t tenant_running[4];
     int64_t arrivals_end_ns, faults_end_ns;
