@@ -141,8 +141,8 @@ extern const char *const rt_local_prefill_names[]; /* by value, as in a flag; en
 
 /* Which way an attempt went, and why. */
 enum rt_way {
-    RT_WAY_REMOTE_ONLY, /* no rank offered, or the mode is NEVER */
-    RT_WAY_REMOTE_BITS, /* a prefill worker of several ranks is there: other bits */
+    RT_WAY_REMOTE_ONLY,  /* no rank offered, or the mode is NEVER */
+    RT_WAY_REMOTE_BITS,  /* a prefill worker of several ranks is there: other bits */
     RT_WAY_REMOTE_SAFER, /* it lost a worker or failed before */
     RT_WAY_REMOTE_CHEAPER,
     RT_WAY_LOCAL_CHEAPER,

@@ -45,7 +45,7 @@ struct rt_core {
     int64_t head_hold_ns; /* the hold of the head that could not go; BT_NEVER_NS: none */
     struct rt_recent_cancel cancels[CANCEL_SLOTS];
     uint64_t recall_liveness; /* of the workers, when the queue was last recalled */
-    uint32_t stray_cancels;   /* queued since the queue was empty, for sequences that nobody knows */
+    uint32_t stray_cancels; /* queued since the queue was empty, for sequences that nobody knows */
 };
 
 void rt_core_hear_time(struct rt_core *core, int64_t now_ns);
