@@ -448,6 +448,41 @@ static void test_run_twice_and_too_many(void **state)
     assert_int_equal(cluster_cancel(cluster, 92, 0), BT_OK);
 }
 
+/* Two routers may run one request at once, each with a landing of its own. */
+static void test_one_request_of_two_routers(void **state)
+{
+    struct cluster *cluster = *state, other = {.loop = cluster->loop};
+    struct dc_worker_options decode = cluster_decode_options();
+    static struct attempt attempts[2]; /* the cluster has them */
+    struct bt_error error;
+    decode.worker_id = "decode-other";
+    assert_int_equal(
+        dc_worker_create(cluster->loop, cluster->model, &decode, &error, &other.decode), BT_OK);
+    assert_int_equal(bt_rpc_client_create(cluster->loop, dc_worker_endpoint(other.decode), &error,
+                                          &other.to_decode),
+                     BT_OK);
+    cluster_subscribe(&other);
+    for (int i = 0; i < 2; i++) {
+        struct cluster *rank = i == 0 ? cluster : &other;
+        attempt_init(&attempts[i], 97, prompt, 100, 20);
+        assert_int_equal(cluster_reserve(rank, &attempts[i]), BT_OK);
+    }
+    assert_true(attempts[0].epoch != attempts[1].epoch);
+    cluster_run(cluster, &attempts[0]);
+    cluster_run(cluster, &attempts[1]);
+    cluster_until(cluster, attempts[0].finish != 0 && attempts[1].finish != 0);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(attempts[i].finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+        assert_int_equal(attempts[i].token_count, 20);
+    }
+    assert_memory_equal(attempts[0].tokens, attempts[1].tokens, 20 * sizeof(uint32_t));
+    dc_worker_stop(other.decode);
+    cluster_until(cluster, dc_worker_quiet(other.decode));
+    bt_rpc_client_destroy(other.to_decode);
+    dc_worker_destroy(other.decode);
+    attempt_finish(&attempts[1]);
+}
+
 int main(void)
 {
     bt_log_init("test", BT_LOG_ERROR);
@@ -462,6 +497,7 @@ int main(void)
         TEST(test_steps),
         TEST(test_run),
         TEST(test_run_twice_and_too_many),
+        TEST(test_one_request_of_two_routers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
