@@ -265,26 +265,10 @@ static enum bt_status submit_one(struct rt_openai_answer *answer,
     return status == BT_OK ? BT_OK : rt_openai_refused(answer->service, status, reason.text, error);
 }
 
-static enum bt_status check_one(struct rt_openai_answer *answer,
-                                const struct rt_generation *description,
-                                struct generation *generation, struct rt_openai_error *error)
-{
-    (void)generation;
-    struct bt_error reason = {0};
-    enum bt_status status = rt_service_check_id(answer->service, description, &reason);
-    return status == BT_OK ? BT_OK
-                           : rt_openai_error_from(error, status, "X-Request-Id", reason.text);
-}
-
-typedef enum bt_status describe_fn(struct rt_openai_answer *answer,
-                                   const struct rt_generation *description,
-                                   struct generation *generation, struct rt_openai_error *error);
-
 /* For each of the n choices of one prompt; a given seed is that of the first, and one more for each
  * of the others. */
-static enum bt_status describe_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
-                                      struct generation *generations, describe_fn *fn,
-                                      struct rt_openai_error *error)
+static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
+                                    struct generation *generations, struct rt_openai_error *error)
 {
     const struct rt_openai_request *request = &answer->request;
     struct rt_generation description = {
@@ -309,18 +293,8 @@ static enum bt_status describe_prompt(struct rt_openai_answer *answer, const str
         description.index = generations[i].choice.index;
         description.resume_tokens = generations[i].resume;
         generations[i].counts_prompt = i == 0;
-        status = fn(answer, &description, &generations[i], error);
+        status = submit_one(answer, &description, &generations[i], error);
     }
-    return status;
-}
-
-static enum bt_status describe(struct rt_openai_answer *answer, describe_fn *fn,
-                               struct rt_openai_error *error)
-{
-    enum bt_status status = BT_OK;
-    for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++)
-        status = describe_prompt(answer, &answer->prompts[i],
-                                 &answer->generations[i * answer->request.n], fn, error);
     return status;
 }
 
@@ -337,12 +311,12 @@ static void free_input(struct rt_openai_answer *answer)
 /* All ids are there and checked. */
 static enum bt_status submit(struct rt_openai_answer *answer, struct rt_openai_error *error)
 {
-    for (size_t i = 0; i < answer->prompt_count; i++)
+    enum bt_status status = BT_OK;
+    for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++) {
         answer->usage.prompt_tokens += answer->prompts[i].ids.count;
-    /* One that is refused must not have taken over half of another. */
-    enum bt_status status = describe(answer, check_one, error);
-    if (status == BT_OK)
-        status = describe(answer, submit_one, error);
+        status = submit_prompt(answer, &answer->prompts[i],
+                               &answer->generations[i * answer->request.n], error);
+    }
     free_input(answer);
     if (status != BT_OK)
         return status;
@@ -499,7 +473,8 @@ static enum bt_status read_resume(struct rt_openai_answer *answer, struct rt_ope
     const char *text = answer->request.resume;
     size_t count = answer->generation_count;
     enum bt_status status = BT_OK;
-    if (answer->form.stream) {
+    /* Who does not name requests does not come back; and many read lines of "data:" only. */
+    if (answer->form.stream && answer->request.named) {
         answer->form.progress = answer->progress;
         answer->form.progress_count = count;
     }

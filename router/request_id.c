@@ -64,18 +64,22 @@ static uint64_t number_at(const struct rt_digest *digest, size_t offset)
     return number;
 }
 
-bool rt_request_identify(const char *tenant, const char *name, uint32_t index,
-                         struct rt_identity *ret_identity)
+bool rt_request_seed(const char *tenant, const char *name, uint32_t index, uint64_t *ret_seed)
 {
-    struct rt_digest_work *work = begin("baton request", tenant, name, index);
+    struct rt_digest_work *work = begin("baton seed", tenant, name, index);
     if (!work) {
         return false;
     }
     struct rt_digest digest;
     rt_digest_end(work, &digest);
-    uint64_t id = number_at(&digest, 0);
-    *ret_identity = (struct rt_identity){.id = id ? id : 1, .seed = number_at(&digest, 8)};
+    *ret_seed = number_at(&digest, 0);
     return true;
+}
+
+uint64_t rt_request_number(const struct rt_digest *key)
+{
+    uint64_t number = number_at(key, 0);
+    return number ? number : 1;
 }
 
 bool rt_request_key(const char *tenant, const struct rt_generation *generation,

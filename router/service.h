@@ -132,10 +132,6 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
                                  const struct rt_sink *sink, struct bt_error *error,
                                  uint64_t *ret_request);
 
-/* ALREADY_EXISTS, if that is what rt_service_submit would say. */
-enum bt_status rt_service_check_id(struct rt_service *service,
-                                   const struct rt_generation *generation, struct bt_error *error);
-
 /* The client went away: on_end does NOT run any more, the sink is forgotten. */
 void rt_service_abandon(struct rt_service *service, uint64_t request);
 

@@ -55,13 +55,12 @@ static enum bt_status identify(struct rt_stream *stream, const struct rt_generat
     struct rt_generation named = *generation;
     named.request_id = stream->name;
     const char *tenant = rt_generation_tenant(generation);
-    struct rt_identity identity;
-    bool done = rt_request_identify(tenant, stream->name, generation->index, &identity);
-    if (done) {
-        stream->id = identity.id;
-        stream->sampling.seed = generation->has_seed ? generation->sampling.seed : identity.seed;
-        done = rt_request_key(tenant, &named, &stream->sampling, &stream->key);
-    }
+    uint64_t seed = generation->sampling.seed;
+    bool done =
+        generation->has_seed || rt_request_seed(tenant, stream->name, generation->index, &seed);
+    stream->sampling.seed = seed;
+    done = done && rt_request_key(tenant, &named, &stream->sampling, &stream->key);
+    stream->id = rt_request_number(&stream->key);
     return done ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a request");
 }
 
@@ -134,10 +133,7 @@ static bool adopt_from(struct rt_service *service, struct rt_stream *stream,
     return true;
 }
 
-/*
- * From the first rank that runs it. What others run under its id is of no use to anybody: it is of
- * the same tenant, who has sent something else under the same name since, or it is there twice.
- */
+/* From the first rank that runs it. What others run under its id is of no use to anybody. */
 static bool adopt(struct rt_service *service, struct rt_stream *stream,
                   const struct rt_request_spec *spec)
 {
@@ -248,8 +244,8 @@ void rt_service_follow(struct rt_service *service, struct rt_stream *stream)
 
 static enum bt_status in_use(const struct rt_stream *stream, struct bt_error *error)
 {
-    return bt_error_set(error, BT_ERR_ALREADY_EXISTS,
-                        "X-Request-Id: %.64s names another request that still runs", stream->name);
+    return bt_error_set(error, BT_ERR_ALREADY_EXISTS, "%.64s: another request has its number",
+                        stream->name);
 }
 
 /* The one whose front is still to be told of its end, if any is. */
@@ -318,28 +314,6 @@ static enum bt_status take_over(struct rt_service *service, struct rt_stream *st
         rt_sink_lost(&old);
     }
     return BT_OK;
-}
-
-enum bt_status rt_service_check_id(struct rt_service *service,
-                                   const struct rt_generation *generation, struct bt_error *error)
-{
-    struct rt_identity identity;
-    if (!generation->request_id ||
-        !rt_request_identify(rt_generation_tenant(generation), generation->request_id,
-                             generation->index, &identity)) {
-        return BT_OK;
-    }
-    struct rt_stream *stream = bt_map_get(&service->streams, identity.id);
-    struct rt_stream *before = stream ? owner(stream) : NULL;
-    struct rt_stream *fresh = NULL;
-    const struct rt_sink nobody = {0};
-    if (!before || make_stream(service, generation, &nobody, error, &fresh) != BT_OK) {
-        return BT_OK; /* the submission says what is wrong */
-    }
-    bool same = rt_digest_equal(&before->key, &fresh->key);
-    enum bt_status status = same ? BT_OK : in_use(fresh, error);
-    rt_stream_destroy(fresh);
-    return status;
 }
 
 /* ---- what fronts call */

@@ -48,7 +48,7 @@ def stream(base, path, body, timeout=120):
         done = False
         for line in answer:
             line = line.decode().rstrip("\r\n")
-            if not line or line.startswith("id: "):
+            if not line:
                 continue
             assert line.startswith("data: "), line
             assert not done, "an event after [DONE]"

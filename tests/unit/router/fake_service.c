@@ -75,7 +75,6 @@ void fake_reset(struct rt_service *service)
     service->refusal = (struct rt_refusal){0};
     service->admitted = 0;
     service->refuse_after = 0;
-    service->id_in_use = false;
     service->fail_at = -1;
     service->fail_finish = RT_FINISH_ERROR;
     service->fail_status = BT_ERR_PEER_LOST;
@@ -217,15 +216,6 @@ enum bt_status rt_service_submit(struct rt_service *service, const struct rt_gen
         bt_loop_timer_set(service->timer, bt_clock_now_ns());
     *ret_request = request->id;
     return BT_OK;
-}
-
-enum bt_status rt_service_check_id(struct rt_service *service,
-                                   const struct rt_generation *generation, struct bt_error *error)
-{
-    (void)generation;
-    return service->id_in_use
-               ? bt_error_set(error, BT_ERR_ALREADY_EXISTS, "the fake has one of this id")
-               : BT_OK;
 }
 
 void rt_service_abandon(struct rt_service *service, uint64_t id)

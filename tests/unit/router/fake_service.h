@@ -48,7 +48,6 @@ struct rt_service {
     int64_t timeout_ns;    /* of requests */
     uint32_t context;      /* max_model_len */
     uint32_t burst;        /* tokens of one pump, 1 */
-    bool id_in_use;        /* rt_service_check_id says so */
     enum bt_status refuse; /* BT_OK: takes everything */
     struct rt_access *access;  /* NULL: asks for no keys */
     struct rt_refusal refusal; /* of what is refused */
