@@ -194,7 +194,7 @@ static enum bt_status read_model(const char *dir, const char *path, json_t *root
         return reader.status;
     if (file.model.sparse_tokens && file.runs) {
         file.runs = false;
-        snprintf(file.refusal, sizeof(file.refusal), "%s: index_topk: sparse attention", path);
+        snprintf(file.refusal, sizeof(file.refusal), "%.400s: index_topk: sparse attention", path);
     }
     fill(&config, &file.model);
     *ret_file = file;
