@@ -117,6 +117,20 @@ static enum bt_status step_status(const Baton__V1__SequenceStep *sequence,
     }
 }
 
+/* Others are no tokens of the model, and no rank would replay them. */
+static bool in_vocabulary(const struct rt_service *service, const struct rt_token *tokens,
+                          size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (tokens[i].token >= service->checkpoint.vocab_size) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static const char strange_token[] = "token: it gave one that is not in the vocabulary";
+
 static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceStep *sequence,
                         int64_t now_ns)
 {
@@ -129,6 +143,12 @@ static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceSt
         /* Without these tokens the next ones leave a gap, which the core deals with. */
         bt_log_error(sequence->request_id, "no memory for tokens");
         count = 0;
+    }
+    if (!in_vocabulary(service, link->tokens, count)) {
+        rt_worker_link_cancel(link, sequence->request_id, sequence->epoch);
+        rt_core_decoded(service->core, link->ref, sequence->request_id, sequence->epoch, NULL, 0,
+                        true, RT_FINISH_ERROR, BT_ERR_PROTOCOL, strange_token, now_ns);
+        return;
     }
     if (sequence->start) {
         struct rt_stream *stream = stream_get(service, sequence->request_id);
@@ -281,6 +301,14 @@ static uint32_t cached_tokens(const struct rt_stream *stream, uint32_t said)
     return said < stream->prompt_tokens ? said : 0;
 }
 
+static void cancel_run(struct rt_stream *stream, uint32_t attempt)
+{
+    if (stream && stream->run && stream->run_attempt == attempt) {
+        rt_run_cancel(stream->run);
+        stream->run = NULL;
+    }
+}
+
 static void on_first_token(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                            const Baton__V1__PrefillEvent *event)
 {
@@ -292,7 +320,13 @@ static void on_first_token(struct rt_worker_link *link, uint64_t request, uint32
     struct rt_token token = {.index = event->first_token->index,
                              .token = event->first_token->token,
                              .payload = event->first_token};
-    rt_core_first_token(service->core, request, attempt, &token, bt_clock_now_ns());
+    if (in_vocabulary(service, &token, 1)) {
+        rt_core_first_token(service->core, request, attempt, &token, bt_clock_now_ns());
+    } else {
+        cancel_run(stream, attempt);
+        rt_core_prefill_ended(service->core, request, attempt, BT_ERR_PROTOCOL, strange_token,
+                              bt_clock_now_ns());
+    }
     rt_service_pump(service); /* the token points into the message */
 }
 
@@ -462,14 +496,6 @@ static void act_prefill(struct rt_service *service, struct rt_stream *stream,
     }
 }
 
-static void act_cancel_prefill(struct rt_stream *stream, const struct rt_action *action)
-{
-    if (stream->run && stream->run_attempt == action->attempt) {
-        rt_run_cancel(stream->run);
-        stream->run = NULL;
-    }
-}
-
 static void act_cancel_decode(struct rt_service *service, const struct rt_action *action)
 {
     struct rt_worker_link *link = rt_service_link(service, action->decode);
@@ -548,7 +574,7 @@ static void act(struct rt_service *service, const struct rt_action *action)
         act_prefill(service, stream, action);
         break;
     case RT_ACTION_CANCEL_PREFILL:
-        act_cancel_prefill(stream, action);
+        cancel_run(stream, action->attempt);
         break;
     case RT_ACTION_TOKENS:
         act_tokens(service, stream, action);

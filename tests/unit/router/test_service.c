@@ -326,6 +326,39 @@ static void test_steps_with_nonsense_leave_other_requests_alone(void **state)
     assert_int_equal(d0.cancels[0].request_id, 12345);
 }
 
+/* Of the prefill worker, then of the decode rank: none reaches the client, and it goes on. */
+static void test_tokens_outside_the_vocabulary(void **state)
+{
+    (void)state;
+    static const uint32_t strange[64] = {UINT32_MAX, 2048};
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    fake_script = strange;
+    fake_prefill_first_token(&p0);
+    RUN_UNTIL(p0.run_count == 2 && p0.run);
+    assert_int_equal(p0.run_cancels, 1);
+    assert_int_equal(seen.token_count, 0);
+    fake_script = script.ids;
+    fake_prefill_first_token(&p0);
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, 2, 0);
+    RUN_UNTIL(seen.token_count == 2);
+    fake_script = strange;
+    uint32_t cancels = d0.cancel_count;
+    fake_decode_step(&d0, 1, 1, 0);
+    RUN_UNTIL(p0.run_count == 3 && p0.run && d0.cancel_count > cancels);
+    assert_int_equal(seen.token_count, 2);
+    fake_script = script.ids;
+    fake_prefill_done(&p0);
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+}
+
 /* ---- limits */
 
 static void expect_invalid(const struct rt_generation *g, const char *part)
@@ -747,6 +780,7 @@ int main(void)
         TEST(test_repeated_cancel_spares_the_next_reservation),
         TEST(test_preempted_reserves_in_full),
         TEST(test_steps_with_nonsense_leave_other_requests_alone),
+        TEST(test_tokens_outside_the_vocabulary),
         TEST(test_limits_of_a_generation),
         TEST(test_limits_of_sampling),
         TEST(test_penalty_sends_the_prompt_to_the_rank),
