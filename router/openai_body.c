@@ -6,19 +6,13 @@
 static size_t depth_exceeded_at(const char *text, size_t size, uint32_t max_depth)
 {
     uint32_t depth = 0;
-    bool quoted = false;
-    for (size_t at = 0; at < size; at++) {
-        char c = text[at];
-        if (quoted) {
-            if (c == '\\')
-                at++;
-            else if (c == '"')
-                quoted = false;
-        } else if (c == '"') {
-            quoted = true;
+    for (size_t at = 0; at < size;) {
+        char c = text[at++];
+        if (c == '"') {
+            at = rt_openai_cut_skip_string(text, at, size);
         } else if (c == '[' || c == '{') {
             if (++depth > max_depth)
-                return at;
+                return at - 1;
         } else if ((c == ']' || c == '}') && depth > 0) {
             depth--;
         }
@@ -26,23 +20,50 @@ static size_t depth_exceeded_at(const char *text, size_t size, uint32_t max_dept
     return size;
 }
 
-enum bt_status rt_openai_body_parse(const char *text, size_t size, uint32_t max_depth,
-                                    struct rt_openai_error *error, json_t **ret_root)
+/* NULL also where the text is not valid, or too deep. */
+static json_t *parse_cut(const struct rt_openai_cut *cut, uint32_t max_depth)
 {
-    if (size == 0)
-        return rt_openai_error_set(error, BT_ERR_INVALID_ARGUMENT, NULL, "invalid_json",
-                                   "the body is empty, expected a JSON object");
+    if (depth_exceeded_at(cut->text, cut->size, max_depth) < cut->size)
+        return NULL;
+    json_t *root = json_loadb(cut->text, cut->size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, NULL);
+    if (root == NULL || rt_openai_cut_restore(cut, root))
+        return root;
+    json_decref(root);
+    return NULL;
+}
+
+/* Says what is wrong and where, so it needs the whole text. */
+static enum bt_status parse_whole(const char *text, size_t size, uint32_t max_depth,
+                                  struct rt_openai_error *error, json_t **ret_root)
+{
     size_t deep = depth_exceeded_at(text, size, max_depth);
     if (deep < size)
         return rt_openai_error_set(error, BT_ERR_INVALID_ARGUMENT, NULL, "invalid_json",
                                    "the body's JSON nests deeper than %u levels at byte %zu",
                                    max_depth, deep);
     json_error_t json_error;
-    json_t *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &json_error);
-    if (root == NULL)
+    *ret_root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &json_error);
+    if (*ret_root == NULL)
         return rt_openai_error_set(error, BT_ERR_INVALID_ARGUMENT, NULL, "invalid_json",
                                    "the body is not valid JSON: %s, line %d column %d",
                                    json_error.text, json_error.line, json_error.column);
+    return BT_OK;
+}
+
+enum bt_status rt_openai_body_parse(const char *text, size_t size, uint32_t max_depth,
+                                    struct rt_openai_error *error, struct rt_openai_cut *cut,
+                                    json_t **ret_root)
+{
+    if (size == 0)
+        return rt_openai_error_set(error, BT_ERR_INVALID_ARGUMENT, NULL, "invalid_json",
+                                   "the body is empty, expected a JSON object");
+    json_t *root = rt_openai_cut(text, size, cut) ? parse_cut(cut, max_depth) : NULL;
+    if (root == NULL) {
+        rt_openai_cut_finish(cut);
+        enum bt_status status = parse_whole(text, size, max_depth, error, &root);
+        if (status != BT_OK)
+            return status;
+    }
     if (!json_is_object(root)) {
         rt_openai_error_set(error, BT_ERR_INVALID_ARGUMENT, NULL, "invalid_json",
                             "the body must be a JSON object, not %s", rt_openai_body_type(root));

@@ -9,12 +9,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "router/openai_cut.h"
 #include "router/openai_error.h"
 
 /* Whole text must be one JSON object: no duplicate keys, no NUL in strings, UTF-8, bounded depth.
- * The message says line and column. */
+ * The message says line and column. Long arrays of ids are left in `cut`, which is
+ * the caller's to finish whatever comes of it: see rt_openai_cut_ids. */
 enum bt_status rt_openai_body_parse(const char *text, size_t size, uint32_t max_depth,
-                                    struct rt_openai_error *error, json_t **ret_root);
+                                    struct rt_openai_error *error, struct rt_openai_cut *cut,
+                                    json_t **ret_root);
 
 /* "a string", "an integer", …: for messages. */
 const char *rt_openai_body_type(const json_t *value);

@@ -172,14 +172,20 @@ enum bt_status rt_openai_messages_parse(const json_t *messages, struct rt_openai
 /* ------------------------------------------------------------------ prompts */
 
 /* `param` is "prompt" or "prompt[3]". */
-static enum bt_status parse_ids(const json_t *array, const char *param,
-                                struct rt_openai_error *error, struct rt_openai_prompt *prompt)
+static enum bt_status parse_ids(const struct rt_openai_request *request, const json_t *array,
+                                const char *param, struct rt_openai_error *error,
+                                struct rt_openai_prompt *prompt)
 {
     size_t count = json_array_size(array);
+    const uint32_t *cut = rt_openai_cut_ids(request->cut, array, &count);
     prompt->ids = malloc((count > 0 ? count : 1) * sizeof *prompt->ids);
     if (prompt->ids == NULL)
         return no_memory(error);
     prompt->count = count;
+    if (cut != NULL) {
+        memcpy(prompt->ids, cut, count * sizeof *cut);
+        return BT_OK;
+    }
     for (size_t i = 0; i < count; i++) {
         const json_t *value = json_array_get(array, i);
         char element[RT_OPENAI_PARAM_SIZE];
@@ -221,7 +227,7 @@ static enum bt_status parse_prompt_list(const json_t *array, const char *name,
                                          rt_openai_body_type(value));
         struct rt_openai_prompt *prompt = &request->prompts[i];
         enum bt_status status = texts ? set_text(value, false, element, error, prompt)
-                                      : parse_ids(value, element, error, prompt);
+                                      : parse_ids(request, value, element, error, prompt);
         if (status != BT_OK)
             return status;
     }
@@ -252,6 +258,6 @@ enum bt_status rt_openai_prompts_parse(const json_t *prompt, const char *name,
     if (list)
         return parse_prompt_list(prompt, name, error, request);
     if (json_is_array(prompt))
-        return parse_ids(prompt, name, error, &request->prompts[0]);
+        return parse_ids(request, prompt, name, error, &request->prompts[0]);
     return set_text(prompt, request->kind == RT_OPENAI_TOKENIZE, name, error, &request->prompts[0]);
 }

@@ -310,12 +310,15 @@ enum bt_status rt_openai_request_parse(enum rt_openai_kind kind, const char *bod
                                        struct rt_openai_error *error,
                                        struct rt_openai_request *ret_request)
 {
-    struct rt_openai_request request = {.kind = kind, .n = 1};
+    struct rt_openai_cut cut = {0};
+    struct rt_openai_request request = {.kind = kind, .n = 1, .cut = &cut};
     rt_sampling_init(&request.sampling);
     enum bt_status status =
-        rt_openai_body_parse(body, size, RT_OPENAI_MAX_DEPTH, error, &request.root);
+        rt_openai_body_parse(body, size, RT_OPENAI_MAX_DEPTH, error, &cut, &request.root);
     if (status == BT_OK)
         status = parse_all(request.root, error, &request);
+    request.cut = NULL;
+    rt_openai_cut_finish(&cut);
     if (status != BT_OK) {
         rt_openai_request_finish(&request);
         return status;

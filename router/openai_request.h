@@ -16,6 +16,7 @@
 #include "common/text/chat.h"
 #include "proto/types.pb-c.h"
 #include "router/caller.h"
+#include "router/openai_cut.h"
 #include "router/openai_error.h"
 #include "router/trace_context.h"
 
@@ -41,6 +42,7 @@ struct rt_openai_prompt {
 struct rt_openai_request {
     enum rt_openai_kind kind;
     json_t *root;      /* owns the strings that others point into */
+    const struct rt_openai_cut *cut; /* while it is parsed */
     const char *model; /* NULL: not given */
     struct bt_chat_message *messages;
     char **joined; /* content given in parts, one entry a message, NULL where it was a string */

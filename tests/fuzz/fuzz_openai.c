@@ -10,6 +10,7 @@
 
 #include "router/openai_request.h"
 #include "tests/fuzz/driver.h"
+#include "tests/unit/router/cut_check.h"
 
 static void must(bool ok, const char *what)
 {
@@ -58,10 +59,12 @@ static void check_taken(const struct rt_openai_request *request)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    size_t pieces;
     if (size == 0)
         return 0;
     struct rt_openai_error error = {0};
     struct rt_openai_request request;
+    must(cut_check((const char *)data + 1, size - 1, &pieces) == NULL, "cut as it was whole");
     enum bt_status status = rt_openai_request_parse(
         (enum rt_openai_kind)(data[0] % 4), (const char *)data + 1, size - 1, &error, &request);
     if (status != BT_OK) {
@@ -72,6 +75,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     rt_openai_request_finish(&request);
     return 0;
 }
+
+#define TEN "0, 1,22,333,4444,55555,666666,7777777,88888888,999999999,"
 
 /* The kind as a digit, which has the same remainder by 4. */
 static const char *const seeds[] = {
@@ -87,6 +92,8 @@ static const char *const seeds[] = {
     "\"skip_special_tokens\":false,\"return_token_ids\":true,\"baton_timing\":true}",
     "2{\"prompt\":\"\",\"add_special_tokens\":false}",
     "3{\"tokens\":[1,2,3]}",
+    "3{\"tokens\":[" TEN TEN TEN TEN TEN TEN TEN "0]}",
+    "1{\"prompt\":[[" TEN TEN TEN TEN TEN TEN TEN "4294967295],[-1]],\"prompt\":\"\\u00011\"}",
 };
 
 size_t fuzz_seed(size_t index, uint8_t *ret_data, size_t capacity)
