@@ -20,6 +20,7 @@ struct bench_options {
     enum rt_decode_policy policy;
     const char *router;    /* program; NULL: the decisions alone */
     const char *model_dir; /* whose tokenizer is used */
+    const char *workers_at; /* where the router listens for workers; NULL: 127.0.0.1 */
     const char *only;      /* one part by its name; NULL: all */
     uint32_t relay_streams, http_streams, rpc_streams;
     double seconds; /* of one measurement */

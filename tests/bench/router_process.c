@@ -192,6 +192,7 @@ void bench_router_start(const struct bench_options *options, const char *const *
     }
     make_model(options->model_dir, directory);
     snprintf(ready, sizeof ready, "%s/ready", directory);
+    const char *workers_at = options->workers_at ? options->workers_at : "tcp://127.0.0.1:*";
     const char *fixed[] = {options->router,
                            "--model",
                            directory,
@@ -200,7 +201,7 @@ void bench_router_start(const struct bench_options *options, const char *const *
                            "--port",
                            "0",
                            "--worker-endpoint",
-                           "tcp://127.0.0.1:*",
+                           workers_at,
                            "--ready-file",
                            ready,
                            "--log-level",

@@ -211,11 +211,13 @@ static void test_one_that_does_not_read(void **state)
     (void)state;
     struct harness harness;
     struct outcome stuck = {0}, other;
+    struct one reader = {0};
     struct bt_rpc_client *client;
     struct served served;
     served_start(&served);
     harness_init(&harness, NULL);
     assert_int_equal(bt_rpc_client_create(harness.loop, served.endpoints[0], NULL, &client), BT_OK);
+    bt_rpc_client_on_peer(client, on_peer, &reader);
     bt_rpc_client_set_keepalive(client, FOR_EVER_MS);
     char *text = malloc(LARGE_BYTES);
     assert_non_null(text);
@@ -225,7 +227,10 @@ static void test_one_that_does_not_read(void **state)
     request.text = text;
     struct bt_rpc_call_spec spec = harness_spec("test/hold", &request, &stuck);
     assert_int_equal(bt_rpc_client_call(client, &spec, NULL, NULL), BT_OK);
-    harness_call(&harness, "test/echo", "first", &other);
+    int64_t give_up_ns = bt_clock_now_ns() + PATIENCE_NS;
+    while (!reader.up) {
+        run_round(harness.loop, give_up_ns);
+    }
     kill(served.pid, SIGSTOP);
     int started = 1;
     enum bt_status status = BT_OK;
