@@ -1,8 +1,11 @@
 """The unchanged `openai` package from PyPI against the HTTP API."""
+import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
+import time
 
 import cluster
 
@@ -113,6 +116,67 @@ def errors(client, openai):
         raise AssertionError("echo was taken")
 
 
+def names_and_pieces(client):
+    """Request ids, and several choices with logprobs in one stream."""
+    ask = dict(model="tiny", messages=[{"role": "user", "content": "Tell me a story."}], seed=3,
+               temperature=0.8, max_tokens=12, n=2, logprobs=True)
+    whole = client.chat.completions.create(**ask, extra_headers={"X-Request-Id": "story-1"})
+    assert whole._request_id == "story-1", whole._request_id
+    other = client.completions.create(model="tiny", prompt="x", max_tokens=1)
+    assert len(other._request_id) == 32, other._request_id
+    texts, tokens = {0: "", 1: ""}, {0: [], 1: []}
+    for chunk in client.chat.completions.create(**ask, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            tokens[choice.index] += choice.logprobs.content if choice.logprobs else []
+    for choice in whole.choices:
+        assert texts[choice.index] == choice.message.content
+        assert tokens[choice.index] == choice.logprobs.content
+
+
+def gives_up(client, c, openai):
+    try:
+        client.with_options(timeout=0.2).completions.create(
+            model="tiny", prompt="Once upon a time", max_tokens=8000, extra_body={"ignore_eos": True})
+    except openai.APITimeoutError:
+        c.wait_quiet()
+    else:
+        raise AssertionError("8000 tokens came at once")
+
+
+def keys_and_limits(openai):
+    """401, and 429 whose Retry-After the client waits for."""
+    with tempfile.TemporaryDirectory(prefix="baton-test-") as directory:
+        keys = pathlib.Path(directory, "keys.json")
+        keys.write_text(json.dumps({"tenants": [
+            {"name": "one", "keys": ["sk-test-openai-1"], "requests_per_minute": 3}]}))
+        with cluster.Cluster(served_model_name="tiny", router_args=f"--api-keys {keys}") as c:
+            def client(key):
+                return openai.OpenAI(base_url=c.http + "/v1", api_key=key, max_retries=1)
+            try:
+                client("sk-of-nobody").completions.create(model="tiny", prompt="x", max_tokens=1)
+            except openai.AuthenticationError as error:
+                assert error.status_code == 401 and error.body["message"], error.body
+            else:
+                raise AssertionError("a wrong key was taken")
+            one = client("sk-test-openai-1")
+            assert one.completions.create(model="tiny", prompt="x", max_tokens=1).choices
+            waits, sleep = [], time.sleep
+            time.sleep = waits.append
+            try:
+                for _ in range(5):
+                    one.completions.create(model="tiny", prompt="x", max_tokens=1)
+            except openai.RateLimitError as error:
+                after = float(error.response.headers["Retry-After"])
+                assert 0 < after <= 60 and error.request_id, error.response.headers
+                # It waited as an answer said: by itself it never waits for more than 8 s.
+                assert len(waits) == 1 and waits[0] > 10, (waits, after)
+            else:
+                raise AssertionError("more than its share was taken")
+            finally:
+                time.sleep = sleep
+
+
 def leave_early(client, c):
     """A client that stops reading in the middle frees everything."""
     stream = client.completions.create(model="tiny", prompt="Once upon a time", max_tokens=5000,
@@ -133,8 +197,11 @@ def main():
         chat(client)
         completions(client)
         errors(client, openai)
+        names_and_pieces(client)
         leave_early(client, c)
-        print(f"openai {openai.__version__}: chat, completions, streams, errors")
+        gives_up(client, c, openai)
+    keys_and_limits(openai)
+    print(f"openai {openai.__version__}: chat, completions, streams, errors, keys, limits")
 
 
 if __name__ == "__main__":
