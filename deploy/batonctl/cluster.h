@@ -53,8 +53,8 @@ struct ctl_up_options {
     int64_t prefill, decode;       /* workers */
     int64_t prefill_tp, decode_dp; /* ranks of each, a process each */
     const char *dtype;             /* NULL: each worker's default */
-    const char *prefill_cpus, *decode_cpus;               /* NULL: see ctl_cores_divide */
-    const char *local_prefill;                            /* NULL: the router's default */
+    const char *prefill_cpus, *decode_cpus; /* NULL: see ctl_cores_divide */
+    const char *local_prefill; /* NULL: the router's default, or always without prefill workers */
     const char *router_args, *prefill_args, *decode_args; /* split at spaces; NULL: none */
     bool curve;                                           /* keys for all, and RPC with them */
     int64_t wait_ns;

@@ -35,7 +35,9 @@ int ctl_verb_up(int argc, char **argv)
         {"decode-dp", BT_OPTION_INT, &up.decode_dp, "1", 1, CTL_MAX_RANKS, NULL, NULL,
          "ranks of each decode worker, a process each: they share out requests and experts", false},
         {"local-prefill", BT_OPTION_STRING, &up.local_prefill, NULL, 0, 0, NULL, "MODE",
-         "whether decode workers compute prompts themselves: auto, never, always", false},
+         "whether decode workers compute prompts themselves: auto, never, always; default: the "
+         "router's, but always with --prefill 0",
+         false},
         {"routers", BT_OPTION_INT, &up.routers, "1", 1, CTL_MAX_ROUTERS, NULL, NULL,
          "routers, any of which serves with all workers", false},
         {"host", BT_OPTION_STRING, &up.host, "127.0.0.1", 0, 0, NULL, "ADDRESS",

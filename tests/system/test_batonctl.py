@@ -253,6 +253,27 @@ def wrong_usage(state):
         assert text in out + err, (args, err)
 
 
+def decode_workers_do_without_prefill_workers():
+    """Without prefill workers the router is told that decode workers compute the prompts, unless it is
+    told otherwise; and so they do."""
+    with stubs() as s:
+        for args, mode in (([], "always"), (["--local-prefill", "never"], "never")):
+            code, out, err = run(*s.command("--prefill", 0, *args), binary=s.binary)
+            assert code == 0, err
+            told = s.told()
+            assert set(told) == {"router", "decode-0"}, told
+            assert told["router"]["--local-prefill"] == mode, told["router"]
+            assert run("down", "--state-dir", s.state, binary=s.binary)[0] == 0
+            s.assert_all_gone()
+    with cluster.Cluster(prefill=0, decode=1, decode_dp=2) as c:
+        assert set(c.pids) == {"router", "decode-0", "decode-0.1"}, c.pids
+        with urllib.request.urlopen(f"{c.http}/ready", timeout=20) as ready:
+            assert ready.status == 200
+        text = c.ctl("generate", "--temperature", "0", "--max-tokens", "5", "Once upon a time").stdout
+        assert text.startswith("Once upon a time there was a playful"), text
+        c.wait_quiet()
+
+
 def cores_of_their_own():
     """Workers run on the cpus given, in the arithmetic given; the metrics say which."""
     cpus = sorted(os.sched_getaffinity(0))
@@ -299,6 +320,7 @@ def main():
     rank_that_ends_ends_the_start()
     interrupted_start_leaves_nothing()
     keys_are_made_for_all()
+    decode_workers_do_without_prefill_workers()
     cores_of_their_own()
     groups_serve()
     with tempfile.TemporaryDirectory(prefix="baton-test-") as state:
