@@ -10,7 +10,8 @@
  *
  * Aggregated serving is the same cards doing both: each chunk of a prompt takes one decode step of
  * its group along, so that a prompt takes chunks * step longer, and decode has what time prefill
- * leaves: TPOT = step / (1 - share of prefill).
+ * leaves: TPOT = step / (1 - share of prefill). Its chunks may be smaller than asked for, down to
+ * 256, where that is cheaper within the limits.
  */
 #ifndef BATON_COMMON_PLANNER_PLANNER_H
 #define BATON_COMMON_PLANNER_PLANNER_H
@@ -31,6 +32,7 @@ struct bt_plan_load {
 struct bt_plan_slo {
     double ttft_s, tpot_s;
     double quantile; /* of TTFT: 0 the mean, 0.9 the p90 */
+    double gap_s;    /* longest between two tokens; 0: not asked for */
 };
 
 struct bt_plan_policy {
@@ -96,15 +98,16 @@ struct bt_plan_outcome {
     struct bt_plan_prefill_side prefill;
     struct bt_plan_decode_side decode;
     struct bt_plan_handoff handoff;
-    double ttft_s;      /* wait + prefill + what is seen of the handoff */
-    double tpot_s;      /* mean */
-    double worst_gap_s; /* between two tokens: aggregated, a chunk comes between */
+    double ttft_s;       /* wait + prefill + what is seen of the handoff */
+    double tpot_s;       /* mean */
+    double worst_gap_s;  /* between two tokens: aggregated, a chunk comes between */
+    double chunk_tokens; /* of prefill; 0: whole prompts */
     double cost_per_hour;
     uint32_t cards;
     bool fits;   /* memory, both */
     bool stable; /* utilisations within policy's limit */
-    bool meets_ttft, meets_tpot;
-    bool good; /* all four */
+    bool meets_ttft, meets_tpot, meets_gap;
+    bool good; /* all five */
 };
 
 struct bt_plan_answer {

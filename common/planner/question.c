@@ -41,6 +41,7 @@ static const struct bound {
     BOUND(slo.ttft_s, 1e-9, 1e9),
     BOUND(slo.tpot_s, 1e-9, 1e9),
     BOUND(slo.quantile, 0, 0.9999),
+    BOUND(slo.gap_s, 0, 1e9),
     BOUND(policy.chunk_tokens, 0, TOKENS_MAX),
     BOUND(policy.layerwise_from_tokens, 0, 1e18),
     BOUND(policy.max_utilisation, 0.01, 1),

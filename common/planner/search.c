@@ -7,6 +7,8 @@
 
 #include "common/planner/sides.h"
 
+#define LEAST_CHUNK 256 /* of aggregated serving; what policy asks for may be less */
+
 /* 0: any. */
 static bool within(uint32_t value, uint32_t limit)
 {
@@ -182,6 +184,14 @@ static void all_aggregated(const struct bt_plan_question *question,
                            struct bt_plan_answer *answer)
 {
     bt_plan_layouts_list(question, hardware, BT_PLAN_DECODE, layouts);
+    struct bt_plan_question chunked = *question;
+    double asked = question->policy.chunk_tokens, input = question->load.input_tokens;
+    double most = asked > 0 && asked < input ? asked : input;
+    for (double chunk = LEAST_CHUNK; chunk < most; chunk *= 2) {
+        chunked.policy.chunk_tokens = chunk;
+        for (size_t i = 0; i < layouts->count; i++)
+            try_aggregated(&chunked, hardware, &layouts->pools[i], answer);
+    }
     for (size_t i = 0; i < layouts->count; i++)
         try_aggregated(question, hardware, &layouts->pools[i], answer);
 }
@@ -231,6 +241,8 @@ static void explain_failure(const struct bt_plan_question *question,
 static void weigh(struct bt_plan_answer *answer)
 {
     const struct bt_plan_outcome *best = &answer->best, *same = &answer->aggregated;
+    static const char *const words[] = {"do not disaggregate", "disaggregate",
+                                        "disaggregate for latency alone"};
     char *text = answer->verdict;
     size_t size = sizeof(answer->verdict);
     if (answer->found)
@@ -245,9 +257,10 @@ static void weigh(struct bt_plan_answer *answer)
             "%s: %u cards at %.4g an hour apart, %u at %.4g together; the handoff adds %.3g ms "
             "to TTFT (%.4g s apart, %.4g s together); the longest gap between tokens is %.3g "
             "ms apart, %.3g ms together",
-            answer->disaggregate ? "disaggregate" : "do not disaggregate", best->cards,
-            best->cost_per_hour, same->cards, same->cost_per_hour, 1e3 * answer->ttft_cost_s,
-            best->ttft_s, same->ttft_s, 1e3 * best->worst_gap_s, 1e3 * same->worst_gap_s);
+            words[answer->disaggregate + (answer->disaggregate && answer->saving < 1e-9)],
+            best->cards, best->cost_per_hour, same->cards, same->cost_per_hour,
+            1e3 * answer->ttft_cost_s, best->ttft_s, same->ttft_s, 1e3 * best->worst_gap_s,
+            1e3 * same->worst_gap_s);
     } else if (answer->found)
         snprintf(text, size,
                  "disaggregate: only so are the limits met, by %u cards at %.4g an hour; the "

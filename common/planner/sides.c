@@ -79,8 +79,11 @@ static struct bt_plan_memory decoder_memory(const struct bt_plan_question *quest
 static bool decoder_holds(const struct bt_plan_question *question,
                           const struct bt_plan_decoder *decoder, uint32_t batch)
 {
+    struct bt_plan_decoding decoding = bt_plan_decoding_of(question, batch);
+    double step = bt_plan_decode_cost(&decoder->instance, &decoding).seconds;
     return decoder_memory(question, decoder, batch).fits &&
-           bt_plan_decoder_tpot(question, decoder, batch) <= question->slo.tpot_s;
+           step / bt_plan_tokens_of_step(&decoding) <= question->slo.tpot_s &&
+           (question->slo.gap_s <= 0 || step <= question->slo.gap_s);
 }
 
 struct bt_plan_decoder bt_plan_decoder_of(const struct bt_plan_question *question,
@@ -226,7 +229,10 @@ static void judge(const struct bt_plan_question *question, bool prefill_fits,
     outcome->stable = outcome->prefill.utilisation <= limit && outcome->decode.utilisation <= limit;
     outcome->meets_ttft = outcome->ttft_s <= question->slo.ttft_s;
     outcome->meets_tpot = outcome->tpot_s <= question->slo.tpot_s;
-    outcome->good = outcome->fits && outcome->stable && outcome->meets_ttft && outcome->meets_tpot;
+    outcome->meets_gap = question->slo.gap_s <= 0 || outcome->worst_gap_s <= question->slo.gap_s;
+    outcome->chunk_tokens = question->policy.chunk_tokens;
+    outcome->good = outcome->fits && outcome->stable && outcome->meets_ttft &&
+                    outcome->meets_tpot && outcome->meets_gap;
 }
 
 struct bt_plan_outcome bt_plan_outcome_of(const struct bt_plan_question *question,
