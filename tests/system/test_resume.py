@@ -6,6 +6,7 @@ over, where it was lost as well, where it keeps nothing, and where there was not
 connections that take over from others, and what is refused."""
 import json
 import random
+import signal
 import sys
 import time
 
@@ -95,20 +96,50 @@ def check_killed_routers(f, port, described):
     return references
 
 
-def check_nothing_yet(f, port):
-    """The router dies before there is a token, and while a prompt is computed."""
-    r = random.Random(5)
-    described = [(TEXT, {"prompt": [r.randrange(3, 2046) for _ in range(1900)], "max_tokens": 6,
-                         "ignore_eos": True, "temperature": 0.7}) for _ in range(3)]
-    references = make(described, "long")
-    join_all(run_all(references, lambda: f.http))
-    streams = make(described, "long")
-    running = run_all(streams, lambda: f.http)
-    cluster.until(lambda: any(q.state == "prefilling" for q in f.status().requests), 60,
-                  "a prompt is computed")
-    restart(f, port)
+def interrupt_prefill(f, port, stream, prefill, decode):
+    """The router dies while the prompt is computed. What that leaves behind: (runs that ended as
+    cancelled, pages of the prefix cache). None: it was computed before the router was dead."""
+    runs = prefill.metric("baton_prefill_runs_total", 'result="cancelled"')
+    pages = prefill.metric("baton_prefix_pages")
+    running = run_all([stream], lambda: f.http)
+    cluster.until(lambda: stream.over or any(q.state == "prefilling" for q in f.status().requests),
+                  60, "a prompt is computed")
+    prefill.send(signal.SIGSTOP)        # sees the end of the router, and nothing before it
+    f.processes["router"].kill()
+    prefill.send(signal.SIGCONT)
+
+    def quiet():
+        return not any(p.metric("vllm:kv_cache_usage_perc") for p in (prefill, *decode)) and (
+            not prefill.metric("baton_quiesced_unacknowledged"))
+    cluster.until(quiet, 60, "all pages are back though there is no router")
+    left = (prefill.metric("baton_prefill_runs_total", 'result="cancelled"') - runs,
+            prefill.metric("baton_prefix_pages") - pages)
+    f.router("--heartbeat", "200", http_port=port, worker_endpoint=f.registry)
     join_all(running)
-    same(streams, references)
+    f.wait_ready_all()
+    return left
+
+
+def check_nothing_yet(f, port, r):
+    """The router dies while a prompt is computed. The run ends, its pages are free, and what was
+    computed of the prompt is there for the run that follows."""
+    prefill, pages = f.processes["prefill-0"], 1900 // 64
+    for number in range(20):
+        stream = Stream(TEXT, {"prompt": [r.randrange(3, 2046) for _ in range(1900)], "max_tokens": 6,
+                               "ignore_eos": True, "temperature": 0.7}, f"long-{number}")
+        runs, kept = interrupt_prefill(f, port, stream, prefill, f.workers("decode"))
+        assert runs <= 1 and (runs == 1 or kept in (0, pages)), (runs, kept)
+        if runs and 0 < kept < pages:
+            break
+    assert 0 < kept < pages, "never in the middle"
+    cached = stream.usage["prompt_tokens_details"]["cached_tokens"]
+    assert cached == kept * 64, (cached, kept)
+    prefill.kill()
+    prefill.start()
+    f.wait_ready_all()
+    reference = Stream(TEXT, stream.body, stream.name).run(lambda: f.http)
+    same([stream], [reference])
+    print(f"a run ended with {kept:.0f} of {pages} pages, which the next began with")
 
 
 def check_cancel_of_adopted(f, port, described):
@@ -236,13 +267,13 @@ def main():
     with fleet.Fleet() as f:
         f.router("--heartbeat", "200")
         port = int(f.http.rsplit(":", 1)[1])
-        f.add("prefill", "prefill-0").start()
+        f.add("prefill", "prefill-0", "--chunked-prefill-size", 128).start()
         f.add("decode", "decode-0").start()
         f.add("decode", "decode-1", "--router-grace", "0s").start()
         f.wait_ready_all()
         references = check_killed_routers(f, port, described)
         f.wait_ready_all()
-        check_nothing_yet(f, port)
+        check_nothing_yet(f, port, r)
         f.wait_ready_all()
         check_cancel_of_adopted(f, port, described)
         f.wait_ready_all()
