@@ -106,8 +106,9 @@ bool rt_action_queue_pop(struct rt_action_queue *queue, struct rt_action *ret_ac
         return false;
     }
     struct rt_queued_action *queued = slot(queue, 0);
-    queue->head = (queue->head + 1) % queue->capacity;
     queue->count--;
+    /* room for all that could come is there, but only what comes at a time is touched */
+    queue->head = queue->count > 0 ? (queue->head + 1) % queue->capacity : 0;
     *ret_action = queued->action;
     ret_action->tokens =
         queued->action.token_count > 0 ? queue->tokens + queued->first_token : NULL;

@@ -17,7 +17,7 @@ struct stream {
     struct bt_rpc_call *call;
     struct rt_tokenization_job *job; /* until the prompt's ids are there */
     const char *prompt_field;        /* what is tokenized */
-    struct rt_generation generation; /* then; of pointers, what `kept` has */
+    struct rt_generation generation; /* then; of pointers, what `kept` has, until submitted */
     Baton__V1__GenerateRequest *kept;
     uint64_t request; /* 0: not submitted */
     char name[RT_REQUEST_ID_MAX + 1];
@@ -124,7 +124,9 @@ static void on_output(void *context, const char *text, size_t size, const Baton_
     event.tokens = (Baton__V1__Token **)stream->tokens;
     event.n_tokens = shown;
     introduce(stream, &event);
-    if (bt_rpc_call_send(stream->call, &event.base) != BT_OK)
+    enum bt_status status = bt_rpc_call_send(stream->call, &event.base);
+    rt_openai_json_finish(&stream->text); /* most streams have nothing to say, most of the time */
+    if (status != BT_OK)
         stream_drop(stream, BT_ERR_EXHAUSTED, "the client reads too slowly");
 }
 
@@ -339,11 +341,14 @@ static void on_tokenized(void *context, enum bt_status status, const char *text,
 {
     struct stream *stream = context;
     struct rt_openai_error error = {0};
+    Baton__V1__GenerateRequest *kept = stream->kept;
     stream->job = NULL;
+    stream->kept = NULL;
     status = rt_openai_prompt_result(status, stream->prompt_field, text, &error);
     if (status == BT_OK)
         status = submit(stream, ids->ids, ids->count, &error);
     free(ids->ids);
+    baton__v1__generate_request__free_unpacked(kept, NULL);
     if (status != BT_OK)
         stream_end(stream, status, error.text);
 }
