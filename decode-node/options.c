@@ -67,10 +67,9 @@ static const struct bt_option table[] = {
              "each rank, on all the same; 0 with --data-parallel-size and a --dispatch-dtype that "
              "changes bits."},
     {"local-prefill-chunk", BT_OPTION_INT, &values.local_prefill_chunk, "64", 1, 4096,
-     .help =
-         "Rows of such prompts between two steps of the batch: a running request waits for so "
-         "many at most between two tokens. Four times as many while none runs. Of each rank, on "
-         "all the same."},
+     .help = "Rows of such prompts between two steps of the batch: a running request waits for so "
+             "many at most between two tokens. Four times as many while none runs. Fewer cost more "
+             "each, more only delay the batch longer. Of each rank, on all the same."},
     {"dtype", BT_OPTION_CHOICE, &values.dtype, "auto", .choices = bt_model_dtype_names,
      .help =
          "Arithmetic, the same for all workers of a cluster; auto is bfloat16 for a bfloat16 or "
