@@ -90,6 +90,14 @@ static void put_string(void)
     put("\"");
 }
 
+static void put_long_key(void)
+{
+    put("\"");
+    for (uint32_t i = 0; i < RT_OPENAI_CUT_BYTES / 8; i++)
+        put("long key");
+    put(draw(2) ? "\"" : "s\"");
+}
+
 static void put_value(uint32_t depth);
 
 static void put_object(uint32_t depth)
@@ -98,9 +106,13 @@ static void put_object(uint32_t depth)
     uint32_t count = draw(4);
     put("{");
     for (uint32_t i = 0; i < count; i++) {
-        put("\"");
-        put(names[(i + draw(20) / 19) % 6]);
-        put("\"");
+        if (draw(20) == 0) {
+            put_long_key();
+        } else {
+            put("\"");
+            put(names[(i + draw(20) / 19) % 6]);
+            put("\"");
+        }
         put_space();
         put(":");
         put_space();
