@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "common/planner/planner.h"
+#include "common/planner/queueing.h"
 #include "tests/unit/planner/arithmetic.h"
 #include "tests/unit/planner/published.h"
 
@@ -162,6 +163,12 @@ static void check_laws(const struct bt_plan_question *question, const struct bt_
                 rate / groups * (question->load.output_tokens - 1) * out->tpot_s,
                 1e-6 * out->decode.batch);
     assert_true(out->decode.batch <= out->decode.max_batch);
+    double seen = out->aggregated ? 0 : out->handoff.visible_s;
+    assert_true(out->aggregated || seen > 0);
+    assert_near("TTFT", out->ttft_s, out->prefill.wait_s + out->prefill.service_s + seen, 1e-12);
+    uint32_t servers = out->prefill.pool.instances * prefill->dp;
+    assert_near("wait", out->prefill.wait_s,
+                bt_plan_wait_s(servers, out->prefill.service_s, rate, 0, 0), 1e-12);
     assert_near("utilisation", out->prefill.utilisation,
                 rate * out->prefill.service_s / out->prefill.pool.instances / prefill->dp, 1e-9);
     assert_true(out->prefill.utilisation <= question->policy.max_utilisation);
