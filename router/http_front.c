@@ -20,7 +20,7 @@
 
 #define LISTEN_BACKLOG 1024
 /* Of the library, for a connection: the headers, and what it reads and writes by. */
-#define HEADER_BYTES       (32u << 10)
+#define HEADER_BYTES       (16u << 10)
 #define HEADER_BYTES_LEAST (4u << 10)
 
 struct rt_http_front {

@@ -18,7 +18,7 @@ struct rt_http_front_options {
     uint16_t port;    /* 0: ephemeral */
     uint32_t max_connections;
     uint32_t max_connections_per_address;     /* 0: no limit */
-    uint32_t max_header_bytes;                /* of a request, about; 0: 32 KiB */
+    uint32_t max_header_bytes;                /* of a request, about; 0: 16 KiB */
     const char *tls_cert_file, *tls_key_file; /* PEM; NULL both: no TLS */
     uint32_t max_body_bytes;
     uint32_t request_timeout_s; /* silence before a request is whole; four times it in all; 0: 30 */

@@ -121,7 +121,7 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "HTTP connections at a time."},
         {"max-connections-per-address", BT_OPTION_INT, &a->max_connections_per_address, "0",
          .max = 65535, .help = "HTTP connections of one client address at a time; 0: no limit."},
-        {"max-header-bytes", BT_OPTION_INT, &a->max_header_bytes, "32k", .min = 4096,
+        {"max-header-bytes", BT_OPTION_INT, &a->max_header_bytes, "16k", .min = 4096,
          .max = 1 << 20, .help = "Largest headers of an HTTP request, about."},
         {"max-body-bytes", BT_OPTION_INT, &a->max_body_bytes, "16m", .min = 1024, .max = 1 << 30,
          .help = "Largest HTTP request body."},

@@ -93,15 +93,14 @@ void http_client_send(struct http_client *client, const char *data, size_t size)
 void http_client_request(struct http_client *client, const char *method, const char *path,
                          const char *extra, const char *body, size_t size)
 {
-    char head[2048];
-    int length =
-        snprintf(head, sizeof head, "%s %s HTTP/1.1\r\nHost: test\r\n%s", method, path, extra);
-    if (body != NULL)
-        length += snprintf(head + length, sizeof head - (size_t)length,
-                           "Content-Length: %zu\r\n\r\n", size);
-    else
-        length += snprintf(head + length, sizeof head - (size_t)length, "\r\n");
-    http_client_send(client, head, (size_t)length);
+    char line[512], end[64];
+    int length = snprintf(line, sizeof line, "%s %s HTTP/1.1\r\nHost: test\r\n", method, path);
+    assert_true(length < (int)sizeof line);
+    http_client_send(client, line, (size_t)length);
+    http_client_send(client, extra, strlen(extra));
+    length = body != NULL ? snprintf(end, sizeof end, "Content-Length: %zu\r\n\r\n", size)
+                          : snprintf(end, sizeof end, "\r\n");
+    http_client_send(client, end, (size_t)length);
     if (body != NULL)
         http_client_send(client, body, size);
 }

@@ -673,6 +673,28 @@ static void test_large_bodies(void **state)
     free(body);
 }
 
+/* 8 KiB of headers, in one or in many, are fine for every kind of response; 64 KiB are not. */
+static void test_long_headers(void **state)
+{
+    struct fixture *f = *state;
+    static char one[9000], many[9000], much[70000];
+    size_t used = 0;
+    snprintf(one, sizeof one, "X-Long: %08192d\r\n", 0);
+    for (int i = 0; i < 64; i++)
+        used += (size_t)snprintf(many + used, sizeof many - used, "X-%02d: %0120d\r\n", i, i);
+    snprintf(much, sizeof much, "X-Long: %065536d\r\n", 0);
+    const char *const bodies[] = {"{" HELLO "}", "{" HELLO ",\"stream\":true,\"max_tokens\":50}"};
+    for (size_t i = 0; i < 4; i++) {
+        struct http_response response = call(f, "POST", CHAT, i < 2 ? one : many, bodies[i % 2]);
+        assert_int_equal(response.status, 200);
+        assert_true(response.complete);
+        http_response_finish(&response);
+    }
+    struct http_response response = call(f, "GET", "/health", much, NULL);
+    assert_int_equal(response.status, 431);
+    http_response_finish(&response);
+}
+
 static void test_expect_continue(void **state)
 {
     struct fixture *f = *state;
@@ -833,7 +855,7 @@ int main(void)
         TEST(test_generation_fails),
         TEST(test_stream_breaks),
         TEST(test_large_bodies),
-        TEST(test_expect_continue),
+        TEST(test_long_headers), TEST(test_expect_continue),
         TEST(test_chunked_upload),
         TEST(test_pipelining),
         TEST(test_http_1_0),
