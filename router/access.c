@@ -307,9 +307,9 @@ void rt_access_take_request(struct rt_access *access, uint32_t number, int64_t n
     rt_token_bucket_take(&access->tenants[number].requests, 1, now_ns);
 }
 
-enum bt_status rt_access_take_tokens(struct rt_access *access, uint32_t number, uint64_t tokens,
-                                     int64_t now_ns, struct bt_error *error,
-                                     int64_t *ret_retry_after_ns)
+enum bt_status rt_access_check_tokens(struct rt_access *access, uint32_t number, uint64_t tokens,
+                                      int64_t now_ns, struct bt_error *error,
+                                      int64_t *ret_retry_after_ns)
 {
     struct tenant *tenant = &access->tenants[number];
     int64_t wait_ns = rt_token_bucket_wait_ns(&tenant->tokens, (double)tokens, now_ns);
@@ -323,8 +323,19 @@ enum bt_status rt_access_take_tokens(struct rt_access *access, uint32_t number, 
         return refuse(access->shed_tokens, error, wait_ns, tenant->tokens.per_minute, "tokens",
                       ret_retry_after_ns);
     }
-    rt_token_bucket_take(&tenant->tokens, (double)tokens, now_ns);
     return BT_OK;
+}
+
+enum bt_status rt_access_take_tokens(struct rt_access *access, uint32_t number, uint64_t tokens,
+                                     int64_t now_ns, struct bt_error *error,
+                                     int64_t *ret_retry_after_ns)
+{
+    enum bt_status status =
+        rt_access_check_tokens(access, number, tokens, now_ns, error, ret_retry_after_ns);
+    if (status == BT_OK) {
+        rt_token_bucket_take(&access->tenants[number].tokens, (double)tokens, now_ns);
+    }
+    return status;
 }
 
 void rt_access_settle_tokens(struct rt_access *access, uint32_t number, int64_t unused,

@@ -59,7 +59,12 @@ int64_t rt_access_slo_ttft_ns(const struct rt_access *access, uint32_t tenant, u
 enum bt_status rt_access_check_rate(struct rt_access *access, uint32_t tenant, int64_t now_ns,
                                     struct bt_error *error, int64_t *ret_retry_after_ns);
 void rt_access_take_request(struct rt_access *access, uint32_t tenant, int64_t now_ns);
-/* Takes them, or EXHAUSTED. INVALID_ARGUMENT: they are more than a minute's. */
+/* EXHAUSTED: they are there only after so long. INVALID_ARGUMENT: they are more than a minute's.
+ * Takes nothing. */
+enum bt_status rt_access_check_tokens(struct rt_access *access, uint32_t tenant, uint64_t tokens,
+                                      int64_t now_ns, struct bt_error *error,
+                                      int64_t *ret_retry_after_ns);
+/* Takes them, where that check is passed. */
 enum bt_status rt_access_take_tokens(struct rt_access *access, uint32_t tenant, uint64_t tokens,
                                      int64_t now_ns, struct bt_error *error,
                                      int64_t *ret_retry_after_ns);

@@ -265,13 +265,11 @@ static enum bt_status submit_one(struct rt_openai_answer *answer,
     return status == BT_OK ? BT_OK : rt_openai_refused(answer->service, status, reason.text, error);
 }
 
-/* For each of the n choices of one prompt; a given seed is that of the first, and one more for each
- * of the others. */
-static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
-                                    struct generation *generations, struct rt_openai_error *error)
+static struct rt_generation describe(const struct rt_openai_answer *answer,
+                                     const struct prompt *prompt)
 {
     const struct rt_openai_request *request = &answer->request;
-    struct rt_generation description = {
+    return (struct rt_generation){
         .prompt = prompt->ids.ids,
         .prompt_tokens = (uint32_t)prompt->ids.count,
         .sampling = request->sampling,
@@ -287,6 +285,33 @@ static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struc
         .request_id = request->request_id,
         .named = request->named,
     };
+}
+
+/* So that none is begun for a request that is refused for its others, again and again. What is gone
+ * on with was paid for. */
+static enum bt_status check_price(struct rt_openai_answer *answer, struct rt_openai_error *error)
+{
+    const struct rt_openai_request *request = &answer->request;
+    if (answer->generation_count == 1 || request->resume != NULL)
+        return BT_OK;
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < answer->prompt_count; i++) {
+        struct rt_generation description = describe(answer, &answer->prompts[i]);
+        tokens += request->n * rt_service_price(answer->service, &description);
+    }
+    struct bt_error reason = {0};
+    enum bt_status status =
+        rt_service_check_price(answer->service, request->caller.tenant, tokens, &reason);
+    return status == BT_OK ? BT_OK : rt_openai_refused(answer->service, status, reason.text, error);
+}
+
+/* For each of the n choices of one prompt; a given seed is that of the first, and one more for each
+ * of the others. */
+static enum bt_status submit_prompt(struct rt_openai_answer *answer, const struct prompt *prompt,
+                                    struct generation *generations, struct rt_openai_error *error)
+{
+    const struct rt_openai_request *request = &answer->request;
+    struct rt_generation description = describe(answer, prompt);
     enum bt_status status = BT_OK;
     for (uint32_t i = 0; status == BT_OK && i < request->n; i++) {
         description.sampling.seed = request->has_seed ? request->sampling.seed + i : 0;
@@ -311,7 +336,7 @@ static void free_input(struct rt_openai_answer *answer)
 /* All ids are there and checked. */
 static enum bt_status submit(struct rt_openai_answer *answer, struct rt_openai_error *error)
 {
-    enum bt_status status = BT_OK;
+    enum bt_status status = check_price(answer, error);
     for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++) {
         answer->usage.prompt_tokens += answer->prompts[i].ids.count;
         status = submit_prompt(answer, &answer->prompts[i],

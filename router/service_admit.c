@@ -116,6 +116,32 @@ uint64_t rt_service_expected_tokens(const struct rt_service *service,
     return (uint64_t)generation->prompt_tokens + output;
 }
 
+uint64_t rt_service_price(const struct rt_service *service, const struct rt_generation *generation)
+{
+    uint32_t limit =
+        rt_access_tenant(service->access, generation->caller.tenant)->max_output_tokens;
+    uint32_t context = rt_service_max_model_len(service), prompt = generation->prompt_tokens;
+    uint32_t max_tokens = generation->sampling.max_tokens;
+    if (max_tokens == 0) {
+        max_tokens = prompt < context ? context - prompt : 0;
+        max_tokens = limit > 0 && limit < max_tokens ? limit : max_tokens;
+    }
+    return rt_service_expected_tokens(service, generation, max_tokens);
+}
+
+enum bt_status rt_service_check_price(struct rt_service *service, uint32_t tenant, uint64_t tokens,
+                                      struct bt_error *error)
+{
+    int64_t wait_ns = 0;
+    enum bt_status status =
+        rt_access_check_tokens(service->access, tenant, tokens, bt_clock_now_ns(), error, &wait_ns);
+    if (status != BT_OK) {
+        bt_counter_add(service->metrics.refused, 1);
+        rt_service_refused(service, status, RT_CODE_RATE_LIMIT, wait_ns);
+    }
+    return status;
+}
+
 enum bt_status rt_service_charge(struct rt_service *service, struct rt_stream *stream,
                                  struct bt_error *error)
 {

@@ -69,6 +69,7 @@ void fake_reset(struct rt_service *service)
     service->draining = false;
     service->timeout_ns = BT_NS_PER_S * 600;
     service->context = 4096;
+    service->tokens_left = UINT64_MAX;
     service->burst = 1;
     service->refuse = service->admit = BT_OK;
     service->access = NULL;
@@ -246,6 +247,22 @@ enum bt_status rt_service_admit(struct rt_service *service, uint32_t tenant, str
 const struct rt_refusal *rt_service_refusal(const struct rt_service *service)
 {
     return &service->refusal;
+}
+
+uint64_t rt_service_price(const struct rt_service *service, const struct rt_generation *generation)
+{
+    (void)service;
+    return generation->prompt_tokens + generation->sampling.max_tokens;
+}
+
+enum bt_status rt_service_check_price(struct rt_service *service, uint32_t tenant, uint64_t tokens,
+                                      struct bt_error *error)
+{
+    (void)tenant;
+    service->asked_tokens = tokens;
+    return tokens <= service->tokens_left
+               ? BT_OK
+               : bt_error_set(error, BT_ERR_EXHAUSTED, "the fake has no tokens for it");
 }
 
 uint32_t rt_service_priority(const struct rt_service *service, uint32_t tenant, int64_t asked)

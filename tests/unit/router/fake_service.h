@@ -53,6 +53,8 @@ struct rt_service {
     struct rt_refusal refusal; /* of what is refused */
     enum bt_status admit;      /* BT_OK: lets in whoever comes */
     size_t admitted;
+    uint64_t tokens_left;      /* for requests of several generations */
+    uint64_t asked_tokens;     /* by the last of them */
     struct rt_caller caller;   /* of the last one submitted */
     size_t refuse_after;   /* submissions that are taken before */
     int64_t fail_at;       /* token index at which generations fail; -1: never */

@@ -371,7 +371,13 @@ static void test_rates(void **state)
     assert_true(is(access, "secret-a", &a));
     assert_int_equal(rt_access_take_tokens(access, a, 601, now_ns, &error, &wait_ns),
                      BT_ERR_INVALID_ARGUMENT);
+    assert_int_equal(rt_access_check_tokens(access, a, 601, now_ns, &error, &wait_ns),
+                     BT_ERR_INVALID_ARGUMENT);
+    assert_int_equal(rt_access_check_tokens(access, a, 600, now_ns, &error, &wait_ns), BT_OK);
     assert_int_equal(rt_access_take_tokens(access, a, 590, now_ns, &error, &wait_ns), BT_OK);
+    assert_int_equal(rt_access_check_tokens(access, a, 30, now_ns, &error, &wait_ns),
+                     BT_ERR_EXHAUSTED);
+    assert_true(llabs(wait_ns - 2 * S) < S / 1000);
     assert_int_equal(rt_access_take_tokens(access, a, 30, now_ns, &error, &wait_ns),
                      BT_ERR_EXHAUSTED);
     assert_true(llabs(wait_ns - 2 * S) < S / 1000);

@@ -217,6 +217,33 @@ static void test_abandon(void **state)
     expect_state(f, RT_ANSWER_STREAMING);
 }
 
+/* All choices or none: one that is begun for a request that is then refused costs for nothing. */
+static void test_price_of_all_choices(void **state)
+{
+    static const char body[] = "{" HELLO ",\"n\":3,\"max_tokens\":9}";
+    struct fixture *f = *state;
+    struct rt_openai_error error = {0};
+    struct rt_openai_request request;
+    start(f, body);
+    uint64_t all = f->service->asked_tokens;
+    assert_int_equal(all, 3 * (f->service->requests[0].prompt_tokens + 9));
+    assert_int_equal(f->service->request_count, 3);
+    rt_openai_answer_destroy(f->answer);
+    f->answer = NULL;
+    f->service->tokens_left = all - 1;
+    assert_int_equal(rt_openai_request_parse(RT_OPENAI_CHAT, body, strlen(body), &error, &request),
+                     BT_OK);
+    assert_int_equal(
+        rt_openai_answer_create(f->service, &request, on_change, f, &error, &f->answer),
+        BT_OK); /* it is told when its prompt is tokenized */
+    int64_t until_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+    while (rt_openai_answer_state(f->answer) == RT_ANSWER_WAITING && bt_clock_now_ns() < until_ns)
+        bt_loop_run_once(f->loop, until_ns, NULL);
+    expect_state(f, RT_ANSWER_FAILED);
+    assert_int_equal(f->service->request_count, 3);
+    assert_int_equal(f->service->live, 0);
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -228,6 +255,7 @@ int main(void)
         TEST(test_overflow),
         TEST(test_order_of_choices),
         TEST(test_abandon),
+        TEST(test_price_of_all_choices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
