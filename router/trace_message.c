@@ -111,13 +111,23 @@ static void add_request(struct builder *builder)
     }
 }
 
+/* Its first tokens here were another router's; it may have been placed anew later. */
+static bool was_adopted(const struct rt_trace_record *record)
+{
+    return record->first_token_ns > 0 && record->reserve_ns == 0;
+}
+
 static void add_stages(struct builder *builder)
 {
     const struct rt_trace_record *r = builder->record;
     bool prefilled = r->prefill_ns > 0;
     add_own(builder, "request", "tokenize", r->arrival_ns, r->submitted_ns);
-    add_own(builder, "request", "queue", r->submitted_ns,
-            r->first_reserve_ns > 0 ? r->first_reserve_ns : r->end_ns);
+    if (was_adopted(r)) {
+        add_own(builder, "request", "adoption", r->submitted_ns, r->first_token_ns);
+    } else {
+        add_own(builder, "request", "queue", r->submitted_ns,
+                r->first_reserve_ns > 0 ? r->first_reserve_ns : r->end_ns);
+    }
     if (r->reserve_ns > r->first_reserve_ns) {
         add_own(builder, "request", "earlier attempts", r->first_reserve_ns, r->reserve_ns);
     }
@@ -128,7 +138,8 @@ static void add_stages(struct builder *builder)
     if (r->first_token_ns > 0) {
         Baton__V1__TraceSpan *span =
             add_own(builder, "request", "decode", r->first_token_ns, r->last_token_ns);
-        argue(builder, span, "tokens=%" PRIu32, r->completion_tokens - 1);
+        uint32_t later = r->completion_tokens > 0 ? r->completion_tokens - 1 : 0;
+        argue(builder, span, "tokens=%" PRIu32, later);
     }
 }
 

@@ -267,6 +267,30 @@ static void test_spans_of_a_short_life(void **state)
     baton__v1__request_trace__free_unpacked(trace, NULL);
 }
 
+/* One whose first tokens came from where another router had left it. It was placed anew later, and
+ * its client, which came a second time, has had no token again yet. */
+static void test_spans_of_an_adopted_one(void **state)
+{
+    (void)state;
+    struct rt_trace_record record = record_of(9, "nine");
+    record.arrival_ns = 1000;
+    record.submitted_ns = 1100;
+    record.first_token_ns = 1400;
+    record.last_token_ns = 4000;
+    record.end_ns = 5000;
+    for (int anew = 0; anew < 2; anew++) {
+        record.first_reserve_ns = anew ? 2000 : 0;
+        Baton__V1__RequestTrace *trace = rt_trace_message_create(&record, 0);
+        assert_non_null(trace);
+        assert_int_equal(trace->n_spans, 4); /* and no queue */
+        check(trace, "request", "router", 1000, 4000);
+        check(trace, "adoption", "router", 1100, 300);
+        check(trace, "decode", "router", 1400, 2600);
+        assert_string_equal(find(trace, "decode")->arg[0], "tokens=0");
+        baton__v1__request_trace__free_unpacked(trace, NULL);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -277,6 +301,7 @@ int main(void)
         cmocka_unit_test(test_details_are_bounded),
         cmocka_unit_test(test_spans),
         cmocka_unit_test(test_spans_of_a_short_life),
+        cmocka_unit_test(test_spans_of_an_adopted_one),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
