@@ -127,6 +127,13 @@ static void efficiencies_scale_their_times(void **state)
     assert_near("compute", cost.compute_s / peak.compute_s, 2, 1e-9);
     assert_near("memory", cost.memory_s / peak.memory_s, 4, 1e-9);
     assert_near("network", cost.network_s / peak.network_s, 10, 1e-9);
+    instance.phase = BT_PLAN_PREFILL;
+    cost = bt_plan_step_cost(&instance, &step, 16);
+    instance.calibration.prefill_mfu = 0.125;
+    instance.calibration.prefill_bandwidth = 0.2;
+    struct bt_plan_cost slow = bt_plan_step_cost(&instance, &step, 16);
+    assert_near("prefill's compute", slow.compute_s / cost.compute_s, 8, 1e-9);
+    assert_near("prefill's memory", slow.memory_s / cost.memory_s, 5, 1e-9);
 }
 
 /* Chunks change neither operations nor traffic between cards; weights are read once a chunk. */

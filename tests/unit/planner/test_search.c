@@ -389,6 +389,10 @@ static void failures_say_what_stands_in_the_way(void **state)
     assert_false(answer.found);
     assert_non_null(strstr(answer.why_not, "memory"));
     question = v3_question();
+    question.prefill_hardware.figure[BT_PLAN_MEMORY] = 11e9;
+    assert_int_equal(bt_plan_solve(&question, NULL, &answer), BT_OK);
+    assert_non_null(strstr(answer.why_not, "prefill: no layout"));
+    question = v3_question();
     question.slo.tpot_s = 0.0001;
     assert_int_equal(bt_plan_solve(&question, NULL, &answer), BT_OK);
     assert_non_null(strstr(answer.why_not, "TPOT"));
@@ -448,6 +452,40 @@ static void layouts_keep_to_their_limits(void **state)
     assert_true(answer.found);
     assert_int_equal(answer.best.prefill.pool.layout.dp, 1);
     assert_int_equal(answer.best.decode.pool.layout.tp, 1);
+}
+
+/* Half of the experts' 2 GB and 0.8 GB do not fit; a third of the experts and two copies, 0.93 GB,
+ * do: a node of three cards is one of the instances that are tried. */
+static void instances_of_whole_nodes_are_tried(void **state)
+{
+    (void)state;
+    struct bt_plan_question question = small_question();
+    question.limits.max_instance_cards = 3;
+    question.limits.decode_tp = 1;
+    question.prefill_hardware.figure[BT_PLAN_NODE_CARDS] = 3;
+    question.prefill_hardware.figure[BT_PLAN_MEMORY] = 1.78e9 / 0.85;
+    question.decode_hardware = question.prefill_hardware;
+    struct bt_plan_answer answer;
+    assert_int_equal(bt_plan_solve(&question, NULL, &answer), BT_OK);
+    assert_true(answer.found);
+    assert_int_equal(answer.best.decode.pool.layout.ep, 3);
+    assert_int_equal(answer.best.decode.pool.redundant, 2);
+}
+
+/* Of two kinds of cards, aggregated serving takes the cheaper one. */
+static void aggregated_serving_takes_the_cheaper_cards(void **state)
+{
+    (void)state;
+    struct bt_plan_question question = v3_question();
+    struct bt_plan_answer same, mixed;
+    assert_int_equal(bt_plan_solve(&question, NULL, &same), BT_OK);
+    question.decode_hardware.figure[BT_PLAN_PRICE] = 3;
+    assert_int_equal(bt_plan_solve(&question, NULL, &mixed), BT_OK);
+    assert_near("cost", mixed.aggregated.cost_per_hour, same.aggregated.cost_per_hour, 1e-9);
+    question.prefill_hardware.figure[BT_PLAN_PRICE] = 3;
+    question.decode_hardware.figure[BT_PLAN_PRICE] = 1;
+    assert_int_equal(bt_plan_solve(&question, NULL, &mixed), BT_OK);
+    assert_near("cost", mixed.aggregated.cost_per_hour, same.aggregated.cost_per_hour, 1e-9);
 }
 
 /* ---- variants */
@@ -597,6 +635,8 @@ int main(void)
         cmocka_unit_test(failures_say_what_stands_in_the_way),
         cmocka_unit_test(questions_are_checked),
         cmocka_unit_test(layouts_keep_to_their_limits),
+        cmocka_unit_test(instances_of_whole_nodes_are_tried),
+        cmocka_unit_test(aggregated_serving_takes_the_cheaper_cards),
         cmocka_unit_test(variants_change_what_they_are_for),
         cmocka_unit_test(variants_that_can_not_be_are_refused),
         cmocka_unit_test(every_figure_follows_from_its_line),
