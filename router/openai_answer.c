@@ -289,7 +289,7 @@ static struct rt_generation describe(const struct rt_openai_answer *answer,
 
 /* So that none is begun for a request that is refused for its others, again and again. What is gone
  * on with was paid for. */
-static enum bt_status check_price(struct rt_openai_answer *answer, struct rt_openai_error *error)
+static enum bt_status check_several(struct rt_openai_answer *answer, struct rt_openai_error *error)
 {
     const struct rt_openai_request *request = &answer->request;
     if (answer->generation_count == 1 || request->resume != NULL)
@@ -300,8 +300,8 @@ static enum bt_status check_price(struct rt_openai_answer *answer, struct rt_ope
         tokens += request->n * rt_service_price(answer->service, &description);
     }
     struct bt_error reason = {0};
-    enum bt_status status =
-        rt_service_check_price(answer->service, request->caller.tenant, tokens, &reason);
+    enum bt_status status = rt_service_check_several(answer->service, request->caller.tenant,
+                                                     answer->generation_count, tokens, &reason);
     return status == BT_OK ? BT_OK : rt_openai_refused(answer->service, status, reason.text, error);
 }
 
@@ -336,7 +336,7 @@ static void free_input(struct rt_openai_answer *answer)
 /* All ids are there and checked. */
 static enum bt_status submit(struct rt_openai_answer *answer, struct rt_openai_error *error)
 {
-    enum bt_status status = check_price(answer, error);
+    enum bt_status status = check_several(answer, error);
     for (size_t i = 0; status == BT_OK && i < answer->prompt_count; i++) {
         answer->usage.prompt_tokens += answer->prompts[i].ids.count;
         status = submit_prompt(answer, &answer->prompts[i],
@@ -446,6 +446,17 @@ static enum bt_status start(struct rt_openai_answer *answer, struct rt_openai_er
     return answer->encoding == 0 ? submit(answer, error) : BT_OK;
 }
 
+/* Who names no limit is not refused for that of the API, but cut to his own. */
+static void cut_usual_length(struct rt_openai_answer *answer)
+{
+    struct rt_openai_request *request = &answer->request;
+    struct rt_access *access = rt_service_access(answer->service);
+    uint32_t limit =
+        access != NULL ? rt_access_tenant(access, request->caller.tenant)->max_output_tokens : 0;
+    if (request->usual_length && limit > 0 && limit < request->sampling.max_tokens)
+        request->sampling.max_tokens = limit;
+}
+
 static void fill_form(struct rt_openai_answer *answer, const struct rt_openai_request *request)
 {
     answer->form = (struct rt_openai_form){
@@ -547,6 +558,7 @@ enum bt_status rt_openai_answer_create(struct rt_service *service,
     fill_form(answer, request);
     answer->request = *request;
     *request = (struct rt_openai_request){0};
+    cut_usual_length(answer);
     status = read_resume(answer, error);
     if (status == BT_OK)
         status = start(answer, error);

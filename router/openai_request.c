@@ -58,6 +58,7 @@ static enum bt_status parse_max_tokens(const json_t *root, struct rt_openai_erro
         name = "max_completion_tokens";
     }
     request->sampling.max_tokens = chat ? 0 : COMPLETION_MAX_TOKENS;
+    request->usual_length = rt_openai_body_get(root, name) == NULL;
     enum bt_status status = parse_number(root, rt_sampling_field_find(name), error, request);
     return status == BT_OK ? rt_sampling_check(&request->sampling, error) : status;
 }

@@ -51,6 +51,7 @@ struct rt_openai_request {
     size_t prompt_count;
     bool add_special_tokens;            /* text prompts: BOS */
     Baton__V1__SamplingParams sampling; /* max_tokens 0: not given; bias arrays are owned */
+    bool usual_length;                  /* max_tokens is what it is when nobody says */
     bool has_seed;
     const char **stop;
     size_t stop_count;

@@ -118,10 +118,10 @@ enum bt_status rt_service_admit(struct rt_service *service, uint32_t tenant,
 const struct rt_refusal *rt_service_refusal(const struct rt_service *service);
 /* What a submission takes of its tenant's tokens a minute. */
 uint64_t rt_service_price(const struct rt_service *service, const struct rt_generation *generation);
-/* Before several are submitted that are one request: whether the tenant has tokens for all. Errors
- * as of rt_service_submit. */
-enum bt_status rt_service_check_price(struct rt_service *service, uint32_t tenant, uint64_t tokens,
-                                      struct bt_error *error);
+/* Before several are submitted that are one request: whether the tenant has tokens for all, and so
+ * many may wait at all. Errors as of rt_service_submit. */
+enum bt_status rt_service_check_several(struct rt_service *service, uint32_t tenant, size_t count,
+                                        uint64_t tokens, struct bt_error *error);
 /* That of the tenant, or a later one that it asks for. */
 uint32_t rt_service_priority(const struct rt_service *service, uint32_t tenant, int64_t asked);
 

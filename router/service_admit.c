@@ -129,12 +129,27 @@ uint64_t rt_service_price(const struct rt_service *service, const struct rt_gene
     return rt_service_expected_tokens(service, generation, max_tokens);
 }
 
-enum bt_status rt_service_check_price(struct rt_service *service, uint32_t tenant, uint64_t tokens,
-                                      struct bt_error *error)
+static enum bt_status check_count(const struct rt_service *service, uint32_t tenant, size_t count,
+                                  struct bt_error *error)
+{
+    uint32_t limit = rt_access_tenant(service->access, tenant)->limits.max_waiting;
+    uint32_t capacity = service->options.core.queue_capacity;
+    uint32_t most = limit > 0 && limit < capacity ? limit : capacity;
+    return count <= most
+               ? BT_OK
+               : bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                              "n: the request has %zu choices, %" PRIu32 " may wait", count, most);
+}
+
+enum bt_status rt_service_check_several(struct rt_service *service, uint32_t tenant, size_t count,
+                                        uint64_t tokens, struct bt_error *error)
 {
     int64_t wait_ns = 0;
-    enum bt_status status =
-        rt_access_check_tokens(service->access, tenant, tokens, bt_clock_now_ns(), error, &wait_ns);
+    enum bt_status status = check_count(service, tenant, count, error);
+    if (status == BT_OK) {
+        status = rt_access_check_tokens(service->access, tenant, tokens, bt_clock_now_ns(), error,
+                                        &wait_ns);
+    }
     if (status != BT_OK) {
         bt_counter_add(service->metrics.refused, 1);
         rt_service_refused(service, status, RT_CODE_RATE_LIMIT, wait_ns);

@@ -255,10 +255,11 @@ uint64_t rt_service_price(const struct rt_service *service, const struct rt_gene
     return generation->prompt_tokens + generation->sampling.max_tokens;
 }
 
-enum bt_status rt_service_check_price(struct rt_service *service, uint32_t tenant, uint64_t tokens,
-                                      struct bt_error *error)
+enum bt_status rt_service_check_several(struct rt_service *service, uint32_t tenant, size_t count,
+                                        uint64_t tokens, struct bt_error *error)
 {
     (void)tenant;
+    assert_true(count > 1);
     service->asked_tokens = tokens;
     return tokens <= service->tokens_left
                ? BT_OK

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -244,6 +245,43 @@ static void test_price_of_all_choices(void **state)
     assert_int_equal(f->service->live, 0);
 }
 
+/* The usual 16 tokens of a completion are cut to the tenant's limit; those that are named are not.
+ */
+static void test_usual_length(void **state)
+{
+    struct fixture *f = *state;
+    static const char *const bodies[] = {"{\"prompt\":[5,6]}",
+                                         "{\"prompt\":[5,6],\"max_tokens\":9}"};
+    static const uint32_t expected[] = {3, 9};
+    static const char keys[] = "{\"tenants\":[{\"name\":\"a\",\"keys\":[\"key-of-a-tenant\"],"
+                               "\"max_output_tokens\":3}]}";
+    char path[] = "/tmp/test-openai-answer-XXXXXX";
+    int fd = mkstemp(path);
+    assert_int_equal(write(fd, keys, sizeof keys - 1), sizeof keys - 1);
+    close(fd);
+    struct bt_error reason;
+    const struct rt_access_options options = {.keys_file = path};
+    enum bt_status status = rt_access_create(f->loop, &options, NULL, &reason, &f->service->access);
+    unlink(path);
+    assert_int_equal(status, BT_OK);
+    for (size_t i = 0; i < 2; i++) {
+        struct rt_openai_error error = {0};
+        struct rt_openai_request request;
+        status = rt_openai_request_parse(RT_OPENAI_COMPLETION, bodies[i], strlen(bodies[i]), &error,
+                                         &request);
+        assert_int_equal(status, BT_OK);
+        assert_true(
+            rt_access_identify(f->service->access, "key-of-a-tenant", 15, &request.caller.tenant));
+        status = rt_openai_answer_create(f->service, &request, on_change, f, &error, &f->answer);
+        assert_int_equal(status, BT_OK);
+        assert_int_equal(f->service->requests[i].max_tokens, expected[i]);
+        rt_openai_answer_destroy(f->answer);
+        f->answer = NULL;
+    }
+    rt_access_destroy(f->service->access);
+    f->service->access = NULL;
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -256,6 +294,7 @@ int main(void)
         TEST(test_order_of_choices),
         TEST(test_abandon),
         TEST(test_price_of_all_choices),
+        TEST(test_usual_length),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -462,12 +462,17 @@ static void test_queue_is_bounded(void **state)
 {
     (void)state;
     static struct seen seen[5];
+    struct bt_error error;
     join(&p0, "p0", false);
     join(&d0, "d0", true);
+    struct rt_generation g = generation(10);
+    assert_int_equal(rt_service_price(service, &g), g.prompt_tokens + 10);
+    assert_int_equal(rt_service_check_several(service, 0, 4, 1000, &error), BT_OK);
+    assert_int_equal(rt_service_check_several(service, 0, 5, 1000, &error),
+                     BT_ERR_INVALID_ARGUMENT); /* never, however long it waits */
     for (int i = 0; i < 4; i++) {
         submit(&seen[i], 10);
     }
-    struct rt_generation g = generation(10);
     assert_int_equal(submit_to(&seen[4], &g, NULL), BT_ERR_EXHAUSTED);
     rt_service_drain(service);
     assert_int_equal(submit_to(&seen[4], &g, NULL), BT_ERR_UNAVAILABLE);
