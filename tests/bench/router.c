@@ -17,21 +17,28 @@
  *
  * And with --router, of the whole program, all its threads counted:
  *
- *     relay_tokens_per_s_core            tokens from ranks to streams by second of CPU time, as
- * fast as they are read; relay_over_bare: the same against a bare relay with as many messages,
- * writes and bytes relay_events_per_s_core            the same where every token is written alone.
- * All three with 1,000 streams; _most: with --streams bytes_per_stream                   memory of
- * an open stream of the ZeroMQ API, with a prompt of 100 tokens; bytes_per_http_stream: of an HTTP
- * stream cores_at_99rps_100k                cores that 99 prompts of 100,000 tokens a second take,
- * given as text, beside those of the tokenizer's threads; _ids: as ids; _turns: as turns of
- * conversations
+ *     relay_tokens_per_s_core   tokens from ranks to streams by second of CPU time, as fast as they
+ *                               are read
+ *     relay_over_bare           the same against a bare relay with as many messages, writes, bytes
+ *     relay_events_per_s_core   the same where every token is written alone. All three with 1,000
+ *                               streams; _most: with --streams
+ *     bytes_per_stream          memory of an open stream of the ZeroMQ API, with a prompt of 100
+ *                               tokens
+ *     bytes_per_http_stream     of an HTTP stream
+ *     cores_at_99rps_100k       cores that 99 prompts of 100,000 tokens a second take, given as
+ *                               text, beside those of the tokenizer's threads; _ids: as ids;
+ *                               _turns: as turns of conversations
+ *     tokenize_over_reference   speed of tokenizing over that of the reference, and what else
+ *                               tokenize.py prints; not with --quick
  *
- * --only decisions, relay, streams or prompts.
+ * --only decisions, relay, streams, prompts or tokenize.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "tests/bench/router_bench.h"
 
@@ -88,6 +95,24 @@ static void set_option(struct bench_options *options, const char *name, const ch
     }
 }
 
+/* A program of its own, which makes an environment with the reference where it can. */
+static void bench_tokenize(const struct bench_options *options)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        execlp("python3", "python3", BENCH_TOKENIZE_SCRIPT, BENCH_TOKENIZE_PROGRAM,
+               options->model_dir, BENCH_TOKENIZE_WORK, NULL);
+        _exit(127);
+    }
+    int status = 0;
+    if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status)) {
+        bench_die("tokenize.py did not run");
+    }
+    if (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != 77) {
+        bench_die("tokenize.py failed");
+    }
+}
+
 static bool wanted(const struct bench_options *options, const char *part)
 {
     return options->only ? strcmp(options->only, part) == 0 : true;
@@ -126,6 +151,9 @@ int main(int argc, char **argv)
     }
     if (wanted(&options, "prompts")) {
         bench_prompts(&options);
+    }
+    if (wanted(&options, "tokenize") && !options.quick) {
+        bench_tokenize(&options);
     }
     return 0;
 }
