@@ -10,7 +10,8 @@
 
 #include "common/base/clock.h"
 
-/* Add, stop, and a page for the one wish that is open; and a stop and a page of the one before it. */
+/* Add, stop, and a page for the one wish that is open; and a stop and a page of the one before it.
+ */
 #define COMMANDS_PER_SEQUENCE 5
 #define BELLS                 2 /* each at most once in the queue */
 #define STEP_RECORDS          4 /* steps that the control thread may be behind */
