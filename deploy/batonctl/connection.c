@@ -45,7 +45,38 @@ enum bt_status ctl_connection_status(struct ctl_connection *connection, struct b
     };
     ProtobufCMessage *response = NULL;
     enum bt_status status = bt_rpc_client_call_wait(connection->client, &spec, error, &response);
-    if (status == BT_OK)
+    if (status == BT_OK) {
+        ctl_message_flatten(response);
         *ret_status = (Baton__V1__StatusResponse *)response;
+    }
     return status;
+}
+
+static void flatten_field(void *value, const ProtobufCFieldDescriptor *field)
+{
+    if (field->type == PROTOBUF_C_TYPE_STRING)
+        ctl_text_flatten(*(char **)value);
+    else if (field->type == PROTOBUF_C_TYPE_MESSAGE && *(ProtobufCMessage **)value)
+        ctl_message_flatten(*(ProtobufCMessage **)value);
+}
+
+/* The messages that come here have no oneof, and are as deep as their definition. */
+void ctl_message_flatten(ProtobufCMessage *message)
+{
+    for (unsigned i = 0; i < message->descriptor->n_fields; i++) {
+        const ProtobufCFieldDescriptor *field = &message->descriptor->fields[i];
+        bool pointers =
+            field->type == PROTOBUF_C_TYPE_STRING || field->type == PROTOBUF_C_TYPE_MESSAGE;
+        char *at = (char *)message + field->offset;
+        if (!pointers)
+            continue;
+        if (field->label != PROTOBUF_C_LABEL_REPEATED) {
+            flatten_field(at, field);
+            continue;
+        }
+        size_t count = *(size_t *)((char *)message + field->quantifier_offset);
+        void **list = *(void ***)at;
+        for (size_t k = 0; k < count; k++)
+            flatten_field(&list[k], field);
+    }
 }

@@ -23,7 +23,11 @@ enum bt_status ctl_connection_init(struct ctl_connection *connection,
                                    const struct ctl_target *target, struct bt_error *error);
 void ctl_connection_finish(struct ctl_connection *connection);
 
-/* Free with baton__v1__status_response__free_unpacked. */
+/* What a router says may come from anybody, and goes to a terminal: in all texts of the message, of
+ * its messages too, control characters and what is not UTF-8 become '?'. */
+void ctl_message_flatten(ProtobufCMessage *message);
+
+/* Free with baton__v1__status_response__free_unpacked. Its texts are flat. */
 enum bt_status ctl_connection_status(struct ctl_connection *connection, struct bt_error *error,
                                      Baton__V1__StatusResponse **ret_status);
 

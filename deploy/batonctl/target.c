@@ -16,9 +16,42 @@ int ctl_parse(const struct bt_option *options, const char *usage, int argc, char
     return CTL_EXIT_USAGE;
 }
 
+/* Bytes of the character, 0: it is none of UTF-8, or of control. */
+static size_t character(const unsigned char *text)
+{
+    unsigned first = text[0];
+    if (first < 0x80)
+        return first >= 0x20 && first != 0x7f;
+    size_t size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+    unsigned value = first & (0x7fu >> size);
+    if (first < 0xc2 || first > 0xf4)
+        return 0;
+    for (size_t i = 1; i < size; i++) {
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+        value = value << 6 | (text[i] & 0x3f);
+    }
+    bool shortest = value >= (size == 4 ? 0x10000u : size == 3 ? 0x800u : 0xa0u);
+    return shortest && value <= 0x10ffff && (value < 0xd800 || value > 0xdfff) ? size : 0;
+}
+
+void ctl_text_flatten(char *text)
+{
+    for (size_t size; *text; text += size) {
+        size = character((const unsigned char *)text);
+        if (size == 0) {
+            *text = '?';
+            size = 1;
+        }
+    }
+}
+
 int ctl_fail(const char *verb, const struct bt_error *error)
 {
-    fprintf(stderr, "batonctl %s: %s\n", verb, error->text);
+    char text[BT_ERROR_TEXT_SIZE];
+    snprintf(text, sizeof text, "%s", error->text);
+    ctl_text_flatten(text);
+    fprintf(stderr, "batonctl %s: %s\n", verb, text);
     switch (error->status) {
     case BT_ERR_NOT_FOUND:
     case BT_ERR_UNAVAILABLE:

@@ -14,9 +14,12 @@
 #include "deploy/batonctl/connection.h"
 #include "deploy/batonctl/verbs.h"
 
+#define LAST_MAX      1000
 #define LANES_MAX     64
 #define DEPTH_MAX     32
-#define PROCESSES_MAX 65536
+#define PROCESSES_MAX 4096
+#define TRACKS_MAX    256             /* of a request; what comes then is with the last */
+#define FAR_NS        (INT64_MAX / 4) /* times are cut to this, so that sums have room */
 
 enum output { OUTPUT_JSON, OUTPUT_TABLE };
 static const char *const output_names[] = {"json", "table", NULL};
@@ -38,9 +41,7 @@ struct track {
 
 static int64_t end_of(const Baton__V1__TraceSpan *span)
 {
-    uint64_t longest = (uint64_t)INT64_MAX / 4;
-    return span->begin_unix_ns +
-           (int64_t)(span->duration_ns < longest ? span->duration_ns : longest);
+    return span->begin_unix_ns + (int64_t)span->duration_ns;
 }
 
 static bool lane_take(struct lane *lane, int64_t begin_ns, int64_t end_ns)
@@ -111,6 +112,8 @@ static struct track *find_track(struct writer *writer, const Baton__V1__TraceSpa
         if (strcmp(track->process, span->process) == 0 && strcmp(track->name, span->track) == 0)
             return track;
     }
+    if (writer->track_count == TRACKS_MAX)
+        return &writer->tracks[TRACKS_MAX - 1];
     if (writer->track_count == writer->track_capacity) {
         uint32_t capacity = writer->track_capacity * 2 + 8;
         struct track *grown = realloc(writer->tracks, capacity * sizeof(*grown));
@@ -254,6 +257,24 @@ static void print_table(FILE *out, const Baton__V1__TraceResponse *traces)
 
 /* ---- the verb */
 
+/* A router is believed no time and no count. */
+static void bound(Baton__V1__TraceResponse *traces, uint32_t last)
+{
+    while (traces->n_traces > last)
+        baton__v1__request_trace__free_unpacked(traces->traces[--traces->n_traces], NULL);
+    for (size_t i = 0; i < traces->n_traces; i++) {
+        for (size_t k = 0; k < traces->traces[i]->n_spans; k++) {
+            Baton__V1__TraceSpan *span = traces->traces[i]->spans[k];
+            int64_t begin_ns = span->begin_unix_ns;
+            span->begin_unix_ns = begin_ns < -FAR_NS  ? -FAR_NS
+                                  : begin_ns < FAR_NS ? begin_ns
+                                                      : FAR_NS;
+            if (span->duration_ns > (uint64_t)FAR_NS)
+                span->duration_ns = (uint64_t)FAR_NS;
+        }
+    }
+}
+
 static enum bt_status fetch(const struct ctl_target *target, const char *request, uint32_t last,
                             struct bt_error *error, Baton__V1__TraceResponse **ret_traces)
 {
@@ -275,8 +296,11 @@ static enum bt_status fetch(const struct ctl_target *target, const char *request
     ctl_connection_finish(&connection);
     if (status == BT_ERR_DEADLINE)
         error->status = BT_ERR_UNAVAILABLE;
-    if (status == BT_OK)
+    if (status == BT_OK) {
+        ctl_message_flatten(response);
         *ret_traces = (Baton__V1__TraceResponse *)response;
+        bound(*ret_traces, LAST_MAX);
+    }
     return status;
 }
 
@@ -315,7 +339,7 @@ int ctl_verb_trace(int argc, char **argv)
     const struct bt_option options[] = {
         CTL_TARGET_OPTIONS(target),
         CTL_ENDPOINT_OPTIONS(target),
-        {"last", BT_OPTION_INT, &last, "1", .min = 1, .max = 1000,
+        {"last", BT_OPTION_INT, &last, "1", .min = 1, .max = LAST_MAX,
          .help = "without REQUEST: so many requests that ended last"},
         {"output", BT_OPTION_CHOICE, &output, "json", .choices = output_names,
          .help = "Chrome trace JSON, or lines"},

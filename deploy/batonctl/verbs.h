@@ -64,7 +64,11 @@ struct ctl_target {
 int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
               int *ret_argc_used);
 
-/* Prints "batonctl VERB: text" and gives the exit code. */
+/* Control characters (also those of two bytes) and what is not UTF-8 become '?', in place. The empty
+ * text is not written to. */
+void ctl_text_flatten(char *text);
+
+/* Prints "batonctl VERB: text", flat, and gives the exit code. */
 int ctl_fail(const char *verb, const struct bt_error *error);
 
 /* Where a router is, and with which keys it is spoken to. */

@@ -1,0 +1,263 @@
+/*
+ * batonctl against a router that lies: absurd times and counts, control characters in every text.
+ * usage: test-batonctl-hostile_router PATH-OF-BATONCTL
+ */
+#include <jansson.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/base/clock.h"
+#include "common/messaging/rpc.h"
+#include "proto/router.pb-c.h"
+
+#define MANY_TRACKS 20000
+#define MANY_TRACES 3000
+#define PATIENCE_NS (40 * BT_NS_PER_S)
+
+/* ESC, a line's end, DEL, CSI of two bytes, half a character, a surrogate; and what is good. */
+#define EVIL                                                                                       \
+    "a\x1b[2J\n\x7f\xc2\x9b\xe2\x82(\xed\xa0\x80\xff"                                              \
+    "b \xc3\xa9\xf0\x9f\xa6\x8a"
+#define EVIL_FLAT                                                                                  \
+    "a?[2J?????"                                                                                   \
+    "?(????"                                                                                       \
+    "b \xc3\xa9\xf0\x9f\xa6\x8a"
+
+extern char **environ;
+static const char *batonctl;
+static struct bt_loop *loop;
+static struct bt_rpc_server *server;
+static char evil[] = EVIL;
+static bool many; /* tracks and traces */
+
+static void answer_status(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    Baton__V1__WorkerStatus worker = BATON__V1__WORKER_STATUS__INIT, *workers[] = {&worker};
+    Baton__V1__RequestStatus one = BATON__V1__REQUEST_STATUS__INIT, *requests[] = {&one};
+    Baton__V1__GroupMember group = BATON__V1__GROUP_MEMBER__INIT;
+    Baton__V1__StatusResponse status = BATON__V1__STATUS_RESPONSE__INIT;
+    group.name = worker.worker_id = worker.state = worker.transport = evil;
+    worker.control_endpoint = one.state = one.prefill_worker = one.decode_worker = evil;
+    worker.group = &group;
+    worker.role = (Baton__V1__WorkerRole)77;
+    status.model = status.http_endpoint = evil;
+    status.n_workers = status.n_requests = 1;
+    status.workers = workers;
+    status.requests = requests;
+    bt_rpc_call_end(call, BT_OK, NULL, &status.base);
+}
+
+/* Every span is of another track, and both ends of time are in it. */
+static void answer_trace(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    static Baton__V1__TraceSpan spans[MANY_TRACKS], *span_list[MANY_TRACKS];
+    static char tracks[MANY_TRACKS][16];
+    static Baton__V1__RequestTrace traces[MANY_TRACES], *trace_list[MANY_TRACES];
+    static char *arg[] = {evil, evil};
+    for (int i = 0; i < MANY_TRACKS; i++) {
+        baton__v1__trace_span__init(&spans[i]);
+        snprintf(tracks[i], sizeof tracks[i], "t%d", i);
+        spans[i].name = spans[i].process = evil;
+        spans[i].track = tracks[i];
+        spans[i].arg = arg;
+        spans[i].n_arg = 2;
+        spans[i].begin_unix_ns = i % 2 ? INT64_MAX - i : INT64_MIN + i;
+        spans[i].duration_ns = UINT64_MAX;
+        span_list[i] = &spans[i];
+    }
+    for (int i = 0; i < MANY_TRACES; i++) {
+        baton__v1__request_trace__init(&traces[i]);
+        traces[i].client_request_id = traces[i].trace_id = evil;
+        traces[i].n_spans = i > 0 ? 1 : many ? MANY_TRACKS : 2;
+        traces[i].spans = span_list;
+        trace_list[i] = &traces[i];
+    }
+    Baton__V1__TraceResponse response = BATON__V1__TRACE_RESPONSE__INIT;
+    response.n_traces = many ? MANY_TRACES : 1;
+    response.traces = trace_list;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void refuse(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    bt_rpc_call_end(call, BT_ERR_INTERNAL, evil, NULL);
+}
+
+static const struct bt_rpc_method lies[] = {
+    {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, answer_status},
+    {"baton.v1.Router/Trace", &baton__v1__trace_request__descriptor, answer_trace},
+    {NULL, NULL, NULL},
+};
+static const struct bt_rpc_method refusals[] = {
+    {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, refuse},
+    {"baton.v1.Router/Trace", &baton__v1__trace_request__descriptor, refuse},
+    {NULL, NULL, NULL},
+};
+
+static pid_t start(const char *verb, const char *how, int out)
+{
+    posix_spawn_file_actions_t actions;
+    const char *argv[] = {batonctl,    verb,  "--rpc",    bt_rpc_server_endpoint(server),
+                          "--timeout", "30s", "--output", how,
+                          NULL};
+    pid_t pid;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
+    posix_spawn_file_actions_adddup2(&actions, out, STDERR_FILENO);
+    assert_int_equal(posix_spawn(&pid, batonctl, &actions, NULL, (char **)argv, environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    return pid;
+}
+
+/* What it printed, to be freed, and its exit code. */
+static char *run(const struct bt_rpc_method *methods, const char *verb, const char *how,
+                 int *ret_code)
+{
+    FILE *file = tmpfile();
+    assert_non_null(file);
+    loop = bt_loop_create(NULL);
+    assert_int_equal(bt_rpc_server_create(loop, "tcp://127.0.0.1:*", methods, NULL, NULL, &server),
+                     BT_OK);
+    pid_t pid = start(verb, how, fileno(file));
+    int64_t until_ns = bt_clock_now_ns() + PATIENCE_NS;
+    int state;
+    pid_t over = 0;
+    while (over == 0 && bt_clock_now_ns() < until_ns) {
+        bt_loop_run_once(loop, bt_clock_now_ns() + 5 * BT_NS_PER_MS, NULL);
+        over = waitpid(pid, &state, WNOHANG);
+    }
+    if (over == 0) {
+        kill(pid, SIGKILL);
+        waitpid(pid, &state, 0);
+    }
+    bt_rpc_server_destroy(server);
+    bt_loop_destroy(loop);
+    assert_int_equal(over, pid);
+    long size = (fseek(file, 0, SEEK_END), ftell(file));
+    char *text = calloc(1, (size_t)size + 1);
+    rewind(file);
+    assert_int_equal(fread(text, 1, (size_t)size, file), size);
+    fclose(file);
+    if (!WIFEXITED(state)) {
+        fail_msg("killed by %d: %s", WTERMSIG(state), text);
+    }
+    *ret_code = WEXITSTATUS(state);
+    return text;
+}
+
+static void expect_flat(const struct bt_rpc_method *methods, const char *verb, int expected,
+                        const char *shown)
+{
+    int code;
+    char *text = run(methods, verb, "table", &code);
+    assert_null(strstr(text, "runtime error"));
+    assert_int_equal(code, expected);
+    if (!strstr(text, shown)) {
+        fail_msg("%s", text);
+    }
+    for (const char *at = text; *at; at++) {
+        assert_true(*at == '\n' || (unsigned char)*at >= 0x20);
+    }
+    assert_null(strstr(text, "\xc2\x9b"));
+    free(text);
+}
+
+static void test_tables_are_flat(void **state)
+{
+    (void)state;
+    many = false;
+    expect_flat(lies, "get", 0, EVIL_FLAT);
+    expect_flat(lies, "status", 0, EVIL_FLAT);
+    expect_flat(lies, "trace", 0, EVIL_FLAT);
+}
+
+static void test_refusals_are_flat(void **state)
+{
+    (void)state;
+    expect_flat(refusals, "status", 1, "a?[2J ????");
+    expect_flat(refusals, "trace", 1, "a?[2J ????");
+}
+
+static json_t *run_json(const char *verb)
+{
+    int code;
+    char *text = run(lies, verb, "json", &code);
+    json_t *json = json_loads(text, 0, NULL);
+    if (code != 0 || !json) {
+        fail_msg("%d: %.500s", code, text);
+    }
+    free(text);
+    return json;
+}
+
+static void test_json_is_json(void **state)
+{
+    (void)state;
+    many = false;
+    json_t *status = run_json("status");
+    assert_string_equal(json_string_value(json_object_get(status, "model")), EVIL_FLAT);
+    assert_int_equal(json_array_size(json_object_get(status, "workers")), 1);
+    json_decref(status);
+    json_t *trace = run_json("trace");
+    json_t *event;
+    size_t i;
+    json_array_foreach(json_object_get(trace, "traceEvents"), i, event)
+    {
+        assert_true(json_number_value(json_object_get(event, "ts")) >= 0);
+    }
+    assert_true(i >= 2);
+    json_decref(trace);
+}
+
+/* No memory for each track, which would be over 300 MiB. */
+static void test_traces_are_bounded(void **state)
+{
+    (void)state;
+    many = true;
+    struct rusage usage;
+    json_t *trace = run_json("trace");
+    size_t spans = 0, i;
+    json_t *event;
+    json_array_foreach(json_object_get(trace, "traceEvents"), i, event)
+    {
+        spans += json_string_value(json_object_get(event, "ph"))[0] == 'X';
+    }
+    assert_int_equal(spans, MANY_TRACKS + 999); /* of 1000 traces */
+    json_decref(trace);
+    getrusage(RUSAGE_CHILDREN, &usage);
+    assert_true(usage.ru_maxrss < 250 << 10);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s PATH-OF-BATONCTL\n", argv[0]);
+        return 2;
+    }
+    batonctl = argv[1];
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tables_are_flat),
+        cmocka_unit_test(test_refusals_are_flat),
+        cmocka_unit_test(test_json_is_json),
+        cmocka_unit_test(test_traces_are_bounded),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
