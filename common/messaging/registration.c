@@ -46,6 +46,11 @@ struct bt_registration {
 static void tell_decode_ranks(struct bt_registration *registration, Baton__V1__KvEndpoint **ranks,
                               size_t rank_count)
 {
+    if (rank_count > BT_REGISTRATION_MAX_RANKS) {
+        bt_log_warn(0, "a router names %zu decode ranks at once: the first %d are heard of",
+                    rank_count, BT_REGISTRATION_MAX_RANKS);
+        rank_count = BT_REGISTRATION_MAX_RANKS;
+    }
     if (registration->events.decode_ranks && rank_count > 0) {
         registration->events.decode_ranks(registration->events.context, ranks, rank_count);
     }

@@ -14,6 +14,7 @@
 #include "proto/registry.pb-c.h"
 
 #define BT_REGISTRATION_MAX_ROUTERS  16
+#define BT_REGISTRATION_MAX_RANKS    4096 /* of one answer, that are told; the others are not */
 #define BT_REGISTRATION_MAX_PREFIXES 2048 /* changes in a PrefixSummary */
 
 struct bt_registration;

@@ -28,6 +28,7 @@ struct router {
     uint64_t prefix_version; /* that it has */
     uint32_t prefix_changes; /* that it was told */
     bool prefix_deaf;        /* takes in no summary */
+    size_t names;            /* that many ranks, in each answer to a heartbeat */
 };
 
 struct world {
@@ -97,7 +98,16 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
         bt_rpc_call_end(call, BT_ERR_INTERNAL, "no answer that is one", NULL);
         return;
     }
+    static Baton__V1__KvEndpoint endpoint = BATON__V1__KV_ENDPOINT__INIT;
+    Baton__V1__KvEndpoint **list = calloc(router->names + 1, sizeof(*list));
+    assert_non_null(list);
+    for (size_t i = 0; i < router->names; i++) {
+        list[i] = &endpoint;
+    }
+    response.decode = list;
+    response.n_decode = router->names;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+    free(list);
 }
 
 static void handle_deregister(void *context, struct bt_rpc_call *call,
@@ -240,6 +250,17 @@ static void test_register_heartbeat_and_leave(void **state)
     until(world, bt_registration_gone(world->registration));
     assert_int_equal(world->routers[0].deregisters, 1);
     assert_int_equal(world->routers[1].deregisters, 1);
+}
+
+static void test_ranks_of_an_answer_are_bounded(void **state)
+{
+    struct world *world = *state;
+    start_with_both(world);
+    until(world, world->registered == 2);
+    assert_int_equal(world->ranks, 2);
+    world->routers[1].names = 200000;
+    until(world, world->ranks > 2);
+    assert_int_equal(world->ranks, 2 + BT_REGISTRATION_MAX_RANKS);
 }
 
 static void test_a_router_that_forgot_is_told_again(void **state)
@@ -415,6 +436,7 @@ int main(void)
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
         TEST(test_register_heartbeat_and_leave),
+        TEST(test_ranks_of_an_answer_are_bounded),
         TEST(test_a_router_that_forgot_is_told_again),
         TEST(test_a_refusal_names_router_and_field),
         TEST(test_already_exists_is_tried_again),
