@@ -13,8 +13,8 @@ import baton_client
 import cluster
 import openai_http
 
-STALLED_HTTP = 24
-STALLED_RPC = 8
+STALLED_HTTP = 6
+STALLED_RPC = 2
 HEALTHY = 4
 MEMORY_MIB = 1 << 20
 # What is left for a stream by its reader, twice for the buffer that grows by doubling; and what else
@@ -22,9 +22,11 @@ MEMORY_MIB = 1 << 20
 STREAM_BYTES = 3 * MEMORY_MIB
 # For all that is not by stream: the heap's own, and what the healthy ones need.
 REST_BYTES = 64 * MEMORY_MIB
-# With log-probabilities a stream of eight choices is some 10 MiB, more than sockets and limit hold.
-GREEDY = {"prompt": "Once upon a time", "max_tokens": 1900, "ignore_eos": True, "stream": True,
-          "logprobs": 5, "n": 8}
+# With the log-probabilities of twenty a step of eight choices is some 20 KiB: long before its end
+# a stream is more than sockets and limit hold.
+GREEDY = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 1900,
+          "ignore_eos": True, "stream": True, "logprobs": True, "top_logprobs": 20, "n": 8}
+STALLED_RPC_STREAMS = 6
 
 
 def rss_bytes(pid):
@@ -41,7 +43,7 @@ def stalled_http(base):
     connection.settimeout(300)
     connection.connect((url.hostname, url.port))
     data = json.dumps(GREEDY).encode()
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+    connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
                        b"\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
     return connection
 
@@ -53,9 +55,9 @@ def stalled_rpc(endpoint):
     client.socket.disconnect(endpoint)      # options are for connections to come
     client.socket.connect(endpoint)
     request = baton_client.pb["generate"].GenerateRequest()
-    request.prompt, request.max_tokens, request.ignore_eos = "Once upon a time", 1900, True
+    request.prompt, request.max_tokens, request.ignore_eos = "Once upon a time", 500, True
     request.logprobs, request.token_ids = 20, True
-    for _ in range(4):
+    for _ in range(STALLED_RPC_STREAMS):
         client.start("baton.v1.Router/Generate", request)
     return client
 
@@ -114,7 +116,7 @@ def main():
                 client.close()
         assert not wrong, wrong[:3]
         grown = max(most[0] - before, 0)
-        streams = STALLED_HTTP + 4 * STALLED_RPC
+        streams = STALLED_HTTP + STALLED_RPC_STREAMS * STALLED_RPC
         limit = streams * STREAM_BYTES + REST_BYTES
         print(f"{dropped:.0f} streams were dropped; the router grew by {grown / MEMORY_MIB:.0f} MiB "
               f"of {limit / MEMORY_MIB:.0f}")
