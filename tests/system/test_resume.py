@@ -172,11 +172,12 @@ def check_other_connections(f, described, references):
         running = run_all([first], lambda: f.http)
         cluster.until(lambda: first.tokens() >= 8, 60, "it streams")
         other = Stream(path, {**body, "max_tokens": 7}, f"one-{i}")
-        running += run_all([other], lambda: f.http)  # of this name, and another request
+        beside = run_all([other], lambda: f.http)  # of this name, and another request
         second.run(lambda: f.http)          # from the start, though the first has some already
         same([second], [references[i]])
         join_all(running)                   # which came back, and took over or ran it again
         same([first], [references[i]])
+        join_all(beside)
         assert not other.cuts, other.cuts
         assert "taken over" in " ".join(first.cuts + second.cuts), (first.cuts, second.cuts)
 
