@@ -8,6 +8,10 @@ compiles that file and linked before the library that has the good one. A text t
 any more fails the test: the rule has moved, and its mutant has to follow. A mutant is noticed when
 the simulator ends with anything but success within its number of schedules. That the unbroken
 program passes is the test beside this one.
+
+Rules that schedules at random meet too rarely are held by unit tests: a landing that is cancelled
+while it is verified (kvtransfer, test_verdicts), cuts before READY (decode, test_done_after_a_cut)
+and early checksums over a cut (decode, test_handoff).
 """
 import os
 import shlex
@@ -53,9 +57,6 @@ MUTANTS = {
 """)]),
     "done-twice-verified-twice": ("rule 5: a second Done is harmless", "kvtransfer/landing.c", [
         ("        verdict = KVT_DONE_DUPLICATE;", "        verdict = KVT_DONE_VERIFY;")]),
-    "cancelled-becomes-ready": ("a landing that was cancelled while it is verified ends",
-                                "kvtransfer/landing.c", [
-        ("    if (!landing->cancelled && checksum_equal) {", "    if (checksum_equal) {")]),
     "cancel-forgets-running": ("pages of a running sequence are the engine's",
                                "decode-node/request.c", [
         ("""    if (landing->state == KVT_LANDING_READY) {
@@ -109,9 +110,6 @@ MUTANTS = {
         ("        peer->cuts |= UINT64_C(1) << line->number;", "        ;")]),
     "cuts-dropped-at-the-end": ("rule 12: the event of a push names the cuts", "kvtransfer/push.c", [
         ("        event->cut_lines = cuts_to_tell(push);", "        (void)cuts_to_tell;")]),
-    "cut-not-made-before-done": ("rule 12: cut off before READY", "decode-node/service.c", [
-        ("    if (list.count > 0 && landing && landing->state == KVT_LANDING_LANDING) {",
-         "    if (false && landing) {")]),
     "cut-the-first-alone": ("rule 12: all that a message names is cut off", "decode-node/cutoff.c", [
         ("    for (size_t i = 0; i < count; i++) {\n        enum bt_status status = read_cut(",
          "    for (size_t i = 0; i < (count > 0); i++) {\n        enum bt_status status = read_cut(")]),
