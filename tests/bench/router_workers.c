@@ -137,13 +137,17 @@ static void handle_run(void *context, struct bt_rpc_call *call, const ProtobufCM
     Baton__V1__PrefillEvent event = BATON__V1__PREFILL_EVENT__INIT;
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN;
     event.first_token = &token;
-    bt_rpc_call_send(call, &event.base);
+    bool told = bt_rpc_call_send(call, &event.base) == BT_OK;
     Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
     done.compute_ns = 1000;
     done.transport = (char *)"shm";
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_DONE;
     event.done = &done;
-    bt_rpc_call_send(call, &event.base);
+    told = told && bt_rpc_call_send(call, &event.base) == BT_OK;
+    if (!told) {
+        bt_rpc_call_end(call, BT_ERR_UNAVAILABLE, "the queue is full: try again", NULL);
+        return;
+    }
     bt_rpc_call_end(call, BT_OK, NULL, NULL);
     atomic_fetch_add(&bench_shared->runs, 1);
     start_running((uint32_t)request->landing->epoch - 1);
