@@ -173,9 +173,11 @@ enum bt_status rt_service_charge(struct rt_service *service, struct rt_stream *s
 
 void rt_service_settle(struct rt_service *service, struct rt_stream *stream)
 {
-    int64_t used = stream->completion_tokens > 0
-                       ? (int64_t)stream->prompt_tokens + stream->completion_tokens
-                       : 0;
+    /* One that was taken over has generated what its new front has yet to be told. */
+    uint32_t generated = stream->completion_tokens > stream->catch_up_count
+                             ? stream->completion_tokens
+                             : stream->catch_up_count;
+    int64_t used = generated > 0 ? (int64_t)stream->prompt_tokens + generated : 0;
     rt_access_settle_tokens(service->access, stream->caller.tenant,
                             (int64_t)stream->charged_tokens - used, bt_clock_now_ns());
     stream->charged_tokens = (uint64_t)used;

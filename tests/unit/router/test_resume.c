@@ -1,5 +1,6 @@
 /* Requests by name: taken over from connections, and from ranks whose router is gone. */
 #include "common/base/random.h"
+#include "router/service_admit.h"
 #include "tests/unit/router/service_driver.h"
 
 static struct rt_generation named(const char *name, uint32_t max_tokens)
@@ -229,6 +230,9 @@ static void test_taken_over_from_a_connection(void **state)
     g.resume_tokens = 2;
     assert_int_equal(come(&second, &g, NULL), BT_OK);
     assert_int_equal(second.request, first.request);
+    struct rt_stream *stream = bt_map_get(&service->streams, second.request);
+    rt_service_settle(service, stream); /* as if it ended now: what was generated stays charged */
+    assert_int_equal(stream->charged_tokens, g.prompt_tokens + 5);
     assert_true(first.ended);
     assert_int_equal(first.result.status, BT_ERR_ALREADY_EXISTS);
     assert_non_null(strstr(first.error, "taken over"));
