@@ -191,8 +191,10 @@ static enum bt_status parse_field(struct rt_tenants *tenants, size_t index, cons
     if (strcmp(field, "name") == 0 || strcmp(field, "keys") == 0) {
         return BT_OK; /* parsed already */
     }
-    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "tenants[%zu] has an unknown field: %.64s",
-                        index, field);
+    /* What does not look like a field may be a key in the wrong place, and is not told. */
+    bool name = field[strspn(field, "abcdefghijklmnopqrstuvwxyz_")] == '\0';
+    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "tenants[%zu] has an unknown field%s%.32s",
+                        index, name ? ": " : "", name ? field : "");
 }
 
 static enum bt_status parse_tenant(struct rt_tenants *tenants, size_t index, json_t *value,

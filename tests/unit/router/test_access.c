@@ -120,6 +120,7 @@ static void test_every_wrong_field_is_named(void **state)
     wrong(SECOND("\"name\":\"b\",\"keys\":[\"secret-one\"]"),
           "tenants[1].keys[0] is a key of tenants[0] already");
     wrong(ONE(",\"weigth\":2"), "tenants[0] has an unknown field: weigth");
+    wrong(ONE(",\"sk-secret\":2"), "tenants[0] has an unknown field");
     wrong(ONE(",\"weight\":0"), "tenants[0].weight must be an integer from 1 to 10000");
     wrong(ONE(",\"weight\":10001"), "tenants[0].weight must be");
     wrong(ONE(",\"weight\":1.5"), "tenants[0].weight must be");
