@@ -96,11 +96,5 @@ size_t fuzz_seed(size_t index, uint8_t *ret_data, size_t capacity)
         "\x02tcp://127.0.0.1:5557#" HEX,
         "\x02tcp://[::1]:5557",
     };
-    if (index >= sizeof seeds / sizeof seeds[0]) {
-        return 0;
-    }
-    size_t size = strlen(seeds[index]);
-    must(capacity >= size, "no room for a seed");
-    memcpy(ret_data, seeds[index], size);
-    return size;
+    return fuzz_seed_text(seeds, sizeof seeds / sizeof seeds[0], index, ret_data, capacity);
 }

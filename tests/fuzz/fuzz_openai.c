@@ -98,10 +98,5 @@ static const char *const seeds[] = {
 
 size_t fuzz_seed(size_t index, uint8_t *ret_data, size_t capacity)
 {
-    if (index >= sizeof seeds / sizeof *seeds)
-        return 0;
-    size_t size = strlen(seeds[index]);
-    size = size < capacity ? size : capacity;
-    memcpy(ret_data, seeds[index], size);
-    return size;
+    return fuzz_seed_text(seeds, sizeof seeds / sizeof *seeds, index, ret_data, capacity);
 }
