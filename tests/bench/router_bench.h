@@ -13,15 +13,16 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "proto/types.pb-c.h"
 #include "router/core.h"
 
 struct bench_options {
     uint32_t workers, ranks, decisions;
     enum rt_decode_policy policy;
-    const char *router;    /* program; NULL: the decisions alone */
-    const char *model_dir; /* whose tokenizer is used */
+    const char *router;     /* program; NULL: the decisions alone */
+    const char *model_dir;  /* whose tokenizer is used */
     const char *workers_at; /* where the router listens for workers; NULL: 127.0.0.1 */
-    const char *only;      /* one part by its name; NULL: all */
+    const char *only;       /* one part by its name; NULL: all */
     uint32_t relay_streams, http_streams, rpc_streams;
     double seconds; /* of one measurement */
     bool quick;
@@ -95,6 +96,9 @@ double bench_rss_bytes(pid_t pid);
 /* A gauge or counter of the router's /metrics; -1: not there. */
 double bench_metric(uint16_t port, const char *name);
 double bench_now_s(void);
+/* What all simulated workers of this process say of themselves; valid as long as it. */
+void bench_fill_common(Baton__V1__ProcessId *ret_process,
+                       Baton__V1__LayoutFingerprint *ret_fingerprint);
 
 /* ---- clients */
 

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/base/process.h"
 #include "tests/bench/router_bench.h"
 
 #define MAX_ARGUMENTS 40
@@ -193,25 +194,11 @@ void bench_router_start(const struct bench_options *options, const char *const *
     make_model(options->model_dir, directory);
     snprintf(ready, sizeof ready, "%s/ready", directory);
     const char *workers_at = options->workers_at ? options->workers_at : "tcp://127.0.0.1:*";
-    const char *fixed[] = {options->router,
-                           "--model",
-                           directory,
-                           "--served-model-name",
-                           "sim",
-                           "--port",
-                           "0",
-                           "--worker-endpoint",
-                           workers_at,
-                           "--ready-file",
-                           ready,
-                           "--log-level",
-                           "error",
-                           "--queue-capacity",
-                           "1000000",
-                           "--request-timeout",
-                           "3600s",
-                           "--prefill-depth",
-                           "3600s"};
+    const char *fixed[] = {options->router, "--model",          directory, "--served-model-name",
+                           "sim",           "--port",           "0",       "--worker-endpoint",
+                           workers_at,      "--ready-file",     ready,     "--log-level",
+                           "error",         "--queue-capacity", "1000000", "--request-timeout",
+                           "3600s",         "--prefill-depth",  "3600s"};
     const char *all[MAX_ARGUMENTS] = {0};
     size_t count = sizeof fixed / sizeof *fixed;
     memcpy(all, fixed, sizeof fixed);
@@ -339,4 +326,28 @@ double bench_metric(uint16_t port, const char *name)
     snprintf(line, sizeof line, "\n%s", name);
     const char *found = strstr(text, line);
     return found ? strtod(strchr(found + 1, ' '), NULL) : -1;
+}
+
+void bench_fill_common(Baton__V1__ProcessId *ret_process,
+                       Baton__V1__LayoutFingerprint *ret_fingerprint)
+{
+    static struct bt_process_id self;
+    struct bt_error error;
+    if (bt_process_self(&error, &self) != BT_OK) {
+        bench_die("%s", error.text);
+    }
+    baton__v1__process_id__init(ret_process);
+    ret_process->host = self.host;
+    ret_process->pid = self.pid;
+    ret_process->start_ticks = self.start_ticks;
+    baton__v1__layout_fingerprint__init(ret_fingerprint);
+    ret_fingerprint->layout_version = 1;
+    ret_fingerprint->model_hash = 77;
+    ret_fingerprint->model_name = (char *)"simulated";
+    ret_fingerprint->kv_dtype = (char *)"bf16";
+    ret_fingerprint->arithmetic = (char *)"float32";
+    ret_fingerprint->page_tokens = 64;
+    ret_fingerprint->layer_count = 6;
+    ret_fingerprint->kv_lora_rank = 64;
+    ret_fingerprint->qk_rope_head_dim = 16;
 }

@@ -338,25 +338,7 @@ static void open_worker(uint32_t number, const char *router)
 
 static void fill_common(void)
 {
-    static struct bt_process_id self;
-    struct bt_error error;
-    if (bt_process_self(&error, &self) != BT_OK) {
-        bench_die("%s", error.text);
-    }
-    baton__v1__process_id__init(&process);
-    process.host = self.host;
-    process.pid = self.pid;
-    process.start_ticks = self.start_ticks;
-    baton__v1__layout_fingerprint__init(&fingerprint);
-    fingerprint.layout_version = 1;
-    fingerprint.model_hash = 77;
-    fingerprint.model_name = (char *)"simulated";
-    fingerprint.kv_dtype = (char *)"bf16";
-    fingerprint.arithmetic = (char *)"float32";
-    fingerprint.page_tokens = 64;
-    fingerprint.layer_count = 6;
-    fingerprint.kv_lora_rank = 64;
-    fingerprint.qk_rope_head_dim = 16;
+    bench_fill_common(&process, &fingerprint);
     for (uint32_t i = 0; i < SEQUENCES_STEP; i++) {
         baton__v1__token__init(&tokens[i]);
         baton__v1__sequence_step__init(&steps[i]);
