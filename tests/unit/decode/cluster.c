@@ -55,7 +55,8 @@ static struct attempt *attempt_of(struct cluster *cluster, uint64_t request, uin
 {
     for (uint32_t i = 0; i < cluster->attempt_count; i++) {
         struct attempt *attempt = cluster->attempts[i];
-        if (attempt->request == request && attempt->epoch == epoch) {
+        bool reserving = attempt->epoch == 0; /* its answer may come after its first steps */
+        if (attempt->request == request && (attempt->epoch == epoch || reserving)) {
             return attempt;
         }
     }
@@ -227,6 +228,10 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
         request.prompt = (uint32_t *)attempt->prompt;
         request.n_prompt = attempt->prompt_tokens;
     }
+    uint32_t place = cluster->attempt_count++;
+    assert_true(place < 64);
+    cluster->attempts[place] = attempt;
+    attempt->epoch = 0;
     enum bt_status status = cluster_call(cluster, cluster->to_decode, "baton.v1.Decode/Reserve",
                                          &request.base, &baton__v1__reserve_response__descriptor,
                                          (ProtobufCMessage **)&attempt->reserved);
@@ -234,8 +239,9 @@ enum bt_status cluster_reserve(struct cluster *cluster, struct attempt *attempt)
         assert_int_equal(attempt->reserved->landing == NULL, attempt->local);
         attempt->epoch =
             attempt->local ? attempt->reserved->epoch : attempt->reserved->landing->epoch;
-        assert_true(cluster->attempt_count < 64);
-        cluster->attempts[cluster->attempt_count++] = attempt;
+    } else {
+        assert_int_equal(cluster->attempt_count, place + 1);
+        cluster->attempt_count = place;
     }
     return status;
 }

@@ -80,7 +80,8 @@ static void check_piece(const struct naive *naive, const struct bt_tokenizer *to
     struct bt_token_buffer ids = {0};
     size_t count = naive_encode(naive, piece, size, expected);
     assert_int_equal(bt_tokenizer_encode(tokenizer, piece, size, false, NULL, &ids), BT_OK);
-    if (ids.count != count || memcmp(ids.ids, expected, count * sizeof *expected) != 0)
+    if (ids.count != count ||
+        (count > 0 && memcmp(ids.ids, expected, count * sizeof *expected) != 0))
         fail_msg("wrong ids for \"%.*s\"", (int)size, piece);
     free(ids.ids);
 }
