@@ -8,9 +8,6 @@
 #include "deploy/batonctl/connection.h"
 #include "deploy/batonctl/verbs.h"
 
-enum output { OUTPUT_TABLE, OUTPUT_JSON };
-static const char *const output_names[] = {"table", "json", NULL};
-
 static const char *role_name(Baton__V1__WorkerRole role)
 {
     return role == BATON__V1__WORKER_ROLE__ROLE_PREFILL  ? "prefill"
@@ -103,14 +100,6 @@ static json_t *requests_json(const Baton__V1__StatusResponse *status)
     return list;
 }
 
-static int print_json(json_t *json)
-{
-    int failed = json ? json_dumpf(json, stdout, JSON_INDENT(2)) : -1;
-    json_decref(json);
-    printf("\n");
-    return failed ? CTL_EXIT_FAILED : CTL_EXIT_OK;
-}
-
 /* 0: the status is there; otherwise the exit code. */
 static int fetch(const char *verb, const struct ctl_target *target,
                  Baton__V1__StatusResponse **ret_status)
@@ -134,8 +123,7 @@ int ctl_verb_get(int argc, char **argv)
     const struct bt_option options[] = {
         CTL_TARGET_OPTIONS(target),
         CTL_ENDPOINT_OPTIONS(target),
-        {"output", BT_OPTION_CHOICE, &output, "table", 0, 0, output_names, NULL, "how to print",
-         false},
+        CTL_OUTPUT_OPTION(output),
         {0},
     };
     static const char usage[] = "batonctl get [OPTIONS] workers|requests\n\n"
@@ -155,8 +143,8 @@ int ctl_verb_get(int argc, char **argv)
     code = fetch("get", &target, &status);
     if (code != CTL_EXIT_OK)
         return code;
-    if (output == OUTPUT_JSON)
-        code = print_json(workers ? workers_json(status) : requests_json(status));
+    if (output == CTL_OUTPUT_JSON)
+        code = ctl_print_json(workers ? workers_json(status) : requests_json(status));
     else if (workers)
         print_workers(status);
     else
@@ -172,8 +160,7 @@ int ctl_verb_status(int argc, char **argv)
     const struct bt_option options[] = {
         CTL_TARGET_OPTIONS(target),
         CTL_ENDPOINT_OPTIONS(target),
-        {"output", BT_OPTION_CHOICE, &output, "table", 0, 0, output_names, NULL, "how to print",
-         false},
+        CTL_OUTPUT_OPTION(output),
         {0},
     };
     int code = ctl_parse(options, "batonctl status [OPTIONS]", argc, argv, NULL);
@@ -183,12 +170,12 @@ int ctl_verb_status(int argc, char **argv)
     code = fetch("status", &target, &status);
     if (code != CTL_EXIT_OK)
         return code;
-    if (output == OUTPUT_JSON) {
-        code = print_json(json_pack("{s:s,s:s,s:f,s:I,s:I,s:o,s:o}", "model", status->model, "http",
-                                    status->http_endpoint, "uptime_s", status->uptime_s, "queued",
-                                    (json_int_t)status->queued, "queue_capacity",
-                                    (json_int_t)status->queue_capacity, "workers",
-                                    workers_json(status), "requests", requests_json(status)));
+    if (output == CTL_OUTPUT_JSON) {
+        code = ctl_print_json(json_pack("{s:s,s:s,s:f,s:I,s:I,s:o,s:o}", "model", status->model,
+                                        "http", status->http_endpoint, "uptime_s", status->uptime_s,
+                                        "queued", (json_int_t)status->queued, "queue_capacity",
+                                        (json_int_t)status->queue_capacity, "workers",
+                                        workers_json(status), "requests", requests_json(status)));
     } else {
         printf("model %s  http %s  up %.0f s  queued %u of %u  requests %zu\n\n", status->model,
                status->http_endpoint, status->uptime_s, status->queued, status->queue_capacity,

@@ -3,6 +3,17 @@
 
 #include "deploy/batonctl/verbs.h"
 
+const char *const ctl_output_names[] = {"table", "json", NULL};
+
+int ctl_print_json(json_t *json)
+{
+    int failed = json ? json_dumpf(json, stdout, JSON_INDENT(2)) : -1;
+    json_decref(json);
+    if (printf("\n") < 0 || fflush(stdout) != 0)
+        failed = -1;
+    return failed ? CTL_EXIT_FAILED : CTL_EXIT_OK;
+}
+
 int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
               int *ret_argc_used)
 {

@@ -6,6 +6,8 @@
 #ifndef BATON_DEPLOY_BATONCTL_VERBS_H
 #define BATON_DEPLOY_BATONCTL_VERBS_H
 
+#include <jansson.h>
+
 #include "common/base/option.h"
 #include "common/base/status.h"
 #include "common/messaging/security.h"
@@ -26,7 +28,18 @@ int ctl_verb_keygen(int argc, char **argv);
 int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
 int ctl_verb_quantize(int argc, char **argv);
 
-/* What every verb has: which cluster. */
+/* What every verb has: how it prints. Errors go to stderr in words, whatever is chosen. */
+enum ctl_output { CTL_OUTPUT_TABLE, CTL_OUTPUT_JSON };
+extern const char *const ctl_output_names[];
+#define CTL_OUTPUT_OPTION(output)                                                                  \
+    {                                                                                              \
+        "output", BT_OPTION_CHOICE, &(output), "table", 0, 0, ctl_output_names, NULL,              \
+            "table for people, json for programs", false                                           \
+    }
+/* To stdout, indented; takes the reference. NULL and what can't be written: CTL_EXIT_FAILED. */
+int ctl_print_json(json_t *json);
+
+/* What every verb that speaks to a cluster has: which one. */
 struct ctl_target {
     const char *name;
     const char *state_dir;
@@ -64,8 +77,8 @@ struct ctl_target {
 int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
               int *ret_argc_used);
 
-/* Control characters (also those of two bytes) and what is not UTF-8 become '?', in place. The empty
- * text is not written to. */
+/* Control characters (also those of two bytes) and what is not UTF-8 become '?', in place. The
+ * empty text is not written to. */
 void ctl_text_flatten(char *text);
 
 /* Prints "batonctl VERB: text", flat, and gives the exit code. */
