@@ -33,7 +33,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/process.h"
-#include "tests/bench/plot.h"
+#include "deploy/batonctl/chart.h"
 #include "tests/conformance/target_host.h"
 
 #define ROUNDS       5
@@ -507,14 +507,15 @@ static unsigned find_threshold(const double *x, double (*values)[LENGTHS])
 
 static void print_visible(uint32_t layers, const double *x, double (*values)[LENGTHS])
 {
-    const struct bench_line lines[] = {{"layer by layer", values[0]}, {"whole", values[1]}};
-    const struct bench_plot plot = {.title = "Visible transfer time",
-                                    .x_name = "prompt tokens",
-                                    .y_name = "ms",
-                                    .x = x,
-                                    .count = LENGTHS,
-                                    .lines = lines,
-                                    .line_count = 2};
+    const struct ctl_chart_series series[] = {
+        {"layer by layer", CTL_CHART_LINE_POINTS, false, x, values[0], LENGTHS},
+        {"whole", CTL_CHART_LINE_POINTS, false, x, values[1], LENGTHS},
+    };
+    const struct ctl_chart chart = {.title = "Visible transfer time",
+                                    .x = {.name = "prompt tokens", .scale = CTL_CHART_LOG2},
+                                    .y = {.name = "ms", .scale = CTL_CHART_LOG10},
+                                    .series = series,
+                                    .series_count = 2};
 
     printf("# visible time (last layer computed to READY), shm, %u layers, computing at %d ns per "
            "token and layer in chunks of %d\n# %8s %14s %14s\n",
@@ -529,7 +530,7 @@ static void print_visible(uint32_t layers, const double *x, double (*values)[LEN
            values[0][SHORT] / values[0][LENGTHS - 1]);
     printf("figure layerwise_threshold %u tokens - -\n", find_threshold(x, values));
     if (svg_path != NULL)
-        CHECK(bench_plot_write(&plot, svg_path));
+        CHECK(ctl_charts_write(&chart, 1, svg_path, NULL) == BT_OK);
 }
 
 static void section_visible(void)
