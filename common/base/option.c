@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/base/man_page.h"
+#include "common/base/nearest.h"
 
 #define ENV_NAME_SIZE 128
 
@@ -21,6 +23,11 @@ static const char *const default_metavars[] = {
     [BT_OPTION_STRING] = "TEXT", [BT_OPTION_INT] = "N",         [BT_OPTION_DOUBLE] = "X",
     [BT_OPTION_BOOL] = NULL,     [BT_OPTION_DURATION] = "TIME", [BT_OPTION_CHOICE] = "NAME",
 };
+
+const char *bt_option_metavar(const struct bt_option *option)
+{
+    return option->metavar ? option->metavar : default_metavars[option->type];
+}
 
 static void env_name(const struct bt_option *option, char ret_name[ENV_NAME_SIZE])
 {
@@ -259,6 +266,24 @@ struct arguments {
     int next;
 };
 
+static enum bt_status unknown(const struct bt_option *options, const char *argument,
+                              size_t name_length, struct bt_error *error)
+{
+    char name[ENV_NAME_SIZE] = "";
+    struct bt_nearest nearest = {.word = name};
+    if (name_length > 0 && name_length < sizeof name) {
+        memcpy(name, argument + 2, name_length);
+    }
+    for (size_t i = 0; options[i].name; i++) {
+        bt_nearest_offer(&nearest, options[i].name);
+    }
+    if (!nearest.best) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "unknown option '%s'", argument);
+    }
+    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "unknown option '%s'; did you mean --%s?",
+                        argument, nearest.best);
+}
+
 /* One flag and its value. `seen[i]` tells that a flag came already. */
 static enum bt_status flag_parse(const struct bt_option *options, size_t count, bool *seen,
                                  struct arguments *arguments, struct bt_error *error)
@@ -267,7 +292,7 @@ static enum bt_status flag_parse(const struct bt_option *options, size_t count, 
     size_t name_length = strncmp(argument, "--", 2) == 0 ? strcspn(argument + 2, "=") : 0;
     size_t i = name_length ? option_find(options, count, argument + 2, name_length) : count;
     if (i == count) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "unknown option '%s'", argument);
+        return unknown(options, argument, name_length, error);
     }
     char what[ENV_NAME_SIZE];
     snprintf(what, sizeof what, "--%s", options[i].name);
@@ -304,6 +329,13 @@ static enum bt_status flags_parse(const struct bt_option *options, const char *u
         if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0) {
             bt_option_print_help(options, usage, stdout);
             return bt_error_set(error, BT_ERR_CANCELLED, "help was asked for");
+        }
+        if (strcmp(argument, "--help=man") == 0) {
+            const char *slash = strrchr(arguments->argv[0], '/');
+            const struct bt_man_page page = {
+                .name = slash ? slash + 1 : arguments->argv[0], .usage = usage, .options = options};
+            bt_man_page_print(&page, stdout);
+            return bt_error_set(error, BT_ERR_CANCELLED, "the man page was asked for");
         }
         enum bt_status status = flag_parse(options, count, seen, arguments, error);
         if (status != BT_OK) {
@@ -365,13 +397,10 @@ enum bt_status bt_option_parse(const struct bt_option *options, const char *usag
 
 /* ------------------------------------------------------------------ help */
 
-static void option_print(const struct bt_option *option, FILE *out)
+void bt_option_print_values(const struct bt_option *option, FILE *out)
 {
     char name[ENV_NAME_SIZE];
     env_name(option, name);
-    const char *metavar = option->metavar ? option->metavar : default_metavars[option->type];
-    fprintf(out, "  --%s%s%s\n        %s\n        (", option->name, metavar ? " " : "",
-            metavar ? metavar : "", option->help ? option->help : "");
     if (option->type == BT_OPTION_CHOICE) {
         char all[256];
         choices_join(option->choices, "|", all, sizeof all);
@@ -388,7 +417,16 @@ static void option_print(const struct bt_option *option, FILE *out)
         const char *unit = option->type == BT_OPTION_DURATION ? "s" : "";
         fprintf(out, ", range %.15g%s..%.15g%s", option->min, unit, option->max, unit);
     }
-    fprintf(out, ", env %s)\n", name);
+    fprintf(out, ", env %s", name);
+}
+
+static void option_print(const struct bt_option *option, FILE *out)
+{
+    const char *metavar = bt_option_metavar(option);
+    fprintf(out, "  --%s%s%s\n        %s\n        (", option->name, metavar ? " " : "",
+            metavar ? metavar : "", option->help ? option->help : "");
+    bt_option_print_values(option, out);
+    fputs(")\n", out);
 }
 
 void bt_option_print_help(const struct bt_option *options, const char *usage, FILE *out)

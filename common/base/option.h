@@ -41,11 +41,17 @@ struct bt_option {
 /*
  * Fills every value. Parsing stops at the first non-option; `ret_argc_used` (may be NULL, then a
  * non-option is an error) gets its index. `--help` gives BT_ERR_CANCELLED after printing to
- * stdout with `usage` on top: the caller exits 0.
+ * stdout with `usage` on top: the caller exits 0. So does `--help=man`, with a man page. An option
+ * that is not known is answered with the nearest that is.
  */
 enum bt_status bt_option_parse(const struct bt_option *options, const char *usage, int argc,
                                char **argv, struct bt_error *error, int *ret_argc_used);
 
 void bt_option_print_help(const struct bt_option *options, const char *usage, FILE *out);
+
+/* "int, default 4k, range 1..1048576, env BATON_CHUNK_COUNT". */
+void bt_option_print_values(const struct bt_option *option, FILE *out);
+/* What its value is called; NULL: of a bool, which has none. */
+const char *bt_option_metavar(const struct bt_option *option);
 
 #endif

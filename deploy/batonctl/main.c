@@ -2,34 +2,78 @@
 #include <string.h>
 
 #include "common/base/log.h"
+#include "common/base/nearest.h"
 #include "deploy/batonctl/verbs.h"
 
-static const struct verb {
-    const char *name;
-    int (*run)(int argc, char **argv);
-    const char *help;
-} verbs[] = {
-    {"up", ctl_verb_up, "start a local cluster: --prefill N --decode M --model DIR"},
-    {"down", ctl_verb_down, "stop it"},
-    {"get", ctl_verb_get, "list workers or requests"},
-    {"status", ctl_verb_status, "one look at everything"},
-    {"chat", ctl_verb_chat, "talk to the model, or ask one question"},
-    {"generate", ctl_verb_generate, "continue a text"},
-    {"trace", ctl_verb_trace, "where the time of a request went, as a Chrome trace"},
-    {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers"},
-    {"keygen", ctl_verb_keygen, "make a key for encrypted RPC"},
-    {"hints", ctl_verb_hints, "lines worth trying against a running cluster"},
-    {"quantize", ctl_verb_quantize, "round a checkpoint's weights to int8 or int4"},
+const struct ctl_verb ctl_verbs[] = {
+    {"up", ctl_verb_up, "start a local cluster: --prefill N --decode M --model DIR",
+     CTL_GROUP_LIFE},
+    {"down", ctl_verb_down, "stop it", CTL_GROUP_LIFE},
+    {"hints", ctl_verb_hints, "lines worth trying against a running cluster", CTL_GROUP_LIFE},
+    {"get", ctl_verb_get, "list workers or requests", CTL_GROUP_LOOK, "workers|requests"},
+    {"status", ctl_verb_status, "one look at everything", CTL_GROUP_LOOK},
+    {"trace", ctl_verb_trace, "where the time of a request went, as a Chrome trace", CTL_GROUP_LOOK,
+     "@request"},
+    {"chat", ctl_verb_chat, "talk to the model, or ask one question", CTL_GROUP_ASK},
+    {"generate", ctl_verb_generate, "continue a text", CTL_GROUP_ASK},
+    {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers",
+     CTL_GROUP_MEASURE, "@worker"},
+    {"keygen", ctl_verb_keygen, "make a key for encrypted RPC", CTL_GROUP_SETUP},
+    {"quantize", ctl_verb_quantize, "round a checkpoint's weights to int8 or int4",
+     CTL_GROUP_SETUP},
+    {"completion", ctl_verb_completion, "the shell's completion: a script for it to read",
+     CTL_GROUP_SETUP, "bash|zsh|fish"},
+    {"man", ctl_verb_man, "man pages of batonctl and its verbs", CTL_GROUP_SETUP},
+    {"__complete", ctl_verb_complete, "what the shells' scripts call", CTL_GROUP_SETUP,
+     .hidden = true},
+    {0},
 };
+
+static const char *const group_titles[CTL_GROUPS] = {
+    [CTL_GROUP_LIFE] = "start and stop",      [CTL_GROUP_LOOK] = "look",
+    [CTL_GROUP_ASK] = "ask the model",        [CTL_GROUP_SCALE] = "scale and replace",
+    [CTL_GROUP_MEASURE] = "plan and measure", [CTL_GROUP_SETUP] = "set up",
+};
+
+static void print_group(enum ctl_group group, FILE *out)
+{
+    bool any = false;
+    for (const struct ctl_verb *verb = ctl_verbs; verb->name; verb++) {
+        if (verb->group != group || verb->hidden)
+            continue;
+        if (!any)
+            fprintf(out, "\n%s:\n", group_titles[group]);
+        any = true;
+        fprintf(out, "  %-11s %s\n", verb->name, verb->help);
+    }
+}
 
 static void print_help(FILE *out)
 {
-    fprintf(out, "batonctl: operate a Baton cluster\n\n  batonctl VERB [OPTIONS]\n\nverbs:\n");
-    for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
-        fprintf(out, "  %-10s %s\n", verbs[i].name, verbs[i].help);
-    fprintf(out,
-            "\n  batonctl VERB --help shows the options of one.\n"
-            "exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such cluster or not reachable\n");
+    fprintf(out, "batonctl: operate a Baton cluster\n\n  batonctl VERB [OPTIONS]\n");
+    for (int group = 0; group < CTL_GROUPS; group++)
+        print_group((enum ctl_group)group, out);
+    fprintf(out, "\n"
+                 "  batonctl VERB --help shows the options of one, with an example.\n"
+                 "exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such cluster or not reachable\n"
+                 "            (of doctor: 1 degraded, 2 broken, 3 not asked)\n");
+}
+
+static int refuse(const char *word)
+{
+    struct bt_nearest nearest = {.word = word};
+    char shown[CTL_NAME_SIZE];
+    for (const struct ctl_verb *verb = ctl_verbs; verb->name; verb++)
+        if (!verb->hidden)
+            bt_nearest_offer(&nearest, verb->name);
+    snprintf(shown, sizeof(shown), "%s", word);
+    ctl_text_flatten(shown);
+    if (nearest.best)
+        fprintf(stderr, "batonctl: there is no verb '%s'; did you mean '%s'?\n", shown,
+                nearest.best);
+    else
+        fprintf(stderr, "batonctl: there is no verb '%s'; see batonctl --help\n", shown);
+    return CTL_EXIT_USAGE;
 }
 
 int main(int argc, char **argv)
@@ -44,9 +88,8 @@ int main(int argc, char **argv)
         print_help(stdout);
         return CTL_EXIT_OK;
     }
-    for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
-        if (strcmp(argv[1], verbs[i].name) == 0)
-            return verbs[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "batonctl: there is no verb '%s'; see batonctl --help\n", argv[1]);
-    return CTL_EXIT_USAGE;
+    for (const struct ctl_verb *verb = ctl_verbs; verb->name; verb++)
+        if (strcmp(argv[1], verb->name) == 0)
+            return verb->run(argc - 1, argv + 1);
+    return refuse(argv[1]);
 }

@@ -14,16 +14,56 @@ int ctl_print_json(json_t *json)
     return failed ? CTL_EXIT_FAILED : CTL_EXIT_OK;
 }
 
+/* While a verb is described. */
+static struct {
+    const struct ctl_verb *verb;
+    void (*told)(void *context, const struct ctl_verb *verb, const struct bt_option *options,
+                 const char *usage);
+    void *context;
+} description;
+
+void ctl_describe(const struct ctl_verb *verb,
+                  void (*told)(void *context, const struct ctl_verb *verb,
+                               const struct bt_option *options, const char *usage),
+                  void *context)
+{
+    char name[CTL_NAME_SIZE];
+    char *argv[] = {name, NULL};
+    snprintf(name, sizeof(name), "%s", verb->name);
+    description.verb = verb;
+    description.told = told;
+    description.context = context;
+    verb->run(1, argv);
+    description.verb = NULL;
+}
+
+static const struct ctl_verb *find_verb(const char *name)
+{
+    const struct ctl_verb *verb = ctl_verbs;
+    while (verb->name && strcmp(verb->name, name) != 0)
+        verb++;
+    return verb->name ? verb : NULL;
+}
+
 int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
               int *ret_argc_used)
 {
+    const struct ctl_verb *verb = description.verb ? description.verb : find_verb(argv[0]);
+    if (description.verb) {
+        description.told(description.context, verb, options, usage);
+        return CTL_EXIT_OK;
+    }
+    if (argc > 1 && verb && strcmp(argv[1], "--help=man") == 0) {
+        ctl_man_verb(verb, options, usage, stdout);
+        return CTL_EXIT_OK;
+    }
     struct bt_error error;
     enum bt_status status = bt_option_parse(options, usage, argc, argv, &error, ret_argc_used);
     if (status == BT_OK)
         return -1;
     if (status == BT_ERR_CANCELLED)
         return CTL_EXIT_OK;
-    fprintf(stderr, "batonctl %s: %s\n", argv[0], error.text);
+    ctl_fail(argv[0], &error);
     return CTL_EXIT_USAGE;
 }
 

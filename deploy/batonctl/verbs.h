@@ -16,6 +16,30 @@
 
 enum ctl_exit { CTL_EXIT_OK = 0, CTL_EXIT_FAILED = 1, CTL_EXIT_USAGE = 2, CTL_EXIT_NO_CLUSTER = 3 };
 
+/* Under which heading `batonctl --help` has a verb. */
+enum ctl_group {
+    CTL_GROUP_LIFE,    /* start and stop */
+    CTL_GROUP_LOOK,    /* what is there, and what happens */
+    CTL_GROUP_ASK,     /* the model */
+    CTL_GROUP_SCALE,   /* more, fewer and other workers */
+    CTL_GROUP_MEASURE, /* plan, bench, check */
+    CTL_GROUP_SETUP,   /* keys, checkpoints, the shell */
+    CTL_GROUPS
+};
+
+struct ctl_verb {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *help; /* without a dot */
+    enum ctl_group group;
+    /* What its words after the options can be, for the shell's completion: one part a word, the
+     * last for all that follow, of alternatives, "workers|requests @worker"; @worker, @process,
+     * @request, @cluster and @file stand for what there is. NULL: it has none. */
+    const char *words;
+    bool hidden; /* for programs: in no list, and without a page */
+};
+extern const struct ctl_verb ctl_verbs[]; /* ends with a NULL name */
+
 int ctl_verb_up(int argc, char **argv);
 int ctl_verb_down(int argc, char **argv);
 int ctl_verb_get(int argc, char **argv);
@@ -27,6 +51,9 @@ int ctl_verb_hints(int argc, char **argv);
 int ctl_verb_keygen(int argc, char **argv);
 int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
 int ctl_verb_quantize(int argc, char **argv);
+int ctl_verb_completion(int argc, char **argv);
+int ctl_verb_complete(int argc, char **argv); /* __complete: what the shells' scripts call */
+int ctl_verb_man(int argc, char **argv);
 
 /* What every verb has: how it prints. Errors go to stderr in words, whatever is chosen. */
 enum ctl_output { CTL_OUTPUT_TABLE, CTL_OUTPUT_JSON };
@@ -73,9 +100,21 @@ struct ctl_target {
             "how long to wait for an answer", false                                                \
     }
 
-/* Parses; -1: go on, otherwise the exit code (help was printed, or the error was). */
+/* Parses; -1: go on, otherwise the exit code (help was printed, or the error was). It is the first
+ * that a verb does, as ctl_describe runs verbs this far. */
 int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
               int *ret_argc_used);
+
+/* Gives the table and the text on top that `verb` parses with, valid until `told` returns, and does
+ * nothing else of it. */
+void ctl_describe(const struct ctl_verb *verb,
+                  void (*told)(void *context, const struct ctl_verb *verb,
+                               const struct bt_option *options, const char *usage),
+                  void *context);
+
+/* The page of `batonctl VERB` to `out`. */
+void ctl_man_verb(const struct ctl_verb *verb, const struct bt_option *options, const char *usage,
+                  FILE *out);
 
 /* Control characters (also those of two bytes) and what is not UTF-8 become '?', in place. The
  * empty text is not written to. */
