@@ -20,7 +20,8 @@ static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 
 static struct {
-    const char *model, *router, *worker_id, *listen, *transport_host, *served_model_name;
+    const char *model, *router, *worker_id, *listen, *advertise_host, *transport_host,
+        *served_model_name;
     const char *transport_devices;
     const char *ready_file;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
@@ -40,11 +41,14 @@ static const struct bt_option table[] = {
     {"served-model-name", BT_OPTION_STRING, &values.served_model_name, NULL, .metavar = "NAME",
      .help = "Name in metrics and messages; default: the last part of --model."},
     {"router", BT_OPTION_STRING, &values.router, "tcp://127.0.0.1:5557", .metavar = "ENDPOINTS",
-     .help = "ZeroMQ endpoints of the routers to register with, separated by commas."},
+     .help = "ZeroMQ endpoints of the routers to register with, separated by commas; "
+             "dns+tcp://HOST:PORT stands for all that HOST resolves to, now and later."},
     {"worker-id", BT_OPTION_STRING, &values.worker_id, NULL, .metavar = "ID",
      .help = "Letters, digits, '.', '_', '-'; default: decode-<pid>."},
     {"listen", BT_OPTION_STRING, &values.listen, "tcp://127.0.0.1:*", .metavar = "ENDPOINT",
      .help = "ZeroMQ endpoint to serve on; * takes a free port."},
+    {"advertise-host", BT_OPTION_STRING, &values.advertise_host, NULL, .metavar = "ADDRESS",
+     .help = "By which others reach --listen, where that is of all interfaces; a pod's address."},
     {"max-num-seqs", BT_OPTION_INT, &values.max_num_seqs, "64", 1, 1024,
      .help = "Sequences in one step; of each rank, on all the same."},
     {"max-reserved", BT_OPTION_INT, &values.max_reserved, "256", 1, 4096,
@@ -191,6 +195,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
             {
                 .worker_id = worker_id,
                 .listen = values.listen,
+                .advertise_host = values.advertise_host,
                 .routers = values.router,
                 .served_model_name =
                     values.served_model_name ? values.served_model_name : model_name(values.model),

@@ -247,6 +247,13 @@ static void handle_drain(void *context, struct bt_rpc_call *call, const Protobuf
     dc_worker_drain_check(worker);
 }
 
+static const char *not_ready(const struct dc_worker *worker)
+{
+    return worker->draining                                   ? "draining"
+           : bt_registration_count(worker->registration) == 0 ? "no router knows this worker"
+                                                              : NULL;
+}
+
 static void handle_preflight(void *context, struct bt_rpc_call *call,
                              const ProtobufCMessage *request)
 {
@@ -256,6 +263,7 @@ static void handle_preflight(void *context, struct bt_rpc_call *call,
         .bind_host = worker->options.transport_host,
         .device = worker->options.transport_devices,
         .brief = ((const Baton__V1__PreflightRequest *)request)->brief,
+        .not_ready = not_ready(worker),
     };
     Baton__V1__PreflightResponse *response = kvt_preflight_create(&options);
     if (response) {

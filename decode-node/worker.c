@@ -412,6 +412,12 @@ static enum bt_status create_ranks(struct dc_worker *worker, struct bt_error *er
     const struct dc_worker_options *options = &worker->options;
     enum bt_status status = bt_rpc_server_create(worker->loop, options->listen, dc_worker_methods,
                                                  worker, error, &worker->server);
+    if (status == BT_OK && options->advertise_host) {
+        status = bt_rpc_server_advertise(worker->server, options->advertise_host, error);
+        if (status != BT_OK) {
+            bt_error_prefix(error, "--advertise-host");
+        }
+    }
     if (status != BT_OK) {
         return status;
     }

@@ -156,6 +156,8 @@ Baton__V1__PreflightResponse *kvt_preflight_create(const struct kvt_preflight_op
         p->message.fingerprint = identity->fingerprint;
         p->message.transport = identity->transport;
     }
+    if (options->not_ready != NULL)
+        p->message.not_ready = (char *)options->not_ready;
     if (options->brief)
         return &p->message;
     look_at_ports(p, options->device);

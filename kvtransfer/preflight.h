@@ -15,7 +15,8 @@ struct kvt_preflight_options {
     const Baton__V1__RegisterRequest *identity; /* as registered; NULL: no worker */
     const char *bind_host;                      /* see kvt_transport_options; NULL: loopback */
     const char *device;                         /* likewise; NULL: all that fit */
-    bool brief;                                 /* the identity alone */
+    bool brief;                                 /* the identity alone, and not_ready */
+    const char *not_ready;                      /* NULL: it is */
 };
 
 /* Points to strings of `options`. NULL: no memory. */

@@ -330,7 +330,8 @@ static void handle_preflight(void *context, struct bt_rpc_call *call,
                              const ProtobufCMessage *request)
 {
     const struct pf_follower *follower = context;
-    pf_node_answer_preflight(&follower->node, call, (const Baton__V1__PreflightRequest *)request);
+    pf_node_answer_preflight(&follower->node, call, (const Baton__V1__PreflightRequest *)request,
+                             NULL);
 }
 
 static const struct bt_rpc_method methods[] = {

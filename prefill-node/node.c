@@ -33,13 +33,14 @@ void pf_node_answer_metrics(struct pf_node *node, struct bt_rpc_call *call)
 }
 
 void pf_node_answer_preflight(const struct pf_node *node, struct bt_rpc_call *call,
-                              const Baton__V1__PreflightRequest *request)
+                              const Baton__V1__PreflightRequest *request, const char *not_ready)
 {
     const struct kvt_preflight_options options = {
         .identity = &node->identity,
         .bind_host = node->options.transport_host,
         .device = node->options.transport_devices,
         .brief = request->brief,
+        .not_ready = not_ready,
     };
     Baton__V1__PreflightResponse *response = kvt_preflight_create(&options);
     if (response) {
@@ -248,6 +249,12 @@ enum bt_status pf_node_serve(struct pf_node *node, const struct bt_rpc_method *m
 {
     enum bt_status status = bt_rpc_server_create(node->loop, node->options.listen, methods, context,
                                                  error, &node->server);
+    if (status == BT_OK && node->options.advertise_host) {
+        status = bt_rpc_server_advertise(node->server, node->options.advertise_host, error);
+        if (status != BT_OK) {
+            bt_error_prefix(error, "--advertise-host");
+        }
+    }
     if (status == BT_OK && node->rank > 0) { /* whose only client is rank 0 */
         bt_rpc_server_set_keepalive(node->server, pf_node_keepalive_ms(node));
     }

@@ -56,6 +56,6 @@ void pf_node_write_ready_file(const struct pf_node *node);
 /* Worker/Metrics and Worker/Preflight. */
 void pf_node_answer_metrics(struct pf_node *node, struct bt_rpc_call *call);
 void pf_node_answer_preflight(const struct pf_node *node, struct bt_rpc_call *call,
-                              const Baton__V1__PreflightRequest *request);
+                              const Baton__V1__PreflightRequest *request, const char *not_ready);
 
 #endif

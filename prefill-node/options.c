@@ -18,7 +18,8 @@ static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 
 static struct {
-    const char *model, *router, *worker_id, *listen, *transport_host, *served_model_name;
+    const char *model, *router, *worker_id, *listen, *advertise_host, *transport_host,
+        *served_model_name;
     const char *transport_devices;
     const char *ready_file;
     int64_t chunked_prefill_size, max_num_seqs, kv_pages, max_queued, max_model_len;
@@ -38,11 +39,14 @@ static const struct bt_option table[] = {
     {"served-model-name", BT_OPTION_STRING, &values.served_model_name, NULL, .metavar = "NAME",
      .help = "Name in metrics and messages; default: the last part of --model."},
     {"router", BT_OPTION_STRING, &values.router, "tcp://127.0.0.1:5557", .metavar = "ENDPOINTS",
-     .help = "ZeroMQ endpoints of the routers to register with, separated by commas."},
+     .help = "ZeroMQ endpoints of the routers to register with, separated by commas; "
+             "dns+tcp://HOST:PORT stands for all that HOST resolves to, now and later."},
     {"worker-id", BT_OPTION_STRING, &values.worker_id, NULL, .metavar = "ID",
      .help = "Letters, digits, '.', '_', '-'; default: prefill-<pid>."},
     {"listen", BT_OPTION_STRING, &values.listen, "tcp://127.0.0.1:*", .metavar = "ENDPOINT",
      .help = "ZeroMQ endpoint to serve on; * takes a free port."},
+    {"advertise-host", BT_OPTION_STRING, &values.advertise_host, NULL, .metavar = "ADDRESS",
+     .help = "By which others reach --listen, where that is of all interfaces; a pod's address."},
     {"chunked-prefill-size", BT_OPTION_INT, &values.chunked_prefill_size, "0", 0, 65536,
      .help = "Prompt tokens of one iteration, over all requests in it; 0: the smallest that is "
              "within 5 % of the best throughput, measured at the first start on a CPU; in a group "
@@ -191,6 +195,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
             {
                 .worker_id = worker_id,
                 .listen = values.listen,
+                .advertise_host = values.advertise_host,
                 .routers = values.router,
                 .served_model_name =
                     values.served_model_name ? values.served_model_name : model_name(values.model),

@@ -186,11 +186,19 @@ static void handle_drain(void *context, struct bt_rpc_call *call, const Protobuf
     drain_check(worker);
 }
 
+static const char *not_ready(const struct pf_worker *worker)
+{
+    return worker->draining                                   ? "draining"
+           : bt_registration_count(worker->registration) == 0 ? "no router knows this worker"
+                                                              : NULL;
+}
+
 static void handle_preflight(void *context, struct bt_rpc_call *call,
                              const ProtobufCMessage *request)
 {
     const struct pf_worker *worker = context;
-    pf_node_answer_preflight(&worker->node, call, (const Baton__V1__PreflightRequest *)request);
+    pf_node_answer_preflight(&worker->node, call, (const Baton__V1__PreflightRequest *)request,
+                             not_ready(worker));
 }
 
 static const struct bt_rpc_method methods[] = {

@@ -17,6 +17,7 @@
 struct pf_worker_options {
     const char *worker_id;
     const char *listen;                     /* ZeroMQ endpoint to bind */
+    const char *advertise_host;             /* that others reach it by; NULL: as bound */
     const char *routers;                    /* comma separated; NULL: registers nowhere */
     const char *served_model_name;          /* for messages and metrics */
     const char *transport, *transport_host; /* see kvt_transport_create */

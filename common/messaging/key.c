@@ -269,10 +269,12 @@ static enum bt_status owner_check(int fd, const char *path, struct bt_error *err
                             "%s: a secret key must belong to the user that runs this, or root",
                             path);
     }
-    if (info.st_mode & (S_IRWXG | S_IRWXO)) {
+    /* What root made for a group is how secrets are mounted for a user that is not root. */
+    bool for_group = info.st_uid == 0 && geteuid() != 0;
+    if (info.st_mode & (S_IRWXO | (for_group ? S_IWGRP | S_IXGRP : S_IRWXG))) {
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "%s: mode %04o lets others at the secret key; it must be 0600 or 0400 "
-                            "(chmod 600)",
+                            "(chmod 600), or 0640 of root for a group",
                             path, (unsigned)info.st_mode & 07777u);
     }
     return BT_OK;

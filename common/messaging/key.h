@@ -57,7 +57,7 @@ void bt_allow_list_finish(struct bt_allow_list *list);
 enum bt_status bt_secret_parse(const char *text, size_t size, struct bt_error *error,
                                struct bt_key *ret_secret);
 /* INVALID_ARGUMENT too where the file belongs to another user or others than its owner may read or
- * write it. */
+ * write it; of a file of root's that another user reads, a group may read it. */
 enum bt_status bt_secret_read(const char *path, struct bt_error *error, struct bt_key *ret_secret);
 
 /* ------------------------------------------------------------------ endpoints */

@@ -1,5 +1,6 @@
 #include "common/messaging/registration.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +9,9 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/messaging/router_names.h"
 #include "common/messaging/rpc.h"
+#include "common/messaging/security.h"
 
 #define CALL_TIMEOUT_NS       (5 * BT_NS_PER_S)
 #define DEREGISTER_TIMEOUT_NS BT_NS_PER_S
@@ -16,12 +19,24 @@
 #define MAX_RETRY_NS          (2 * BT_NS_PER_S)
 #define MIN_HEARTBEAT_MS      50
 #define MAX_HEARTBEAT_MS      60000
+#define NAME_INTERVAL_NS      (5 * BT_NS_PER_S)
 
 enum router_state { ROUTER_UNKNOWN, ROUTER_REGISTERED, ROUTER_REFUSED, ROUTER_GONE };
 
+/* Routers that come and go: all that a name stands for. */
+struct name {
+    struct bt_registration *registration;
+    struct bt_router_names *names;
+    char *host;
+    char *behind; /* ":PORT", ":PORT#KEY" */
+    bool complained;
+};
+
 struct router {
     struct bt_registration *registration;
-    char *endpoint;
+    char *endpoint;          /* NULL: this place is free */
+    const struct name *name; /* NULL: it was named by its address */
+    bool unlisted;           /* its name stands for it no more: forgotten when it does not answer */
     struct bt_rpc_client *client;
     struct bt_loop_source *timer; /* the next Register or Heartbeat */
     enum router_state state;
@@ -38,10 +53,24 @@ struct router {
 struct bt_registration {
     const Baton__V1__RegisterRequest *identity;
     struct bt_registration_events events;
+    struct bt_loop *loop;
     struct router routers[BT_REGISTRATION_MAX_ROUTERS];
-    size_t router_count;
+    struct name names[BT_REGISTRATION_MAX_ROUTERS];
+    size_t name_count;
+    bool crowded; /* and it was told: names stand for more routers than there are places */
     bool leaving;
 };
+
+/* NULL: that was the last one. From NULL: the first. */
+static struct router *next_router(struct bt_registration *registration, struct router *router)
+{
+    struct router *end = registration->routers + BT_REGISTRATION_MAX_ROUTERS;
+    router = router ? router + 1 : registration->routers;
+    while (router < end && !router->endpoint) {
+        router++;
+    }
+    return router < end ? router : NULL;
+}
 
 static void tell_decode_ranks(struct bt_registration *registration, Baton__V1__KvEndpoint **ranks,
                               size_t rank_count)
@@ -227,6 +256,14 @@ static void router_heartbeat(struct router *router)
                 &baton__v1__heartbeat_response__descriptor, CALL_TIMEOUT_NS, on_heartbeat);
 }
 
+static void router_finish(struct router *router)
+{
+    bt_loop_remove(router->timer);
+    bt_rpc_client_destroy(router->client);
+    free(router->endpoint);
+    *router = (struct router){.endpoint = NULL};
+}
+
 /* One call at a time: a router that is slow is not asked faster than it answers. */
 static void router_fire(void *context)
 {
@@ -234,7 +271,10 @@ static void router_fire(void *context)
     if (router->calling || router->registration->leaving) {
         return;
     }
-    if (router->state == ROUTER_REGISTERED) {
+    if (router->unlisted && router->state != ROUTER_REGISTERED) {
+        bt_log_info(0, "router %s is gone", router->endpoint);
+        router_finish(router);
+    } else if (router->state == ROUTER_REGISTERED) {
         router_heartbeat(router);
     } else if (router->state == ROUTER_UNKNOWN) {
         router_register(router);
@@ -242,55 +282,176 @@ static void router_fire(void *context)
 }
 
 static enum bt_status router_init(struct router *router, struct bt_registration *registration,
-                                  struct bt_loop *loop, const char *endpoint, size_t length,
-                                  struct bt_error *error)
+                                  const char *endpoint, size_t length, struct bt_error *error)
 {
-    router->registration = registration;
-    router->retry_ns = MIN_RETRY_NS;
+    *router = (struct router){.registration = registration, .retry_ns = MIN_RETRY_NS};
     router->endpoint = strndup(endpoint, length);
     if (!router->endpoint) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
     }
-    enum bt_status status = bt_rpc_client_create(loop, router->endpoint, error, &router->client);
+    enum bt_status status =
+        bt_rpc_client_create(registration->loop, router->endpoint, error, &router->client);
     if (status != BT_OK) {
         bt_error_prefix(error, "router %s", router->endpoint);
-        return status;
+        goto err_router;
     }
-    router->timer = bt_loop_add_timer(loop, bt_clock_now_ns(), router_fire, router);
+    router->timer = bt_loop_add_timer(registration->loop, bt_clock_now_ns(), router_fire, router);
     if (!router->timer) {
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
+        status = bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
+        goto err_router;
     }
     return BT_OK;
+
+err_router:
+    router_finish(router);
+    return status;
 }
 
-static void router_finish(struct router *router)
+static struct router *free_place(struct bt_registration *registration)
 {
-    bt_loop_remove(router->timer);
-    bt_rpc_client_destroy(router->client);
-    free(router->endpoint);
+    for (size_t i = 0; i < BT_REGISTRATION_MAX_ROUTERS; i++) {
+        if (!registration->routers[i].endpoint) {
+            return &registration->routers[i];
+        }
+    }
+    return NULL;
 }
 
-static enum bt_status routers_init(struct bt_registration *registration, struct bt_loop *loop,
-                                   const char *routers, struct bt_error *error)
+/* ------------------------------------------------------------------ names */
+
+static struct router *find_router(struct bt_registration *registration, const char *endpoint)
 {
+    for (struct router *r = next_router(registration, NULL); r; r = next_router(registration, r)) {
+        if (strcmp(r->endpoint, endpoint) == 0) {
+            return r;
+        }
+    }
+    return NULL;
+}
+
+/* One that `name` stands for, known already or not. */
+static void name_router(struct name *name, const char *address)
+{
+    struct bt_registration *registration = name->registration;
+    char endpoint[sizeof "tcp://" + BT_ROUTER_ADDRESS_SIZE + BT_ENDPOINT_SIZE + BT_KEY_HEX_SIZE];
+    snprintf(endpoint, sizeof endpoint, "tcp://%s%s", address, name->behind);
+    struct router *router = find_router(registration, endpoint);
+    if (router) {
+        router->unlisted = false;
+        return;
+    }
+    router = free_place(registration);
+    if (!router) {
+        if (!registration->crowded) {
+            bt_log_warn(0, "%s: more than %d routers; the others are left out", name->host,
+                        BT_REGISTRATION_MAX_ROUTERS);
+        }
+        registration->crowded = true;
+        return;
+    }
+    struct bt_error error;
+    if (router_init(router, registration, endpoint, strlen(endpoint), &error) != BT_OK) {
+        bt_log_warn(0, "%s: %s", name->host, error.text);
+        return;
+    }
+    router->name = name;
+}
+
+static void on_answer(void *context, const struct bt_router_answer *answer)
+{
+    struct name *name = context;
+    struct bt_registration *registration = name->registration;
+    if (answer->count == 0) {
+        if (!name->complained) {
+            bt_log_warn(0, "routers: %s; trying again", answer->problem);
+        }
+        name->complained = true;
+        return;
+    }
+    name->complained = false;
+    for (struct router *r = next_router(registration, NULL); r; r = next_router(registration, r)) {
+        r->unlisted |= r->name == name;
+    }
+    for (size_t i = 0; i < answer->count; i++) {
+        name_router(name, answer->addresses[i]);
+    }
+}
+
+/* "dns+tcp://HOST:PORT" or with "#KEY", of `length`. */
+static enum bt_status name_init(struct bt_registration *registration, const char *endpoint,
+                                size_t length, struct bt_error *error)
+{
+    struct name *name = &registration->names[registration->name_count];
+    const char *host = endpoint + strlen(BT_ROUTER_NAME_SCHEME);
+    const char *end = endpoint + length, *colon = memchr(host, ':', (size_t)(end - host));
+    struct bt_key key;
+    char address[BT_ENDPOINT_SIZE];
+    bool has_key;
+    if (!colon || colon == host || colon + 1 == end || colon - host >= BT_ROUTER_HOST_NAME_SIZE ||
+        !isdigit((unsigned char)colon[1]) ||
+        strspn(colon + 1, "0123456789") != strcspn(colon + 1, "#,")) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "router %.*s: is not " BT_ROUTER_NAME_SCHEME "HOST:PORT", (int)length,
+                            endpoint);
+    }
+    name->registration = registration;
+    name->host = strndup(host, (size_t)(colon - host));
+    name->behind = strndup(colon, (size_t)(end - colon));
+    registration->name_count++;
+    if (!name->host || !name->behind) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
+    }
+    enum bt_status status = bt_endpoint_split(name->behind, error, address, &has_key, &key);
+    if (status == BT_OK && has_key != (bt_loop_public_key(registration->loop) != NULL)) {
+        status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                              has_key ? "a key without --curve-secret-file"
+                                      : "without the routers' key, #KEY");
+    }
+    if (status != BT_OK) {
+        bt_error_prefix(error, "router " BT_ROUTER_NAME_SCHEME "%s", name->host);
+        return status;
+    }
+    return bt_router_names_create(registration->loop, name->host, NAME_INTERVAL_NS, on_answer, name,
+                                  error, &name->names);
+}
+
+static void names_close(struct bt_registration *registration)
+{
+    for (size_t i = 0; i < registration->name_count; i++) {
+        bt_router_names_destroy(registration->names[i].names);
+        registration->names[i].names = NULL;
+    }
+}
+
+static bool is_name(const char *endpoint)
+{
+    return strncmp(endpoint, BT_ROUTER_NAME_SCHEME, strlen(BT_ROUTER_NAME_SCHEME)) == 0;
+}
+
+static enum bt_status routers_init(struct bt_registration *registration, const char *routers,
+                                   struct bt_error *error)
+{
+    size_t count = 0;
     for (const char *at = routers; *at;) {
         size_t length = strcspn(at, ",");
-        if (registration->router_count == BT_REGISTRATION_MAX_ROUTERS) {
+        if (length > 0 && count == BT_REGISTRATION_MAX_ROUTERS) {
             return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "more than %d routers",
                                 BT_REGISTRATION_MAX_ROUTERS);
         }
         if (length > 0) {
-            struct router *router = &registration->routers[registration->router_count++];
-            enum bt_status status = router_init(router, registration, loop, at, length, error);
+            count++;
+            enum bt_status status = is_name(at) ? name_init(registration, at, length, error)
+                                                : router_init(free_place(registration),
+                                                              registration, at, length, error);
             if (status != BT_OK) {
                 return status;
             }
         }
         at += length + (at[length] == ',');
     }
-    return registration->router_count > 0 ? BT_OK
-                                          : bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                                                         "no router endpoint in '%s'", routers);
+    return count > 0 ? BT_OK
+                     : bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "no router endpoint in '%s'",
+                                    routers);
 }
 
 enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
@@ -303,9 +464,10 @@ enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
     if (!registration) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "registration: no memory");
     }
+    registration->loop = loop;
     registration->identity = identity;
     registration->events = *events;
-    enum bt_status status = routers_init(registration, loop, routers, error);
+    enum bt_status status = routers_init(registration, routers, error);
     if (status != BT_OK) {
         bt_registration_destroy(registration);
         return status;
@@ -320,16 +482,21 @@ void bt_registration_destroy(struct bt_registration *registration)
         return;
     }
     registration->leaving = true;
-    for (size_t i = 0; i < registration->router_count; i++) {
-        router_finish(&registration->routers[i]);
+    names_close(registration);
+    for (size_t i = 0; i < registration->name_count; i++) {
+        free(registration->names[i].host);
+        free(registration->names[i].behind);
+    }
+    for (struct router *r = next_router(registration, NULL); r; r = next_router(registration, r)) {
+        router_finish(r);
     }
     free(registration);
 }
 
 void bt_registration_hurry(struct bt_registration *registration)
 {
-    for (size_t i = 0; i < registration->router_count; i++) {
-        struct router *router = &registration->routers[i];
+    struct router *router = NULL;
+    while ((router = next_router(registration, router))) {
         router->hurry = true;
         if (router->state == ROUTER_REGISTERED && !router->calling) {
             router_wait(router, 0);
@@ -350,11 +517,12 @@ static void on_goodbye(void *context, enum bt_status status, const char *text,
 void bt_registration_deregister(struct bt_registration *registration)
 {
     registration->leaving = true;
+    names_close(registration);
     Baton__V1__DeregisterRequest request = BATON__V1__DEREGISTER_REQUEST__INIT;
     request.worker_id = registration->identity->worker_id;
     request.incarnation = registration->identity->incarnation;
-    for (size_t i = 0; i < registration->router_count; i++) {
-        struct router *router = &registration->routers[i];
+    struct router *router = NULL;
+    while ((router = next_router(registration, router))) {
         bt_loop_timer_set(router->timer, BT_NEVER_NS);
         /* A Register or Heartbeat that is out may be on its way yet; this comes behind it. */
         bool known = router->state == ROUTER_REGISTERED || router->calling;
@@ -370,12 +538,23 @@ void bt_registration_deregister(struct bt_registration *registration)
 
 bool bt_registration_gone(const struct bt_registration *registration)
 {
-    for (size_t i = 0; i < registration->router_count; i++) {
-        if (registration->routers[i].state != ROUTER_GONE) {
+    for (size_t i = 0; i < BT_REGISTRATION_MAX_ROUTERS; i++) {
+        const struct router *router = &registration->routers[i];
+        if (router->endpoint && router->state != ROUTER_GONE) {
             return false;
         }
     }
     return true;
+}
+
+size_t bt_registration_count(const struct bt_registration *registration)
+{
+    size_t count = 0;
+    for (size_t i = 0; registration && i < BT_REGISTRATION_MAX_ROUTERS; i++) {
+        const struct router *router = &registration->routers[i];
+        count += router->endpoint && router->state == ROUTER_REGISTERED;
+    }
+    return count;
 }
 
 static enum bt_status ready_file_fill(const char *temporary, const char *worker_id, const char *rpc,

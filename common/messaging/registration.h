@@ -41,8 +41,11 @@ struct bt_registration_events {
 };
 
 /*
- * `routers`: endpoints separated by commas. `identity` is what Register sends, `load` and `orphans`
- * excepted; it must outlive the registration. Nothing is called back inside this function.
+ * `routers`: endpoints separated by commas; dns+tcp://HOST:PORT, on a secured loop with #KEY,
+ * stands for all routers that HOST resolves to, asked again every few seconds: they come and go,
+ * and have one key. One that is no more among them is kept as long as it answers. `identity` is
+ * what Register sends, `load` and `orphans` excepted; it must outlive the registration. Nothing is
+ * called back inside this function.
  */
 enum bt_status bt_registration_create(struct bt_loop *loop, const char *routers,
                                       const Baton__V1__RegisterRequest *identity,
@@ -59,6 +62,9 @@ void bt_registration_hurry(struct bt_registration *registration);
 void bt_registration_deregister(struct bt_registration *registration);
 /* Every router has answered, or was given up after a second. */
 bool bt_registration_gone(const struct bt_registration *registration);
+
+/* Routers that have this worker in their registries, as far as their last answers say. NULL: 0. */
+size_t bt_registration_count(const struct bt_registration *registration);
 
 /*
  * The file of --ready-file: one JSON line {"worker_id","rpc","pid"}, in place at once (rename), so

@@ -71,6 +71,14 @@ enum bt_status bt_rpc_server_create(struct bt_loop *loop, const char *endpoint,
 const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server);
 
 /*
+ * The endpoint names `host` from now on: a numeric address or a name by which others reach a server
+ * that was bound to all interfaces. INVALID_ARGUMENT: not a host, too long, or the server is not at
+ * a TCP port.
+ */
+enum bt_status bt_rpc_server_advertise(struct bt_rpc_server *server, const char *host,
+                                       struct bt_error *error);
+
+/*
  * Ends all calls with UNAVAILABLE: on_cancel fires first, then whatever call its owner has not
  * ended is ended and freed here. Safe in callbacks. NULL is fine.
  */

@@ -735,6 +735,28 @@ void bt_rpc_server_destroy(struct bt_rpc_server *server)
     server_leave(server);
 }
 
+enum bt_status bt_rpc_server_advertise(struct bt_rpc_server *server, const char *host,
+                                       struct bt_error *error)
+{
+    static const char tcp[] = "tcp://";
+    char endpoint[sizeof server->endpoint];
+    const char *port = strrchr(server->endpoint, ':'); /* also where a key follows */
+    if (strncmp(server->endpoint, tcp, sizeof tcp - 1) != 0) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s is not at a TCP port",
+                            server->endpoint);
+    }
+    bool six = host[0] != '[' && strchr(host, ':');
+    int length = snprintf(endpoint, sizeof endpoint, "%s%s%s%s%s", tcp, six ? "[" : "", host,
+                          six ? "]" : "", port);
+    if (!host[0] || host[strcspn(host, "/#*, ")] || length < 0 ||
+        (size_t)length >= BT_ENDPOINT_SIZE) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "'%.100s' is no address or name of a host", host);
+    }
+    memcpy(server->endpoint, endpoint, (size_t)length + 1);
+    return BT_OK;
+}
+
 const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server)
 {
     return server->endpoint;

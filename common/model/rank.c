@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/base/log.h"
 #include "common/base/random.h"
@@ -46,7 +47,9 @@ static enum bt_status read_secret(const char *path, struct bt_error *error,
         return bt_error_set(error, BT_ERR_IO, "--group-secret-file %s: %s", path, strerror(errno));
     }
     struct stat about;
-    if (fstat(fileno(file), &about) == 0 && (about.st_mode & (S_IRGRP | S_IROTH)) != 0) {
+    bool known = fstat(fileno(file), &about) == 0;
+    bool for_group = known && about.st_uid == 0 && geteuid() != 0; /* as secrets are mounted */
+    if (known && (about.st_mode & (for_group ? S_IROTH : S_IRGRP | S_IROTH)) != 0) {
         bt_log_warn(0, "--group-secret-file %s: other users may read it (mode %04o)", path,
                     (unsigned)about.st_mode & 07777);
     }
