@@ -22,16 +22,16 @@ struct spread {
 
 /* One step. */
 struct interval {
+    int64_t begun_ns;
+    struct rt_history_totals totals; /* at begun_ns */
     struct spread ttft, tpot;
     int64_t stage_ns[RT_HISTORY_STAGES];
 };
 
 struct rt_history {
-    struct interval intervals[RT_HISTORY_WINDOW + 1]; /* by step % (WINDOW + 1) */
+    struct interval intervals[RT_HISTORY_POINTS + 1]; /* by step % (POINTS + 1) */
     struct rt_history_point points[RT_HISTORY_POINTS];
     uint64_t step; /* under way, from 0; as many points were made */
-    int64_t begun_ns;
-    struct rt_history_totals totals; /* at begun_ns */
 };
 
 static uint32_t bucket_of(int64_t ns)
@@ -97,16 +97,22 @@ static void percentiles(const struct spread *spread, double ret_s[RT_PERCENTILES
 
 static struct interval *interval_of(const struct rt_history *history, uint64_t step)
 {
-    return (struct interval *)&history->intervals[step % (RT_HISTORY_WINDOW + 1)];
+    return (struct interval *)&history->intervals[step % (RT_HISTORY_POINTS + 1)];
+}
+
+static uint64_t first_of(const struct rt_history *history, uint32_t steps)
+{
+    BT_ASSERT(steps <= RT_HISTORY_POINTS);
+    return history->step > steps ? history->step - steps : 0;
 }
 
 /* The last `steps` that are over, and with `open` the one under way. */
-static void join(const struct rt_history *history, uint64_t steps, bool open,
+static void join(const struct rt_history *history, uint32_t steps, bool open,
                  struct interval *ret_sum)
 {
     memset(ret_sum, 0, sizeof *ret_sum);
     uint64_t end = history->step + (open ? 1 : 0);
-    for (uint64_t step = history->step > steps ? history->step - steps : 0; step < end; step++) {
+    for (uint64_t step = first_of(history, steps); step < end; step++) {
         const struct interval *interval = interval_of(history, step);
         add(&ret_sum->ttft, &interval->ttft);
         add(&ret_sum->tpot, &interval->tpot);
@@ -120,7 +126,7 @@ struct rt_history *rt_history_create(int64_t now_ns)
 {
     struct rt_history *history = calloc(1, sizeof *history);
     if (history) {
-        history->begun_ns = now_ns;
+        history->intervals[0].begun_ns = now_ns;
     }
     return history;
 }
@@ -167,12 +173,13 @@ static void fill_rates(struct rt_history_point *point, const struct rt_history_t
 void rt_history_step(struct rt_history *history, const struct rt_history_totals *totals,
                      const struct rt_history_gauges *gauges, int64_t now_ns)
 {
-    if (!history || now_ns <= history->begun_ns) {
+    if (!history || now_ns <= interval_of(history, history->step)->begun_ns) {
         return;
     }
+    const struct interval *over = interval_of(history, history->step);
     struct rt_history_point *point = &history->points[history->step % RT_HISTORY_POINTS];
     *point = (struct rt_history_point){.time_ns = now_ns, .gauges = *gauges};
-    fill_rates(point, &history->totals, totals, (double)(now_ns - history->begun_ns) / 1e9);
+    fill_rates(point, &over->totals, totals, (double)(now_ns - over->begun_ns) / 1e9);
     history->step++;
     struct interval lately;
     double ttft_s[RT_PERCENTILES], tpot_s[RT_PERCENTILES];
@@ -183,14 +190,15 @@ void rt_history_step(struct rt_history *history, const struct rt_history_totals 
         point->ttft_s[i] = (float)ttft_s[i];
         point->tpot_s[i] = (float)tpot_s[i];
     }
-    memset(interval_of(history, history->step), 0, sizeof(struct interval));
-    history->begun_ns = now_ns;
-    history->totals = *totals;
+    struct interval *next = interval_of(history, history->step);
+    memset(next, 0, sizeof *next);
+    next->begun_ns = now_ns;
+    next->totals = *totals;
 }
 
 int64_t rt_history_next_ns(const struct rt_history *history)
 {
-    return history->begun_ns + RT_HISTORY_STEP_NS;
+    return interval_of(history, history->step)->begun_ns + RT_HISTORY_STEP_NS;
 }
 
 uint64_t rt_history_first(const struct rt_history *history)
@@ -211,10 +219,11 @@ const struct rt_history_point *rt_history_point(const struct rt_history *history
     return &history->points[(number - 1) % RT_HISTORY_POINTS];
 }
 
-void rt_history_summarise(const struct rt_history *history, struct rt_history_summary *ret_summary)
+void rt_history_summarise(const struct rt_history *history, uint32_t steps,
+                          struct rt_history_summary *ret_summary)
 {
     struct interval sum;
-    join(history, RT_HISTORY_WINDOW, true, &sum);
+    join(history, steps, true, &sum);
     *ret_summary =
         (struct rt_history_summary){.ttft_count = sum.ttft.total, .tpot_count = sum.tpot.total};
     percentiles(&sum.ttft, ret_summary->ttft_s);
@@ -223,4 +232,12 @@ void rt_history_summarise(const struct rt_history *history, struct rt_history_su
         ret_summary->stage_s[i] =
             sum.ttft.total > 0 ? (double)sum.stage_ns[i] / 1e9 / sum.ttft.total : NAN;
     }
+}
+
+int64_t rt_history_window(const struct rt_history *history, uint32_t steps,
+                          struct rt_history_totals *ret_totals)
+{
+    const struct interval *first = interval_of(history, first_of(history, steps));
+    *ret_totals = first->totals;
+    return first->begun_ns;
 }

@@ -1,7 +1,7 @@
 /*
  * What the router did lately, for whoever looks: a time series of RT_HISTORY_POINTS steps, and the
- * distribution of TTFT and TPOT over the last RT_HISTORY_WINDOW of them. Pure: the clock is an
- * argument. One thread; all memory (under 200 KiB) is taken at the start.
+ * distribution of TTFT and TPOT over the last of them, as many as are asked for. Pure: the clock is
+ * an argument. One thread; all memory (1.2 MiB) is taken at the start.
  *
  * A request costs two increments, a token nothing: rates are differences of counters that exist
  * anyway, taken once a step.
@@ -14,7 +14,7 @@
 
 #define RT_HISTORY_STEP_NS (INT64_C(2) * 1000000000)
 #define RT_HISTORY_POINTS  300 /* ten minutes */
-#define RT_HISTORY_WINDOW  30  /* steps: one minute */
+#define RT_HISTORY_WINDOW  30  /* steps, where nobody says: one minute */
 #define RT_HISTORY_SMOOTH  5   /* steps that a point's percentiles look back on */
 #define RT_HISTORY_STAGES  12  /* of a request's time, whatever they are */
 
@@ -25,6 +25,7 @@ struct rt_history_totals {
     uint64_t requests, finished, failed, shed;
     uint64_t prompt_tokens, cached_tokens, generated_tokens;
     uint64_t kv_bytes;
+    uint64_t finished_input, finished_output; /* tokens of requests that finished */
 };
 
 struct rt_history_gauges {
@@ -65,7 +66,11 @@ uint64_t rt_history_first(const struct rt_history *history);
 uint64_t rt_history_last(const struct rt_history *history);
 /* NULL: not kept. */
 const struct rt_history_point *rt_history_point(const struct rt_history *history, uint64_t number);
-/* The last RT_HISTORY_WINDOW steps, and the one under way. */
-void rt_history_summarise(const struct rt_history *history, struct rt_history_summary *ret_summary);
+/* The last `steps`, at most RT_HISTORY_POINTS, and the one under way. */
+void rt_history_summarise(const struct rt_history *history, uint32_t steps,
+                          struct rt_history_summary *ret_summary);
+/* When these began, and the totals then. */
+int64_t rt_history_window(const struct rt_history *history, uint32_t steps,
+                          struct rt_history_totals *ret_totals);
 
 #endif

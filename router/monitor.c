@@ -15,7 +15,7 @@ struct rt_monitor {
     struct bt_loop_source *timer;
     struct rt_history *history;
     struct rt_survey *survey;
-    uint64_t finished, failed, cached_tokens;
+    uint64_t finished, failed, cached_tokens, finished_input, finished_output;
 };
 
 void rt_monitor_totals(const struct rt_monitor *monitor, struct rt_history_totals *ret_totals)
@@ -32,6 +32,8 @@ void rt_monitor_totals(const struct rt_monitor *monitor, struct rt_history_total
         .cached_tokens = monitor->cached_tokens,
         .generated_tokens = bt_counter_value(metrics->generation_tokens),
         .kv_bytes = bt_counter_value(metrics->kv_pushed_bytes),
+        .finished_input = monitor->finished_input,
+        .finished_output = monitor->finished_output,
     };
 }
 
@@ -121,6 +123,8 @@ void rt_monitor_end(struct rt_monitor *monitor, const struct rt_stream *stream,
     }
     monitor->finished++;
     monitor->cached_tokens += stream->done.cached_tokens;
+    monitor->finished_input += stream->prompt_tokens;
+    monitor->finished_output += stream->completion_tokens;
     if (stream->completion_tokens > 1) {
         rt_history_tpot(monitor->history, (stream->last_token_ns - stream->first_token_ns) /
                                               (stream->completion_tokens - 1));

@@ -494,6 +494,18 @@ static void handle_status(void *context, struct bt_rpc_call *call, const Protobu
     baton__v1__status_response__free_unpacked(response, NULL);
 }
 
+static void handle_stats(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
+{
+    Baton__V1__StatsResponse *response =
+        rt_service_stats(context, (const Baton__V1__StatsRequest *)message);
+    if (response == NULL) {
+        bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "no memory for the stats", NULL);
+        return;
+    }
+    bt_rpc_call_end(call, BT_OK, NULL, &response->base);
+    baton__v1__stats_response__free_unpacked(response, NULL);
+}
+
 static void handle_trace(void *context, struct bt_rpc_call *call, const ProtobufCMessage *message)
 {
     Baton__V1__TraceResponse *response =
@@ -587,6 +599,7 @@ const struct bt_rpc_method rt_rpc_front_methods[] = {
     {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, handle_generate},
     {"baton.v1.Router/Models", &baton__v1__models_request__descriptor, handle_models},
     {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, handle_status},
+    {"baton.v1.Router/Stats", &baton__v1__stats_request__descriptor, handle_stats},
     {"baton.v1.Router/Trace", &baton__v1__trace_request__descriptor, handle_trace},
     {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, handle_tokenize},
     {NULL, NULL, NULL},

@@ -1,5 +1,5 @@
 /*
- * baton.v1.Router over ZeroMQ: Generate, Models, Status, Tokenize. The methods are a table that the
+ * baton.v1.Router over ZeroMQ: Generate, Models, Status, Stats, Trace, Tokenize. The methods are a table that the
  * service binds beside Registry on one endpoint. Loop thread only.
  */
 #ifndef BATON_ROUTER_RPC_FRONT_H

@@ -169,6 +169,9 @@ const char *rt_service_rpc_endpoint(const struct rt_service *service);
 
 /* For operators: fills a malloc'd message; free with baton__v1__status_response__free_unpacked. */
 Baton__V1__StatusResponse *rt_service_status(const struct rt_service *service);
+/* Likewise. */
+Baton__V1__StatsResponse *rt_service_stats(const struct rt_service *service,
+                                           const Baton__V1__StatsRequest *request);
 
 #define RT_STATUS_RANKS    512
 #define RT_STATUS_REQUESTS 64

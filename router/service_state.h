@@ -1,8 +1,8 @@
 /*
  * The inside of the router service, shared by its parts: service.c (life), submission.c (requests
  * as they come), dispatch.c (the core's actions, the workers' events), registry.c (what workers
- * call), service_metrics.c and service_status.c, status_json.c and monitor.c (looking in). Loop
- * thread only.
+ * call), service_metrics.c, service_status.c, service_stats.c, status_json.c and monitor.c (looking
+ * in). Loop thread only.
  */
 #ifndef BATON_ROUTER_SERVICE_STATE_H
 #define BATON_ROUTER_SERVICE_STATE_H
@@ -10,6 +10,7 @@
 #include "common/base/map.h"
 #include "common/kvcache/layout.h"
 #include "router/checkpoint.h"
+#include "router/events.h"
 #include "router/monitor.h"
 #include "router/orphans.h"
 #include "router/request_id.h"
@@ -62,6 +63,7 @@ struct rt_service {
     bool has_fingerprint;
     struct rt_worker_prefixes *prefixes;
 
+    struct rt_events *events;
     struct rt_trace_store *traces;
     struct rt_scrape *scrape;
 
@@ -103,6 +105,12 @@ void rt_service_follow(struct rt_service *service, struct rt_stream *stream);
 /* What decode rank `link` goes on with by itself, as it says. */
 void rt_service_hear_orphans(struct rt_service *service, struct rt_worker_link *link,
                              Baton__V1__Orphan *const *orphans, size_t count);
+
+/* service_events.c: what the service and its parts do, as events. */
+rt_change_fn rt_service_on_change;
+rt_access_reloaded_fn rt_service_on_reload;
+void rt_service_tell_refused(struct rt_service *service, const char *worker_id, const char *why);
+extern const struct bt_rpc_method rt_events_methods[];
 
 /* registry.c; handlers get the service. Ends with a NULL name. */
 extern const struct bt_rpc_method rt_registry_methods[];

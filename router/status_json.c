@@ -260,7 +260,7 @@ static void put_percentiles(struct rt_openai_json *json, const char *key, uint64
 static void put_summary(struct rt_openai_json *json, const struct rt_history *history)
 {
     struct rt_history_summary summary;
-    rt_history_summarise(history, &summary);
+    rt_history_summarise(history, RT_HISTORY_WINDOW, &summary);
     put(json, ",\"window_s\":%d", (int)(RT_HISTORY_WINDOW * RT_HISTORY_STEP_NS / BT_NS_PER_S));
     put_percentiles(json, "ttft_s", summary.ttft_count, summary.ttft_s);
     put_percentiles(json, "tpot_s", summary.tpot_count, summary.tpot_s);

@@ -334,6 +334,18 @@ Baton__V1__StatusResponse *rt_service_status(const struct rt_service *service)
     return status;
 }
 
+/* The window is what was asked for. */
+Baton__V1__StatsResponse *rt_service_stats(const struct rt_service *service,
+                                           const Baton__V1__StatsRequest *request)
+{
+    Baton__V1__StatsResponse *stats = malloc(sizeof *stats);
+    assert_non_null(stats);
+    baton__v1__stats_response__init(stats);
+    stats->queued = (uint32_t)service->live;
+    stats->window_s = request->window_s;
+    return stats;
+}
+
 char *rt_service_metrics(struct rt_service *service, size_t *ret_size)
 {
     (void)service;

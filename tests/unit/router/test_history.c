@@ -64,7 +64,7 @@ static void test_percentiles(void **state)
         rt_history_tpot(*state, tpot[i]);
     }
     struct rt_history_summary summary;
-    rt_history_summarise(*state, &summary);
+    rt_history_summarise(*state, RT_HISTORY_WINDOW, &summary);
     assert_int_equal(summary.ttft_count, SAMPLES);
     assert_int_equal(summary.tpot_count, SAMPLES);
     static const unsigned percents[] = {50, 90, 99};
@@ -77,13 +77,13 @@ static void test_percentiles(void **state)
 static void test_extremes(void **state)
 {
     struct rt_history_summary summary;
-    rt_history_summarise(*state, &summary);
+    rt_history_summarise(*state, RT_HISTORY_WINDOW, &summary);
     assert_true(isnan(summary.ttft_s[RT_P50]) && isnan(summary.stage_s[0]));
     rt_history_ttft(*state, -5);
     rt_history_ttft(*state, 0);
     rt_history_tpot(*state, INT64_MAX);
     rt_history_stage(*state, 0, -5);
-    rt_history_summarise(*state, &summary);
+    rt_history_summarise(*state, RT_HISTORY_WINDOW, &summary);
     assert_true(summary.ttft_s[RT_P99] < 1e-5);
     assert_true(summary.tpot_s[RT_P50] > 1000);
     assert_true(summary.stage_s[0] == 0);
@@ -102,12 +102,12 @@ static void test_window_slides(void **state)
     rt_history_stage(*state, 3, BT_NS_PER_S / 2);
     for (int step = 1; step <= RT_HISTORY_WINDOW; step++) {
         step_to(*state, step);
-        rt_history_summarise(*state, &summary);
+        rt_history_summarise(*state, RT_HISTORY_WINDOW, &summary);
         assert_int_equal(summary.ttft_count, 1);
         assert_float_equal(summary.stage_s[3], 0.5, 1e-9);
     }
     step_to(*state, RT_HISTORY_WINDOW + 1);
-    rt_history_summarise(*state, &summary);
+    rt_history_summarise(*state, RT_HISTORY_WINDOW, &summary);
     assert_int_equal(summary.ttft_count, 0);
     assert_true(isnan(summary.stage_s[3]));
 }
