@@ -18,6 +18,8 @@ const struct ctl_verb ctl_verbs[] = {
     {"generate", ctl_verb_generate, "continue a text", CTL_GROUP_ASK},
     {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers",
      CTL_GROUP_MEASURE, "@worker"},
+    {"probe", ctl_verb_probe, "ask one process how it is, for health checks", CTL_GROUP_MEASURE,
+     "startup|ready|live"},
     {"keygen", ctl_verb_keygen, "make a key for encrypted RPC", CTL_GROUP_SETUP},
     {"quantize", ctl_verb_quantize, "round a checkpoint's weights to int8 or int4",
      CTL_GROUP_SETUP},
