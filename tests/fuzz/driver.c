@@ -1,5 +1,5 @@
 /*
- * usage: fuzz-X [SEED [COUNT [SECONDS]]]    random changes; prints the seed
+ * usage: fuzz-X [SEED [COUNT [SECONDS]]]    random changes; without SEED that of tests/seed.h
  *        fuzz-X FILE                        one input from a file
  *
  * With BATON_FUZZ_KEEP=PATH each input is written there before it runs, to have the last one after
@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "common/base/random.h"
+#include "tests/seed.h"
 
 #define MAX_INPUT     16384
 #define DEFAULT_COUNT 3000
@@ -113,14 +114,12 @@ static time_t now_s(void)
 int main(int argc, char **argv)
 {
     char *end = NULL;
-    seed = argc > 1 ? strtoull(argv[1], &end, 0) : bt_random_entropy();
+    seed = argc > 1 ? strtoull(argv[1], &end, 0) : test_seed();
     if (end && *end) {
         return file_run(argv[1]);
     }
     uint64_t count = argc > 2 ? strtoull(argv[2], NULL, 0) : DEFAULT_COUNT;
     time_t seconds = argc > 3 ? (time_t)strtoull(argv[3], NULL, 0) : TIME_LIMIT_S;
-    printf("seed %" PRIu64 "\n", seed);
-    fflush(stdout);
     time_t give_up_s = now_s() + seconds;
     uint64_t done = 0;
     while (done < count && now_s() < give_up_s) {

@@ -27,7 +27,8 @@ MARKS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "runtime error:",
 
 
 def seed():
-    value = int(os.environ.get("BATON_TEST_SEED", random.SystemRandom().randrange(2 ** 31)))
+    """The environment's, or one that is the same in every run."""
+    value = int(os.environ.get("BATON_TEST_SEED", "20261122"))
     print(f"seed {value}", flush=True)
     return value
 

@@ -15,8 +15,8 @@
 
 #include <cmocka.h>
 
-#include "common/base/random.h"
 #include "tests/conformance/parallel/cases.h"
+#include "tests/seed.h"
 
 struct layout {
     const char *name;
@@ -127,14 +127,13 @@ static const struct CMUnitTest fault_tests[] = {
 
 int main(int argc, char **argv)
 {
-    const char *text = getenv("BATON_TEST_SEED"), *what = argc == 3 ? argv[2] : "";
+    const char *what = argc == 3 ? argv[2] : "";
     if (argc != 3) {
         fprintf(stderr, "usage: test_group self|ucx|nccl calls|threads|misuse|faults\n");
         return 2;
     }
     transport = argv[1];
-    seed = text ? strtoull(text, NULL, 10) : bt_random_entropy() % 1000000;
-    printf("BATON_TEST_SEED=%llu\n", (unsigned long long)seed);
+    seed = test_seed();
     if (strcmp(transport, "nccl") == 0 && skip_in_child() != 0)
         return 77;
     if (strcmp(what, "misuse") == 0)

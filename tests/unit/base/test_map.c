@@ -8,6 +8,7 @@
 
 #include "common/base/map.h"
 #include "common/base/random.h"
+#include "tests/seed.h"
 
 #define KEYS  64
 #define STEPS 20000
@@ -16,8 +17,7 @@
 static void test_against_model(void **state)
 {
     (void)state;
-    uint64_t seed = bt_random_entropy();
-    print_message("seed %llu\n", (unsigned long long)seed);
+    uint64_t seed = test_seed();
     struct bt_map map;
     bt_map_init(&map);
     static char things[KEYS];

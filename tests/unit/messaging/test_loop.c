@@ -14,6 +14,7 @@
 #include "common/base/clock.h"
 #include "common/base/random.h"
 #include "common/messaging/loop.h"
+#include "tests/seed.h"
 
 #define TIMERS 300
 
@@ -39,8 +40,7 @@ static void on_timer(void *context)
 static void test_timers_fire_in_order(void **state)
 {
     (void)state;
-    uint64_t seed = bt_random_entropy();
-    print_message("seed %llu\n", (unsigned long long)seed);
+    uint64_t seed = test_seed();
     struct bt_loop *loop = bt_loop_create(NULL);
     static struct fired fired[TIMERS];
     int next_order = 0;

@@ -7,6 +7,7 @@
 #include "router/output_mean.h"
 #include "router/prefill_line.h"
 #include "router/worker_index.h"
+#include "tests/seed.h"
 #include "tests/unit/router/core_driver.h"
 
 static uint64_t seed, draws;
@@ -18,9 +19,8 @@ static uint64_t draw(uint64_t below)
 
 static void begin(void)
 {
-    seed = bt_random_entropy();
+    seed = test_seed();
     draws = 0;
-    printf("seed %llu\n", (unsigned long long)seed);
 }
 
 /* ---- the index */

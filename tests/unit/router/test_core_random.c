@@ -14,9 +14,10 @@
  * bound; no rank holds anything in the end. Nothing is placed on a group whose ranks, as the test
  * told the router of them, are not all connected, heard of and willing.
  *
- * Runs a few fixed seeds and a fresh one; `test-router-core_random SEED` repeats one.
+ * Runs a few fixed seeds and that of tests/seed.h.
  */
 #include "common/kvcache/layout.h"
+#include "tests/seed.h"
 #include "tests/unit/router/random_world.h"
 
 static bool faults(void)
@@ -727,24 +728,17 @@ static void run_seed(uint64_t run_seed_value)
     free(events);
 }
 
-static const char *seed_argument;
-
 static void test_random_worlds(void **state)
 {
     (void)state;
-    if (seed_argument) {
-        run_seed(strtoull(seed_argument, NULL, 10));
-        return;
-    }
     for (uint64_t fixed = 1; fixed <= 4; fixed++) {
         run_seed(fixed);
     }
-    run_seed(bt_random_entropy());
+    run_seed(test_seed());
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-    seed_argument = argc > 1 ? argv[1] : NULL;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_random_worlds)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -14,11 +14,12 @@
 #include "common/base/clock.h"
 #include "common/base/random.h"
 #include "router/http_front.h"
+#include "tests/seed.h"
 #include "tests/unit/router/fake_service.h"
 #include "tests/unit/router/http_client.h"
 
 #define HELLO       "\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]"
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 
 struct fixture {
     struct bt_loop *loop;
@@ -171,11 +172,7 @@ static void test_others_untouched(void **state)
 static void test_random_disconnects(void **state)
 {
     struct fixture *f = *state;
-    uint64_t seed = bt_random_entropy();
-    const char *given = getenv("BATON_SEED");
-    if (given != NULL)
-        seed = strtoull(given, NULL, 0);
-    print_message("seed %llu\n", (unsigned long long)seed);
+    uint64_t seed = test_seed();
     struct http_client warm;
     post(f, &warm, "{" HELLO "}");
     while (warm.size == 0)
@@ -270,10 +267,11 @@ static void test_no_busy_wait(void **state)
     fake_step(f->service, &f->service->requests[0]);
     for (int i = 0; i < 20; i++)
         run_round(f, BT_NS_PER_MS);
-    int64_t start = bt_clock_now_ns();
-    run_round(f, 100 * BT_NS_PER_MS);
-    run_round(f, 100 * BT_NS_PER_MS);
-    assert_true(bt_clock_now_ns() - start >= 100 * BT_NS_PER_MS);
+    int64_t until_ns = bt_clock_now_ns() + 300 * BT_NS_PER_MS;
+    int rounds = 0;
+    for (; bt_clock_now_ns() < until_ns; rounds++)
+        run_round(f, 100 * BT_NS_PER_MS);
+    assert_in_range(rounds, 1, 20);
     http_client_close(&client);
 }
 
@@ -323,13 +321,13 @@ static void test_slow_requests(void **state)
     rt_http_front_destroy(f->front);
     assert_int_equal(rt_http_front_create(f->loop, f->service, &options, &error, &f->front), BT_OK);
     f->service->automatic = false;
+    int64_t start = bt_clock_now_ns(), silent_ns = 0, sent_ns = start, longest_ns = 0;
     post(f, &streaming, "{" HELLO ",\"stream\":true}"); /* whole: may wait as long as it takes */
     http_client_open(&silent, f->loop, rt_http_front_port(f->front));
     http_client_send(&silent, "POST /v1/chat", 13);
     http_client_open(&trickling, f->loop, rt_http_front_port(f->front));
     const char *head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n";
     http_client_send(&trickling, head, strlen(head));
-    int64_t start = bt_clock_now_ns(), silent_ns = 0, sent_ns = start, longest_ns = 0;
     while (!trickling.closed && bt_clock_now_ns() < start + PATIENCE_NS) {
         int64_t since_ns = bt_clock_now_ns() - sent_ns;
         if (since_ns > BT_NS_PER_S / 4) {

@@ -12,6 +12,7 @@
 
 #include "common/base/random.h"
 #include "router/openai_response.h"
+#include "tests/seed.h"
 
 #define CHOICES 3
 #define PIECES  200
@@ -122,8 +123,7 @@ static void check_stream(bool chat, bool ids, uint64_t seed)
 static void test_streams(void **state)
 {
     (void)state;
-    uint64_t seed = bt_random_entropy();
-    print_message("seed %llu\n", (unsigned long long)seed);
+    uint64_t seed = test_seed();
     for (uint64_t i = 0; i < 40; i++)
         check_stream(i % 2, i / 2 % 2, seed + i);
 }

@@ -12,6 +12,7 @@
 
 #include "common/base/random.h"
 #include "router/openai_json.h"
+#include "tests/seed.h"
 
 static json_t *read_back(struct rt_openai_json *json)
 {
@@ -71,8 +72,7 @@ static float float_of(uint32_t bits)
 static void test_floats(void **state)
 {
     (void)state;
-    uint64_t seed = bt_random_entropy();
-    print_message("seed %llu\n", (unsigned long long)seed);
+    uint64_t seed = test_seed();
     for (uint64_t i = 0; i < 20000; i++) {
         float expected = float_of((uint32_t)bt_random_u64(seed, i, 0));
         if (i < 4)

@@ -205,7 +205,7 @@ def main():
     program, source, tiny, work = sys.argv[1], *map(pathlib.Path, sys.argv[2:5])
     if "BATON_CROSSCHECK_VENV" not in os.environ:
         enter_venv(work)
-    seed = int(os.environ.get("BATON_TEST_SEED") or random.randrange(1 << 32))
+    seed = int(os.environ.get("BATON_TEST_SEED", "20261122"))
     print("seed", seed, flush=True)
     rng = random.Random(seed)
     models = [tiny, source / "v2-style", variant(work, "odd-rules", tiny, odd_rules), *map(pathlib.Path, sys.argv[5:])]

@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -117,16 +116,6 @@ void fixture_dir_remove(const struct fixture_dir *dir)
         unlink(path);
     }
     rmdir(dir->path);
-}
-
-uint64_t fixture_seed(void)
-{
-    const char *given = getenv("BATON_TEST_SEED");
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    uint64_t seed = given ? strtoull(given, NULL, 10) : (uint64_t)now.tv_nsec ^ (uint64_t)getpid();
-    printf("seed %llu\n", (unsigned long long)seed);
-    return seed;
 }
 
 uint32_t fixture_random(uint64_t *state, uint32_t limit)

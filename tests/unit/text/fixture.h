@@ -34,8 +34,6 @@ void fixture_dir_write(const struct fixture_dir *dir, const char *name, const ch
 void fixture_dir_write_json(const struct fixture_dir *dir, const char *name, const json_t *value);
 void fixture_dir_remove(const struct fixture_dir *dir);
 
-/* BATON_TEST_SEED or one from the clock; printed. */
-uint64_t fixture_seed(void);
 /* The next number of a sequence below `limit`. */
 uint32_t fixture_random(uint64_t *state, uint32_t limit);
 

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "common/text/detokenizer.h"
+#include "tests/seed.h"
 #include "tests/unit/text/fixture.h"
 
 #define ROUNDS 3000
@@ -263,7 +264,7 @@ static void check_stop_round(const struct bt_tokenizer *tokenizer, const uint32_
 static void test_stop_strings(void **state)
 {
     struct bt_tokenizer *tokenizer = fixture_load(fixture_tiny_dir());
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     uint32_t by_byte[256] = {0};
     for (uint32_t id = 0; id < bt_tokenizer_vocab_size(tokenizer); id++) {
         size_t size;

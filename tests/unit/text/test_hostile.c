@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "tests/seed.h"
 #include "tests/unit/text/fixture.h"
 
 #define MUTATIONS 120
@@ -416,7 +417,7 @@ static void test_mutations(void **state)
     char *original = json_dumps(root, JSON_COMPACT);
     size_t original_size = strlen(original), loaded = 0;
     char *text = malloc(original_size + 16);
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     fixture_dir_make(&dir);
     write_tiny(&dir, "tokenizer_config.json");
     for (int i = 0; i < MUTATIONS; i++) {

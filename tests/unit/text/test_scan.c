@@ -7,6 +7,7 @@
 #include <cmocka.h>
 
 #include "common/text/split.h"
+#include "tests/seed.h"
 #include "tests/unit/text/fixture.h"
 
 #define ROUNDS     3000
@@ -197,7 +198,7 @@ static size_t count_scans(const struct pair *pair)
 
 static void test_v3(void **state)
 {
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     struct pair pair;
     load_rules(&pair, "split-v3");
     assert_int_equal(count_scans(&pair), 3);
@@ -214,7 +215,7 @@ static void test_v2(void **state)
     static const char *const rules[] = {
         "[\r\n]", "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿΑ-Ω]+", "\\s?[!-/:-~！-／：-～‘-‟　-。]+",
         "\\s+$",  "[一-龥ࠀ-一가-퟿]+",      "\\p{N}"};
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     struct pair pair;
     pair_init(&pair, rules, sizeof rules / sizeof *rules);
     assert_int_equal(count_scans(&pair), 6);
@@ -230,7 +231,7 @@ static void test_single_rules(void **state)
 {
     static const char *const rules[] = {"\\s+$",       "\\p{N}{1,3}", "[^a-z]+",
                                         "\\s?[\\s!]+", "[\\]x\\\\]+", "\\p{P}"};
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         struct pair pair;
         pair_init(&pair, &rules[i], 1);
@@ -249,7 +250,7 @@ static void test_single_rules(void **state)
 /* What is not known stays with PCRE2, and then nothing is cut. */
 static void test_other_rules(void **state)
 {
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     struct pair pair;
     static const char *const rules[] = {"\\p{N}{2,3}", "\\s?\\p{L}", "x+y", "\\p{L}*b", "\\P{L}+"};
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {

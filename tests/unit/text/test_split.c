@@ -9,6 +9,7 @@
 
 #include "common/text/added_token.h"
 #include "common/text/split.h"
+#include "tests/seed.h"
 #include "tests/unit/text/fixture.h"
 
 #define ROUNDS 2000
@@ -154,7 +155,7 @@ done:
 
 static void test_added_tokens(void **state)
 {
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     for (int round = 0; round < ROUNDS; round++)
         check_added_round(&seed);
     (void)state;

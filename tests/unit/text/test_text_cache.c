@@ -11,6 +11,7 @@
 
 #include "common/text/chat.h"
 #include "common/text/text_cache.h"
+#include "tests/seed.h"
 #include "tests/unit/text/fixture.h"
 
 #define CONVERSATIONS 60
@@ -261,7 +262,7 @@ static void check_conversations(const char *model_dir, uint64_t seed)
 
 static void test_conversations(void **state)
 {
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     check_conversations(fixture_tiny_dir(), seed);
     check_conversations(fixture_path("v2-style"), seed);
     (void)state;
@@ -313,7 +314,7 @@ static void test_threads(void **state)
 {
     struct worker workers[THREADS];
     struct both both;
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     both_load(&both, fixture_tiny_dir(), 256u << 10);
     for (int i = 0; i < THREADS; i++) { /* two of them the same conversations */
         workers[i] = (struct worker){.both = &both, .seed = seed + (uint64_t)(i / 2)};

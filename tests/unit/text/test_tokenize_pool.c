@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "common/text/tokenize_pool.h"
+#include "tests/seed.h"
 #include "tests/unit/text/fixture.h"
 
 #define JOBS 200
@@ -245,7 +246,7 @@ static void test_cancel(void **state)
     struct fixture f;
     struct bt_tokenize_job *jobs[JOBS];
     size_t numbers[JOBS], left = 0;
-    uint64_t seed = fixture_seed();
+    uint64_t seed = test_seed();
     char text[2000];
     bool cancelled[JOBS] = {false};
     setup(&f, 2, JOBS, 16u << 20);
