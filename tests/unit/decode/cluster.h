@@ -39,7 +39,7 @@ struct attempt {
 
     uint32_t tokens[MAX_TOKENS]; /* from Steps, and before them from attempt_replay */
     float logprobs[MAX_TOKENS];
-    uint32_t token_count;
+    uint32_t token_count; /* those after MAX_TOKENS are counted alone */
     Baton__V1__FinishReason finish;
     char error[256];
 };

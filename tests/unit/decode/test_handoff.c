@@ -345,7 +345,7 @@ static void test_done_again_and_again(void **state)
     struct done done;
     open_by_hand(&cluster, &decode);
     fake_init(&fake);
-    attempt_init(&attempt, 9, hand_prompt, 100, 300);
+    attempt_init(&attempt, 9, hand_prompt, 100, 500);
     assert_int_equal(cluster_reserve(&cluster, &attempt), BT_OK);
     done_init(&done, &cluster, &attempt);
     /* Nothing may have been written without a lease. */
@@ -367,7 +367,7 @@ static void test_done_again_and_again(void **state)
     assert_int_equal(cluster_cancel(&cluster, 9, attempt.epoch + 1), BT_OK);
     cluster_until(&cluster, attempt.finish != 0);
     assert_int_equal(attempt.finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
-    assert_int_equal(attempt.token_count, 300);
+    assert_int_equal(attempt.token_count, 500);
     assert_int_equal(done_send(&cluster, &done), BT_ERR_STALE);
     assert_false(cluster_lease(&cluster, &fake, 9, attempt.epoch));
     assert_int_equal(cluster_quiesced(&cluster, &fake, 9, attempt.epoch, false), BT_OK);
@@ -386,7 +386,7 @@ static void test_done_after_a_cut(void **state)
     struct done done;
     open_by_hand(&cluster, &decode);
     fake_init(&fake);
-    attempt_init(&attempts[0], 9, hand_prompt, 100, 300);
+    attempt_init(&attempts[0], 9, hand_prompt, 100, 500);
     assert_int_equal(cluster_reserve(&cluster, &attempts[0]), BT_OK);
     done_init(&done, &cluster, &attempts[0]);
     struct cuts cuts;
@@ -423,7 +423,7 @@ static void test_done_after_a_cut(void **state)
                                   &quiesced.base, NULL, NULL),
                      BT_OK);
     cluster_until(&cluster, attempts[0].finish != 0);
-    assert_int_equal(attempts[0].token_count, 300);
+    assert_int_equal(attempts[0].token_count, 500);
     cluster_until(&cluster, dc_worker_free_pages(cluster.decode) == decode.kv_pages);
     cluster_close(&cluster);
 }
@@ -464,7 +464,7 @@ static void test_quarantine_ends_with_quiesced_only(void **state)
     struct dc_worker_options decode = cluster_decode_options();
     struct fake_prefill fake;
     struct attempt attempts[3];
-    decode.lease_ms = 500;
+    decode.lease_ms = 2000;
     open_by_hand(&cluster, &decode);
     fake_init(&fake);
     for (int i = 0; i < 3; i++) {
@@ -520,15 +520,16 @@ static void test_preemption_gives_pages_to_the_eldest(void **state)
     struct cluster cluster;
     struct pf_worker_options prefill = cluster_prefill_options();
     struct dc_worker_options decode = cluster_decode_options();
-    decode.kv_pages = 7;
+    decode.kv_pages = 16;
     decode.expected_output_tokens = 32;
     cluster_open(&cluster, &prefill, &decode);
-    /* The first two start with a page each and need four, the third has the three that it needs:
-     * one of the first two has to give way, and not the third, which is the youngest. */
+    /* The first two start with a page each and need all eight that the third, which has all it
+     * needs, leaves: one of them has to give way, and not the third, which is the youngest.
+     * However late each of them begins, it does before the one before it is near its end. */
     struct attempt attempts[3];
     for (int i = 0; i < 3; i++) {
         attempt_init(&attempts[i], (uint64_t)i + 1, golden.ids, golden.id_count,
-                     i == 2 ? 150 : 220);
+                     i == 2 ? 470 : 490);
         attempts[i].full = i == 2;
         assert_int_equal(cluster_reserve(&cluster, &attempts[i]), BT_OK);
     }
@@ -540,10 +541,10 @@ static void test_preemption_gives_pages_to_the_eldest(void **state)
         cluster_until(&cluster, attempts[i].finish != 0);
     }
     assert_int_equal(attempts[0].finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
-    assert_int_equal(attempts[0].token_count, 220);
+    assert_int_equal(attempts[0].token_count, 490);
     assert_int_equal(attempts[1].finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
     assert_int_equal(attempts[2].finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
-    assert_int_equal(attempts[2].token_count, 150);
+    assert_int_equal(attempts[2].token_count, 470);
     /* What was generated until then is the same. */
     for (int i = 1; i < 3; i++) {
         assert_memory_equal(attempts[i].tokens, attempts[0].tokens,

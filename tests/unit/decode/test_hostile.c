@@ -23,7 +23,7 @@ static int cluster_setup(void **state)
     prefill.max_queued = 2;
     decode.kv_pages = 16;
     decode.max_reserved = 4;
-    decode.lease_ms = 5000;
+    decode.lease_ms = 20000;
     cluster_open(cluster, &prefill, &decode);
     *state = cluster;
     return 0;

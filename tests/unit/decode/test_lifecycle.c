@@ -130,7 +130,7 @@ static void test_a_rank_that_stops_gives_back(void **state)
 {
     struct cluster *cluster = *state;
     struct attempt running, reserved;
-    attempt_init(&running, 1, prompt, 200, 500);
+    attempt_init(&running, 1, prompt, 200, 4000); /* does not end before */
     attempt_init(&reserved, 2, prompt, 200, 100);
     assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
     cluster_run(cluster, &running);

@@ -355,8 +355,12 @@ static void test_the_grace_ends(void **state)
     decode.router_grace_ns = 100 * BT_NS_PER_MS;
     struct cluster *cluster = open_with(&decode);
     struct attempt left;
-    leave(cluster, &left, 2);
+    keyed(&left, 2, LONG);
+    run(cluster, &left);
+    int64_t before_ns = bt_clock_now_ns();
+    lose_router(cluster);
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
+    assert_true(bt_clock_now_ns() - before_ns >= decode.router_grace_ns);
     close_cluster(cluster);
 }
 

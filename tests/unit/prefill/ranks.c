@@ -280,7 +280,7 @@ static void open_decode(struct ranks *ranks)
     struct cluster *cluster = &ranks->cluster;
     struct dc_worker_options decode = cluster_decode_options();
     const struct bt_model_options load = {.dir = TINY_MODEL};
-    decode.lease_ms = ranks->options.lease_ms ? ranks->options.lease_ms : 5000;
+    decode.lease_ms = ranks->options.lease_ms ? ranks->options.lease_ms : 20000;
     decode.kv_dtype = ranks->options.kv_dtype;
     cluster->loop = bt_loop_create(&error);
     cluster->decode_pages = decode.kv_pages;

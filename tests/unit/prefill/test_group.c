@@ -263,7 +263,7 @@ static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
     struct attempt attempt;
     ranks_open(&ranks, &(struct ranks_options){.size = size,
                                                .chunk = "16",
-                                               .lease_ms = 1000,
+                                               .lease_ms = 4000,
                                                .group_timeout = signal == SIGSTOP ? "10s" : "60s"});
     if (computing) {
         start(&ranks, &attempt, 1, 0, 2000);
