@@ -24,7 +24,7 @@
 
 #define MANY_TRACKS 20000
 #define MANY_TRACES 3000
-#define PATIENCE_NS (40 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 
 /* ESC, a line's end, DEL, CSI of two bytes, half a character, a surrogate; and what is good. */
 #define EVIL                                                                                       \

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 
 static const Baton__V1__TokenizeRequest *as_request(const ProtobufCMessage *message)
 {

@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 #define LOG_SIZE    65536
 
 void file_write(const char *path, const char *text, unsigned mode)

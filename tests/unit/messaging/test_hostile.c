@@ -8,7 +8,7 @@
 #include "proto/rpc.pb-c.h"
 #include "tests/unit/messaging/harness.h"
 
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 
 struct fixture {
     struct harness harness;

@@ -225,7 +225,7 @@ static void start_with_both(struct world *world)
 
 #define until(world, done)                                                                         \
     do {                                                                                           \
-        int64_t until_ns_ = bt_clock_now_ns() + 20 * BT_NS_PER_S;                                  \
+        int64_t until_ns_ = bt_clock_now_ns() + 60 * BT_NS_PER_S;                                  \
         while (!(done)) {                                                                          \
             assert_true(bt_clock_now_ns() < until_ns_);                                            \
             assert_int_equal(bt_loop_run_once((world)->loop, until_ns_, NULL), BT_OK);             \

@@ -56,7 +56,6 @@ static void test_unary(void **state)
 {
     (void)state;
     unary_on(NULL);
-    unary_on("tcp://[::1]:*");
     char endpoint[] = "ipc:///tmp/baton-test-XXXXXX";
     int fd = mkstemp(endpoint + strlen("ipc://"));
     assert_true(fd >= 0);
@@ -283,7 +282,7 @@ static void test_cancel_unanswered(void **state)
     bt_rpc_pending_cancel(pending);
     harness_run_int(&harness, &outcome.ends, 1); /* after ten keepalives */
     assert_int_equal(outcome.status, BT_ERR_CANCELLED);
-    assert_int_equal(harness.cancels, 1);
+    harness_run_size(&harness, &harness.cancels, 1);
     size_t late = 0;
     bt_rpc_call_on_cancel(harness.held[0], on_late_cancel, &late);
     assert_int_equal(bt_rpc_server_open_calls(harness.server), 1);
@@ -470,9 +469,9 @@ static void test_server_silent(void **state)
     struct outcome outcome;
     pid_t child = server_fork("tcp://127.0.0.1:*", endpoint, sizeof endpoint);
     client_only(&harness, endpoint);
-    bt_rpc_client_set_keepalive(harness.client, 30);
     bt_rpc_client_on_peer(harness.client, on_peer_count, &harness);
     harness_call(&harness, "test/echo", "", &outcome);
+    bt_rpc_client_set_keepalive(harness.client, 30);
     kill(child, SIGSTOP);
     int64_t before_ns = bt_clock_now_ns();
     start(&harness, "test/hold", 0, &outcome, NULL);
@@ -491,9 +490,9 @@ static void test_keepalive(void **state)
     struct harness harness;
     struct outcome outcome;
     harness_init(&harness, NULL);
-    bt_rpc_client_set_keepalive(harness.client, 10);
-    bt_rpc_server_set_keepalive(harness.server, 10);
-    start(&harness, "test/hold", 500, &outcome, NULL);
+    bt_rpc_client_set_keepalive(harness.client, 50);
+    bt_rpc_server_set_keepalive(harness.server, 50);
+    start(&harness, "test/hold", 1500, &outcome, NULL); /* twice as long as silence may be */
     harness_run_int(&harness, &outcome.ends, 1);
     assert_int_equal(outcome.status, BT_ERR_DEADLINE);
     assert_int_equal(harness.peer_downs, 0);

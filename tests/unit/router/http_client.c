@@ -17,7 +17,7 @@
 
 #include "common/base/clock.h"
 
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 #define ROUND_NS    (BT_NS_PER_MS)
 
 void http_client_open(struct http_client *client, struct bt_loop *loop, uint16_t port)

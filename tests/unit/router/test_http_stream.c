@@ -24,7 +24,7 @@
 
 #define CHAT        "/v1/chat/completions"
 #define HELLO       "\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]"
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 
 /* ------------------------------------------------------------------ the socket and the clock */
 

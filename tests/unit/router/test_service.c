@@ -238,7 +238,7 @@ static void test_deadline(void **state)
     join(&p0, "p0", false);
     join(&d0, "d0", true);
     struct rt_generation g = generation(10);
-    g.deadline_ns = bt_clock_now_ns() + BT_NS_PER_S; /* time enough to reserve */
+    g.deadline_ns = bt_clock_now_ns() + 3 * BT_NS_PER_S; /* time enough to reserve */
     assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
     RUN_UNTIL(seen.ended);
     assert_int_equal(seen.result.finish, RT_FINISH_DEADLINE);

@@ -131,7 +131,7 @@ static int tear_down(void **state)
 
 #define RUN_UNTIL(condition)                                                                       \
     do {                                                                                           \
-        int64_t until_ns_ = bt_clock_now_ns() + 20 * BT_NS_PER_S;                                  \
+        int64_t until_ns_ = bt_clock_now_ns() + 60 * BT_NS_PER_S;                                  \
         while (!(condition) && bt_clock_now_ns() < until_ns_)                                      \
             bt_loop_run_once(f->loop, bt_clock_now_ns() + BT_NS_PER_MS, NULL);                     \
         assert_true(condition);                                                                    \
