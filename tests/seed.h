@@ -13,10 +13,10 @@
 static inline uint64_t test_seed(void)
 {
     const char *given = getenv("BATON_TEST_SEED");
-    uint64_t seed = given ? strtoull(given, NULL, 0) : 20261122;
-    printf("BATON_TEST_SEED=%" PRIu64 "\n", seed);
+    uint64_t value = given ? strtoull(given, NULL, 0) : 20261122;
+    printf("BATON_TEST_SEED=%" PRIu64 "\n", value);
     fflush(stdout);
-    return seed;
+    return value;
 }
 
 #endif
