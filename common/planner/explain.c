@@ -80,12 +80,12 @@ static void explain_traffic(const struct writer *writer, const struct work *work
     const struct bt_plan_dtypes *dtypes = &instance->dtypes;
     const struct bt_plan_cost *cost = work->cost;
     double experts = (double)model->routed_experts + model->shared_experts;
-    double dense = model->dense_parameters * dtypes->dense_bytes / instance->layout.tp;
+    double read = model->dense_parameters - model->embedding_parameters;
+    double dense = read * dtypes->dense_bytes / instance->layout.tp;
     double each = experts > 0 ? model->moe_parameters / experts * dtypes->expert_bytes : 1;
     add(writer, "weights_read", "steps*(W_dense/TP + W_moe/(E+shared)*k')", "bytes",
-        cost->weight_bytes, "%g*(%.10g*%g/%u+%.10g*%.10g)", cost->steps, model->dense_parameters,
-        dtypes->dense_bytes, instance->layout.tp, each,
-        (cost->weight_bytes / cost->steps - dense) / each);
+        cost->weight_bytes, "%g*(%.10g*%g/%u+%.10g*%.10g)", cost->steps, read, dtypes->dense_bytes,
+        instance->layout.tp, each, (cost->weight_bytes / cost->steps - dense) / each);
     if (model->sparse_tokens)
         add(writer, "kv_read", "L*b*(s'*d_I + min(s', k_dsa)*(d_c+d_R))", "bytes", cost->kv_bytes,
             "%.10g", cost->kv_bytes);

@@ -149,6 +149,7 @@ static void count_parameters(const struct bt_model_config *config, struct bt_pla
         dense_ffn + moe_layers * (bt_plan_experts_of_token(model) * expert + router) + vocabulary;
     model->dense_parameters = model->attention_parameters + dense_ffn + moe_layers * router +
                               vocabulary * (config->tie_word_embeddings ? 1 : 2);
+    model->embedding_parameters = config->tie_word_embeddings ? 0 : vocabulary;
     model->moe_parameters = moe_layers * experts * expert;
     model->mtp_parameters = config->num_nextn_predict_layers *
                             (attention + experts * expert + router + 2 * hidden * hidden);

@@ -49,6 +49,7 @@ struct bt_plan_limits {
     uint32_t max_batch;          /* sequences of one decode group */
     uint32_t prefill_dp;         /* most attention groups of a prefill instance; 0: any */
     uint32_t decode_tp;          /* most cards of a decode group; 0: any */
+    struct bt_plan_layout prefill_layout, decode_layout; /* the only one there; all 0: searched */
 };
 
 struct bt_plan_question {
@@ -143,6 +144,37 @@ enum bt_status bt_plan_evaluate_aggregated(const struct bt_plan_question *questi
 /* The cheapest good outcome over all layouts and counts; then the lowest TTFT, fewest cards. */
 enum bt_status bt_plan_solve(const struct bt_plan_question *question, struct bt_error *error,
                              struct bt_plan_answer *ret_answer);
+
+/* ---- all layouts, each for itself */
+
+#define BT_PLAN_LAYOUTS_MAX 512
+
+/* One instance in one layout, with as many requests as it bears by memory and TPOT; waiting, and so
+ * the limit of TTFT, is left out. */
+struct bt_plan_choice {
+    struct bt_plan_pool pool; /* `instances` is 1 */
+    uint32_t cards;
+    struct bt_plan_memory memory; /* prefill: of a prompt; decode: of one sequence in each group */
+    struct bt_plan_cost cost;     /* of a prompt; of a step with max_batch, or 1 where that is 0 */
+    enum bt_plan_bound bound;
+    uint32_t max_batch;    /* decode: of a group, by memory, TPOT and limits */
+    double tpot_s;         /* decode: at max_batch, or 1 */
+    double requests_per_s; /* within policy's limit of utilisation; 0: does not fit */
+};
+
+/* Those that a search tries, by rising cards. */
+struct bt_plan_survey {
+    struct bt_plan_choice *choices; /* [capacity]; the caller's */
+    size_t capacity, count;
+};
+enum bt_status bt_plan_survey(const struct bt_plan_question *question, enum bt_plan_phase phase,
+                              struct bt_error *error, struct bt_plan_survey *survey);
+
+/* The instance that a pool of this question's cards of the phase is made of. */
+struct bt_plan_instance bt_plan_instance_of(const struct bt_plan_question *question,
+                                            enum bt_plan_phase phase,
+                                            const struct bt_plan_hardware *hardware,
+                                            const struct bt_plan_pool *pool);
 
 /* ---- goodput against the ratio */
 

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "common/planner/planner.h"
+#include "common/planner/search.h"
 #include "common/planner/sides.h"
 
 #define TOKENS_MAX 4194304.0 /* as long as any config.json says */
@@ -98,6 +99,39 @@ static enum bt_status check_hardware(const char *field, const struct bt_plan_har
     return BT_OK;
 }
 
+static enum bt_status check_pool(const struct bt_plan_question *question, enum bt_plan_phase phase,
+                                 const struct bt_plan_hardware *hardware,
+                                 const struct bt_plan_pool *pool, struct bt_error *error)
+{
+    const char *name = phase == BT_PLAN_PREFILL ? "prefill" : "decode";
+    struct bt_plan_instance instance = bt_plan_instance_of(question, phase, hardware, pool);
+    enum bt_status status = bt_plan_instance_check(&instance, error);
+    if (status != BT_OK) {
+        bt_error_prefix(error, "%s", name);
+        return status;
+    }
+    if (pool->instances < 1 || pool->instances > 65536)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: instances = %u: not in 1 … 65536",
+                            name, pool->instances);
+    if ((double)pool->instances * bt_plan_layout_cards(&pool->layout) > 1048576)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: more than 1048576 cards", name);
+    return BT_OK;
+}
+
+/* A layout that the question names. */
+static enum bt_status check_given(const struct bt_plan_question *question, enum bt_plan_phase phase,
+                                  struct bt_error *error)
+{
+    struct bt_plan_pool pool = {.layout = bt_plan_layout_given(question, phase), .instances = 1};
+    if (!pool.layout.tp && !pool.layout.dp && !pool.layout.ep)
+        return BT_OK;
+    pool.redundant = bt_plan_layout_copies(question, &pool.layout);
+    return check_pool(question, phase,
+                      phase == BT_PLAN_PREFILL ? &question->prefill_hardware
+                                               : &question->decode_hardware,
+                      &pool, error);
+}
+
 enum bt_status bt_plan_question_check(const struct bt_plan_question *question,
                                       struct bt_error *error)
 {
@@ -122,26 +156,11 @@ enum bt_status bt_plan_question_check(const struct bt_plan_question *question,
         status = check_hardware("prefill_hardware", &question->prefill_hardware, error);
     if (status == BT_OK)
         status = check_hardware("decode_hardware", &question->decode_hardware, error);
+    if (status == BT_OK)
+        status = check_given(question, BT_PLAN_PREFILL, error);
+    if (status == BT_OK)
+        status = check_given(question, BT_PLAN_DECODE, error);
     return status;
-}
-
-static enum bt_status check_pool(const struct bt_plan_question *question, enum bt_plan_phase phase,
-                                 const struct bt_plan_hardware *hardware,
-                                 const struct bt_plan_pool *pool, struct bt_error *error)
-{
-    const char *name = phase == BT_PLAN_PREFILL ? "prefill" : "decode";
-    struct bt_plan_instance instance = bt_plan_instance_of(question, phase, hardware, pool);
-    enum bt_status status = bt_plan_instance_check(&instance, error);
-    if (status != BT_OK) {
-        bt_error_prefix(error, "%s", name);
-        return status;
-    }
-    if (pool->instances < 1 || pool->instances > 65536)
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: instances = %u: not in 1 … 65536",
-                            name, pool->instances);
-    if ((double)pool->instances * bt_plan_layout_cards(&pool->layout) > 1048576)
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s: more than 1048576 cards", name);
-    return BT_OK;
 }
 
 enum bt_status bt_plan_evaluate(const struct bt_plan_question *question,

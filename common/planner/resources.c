@@ -119,7 +119,8 @@ double bt_plan_weight_traffic(const struct bt_plan_model *model,
 {
     double experts = (double)model->routed_experts + model->shared_experts;
     double each = experts > 0 ? model->moe_parameters / experts : 0;
-    return model->dense_parameters * dtypes->dense_bytes / layout->tp +
+    return (model->dense_parameters - model->embedding_parameters) * dtypes->dense_bytes /
+               layout->tp +
            each * experts_read * dtypes->expert_bytes;
 }
 

@@ -31,8 +31,10 @@ struct bt_plan_model {
     double attention_parameters; /* projections of all layers; 0: left out, as the tables do */
     double head_parameters;      /* of A, needed for a prompt's last token only; 0: for each */
     double dense_parameters;     /* W_dense */
-    double moe_parameters;       /* W_moe */
-    double mtp_parameters;       /* of the MTP modules, in none of these; 0: there is none */
+    double
+        embedding_parameters; /* of W_dense, looked up by rows, so that a step reads none of it */
+    double moe_parameters;    /* W_moe */
+    double mtp_parameters;    /* of the MTP modules, in none of these; 0: there is none */
     uint32_t sparse_tokens, indexer_heads, indexer_dim; /* DSA: k_dsa, H_I, d_I; 0: dense */
     uint32_t streams;                                   /* mHC: n; 1: a plain residual */
 };
@@ -136,7 +138,7 @@ enum bt_plan_routing {
 };
 double bt_plan_experts_read(const struct bt_plan_model *model, const struct bt_plan_layout *layout,
                             enum bt_plan_routing routing, double tokens);
-/* (13), (14): W_dense/TP + W_moe/(E + shared) k' */
+/* (13), (14): W_dense/TP + W_moe/(E + shared) k', the embedding left out of W_dense */
 double bt_plan_weight_traffic(const struct bt_plan_model *model,
                               const struct bt_plan_dtypes *dtypes,
                               const struct bt_plan_layout *layout, double experts_read);

@@ -15,6 +15,20 @@ static bool within(uint32_t value, uint32_t limit)
     return limit == 0 || value <= limit;
 }
 
+struct bt_plan_layout bt_plan_layout_given(const struct bt_plan_question *question,
+                                           enum bt_plan_phase phase)
+{
+    return phase == BT_PLAN_PREFILL ? question->limits.prefill_layout
+                                    : question->limits.decode_layout;
+}
+
+uint32_t bt_plan_layout_copies(const struct bt_plan_question *question,
+                               const struct bt_plan_layout *layout)
+{
+    uint32_t experts = question->model.routed_experts, ep = layout->ep;
+    return experts && ep ? (ep - experts % ep) % ep : 0;
+}
+
 static void add_layouts(const struct bt_plan_question *question, enum bt_plan_phase phase,
                         uint32_t cards, struct bt_plan_layouts *layouts)
 {
@@ -33,8 +47,9 @@ static void add_layouts(const struct bt_plan_question *question, enum bt_plan_ph
             return;
         layouts->pools[layouts->count++] = (struct bt_plan_pool){
             .layout = {.tp = tp, .dp = dp, .ep = experts ? cards : 1},
-            .redundant = experts ? (cards - experts % cards) % cards : 0,
         };
+        struct bt_plan_pool *pool = &layouts->pools[layouts->count - 1];
+        pool->redundant = bt_plan_layout_copies(question, &pool->layout);
     }
 }
 
@@ -44,6 +59,13 @@ void bt_plan_layouts_list(const struct bt_plan_question *question,
 {
     uint32_t node = (uint32_t)hardware->figure[BT_PLAN_NODE_CARDS];
     uint32_t most = question->limits.max_instance_cards;
+    struct bt_plan_layout given = bt_plan_layout_given(question, phase);
+    if (given.tp) {
+        ret_layouts->pools[0] =
+            (struct bt_plan_pool){given, .redundant = bt_plan_layout_copies(question, &given)};
+        ret_layouts->count = 1;
+        return;
+    }
     if (most > question->limits.max_cards)
         most = question->limits.max_cards;
     ret_layouts->count = 0;
@@ -183,8 +205,9 @@ static void all_aggregated(const struct bt_plan_question *question,
                            const struct bt_plan_hardware *hardware, struct bt_plan_layouts *layouts,
                            struct bt_plan_answer *answer)
 {
-    bt_plan_layouts_list(question, hardware, BT_PLAN_DECODE, layouts);
     struct bt_plan_question chunked = *question;
+    chunked.limits.decode_layout = (struct bt_plan_layout){0}; /* of serving apart */
+    bt_plan_layouts_list(&chunked, hardware, BT_PLAN_DECODE, layouts);
     double asked = question->policy.chunk_tokens, input = question->load.input_tokens;
     double most = asked > 0 && asked < input ? asked : input;
     for (double chunk = LEAST_CHUNK; chunk < most; chunk *= 2) {

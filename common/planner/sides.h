@@ -5,10 +5,6 @@
 
 #include "common/planner/planner.h"
 
-struct bt_plan_instance bt_plan_instance_of(const struct bt_plan_question *question,
-                                            enum bt_plan_phase phase,
-                                            const struct bt_plan_hardware *hardware,
-                                            const struct bt_plan_pool *pool);
 struct bt_plan_prompt bt_plan_prompt_of(const struct bt_plan_question *question);
 struct bt_plan_decoding bt_plan_decoding_of(const struct bt_plan_question *question, double batch);
 
