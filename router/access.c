@@ -31,6 +31,8 @@ struct rt_access {
     uint32_t tenant_count;  /* that had a number at some time, with 0 */
     rt_access_changed_fn *changed;
     void *context;
+    rt_access_reloaded_fn *reloaded;
+    void *reloaded_context;
     struct bt_counter *unauthorised, *shed_requests, *shed_tokens, *reloads, *reload_errors;
 };
 
@@ -129,7 +131,12 @@ static void on_timer(void *context)
     struct rt_access *access = context;
     struct bt_error error;
     if (bt_file_watch_look(&access->watch, access->keys_file)) {
-        bool good = rt_access_reload(access, &error) == BT_OK;
+        error.text[0] = '\0';
+        enum bt_status status = rt_access_reload(access, &error);
+        bool good = status == BT_OK;
+        if (access->reloaded) {
+            access->reloaded(access->reloaded_context, status, error.text);
+        }
         bt_counter_add(good ? access->reloads : access->reload_errors, 1);
         if (!good) {
             bt_log_warn(0, "%s; the %zu tenants read before stay in force", error.text,
@@ -225,6 +232,12 @@ void rt_access_destroy(struct rt_access *access)
     free(access->tenants);
     free(access->keys_file);
     free(access);
+}
+
+void rt_access_on_reload(struct rt_access *access, rt_access_reloaded_fn *fn, void *context)
+{
+    access->reloaded = fn;
+    access->reloaded_context = context;
 }
 
 void rt_access_on_change(struct rt_access *access, rt_access_changed_fn *fn, void *context)

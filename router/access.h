@@ -40,6 +40,9 @@ enum bt_status rt_access_create(struct bt_loop *loop, const struct rt_access_opt
 void rt_access_destroy(struct rt_access *access); /* NULL is fine */
 /* Tells at once of what is in force. */
 void rt_access_on_change(struct rt_access *access, rt_access_changed_fn *fn, void *context);
+/* The file changed and was read, or why it could not be. */
+typedef void rt_access_reloaded_fn(void *context, enum bt_status status, const char *text);
+void rt_access_on_reload(struct rt_access *access, rt_access_reloaded_fn *fn, void *context);
 /* Reads the file now. On errors the table before stays. */
 enum bt_status rt_access_reload(struct rt_access *access, struct bt_error *error);
 

@@ -296,6 +296,20 @@ void rt_attempt_failed(struct rt_core *core, struct rt_request *request, rt_work
     wait_again(core, request, room ? 0 : request->hold_until_ns);
 }
 
+static void tell_poisoned(const struct rt_core *core, const struct rt_request *request,
+                          const struct rt_worker *worker)
+{
+    if (core->options.on_change) {
+        const struct rt_change change = {.kind = RT_CHANGE_POISONED,
+                                         .worker_id = worker->info.id,
+                                         .role = worker->info.role,
+                                         .why = worker->why_lost,
+                                         .request = request->spec.id,
+                                         .deaths = request->suspicion.deaths};
+        core->options.on_change(core->options.change_context, &change);
+    }
+}
+
 /* What a lost worker ran is run again, however often that happens, unless it is poison. */
 void rt_attempt_lost(struct rt_core *core, struct rt_request *request,
                      const struct rt_worker *worker, const struct rt_exposed *exposed)
@@ -304,6 +318,7 @@ void rt_attempt_lost(struct rt_core *core, struct rt_request *request,
     if (exposed && rt_suspicion_death(&request->suspicion, request->delivered_count, exposed,
                                       &core->deaths, core->options.poison_deaths, core->now_ns)) {
         core->counts.poisoned++;
+        tell_poisoned(core, request, worker);
         rt_request_fail(core, request, RT_REST_HELD, BT_ERR_PEER_LOST,
                         "%u workers were lost while it ran there, the last is %s: %s",
                         request->suspicion.deaths, worker->info.id, worker->why_lost);

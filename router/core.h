@@ -188,7 +188,25 @@ struct rt_action {
     const char *text;      /* END with RT_FINISH_ERROR; valid until the next call */
 };
 
+/* What operators hear of; texts are good during the call. */
+enum rt_change_kind { RT_CHANGE_STATE, RT_CHANGE_BREAKER, RT_CHANGE_POISONED };
+struct rt_change {
+    enum rt_change_kind kind;
+    const char *worker_id;
+    enum rt_role role;
+    enum rt_worker_state state, before; /* STATE; of one that is new, before it is LOST */
+    const char *why;                    /* LOST, POISONED */
+    bool open;                          /* BREAKER */
+    uint64_t request;                   /* POISONED */
+    uint32_t deaths;
+};
+/* Calls nothing of the core. */
+typedef void rt_change_fn(void *context, const struct rt_change *change);
+
 struct rt_core_options {
+    rt_change_fn *on_change; /* NULL: nobody */
+    void *change_context;
+
     uint32_t queue_capacity; /* waiting requests; more are refused with EXHAUSTED */
     /* Of a request that may fail; refusals, preemptions and lost workers are not counted. */
     uint32_t max_attempts;

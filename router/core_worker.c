@@ -140,6 +140,7 @@ enum bt_status rt_core_worker_register(struct rt_core *core, const struct rt_wor
     if (status == BT_OK) {
         be_born(core, worker, blamed ? &before : NULL, lost_ns);
         heard_of(core, worker);
+        rt_worker_reindex(&core->workers, worker);
         *ret_worker = worker->ref;
     }
     return status;
@@ -187,10 +188,10 @@ void rt_core_worker_load(struct rt_core *core, rt_worker_ref ref, const struct r
 static void mark_lost(struct rt_core *core, struct rt_worker *worker, const char *why,
                       bool blameless)
 {
+    snprintf(worker->why_lost, sizeof worker->why_lost, "%s", why);
     rt_worker_set_life(&core->workers, worker, (struct rt_worker_life){.lost = true});
     worker->lost_ns = core->now_ns;
     worker->blameless = blameless;
-    snprintf(worker->why_lost, sizeof worker->why_lost, "%s", why);
     rt_order_move(&core->workers.timers, &worker->timer, core->now_ns + RT_LOST_KEPT_NS,
                   worker->ref);
 }

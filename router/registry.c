@@ -355,6 +355,7 @@ static void handle_register(void *context, struct bt_rpc_call *call,
         /* A successor asks until its predecessor is proven gone. */
         bt_log(status == BT_ERR_ALREADY_EXISTS ? BT_LOG_INFO : BT_LOG_WARN, 0,
                "worker '%.64s' is not registered: %s", request->worker_id, error.text);
+        rt_service_tell_refused(service, request->worker_id, error.text);
         bt_rpc_call_end(call, status, error.text, NULL);
         return;
     }

@@ -34,12 +34,17 @@ static size_t count_methods(const struct bt_rpc_method *methods)
 /* Registry and Router are one server on one endpoint. */
 static struct bt_rpc_method *join_methods(void)
 {
-    size_t registry_count = count_methods(rt_registry_methods);
-    size_t front_count = count_methods(rt_rpc_front_methods);
-    struct bt_rpc_method *methods = calloc(registry_count + front_count + 1, sizeof *methods);
-    if (methods) {
-        memcpy(methods, rt_registry_methods, registry_count * sizeof *methods);
-        memcpy(methods + registry_count, rt_rpc_front_methods, front_count * sizeof *methods);
+    const struct bt_rpc_method *const tables[] = {rt_registry_methods, rt_rpc_front_methods,
+                                                  rt_events_methods};
+    enum { TABLES = sizeof tables / sizeof *tables };
+    size_t counts[TABLES], count = 0;
+    for (size_t i = 0; i < TABLES; i++) {
+        counts[i] = count_methods(tables[i]);
+        count += counts[i];
+    }
+    struct bt_rpc_method *methods = calloc(count + 1, sizeof *methods);
+    for (size_t i = 0, at = 0; methods && i < TABLES; at += counts[i++]) {
+        memcpy(methods + at, tables[i], counts[i] * sizeof *methods);
     }
     return methods;
 }
@@ -96,7 +101,11 @@ static enum bt_status start_parts(struct rt_service *service,
                                   const struct rt_service_options *options, struct bt_error *error)
 {
     service->model_name = model_name(options);
-    service->core = rt_core_create(&options->core);
+    struct rt_core_options core = options->core;
+    core.on_change = rt_service_on_change;
+    core.change_context = service;
+    service->core = rt_core_create(&core);
+    service->events = rt_events_create(service->loop);
     service->max_model_len = calloc(1, sizeof *service->max_model_len);
     service->prefixes = rt_worker_prefixes_create(options->prefix_blocks);
     service->orphans = rt_orphans_create();
@@ -106,7 +115,7 @@ static enum bt_status start_parts(struct rt_service *service,
     service->traces = rt_trace_store_create(options->trace_keep);
     if (!service->scrape || !service->traces || !service->model_name || !service->core ||
         !service->prefixes || !service->max_model_len || !service->orphans || !service->methods ||
-        !service->timer) {
+        !service->events || !service->timer) {
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for the router");
     }
     rt_service_metrics_init(&service->metrics, service->registry, service->model_name);
@@ -116,6 +125,7 @@ static enum bt_status start_parts(struct rt_service *service,
     }
     enum bt_status status = rt_service_admit_start(service, error);
     if (status == BT_OK) {
+        rt_access_on_reload(service->access, rt_service_on_reload, service);
         status = start_tokenization(service, options, error);
     }
     if (status != BT_OK) {
@@ -154,6 +164,7 @@ enum bt_status rt_service_create(struct bt_loop *loop, const struct rt_service_o
     service->options.served_model_name = NULL;
     service->options.worker_endpoint = NULL;
     bt_loop_set_after(loop, on_round_end, service);
+    rt_events_add(service->events, "router-started", "", "serves %s", service->model_name);
     *ret_service = service;
     return BT_OK;
 }
@@ -230,6 +241,7 @@ void rt_service_destroy(struct rt_service *service)
     rt_access_destroy(service->access);
     rt_core_destroy(service->core);
     rt_worker_prefixes_destroy(service->prefixes);
+    rt_events_destroy(service->events);
     rt_trace_store_destroy(service->traces);
     rt_scrape_destroy(service->scrape);
     rt_orphans_destroy(service->orphans);
@@ -349,6 +361,7 @@ void rt_service_drain(struct rt_service *service)
     }
     service->draining = true;
     service->draining_since_ns = bt_clock_now_ns();
+    rt_events_add(service->events, "router-draining", "", "takes nothing new, ends what runs");
     rt_tokenization_close(service->tokenization);
 }
 

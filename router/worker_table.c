@@ -264,8 +264,42 @@ enum rt_worker_state rt_worker_state(const struct rt_worker *worker)
                                                                  : RT_WORKER_CONNECTING;
 }
 
+/* A rank whose group is not whole for a moment has not begun to connect. */
+static bool is_news(const struct rt_worker *worker, enum rt_worker_state state)
+{
+    return !worker->told ||
+           (state != worker->told_state &&
+            (state != RT_WORKER_CONNECTING || worker->told_state == RT_WORKER_LOST));
+}
+
+static void tell_changes(const struct rt_worker_table *table, struct rt_worker *worker)
+{
+    const struct rt_core_options *options = table->options;
+    struct rt_change change = {.worker_id = worker->info.id,
+                               .role = worker->info.role,
+                               .state = rt_worker_state(worker),
+                               .before = worker->told ? worker->told_state : RT_WORKER_LOST,
+                               .why = worker->why_lost,
+                               .open = worker->health.breaker == RT_BREAKER_OPEN};
+    bool open_news = change.open ? !worker->told_open
+                                 : worker->told_open && worker->health.breaker == RT_BREAKER_CLOSED;
+    if (is_news(worker, change.state)) {
+        worker->told = true;
+        worker->told_state = change.state;
+        options->on_change(options->change_context, &change);
+    }
+    if (open_news) {
+        worker->told_open = change.open;
+        change.kind = RT_CHANGE_BREAKER;
+        options->on_change(options->change_context, &change);
+    }
+}
+
 void rt_worker_reindex(struct rt_worker_table *table, struct rt_worker *worker)
 {
+    if (table->options->on_change) {
+        tell_changes(table, worker);
+    }
     enum rt_role role = worker->info.role;
     struct rt_index_key key;
     bool willing = rt_worker_state(worker) == RT_WORKER_READY &&

@@ -71,6 +71,9 @@ struct rt_worker {
     struct rt_group *group;     /* NULL: of one rank */
     struct rt_worker_life life; /* changed by rt_worker_set_life */
     struct rt_worker_health health;
+    bool told;                       /* of: on_change */
+    enum rt_worker_state told_state; /* good if told */
+    bool told_open;
     int64_t last_heartbeat_ns;
     int64_t lost_ns;
     bool blameless; /* lost through no doing of its own */
