@@ -13,6 +13,7 @@
 
 #include "common/base/process.h"
 #include "common/base/status.h"
+#include "deploy/batonctl/cores.h"
 
 #define CTL_NAME_SIZE     64
 #define CTL_ENDPOINT_SIZE 640 /* BT_ENDPOINT_SIZE, and a key */
@@ -20,11 +21,26 @@
 #define CTL_MAX_RANKS     16  /* of a worker */
 #define CTL_MAX_ROUTERS   8
 #define CTL_MAX_PROCESSES (CTL_MAX_ROUTERS + 2 * CTL_MAX_WORKERS * CTL_MAX_RANKS)
+#define CTL_ARGS_SIZE     4096
+
+enum ctl_role { CTL_PREFILL, CTL_DECODE, CTL_ROLES };
+const char *ctl_role_name(enum ctl_role role); /* "prefill", "decode" */
 
 struct ctl_process {
     char id[CTL_NAME_SIZE]; /* "router", "router-1", "prefill-0", of more ranks "prefill-0.1" … */
     char role[16];
     struct bt_process_id process;
+    int32_t part; /* of its role's cpus, that its worker has; -1: not bound */
+    bool ending;  /* it was told to, or is about to be */
+};
+
+/* How the workers of a role are started, as `up` was told. */
+struct ctl_workers {
+    char args[CTL_ARGS_SIZE];
+    char cpus[CTL_CORES_SIZE]; /* "": not bound */
+    uint32_t parts;            /* that the cpus are divided into: workers that `up` started */
+    uint32_t ranks;            /* of each */
+    uint32_t wanted;           /* workers that there shall be */
 };
 
 /* Where a router is. */
@@ -39,7 +55,12 @@ struct ctl_cluster {
     char model[PATH_MAX];
     struct ctl_router routers[CTL_MAX_ROUTERS]; /* all have the same workers */
     uint32_t router_count;
-    bool curve; /* RPC is secured; see ctl_keys_init */
+    bool curve;                                /* RPC is secured; see ctl_keys_init */
+    char served_model_name[CTL_ENDPOINT_SIZE]; /* "": from the directory */
+    char dtype[CTL_NAME_SIZE];                 /* "": each worker's default */
+    bool local_prefill; /* routers may have prompts computed by decode workers */
+    struct ctl_workers workers[CTL_ROLES];
+    int lock; /* -1: see ctl_cluster_lock */
     struct ctl_process processes[CTL_MAX_PROCESSES];
     uint32_t process_count;
 };
@@ -59,6 +80,16 @@ struct ctl_up_options {
     bool curve;                                           /* keys for all, and RPC with them */
     int64_t wait_ns;
 };
+
+/* Of one batonctl that changes a cluster, against all others; until ctl_cluster_unlock or the end
+ * of the process. `verb` is who others are told. ALREADY_EXISTS, at once: another holds it, and
+ * which. */
+enum bt_status ctl_cluster_lock(struct ctl_cluster *cluster, const char *verb,
+                                struct bt_error *error);
+/* The same, and whoever holds it is told to end; DEADLINE: it does not. */
+enum bt_status ctl_cluster_take(struct ctl_cluster *cluster, const char *verb, int64_t until_ns,
+                                struct bt_error *error);
+void ctl_cluster_unlock(struct ctl_cluster *cluster); /* harmless without */
 
 /* Letters, digits, '-', '_' and '.', not first, up to CTL_NAME_SIZE - 1. */
 bool ctl_name_ok(const char *name);
@@ -82,8 +113,40 @@ const struct ctl_router *ctl_cluster_router(const struct ctl_cluster *cluster);
 enum bt_status ctl_cluster_up(struct ctl_cluster *cluster, const struct ctl_up_options *options,
                               struct bt_error *error);
 
+/* For ctl_cluster_add: who its signals are held by, and how long it may take. */
+struct ctl_patience {
+    int interrupt; /* of ctl_interrupt_hold */
+    int64_t until_ns;
+};
+/*
+ * `count` workers more of a role, as `up` would start them, and waits until they are ready to
+ * serve; none has the name of one that is there, dead or alive. Each shares the cpus of the part of
+ * its role's that the fewest have. On any error stops what it started. Locked.
+ */
+enum bt_status ctl_cluster_add(struct ctl_cluster *cluster, enum ctl_role role, uint32_t count,
+                               const struct ctl_patience *patience, struct bt_error *error);
+
+/* The worker that a process is of: "decode-0" of "decode-0.3"; CTL_NAME_SIZE bytes. */
+void ctl_worker_of(const char *process, char ret_worker[CTL_NAME_SIZE]);
+
+/* SIGTERM to all ranks of these workers, and SIGKILL after `grace_ns`; returns when they are gone,
+ * and forgets them. Locked. */
+enum bt_status ctl_cluster_end(struct ctl_cluster *cluster, const char (*workers)[CTL_NAME_SIZE],
+                               uint32_t count, int64_t grace_ns, struct bt_error *error);
+
+/* The file of it, whole at any moment. */
+enum bt_status ctl_cluster_save(const struct ctl_cluster *cluster, struct bt_error *error);
+
+/* STATE/NAME/FILE; PATH_MAX bytes. */
+void ctl_cluster_path(const struct ctl_cluster *cluster, const char *file, const char *suffix,
+                      char *ret_path);
+enum bt_status ctl_cluster_make_dir(const char *path, struct bt_error *error);
+/* Its files. */
+void ctl_cluster_remove_dir(const struct ctl_cluster *cluster);
+
 /* SIGTERM to the routers, which end what they have begun in up to half of `grace_ns`, then to the
- * workers; SIGKILL after `grace_ns`. Returns when all are gone, and removes the directory. */
+ * workers; SIGKILL after `grace_ns`. Returns when all are gone, and removes the directory. Locked.
+ */
 enum bt_status ctl_cluster_down(struct ctl_cluster *cluster, int64_t grace_ns,
                                 struct bt_error *error);
 

@@ -13,9 +13,6 @@
 #include "common/base/status.h"
 #include "deploy/batonctl/verbs.h"
 
-enum ctl_role { CTL_PREFILL, CTL_DECODE, CTL_ROLES };
-const char *ctl_role_name(enum ctl_role role); /* "prefill", "decode" */
-
 #define CTL_MEMBER_NAME_SIZE 256
 
 /* A worker: a process or pod, or a group of them that serves as one. */
@@ -25,6 +22,7 @@ struct ctl_member {
     uint32_t ranks;
     bool ready; /* serves, as far as the engine knows */
     bool ending;
+    bool gone; /* it ended by itself; the next `scale` replaces it */
 };
 
 struct ctl_fleet {
@@ -41,7 +39,7 @@ struct ctl_progress {
 };
 
 struct ctl_scale {
-    int64_t wanted[CTL_ROLES]; /* workers; -1: as it is */
+    int64_t wanted[CTL_ROLES]; /* workers; -1: as many as there shall be now */
     int64_t drain_ns;          /* deadline of what runs on workers that go */
     int64_t wait_ns;           /* until new workers are ready */
 };
@@ -54,7 +52,12 @@ struct ctl_engine_ops {
     const char *name; /* "local", "kubernetes" */
     enum bt_status (*observe)(struct ctl_engine *engine, struct bt_error *error,
                               struct ctl_fleet *ret_fleet);
-    /* New workers first, so that the load has where to go; then the least loaded go. */
+    /* Whether `scale` would refuse it: INVALID_ARGUMENT. NULL: not known before. */
+    enum bt_status (*check)(struct ctl_engine *engine, const struct ctl_scale *scale,
+                            struct bt_error *error);
+    /* Brings the cluster to what is wanted, also where workers ended by themselves.
+     * INVALID_ARGUMENT: nothing would be served. ALREADY_EXISTS: another changes it just now.
+     * New workers first, so that the load has where to go; then the least loaded go. */
     enum bt_status (*scale)(struct ctl_engine *engine, const struct ctl_scale *scale,
                             struct bt_error *error);
     /* Takes nothing new from now on; back when nothing is left on it. DEADLINE: something is, and
@@ -160,6 +163,7 @@ enum bt_status ctl_engine_open(const struct ctl_target *target,
                                const struct ctl_engine_values *values,
                                const struct ctl_progress *progress, struct bt_error *error,
                                struct ctl_engine **ret_engine);
+void ctl_engine_close(struct ctl_engine *engine); /* NULL is fine */
 /* What ctl_engine_open chooses from. */
 enum bt_status ctl_engine_local(const struct ctl_target *target, struct bt_error *error,
                                 struct ctl_engine **ret_engine);

@@ -105,7 +105,7 @@ enum bt_status ctl_command_start(struct ctl_command *command, const char *log,
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "the arguments for %s are too long",
                             command->args[0]);
     int report[2];
-    int out = open(log, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (out < 0)
         return bt_error_set(error, BT_ERR_IO, "can not write %s: %s", log, strerror(errno));
     if (pipe2(report, O_CLOEXEC) != 0) {

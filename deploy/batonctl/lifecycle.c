@@ -7,6 +7,8 @@
 #include "common/base/clock.h"
 #include "deploy/batonctl/verbs.h"
 
+#define TAKE_NS (60 * BT_NS_PER_S) /* until another batonctl, told to end, has */
+
 static void workers_text(int64_t count, const char *role, int64_t ranks, char ret_text[48])
 {
     if (ranks == 1)
@@ -115,8 +117,15 @@ int ctl_verb_down(int argc, char **argv)
     if (status == BT_OK)
         status = ctl_cluster_load(&cluster, &error);
     if (status == BT_OK)
-        status = ctl_cluster_down(&cluster, grace_ns, &error);
+        status = ctl_cluster_take(&cluster, "down", bt_clock_now_ns() + TAKE_NS, &error);
     if (status != BT_OK)
+        return ctl_fail("down", &error);
+    /* Again, now that nobody else changes it: an `up` that was told to end leaves nothing. */
+    status = ctl_cluster_load(&cluster, &error);
+    if (status == BT_OK)
+        status = ctl_cluster_down(&cluster, grace_ns, &error);
+    ctl_cluster_unlock(&cluster);
+    if (status != BT_OK && status != BT_ERR_NOT_FOUND)
         return ctl_fail("down", &error);
     printf("cluster %s is down\n", cluster.name);
     return CTL_EXIT_OK;

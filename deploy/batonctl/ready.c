@@ -37,11 +37,11 @@ static void log_tail(const struct ctl_cluster *cluster, uint32_t index, char *re
     ret_text[got] = '\0';
 }
 
-static enum bt_status read_ready(const struct ctl_cluster *cluster, uint32_t index,
-                                 struct bt_error *error, struct ctl_ready *ret_ready)
+enum bt_status ctl_ready_read(const struct ctl_cluster *cluster, const char *id,
+                              struct bt_error *error, struct ctl_ready *ret_ready)
 {
     char path[PATH_MAX];
-    file_of(cluster, index, ".ready", path);
+    ctl_cluster_path(cluster, id, ".ready", path);
     json_error_t where;
     json_t *root = json_load_file(path, 0, &where);
     if (!root)
@@ -122,6 +122,6 @@ enum bt_status ctl_ready_wait(const struct ctl_cluster *cluster, uint32_t first,
         if (list[i].fd >= 0)
             close(list[i].fd);
     if (status == BT_OK && ret_ready)
-        status = read_ready(cluster, first, error, ret_ready);
+        status = ctl_ready_read(cluster, cluster->processes[first].id, error, ret_ready);
     return status;
 }

@@ -19,4 +19,8 @@ enum bt_status ctl_ready_wait(const struct ctl_cluster *cluster, uint32_t first,
                               int64_t until_ns, struct bt_error *error,
                               struct ctl_ready *ret_ready);
 
+/* What a process said when it got ready; of a worker `http` is "". IO: it is not ready. */
+enum bt_status ctl_ready_read(const struct ctl_cluster *cluster, const char *id,
+                              struct bt_error *error, struct ctl_ready *ret_ready);
+
 #endif
