@@ -229,7 +229,11 @@ enum bt_status bt_endpoint_listen(const char *text, int64_t deadline_ns, struct 
                                   struct bt_listener *ret_listener)
 {
     struct bt_endpoint endpoint;
-    enum bt_status status = bt_endpoint_resolve(text, true, error, &endpoint);
+    enum bt_status status;
+    /* A name may come a while after its host, as that of a pod. */
+    while ((status = bt_endpoint_resolve(text, true, error, &endpoint)) == BT_ERR_UNAVAILABLE &&
+           bt_clock_now_ns() < deadline_ns)
+        poll(NULL, 0, RETRY_MS);
     if (status != BT_OK)
         return status;
     return path_of(text) ? listen_at_path(&endpoint, text, deadline_ns, error, ret_listener)

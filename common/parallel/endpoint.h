@@ -33,7 +33,8 @@ struct bt_listener {
 /*
  * A socket file is the owner's alone (mode 0600); one that nobody listens at any more is replaced.
  * UNAVAILABLE: somebody does, or what is there is no socket, or the system says why not. Waits
- * until deadline_ns for others who are about to listen in the same directory.
+ * until deadline_ns for others who are about to listen in the same directory, and for a name that
+ * is not known yet.
  */
 enum bt_status bt_endpoint_listen(const char *text, int64_t deadline_ns, struct bt_error *error,
                                   struct bt_listener *ret_listener);
