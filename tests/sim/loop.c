@@ -62,6 +62,12 @@ void bt_loop_set_after(struct bt_loop *loop, bt_loop_fn *fn, void *context)
     loop->after_context = context;
 }
 
+const char *bt_loop_public_key(const struct bt_loop *loop)
+{
+    (void)loop;
+    return NULL; /* nothing is encrypted in the world */
+}
+
 void bt_loop_stop(struct bt_loop *loop)
 {
     fail("%s stopped by itself", loop->node->id);

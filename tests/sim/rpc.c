@@ -382,6 +382,15 @@ const char *bt_rpc_server_endpoint(const struct bt_rpc_server *server)
     return server->node->endpoint;
 }
 
+enum bt_status bt_rpc_server_advertise(struct bt_rpc_server *server, const char *host,
+                                       struct bt_error *error)
+{
+    (void)server;
+    (void)host;
+    (void)error;
+    BT_ASSERT(false); /* nobody has a name in the world */
+}
+
 void bt_rpc_server_destroy(struct bt_rpc_server *server)
 {
     (void)server;
