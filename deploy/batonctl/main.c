@@ -16,6 +16,8 @@ const struct ctl_verb ctl_verbs[] = {
      "@request"},
     {"chat", ctl_verb_chat, "talk to the model, or ask one question", CTL_GROUP_ASK},
     {"generate", ctl_verb_generate, "continue a text", CTL_GROUP_ASK},
+    {"plan", ctl_verb_plan, "which cards, layouts and how many workers a load takes",
+     CTL_GROUP_MEASURE},
     {"bench", ctl_verb_bench, "put a load on a cluster: latencies, throughput, goodput",
      CTL_GROUP_MEASURE},
     {"doctor", ctl_verb_doctor, "check this machine, or the way between two workers",

@@ -52,6 +52,7 @@ int ctl_verb_keygen(int argc, char **argv);
 int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
 int ctl_verb_quantize(int argc, char **argv);
 int ctl_verb_bench(int argc, char **argv);
+int ctl_verb_plan(int argc, char **argv);
 int ctl_verb_probe(int argc, char **argv);
 int ctl_verb_completion(int argc, char **argv);
 int ctl_verb_complete(int argc, char **argv); /* __complete: what the shells' scripts call */
