@@ -43,13 +43,3 @@ void ctl_engine_close(struct ctl_engine *engine)
     if (engine)
         engine->ops->destroy(engine);
 }
-
-/* Until it is linked. */
-__attribute__((weak)) enum bt_status ctl_engine_kubernetes(const struct ctl_target *target,
-                                                           const struct ctl_engine_values *values,
-                                                           struct bt_error *error,
-                                                           struct ctl_engine **ret_engine)
-{
-    (void)target, (void)values, (void)ret_engine;
-    return bt_error_set(error, BT_ERR_UNSUPPORTED, "this batonctl has no kubernetes engine");
-}
