@@ -522,10 +522,26 @@ static void handle_trace(void *context, struct bt_rpc_call *call, const Protobuf
 
 /* One call, until its ids are there. */
 struct tokens {
+    const struct rt_service *service;
     struct bt_rpc_call *call;
+    bool pieces; /* are wanted */
     const char *field;
     struct rt_tokenization_job *job;
 };
+
+/* False: no memory. They are the tokenizer's. */
+static bool find_pieces(const struct tokens *tokens, Baton__V1__TokenizeResponse *response)
+{
+    const struct bt_tokenizer *tokenizer = rt_service_tokenizer(tokens->service);
+    response->pieces = calloc(response->n_ids + 1, sizeof *response->pieces);
+    if (response->pieces == NULL)
+        return false;
+    response->n_pieces = response->n_ids;
+    for (size_t i = 0; i < response->n_ids; i++)
+        response->pieces[i].data =
+            (uint8_t *)bt_tokenizer_bytes(tokenizer, response->ids[i], &response->pieces[i].len);
+    return true;
+}
 
 static void on_tokens(void *context, enum bt_status status, const char *text,
                       struct bt_token_buffer *ids)
@@ -536,8 +552,11 @@ static void on_tokens(void *context, enum bt_status status, const char *text,
     response.ids = ids->ids;
     response.n_ids = ids->count;
     status = rt_openai_prompt_result(status, tokens->field, text, &error);
+    if (status == BT_OK && tokens->pieces && !find_pieces(tokens, &response))
+        status = rt_openai_error_set(&error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for pieces");
     bt_rpc_call_end(tokens->call, status, status == BT_OK ? NULL : error.text,
                     status == BT_OK ? &response.base : NULL);
+    free(response.pieces);
     free(ids->ids);
     free(tokens);
 }
@@ -584,7 +603,9 @@ static void handle_tokenize(void *context, struct bt_rpc_call *call,
         bt_rpc_call_end(call, BT_ERR_NO_MEMORY, "no memory for a call", NULL);
         return;
     }
+    tokens->service = context;
     tokens->call = call;
+    tokens->pieces = ((const Baton__V1__TokenizeRequest *)message)->pieces;
     enum bt_status status =
         tokenize(context, tokens, (const Baton__V1__TokenizeRequest *)message, &error);
     if (status == BT_OK) {

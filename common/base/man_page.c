@@ -111,7 +111,7 @@ static void print_head(const struct bt_man_page *page, const char *body, FILE *o
     fputs(".TH \"", out);
     for (const char *c = page->name; *c; c++)
         fputc(toupper((unsigned char)*c), out);
-    fputs("\" \"1\" \"\" \"Baton\" \"Baton\"\n.SH NAME\n", out);
+    fputs("\" \"1\" \"\" \"Baton\" \"Baton\"\n.ad l\n.nh\n.SH NAME\n", out);
     print_text(page->name, out);
     fputs(" \\- ", out);
     if (page->summary)
@@ -131,7 +131,10 @@ static void print_option(const struct bt_option *option, FILE *out)
         return;
     bt_option_print_values(option, stream);
     fclose(stream);
-    fputs(".TP\n\\fB\\-\\-", out);
+    fputs(".TP\n", out);
+    if (option->letter)
+        fprintf(out, "\\fB\\-%c\\fP, ", option->letter);
+    fputs("\\fB\\-\\-", out);
     print_text(option->name, out);
     fputs("\\fP", out);
     if (metavar) {

@@ -266,6 +266,16 @@ struct arguments {
     int next;
 };
 
+/* Of "-o" alone. The count where there is none. */
+static size_t letter_find(const struct bt_option *options, size_t count, const char *argument)
+{
+    size_t i = argument[1] && !argument[2] ? 0 : count;
+    while (i < count && options[i].letter != argument[1]) {
+        i++;
+    }
+    return i;
+}
+
 static enum bt_status unknown(const struct bt_option *options, const char *argument,
                               size_t name_length, struct bt_error *error)
 {
@@ -290,7 +300,8 @@ static enum bt_status flag_parse(const struct bt_option *options, size_t count, 
 {
     const char *argument = arguments->argv[arguments->next++];
     size_t name_length = strncmp(argument, "--", 2) == 0 ? strcspn(argument + 2, "=") : 0;
-    size_t i = name_length ? option_find(options, count, argument + 2, name_length) : count;
+    size_t i = name_length ? option_find(options, count, argument + 2, name_length)
+                           : letter_find(options, count, argument);
     if (i == count) {
         return unknown(options, argument, name_length, error);
     }
@@ -301,7 +312,7 @@ static enum bt_status flag_parse(const struct bt_option *options, size_t count, 
     }
     seen[i] = true;
     struct origin origin = {.what = what};
-    if (argument[2 + name_length] == '=') {
+    if (name_length && argument[2 + name_length] == '=') {
         origin.text = argument + 2 + name_length + 1;
     } else if (options[i].type == BT_OPTION_BOOL) {
         origin.text = "true";
@@ -423,7 +434,12 @@ void bt_option_print_values(const struct bt_option *option, FILE *out)
 static void option_print(const struct bt_option *option, FILE *out)
 {
     const char *metavar = bt_option_metavar(option);
-    fprintf(out, "  --%s%s%s\n        %s\n        (", option->name, metavar ? " " : "",
+    if (option->letter) {
+        fprintf(out, "  -%c, ", option->letter);
+    } else {
+        fputs("  ", out);
+    }
+    fprintf(out, "--%s%s%s\n        %s\n        (", option->name, metavar ? " " : "",
             metavar ? metavar : "", option->help ? option->help : "");
     bt_option_print_values(option, out);
     fputs(")\n", out);

@@ -36,6 +36,7 @@ struct bt_option {
     const char *metavar;        /* "DIR", "N"; NULL: from the type */
     const char *help;           /* one sentence */
     bool required;
+    char letter; /* "-o" for "--output"; 0: none */
 };
 
 /*

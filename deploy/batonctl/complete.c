@@ -40,6 +40,10 @@ static void offer(const struct line *line, const char *prefix, const char *value
 static const struct bt_option *find_flag(const struct line *line, const char *word,
                                          const char **ret_value)
 {
+    *ret_value = NULL;
+    for (const struct bt_option *option = line->options; option->name; option++)
+        if (word[0] == '-' && option->letter && word[1] == option->letter && !word[2])
+            return option;
     if (!begins(word, "--"))
         return NULL;
     size_t size = strcspn(word + 2, "=");
@@ -272,7 +276,7 @@ static void complete_verb(void *context, const struct ctl_verb *verb,
         char prefix[PART_SIZE];
         snprintf(prefix, sizeof(prefix), "--%s=", flag->name);
         offer_value(line, prefix, flag);
-    } else if (line->typed[0] == '-') {
+    } else if (line->typed[0] == '-' || !verb->words) {
         offer_flags(line);
     } else {
         offer_word(line, verb->words, words);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/base/clock.h"
+#include "deploy/batonctl/api_key.h"
 #include "deploy/batonctl/connection.h"
 #include "deploy/batonctl/verbs.h"
 
@@ -15,6 +16,9 @@ struct parameters {
     double temperature, top_p;
     int64_t top_k, max_tokens, seed;
     bool timing;
+    int output;
+    struct ctl_api_key key_source;
+    char api_key[CTL_API_KEY_SIZE]; /* "": none */
 };
 
 #define PARAMETER_OPTIONS(p)                                                                       \
@@ -42,14 +46,22 @@ struct parameters {
          NULL,                                                                                     \
          "-1: a new one each time",                                                                \
          false},                                                                                   \
-    {                                                                                              \
-        "timing", BT_OPTION_BOOL, &(p).timing, "false", 0, 0, NULL, NULL,                          \
-            "print where the time went", false                                                     \
-    }
+        {"timing",                                                                                 \
+         BT_OPTION_BOOL,                                                                           \
+         &(p).timing,                                                                              \
+         "false",                                                                                  \
+         0,                                                                                        \
+         0,                                                                                        \
+         NULL,                                                                                     \
+         NULL,                                                                                     \
+         "print where the time went",                                                              \
+         false},                                                                                   \
+        CTL_API_KEY_OPTIONS((p).key_source), CTL_OUTPUT_OPTION((p).output)
 
 /* One answer as it arrives. */
 struct answer {
     struct bt_loop *loop;
+    bool quiet; /* not printed as it comes */
     char *text; /* the whole of it, for the next turn of a chat */
     size_t size, capacity;
     Baton__V1__GenerateEvent *last; /* the event with usage and timing */
@@ -81,12 +93,24 @@ static void keep_text(struct answer *answer, const char *text)
     answer->size += size;
 }
 
+/* What a model or a prompt holds may not steer a terminal. */
+static void print_text(const char *text)
+{
+    char *copy = strdup(text);
+    if (!copy)
+        return;
+    ctl_text_clean(copy);
+    fputs(copy, stdout);
+    fflush(stdout);
+    free(copy);
+}
+
 static void on_data(void *context, const ProtobufCMessage *message)
 {
     struct answer *answer = context;
     const Baton__V1__GenerateEvent *event = (const Baton__V1__GenerateEvent *)message;
-    fputs(event->text, stdout);
-    fflush(stdout);
+    if (!answer->quiet)
+        print_text(event->text);
     keep_text(answer, event->text);
     if (!event->usage || answer->last)
         return;
@@ -114,7 +138,9 @@ static void on_end(void *context, enum bt_status status, const char *text,
 static enum bt_status ask(struct ctl_connection *connection, Baton__V1__GenerateRequest *request,
                           struct bt_error *error, struct answer *ret_answer)
 {
+    bool quiet = ret_answer->quiet;
     memset(ret_answer, 0, sizeof(*ret_answer));
+    ret_answer->quiet = quiet;
     ret_answer->loop = connection->loop;
     struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Router/Generate",
@@ -150,13 +176,15 @@ static void set_parameters(Baton__V1__GenerateRequest *request, const struct par
     request->max_tokens = (uint32_t)parameters->max_tokens;
     request->has_seed = parameters->seed >= 0;
     request->seed = (uint64_t)parameters->seed;
+    request->api_key = (char *)parameters->api_key;
 }
 
 static void print_timing(const Baton__V1__GenerateEvent *event)
 {
     if (!event || !event->usage || !event->timing)
         return;
-    const Baton__V1__Timing *t = event->timing;
+    Baton__V1__Timing *t = event->timing;
+    ctl_message_flatten(&t->base);
     double hidden = t->kv_bytes ? 100.0 * (double)t->kv_bytes_hidden / (double)t->kv_bytes : 0;
     printf("\n"
            "  %-22s %10.1f ms\n"
@@ -172,6 +200,56 @@ static void print_timing(const Baton__V1__GenerateEvent *event)
            "hidden behind compute", hidden,
            t->layerwise ? "layer by layer" : "whole request at once", t->visible_transfer_ms,
            "transport", t->transport, "path", t->prefill_worker, t->decode_worker);
+}
+
+/* ---- JSON */
+
+static json_t *usage_json(const Baton__V1__Usage *usage)
+{
+    if (!usage)
+        return json_null();
+    return json_pack("{s:I,s:I,s:I}", "prompt_tokens", (json_int_t)usage->prompt_tokens,
+                     "completion_tokens", (json_int_t)usage->completion_tokens, "cached_tokens",
+                     (json_int_t)usage->cached_tokens);
+}
+
+static json_t *timing_json(Baton__V1__Timing *timing)
+{
+    if (!timing)
+        return json_null();
+    ctl_message_flatten(&timing->base);
+    return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:b,s:s,s:s,s:s,s:I,s:s}", "queue_s",
+                     timing->queue_ms / 1e3, "ttft_s", timing->ttft_ms / 1e3, "tpot_s",
+                     timing->tpot_ms / 1e3, "e2e_s", timing->e2e_ms / 1e3, "prefill_compute_s",
+                     timing->prefill_compute_ms / 1e3, "visible_transfer_s",
+                     timing->visible_transfer_ms / 1e3, "kv_bytes", (json_int_t)timing->kv_bytes,
+                     "kv_hidden_bytes", (json_int_t)timing->kv_bytes_hidden, "kv_writes",
+                     (json_int_t)timing->kv_writes, "layerwise", timing->layerwise, "transport",
+                     timing->transport, "prefill_worker", timing->prefill_worker, "decode_worker",
+                     timing->decode_worker, "attempts", (json_int_t)timing->attempts, "trace_id",
+                     timing->trace_id);
+}
+
+/* The text as it is, where it is UTF-8. */
+static json_t *text_json(char *text)
+{
+    json_t *json = json_string(text ? text : "");
+    if (!json) {
+        ctl_text_clean(text);
+        json = json_string(text);
+    }
+    return json;
+}
+
+static json_t *answer_json(struct answer *answer)
+{
+    Baton__V1__GenerateEvent none = BATON__V1__GENERATE_EVENT__INIT;
+    Baton__V1__GenerateEvent *last = answer->last ? answer->last : &none;
+    if (answer->last)
+        ctl_message_flatten(&last->base);
+    return json_pack("{s:o,s:s,s:o,s:o}", "text", text_json(answer->text), "finish_reason",
+                     last->finish_reason, "usage", usage_json(last->usage), "timing",
+                     timing_json(last->timing));
 }
 
 /* The positional words as one text; malloc'd, NULL when there are none. */
@@ -202,6 +280,7 @@ static enum bt_status connect_router(const struct ctl_target *target,
 }
 
 struct conversation {
+    json_t *answers; /* NULL: they are printed */
     Baton__V1__ChatMessage turns[MAX_TURNS];
     Baton__V1__ChatMessage *pointers[MAX_TURNS];
     size_t count;
@@ -227,6 +306,7 @@ static void conversation_finish(struct conversation *conversation)
 {
     for (size_t i = 0; i < conversation->count; i++)
         free(conversation->turns[i].content);
+    json_decref(conversation->answers);
 }
 
 static enum bt_status chat_turn(struct ctl_connection *connection,
@@ -241,13 +321,16 @@ static enum bt_status chat_turn(struct ctl_connection *connection,
     request.messages = conversation->pointers;
     request.n_messages = conversation->count;
     set_parameters(&request, parameters);
-    struct answer answer;
+    struct answer answer = {.quiet = conversation->answers != NULL};
     enum bt_status status = ask(connection, &request, error, &answer);
-    printf("\n");
+    if (!answer.quiet)
+        printf("\n");
     if (status == BT_OK && !conversation_add(conversation, "assistant", answer.text))
         status = bt_error_set(error, BT_ERR_EXHAUSTED, "a conversation has at most %d turns",
                               MAX_TURNS / 2);
-    if (status == BT_OK && parameters->timing)
+    if (status == BT_OK && answer.quiet)
+        json_array_append_new(conversation->answers, answer_json(&answer));
+    else if (status == BT_OK && parameters->timing)
         print_timing(answer.last);
     answer_finish(&answer);
     return status;
@@ -257,7 +340,7 @@ static enum bt_status chat_loop(struct ctl_connection *connection,
                                 struct conversation *conversation,
                                 const struct parameters *parameters, struct bt_error *error)
 {
-    bool terminal = isatty(STDIN_FILENO);
+    bool terminal = isatty(STDIN_FILENO) && !conversation->answers;
     char *line = NULL;
     size_t capacity = 0;
     enum bt_status status = BT_OK;
@@ -295,25 +378,55 @@ int ctl_verb_chat(int argc, char **argv)
     int code = ctl_parse(options,
                          "batonctl chat [OPTIONS] [QUESTION]\n\n"
                          "  batonctl chat 'Who are you?'      one question\n"
-                         "  batonctl chat                     a conversation, one line a turn",
+                         "  batonctl chat                     a conversation, one line a turn\n\n"
+                         "With --output json a question gives one object, a conversation an array "
+                         "of them at its end.",
                          argc, argv, &used);
     if (code >= 0)
         return code;
     struct ctl_connection connection;
     struct bt_error error;
-    enum bt_status status = connect_router(&target, &connection, &error);
+    enum bt_status status = ctl_api_key_read(&parameters.key_source, &error, parameters.api_key);
+    if (status == BT_OK)
+        status = connect_router(&target, &connection, &error);
     if (status != BT_OK)
         return ctl_fail("chat", &error);
     static struct conversation conversation;
+    conversation.answers = parameters.output == CTL_OUTPUT_JSON ? json_array() : NULL;
     if (system)
         conversation_add(&conversation, "system", system);
     char *question = join_words(argc, argv, used);
     status = question ? chat_turn(&connection, &conversation, &parameters, question, &error)
                       : chat_loop(&connection, &conversation, &parameters, &error);
+    ctl_connection_finish(&connection);
+    code = status == BT_OK ? CTL_EXIT_OK : ctl_fail("chat", &error);
+    if (status == BT_OK && conversation.answers)
+        code = ctl_print_json(question ? json_incref(json_array_get(conversation.answers, 0))
+                                       : json_incref(conversation.answers));
     free(question);
     conversation_finish(&conversation);
-    ctl_connection_finish(&connection);
-    return status == BT_OK ? CTL_EXIT_OK : ctl_fail("chat", &error);
+    return code;
+}
+
+static enum bt_status continue_text(struct ctl_connection *connection,
+                                    const struct parameters *parameters, char *prompt,
+                                    struct bt_error *error, int *ret_code)
+{
+    Baton__V1__GenerateRequest request = BATON__V1__GENERATE_REQUEST__INIT;
+    struct answer answer = {.quiet = parameters->output == CTL_OUTPUT_JSON};
+    request.prompt = prompt;
+    set_parameters(&request, parameters);
+    if (!answer.quiet)
+        print_text(prompt);
+    enum bt_status status = ask(connection, &request, error, &answer);
+    if (!answer.quiet)
+        printf("\n");
+    if (status == BT_OK && answer.quiet)
+        *ret_code = ctl_print_json(answer_json(&answer));
+    else if (status == BT_OK && parameters->timing)
+        print_timing(answer.last);
+    answer_finish(&answer);
+    return status;
 }
 
 int ctl_verb_generate(int argc, char **argv)
@@ -340,20 +453,14 @@ int ctl_verb_generate(int argc, char **argv)
     }
     struct ctl_connection connection;
     struct bt_error error;
-    enum bt_status status = connect_router(&target, &connection, &error);
+    enum bt_status status = ctl_api_key_read(&parameters.key_source, &error, parameters.api_key);
+    if (status == BT_OK)
+        status = connect_router(&target, &connection, &error);
+    code = CTL_EXIT_OK;
     if (status == BT_OK) {
-        Baton__V1__GenerateRequest request = BATON__V1__GENERATE_REQUEST__INIT;
-        struct answer answer;
-        request.prompt = prompt;
-        set_parameters(&request, &parameters);
-        fputs(prompt, stdout);
-        status = ask(&connection, &request, &error, &answer);
-        printf("\n");
-        if (status == BT_OK && parameters.timing)
-            print_timing(answer.last);
-        answer_finish(&answer);
+        status = continue_text(&connection, &parameters, prompt, &error, &code);
         ctl_connection_finish(&connection);
     }
     free(prompt);
-    return status == BT_OK ? CTL_EXIT_OK : ctl_fail("generate", &error);
+    return status == BT_OK ? code : ctl_fail("generate", &error);
 }

@@ -21,11 +21,13 @@ static bool name_of_file(const char *path, char ret_name[BT_KEY_NAME_SIZE])
 int ctl_verb_keygen(int argc, char **argv)
 {
     const char *out, *name;
+    int output;
     const struct bt_option options[] = {
         {"out", BT_OPTION_STRING, &out, NULL, 0, 0, NULL, "FILE",
          "where the secret key goes, for --curve-secret-file: a new file of mode 0600", true},
         {"name", BT_OPTION_STRING, &name, NULL, 0, 0, NULL, "NAME",
          "whose key it is, for people; default: FILE without its directory and .key", false},
+        CTL_OUTPUT_OPTION(output),
         {0},
     };
     int code = ctl_parse(options,
@@ -47,6 +49,9 @@ int ctl_verb_keygen(int argc, char **argv)
     }
     if (bt_security_generate(out, &error, public_key) != BT_OK)
         return ctl_fail("keygen", &error);
+    if (output == CTL_OUTPUT_JSON)
+        return ctl_print_json(json_pack("{s:s,s:s,s:s}", "key", public_key, "name",
+                                        name ? name : file_name, "file", out));
     printf("%s %s\n", public_key, name ? name : file_name);
     return CTL_EXIT_OK;
 }

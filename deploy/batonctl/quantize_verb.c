@@ -8,8 +8,9 @@
 #include "deploy/batonctl/verbs.h"
 
 static const char usage[] =
-    "batonctl quantize: round a checkpoint's weights to integers\n\n"
-    "  batonctl quantize --model DIR --out DIR --format w4a8 --text FILE\n\n"
+    "batonctl quantize --model DIR --out DIR [--format int8|w4a8] [--text FILE]\n\n"
+    "  batonctl quantize --model tests/models/tiny --out tiny-w4a8 --format w4a8\n\n"
+    "Rounds a checkpoint's weights to integers. "
     "int8: every product of the layers, a scale for each output. w4a8: the experts in int4, "
     "groups\n"
     "of 128 inputs, the attention in int8; activations are int8 when it runs. With --text the\n"

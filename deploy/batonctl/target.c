@@ -86,15 +86,27 @@ static size_t character(const unsigned char *text)
     return shortest && value <= 0x10ffff && (value < 0xd800 || value > 0xdfff) ? size : 0;
 }
 
-void ctl_text_flatten(char *text)
+/* Those of `kept` are left. */
+static void flatten(char *text, const char *kept)
 {
     for (size_t size; *text; text += size) {
         size = character((const unsigned char *)text);
-        if (size == 0) {
+        if (size > 0)
+            continue;
+        size = 1;
+        if (!strchr(kept, *text))
             *text = '?';
-            size = 1;
-        }
     }
+}
+
+void ctl_text_flatten(char *text)
+{
+    flatten(text, "");
+}
+
+void ctl_text_clean(char *text)
+{
+    flatten(text, "\n\t");
 }
 
 int ctl_fail(const char *verb, const struct bt_error *error)

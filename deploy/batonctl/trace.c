@@ -349,6 +349,8 @@ int ctl_verb_trace(int argc, char **argv)
     };
     static const char usage[] =
         "batonctl trace [OPTIONS] [REQUEST]\n\n"
+        "  batonctl trace --output table       the last request, in lines\n"
+        "  batonctl trace --last 100 --file trace.json\n\n"
         "REQUEST is the client's X-Request-Id, the router's number or a trace id.\n"
         "Open the JSON at https://ui.perfetto.dev or in chrome://tracing.";
     int code = ctl_parse(options, usage, argc, argv, &used);

@@ -51,12 +51,17 @@ int ctl_verb_hints(int argc, char **argv);
 int ctl_verb_keygen(int argc, char **argv);
 int ctl_verb_doctor(int argc, char **argv); /* its own exit codes: see doctor --help */
 int ctl_verb_quantize(int argc, char **argv);
-int ctl_verb_bench(int argc, char **argv);
 int ctl_verb_plan(int argc, char **argv);
+int ctl_verb_bench(int argc, char **argv);
 int ctl_verb_probe(int argc, char **argv);
 int ctl_verb_completion(int argc, char **argv);
 int ctl_verb_complete(int argc, char **argv); /* __complete: what the shells' scripts call */
 int ctl_verb_man(int argc, char **argv);
+int ctl_verb_describe(int argc, char **argv);
+int ctl_verb_top(int argc, char **argv);
+int ctl_verb_logs(int argc, char **argv);
+int ctl_verb_events(int argc, char **argv);
+int ctl_verb_tokenize(int argc, char **argv);
 
 /* What every verb has: how it prints. Errors go to stderr in words, whatever is chosen. */
 enum ctl_output { CTL_OUTPUT_TABLE, CTL_OUTPUT_JSON };
@@ -64,7 +69,7 @@ extern const char *const ctl_output_names[];
 #define CTL_OUTPUT_OPTION(output)                                                                  \
     {                                                                                              \
         "output", BT_OPTION_CHOICE, &(output), "table", 0, 0, ctl_output_names, NULL,              \
-            "table for people, json for programs", false                                           \
+            "table for people, json for programs", .letter = 'o'                                   \
     }
 /* To stdout, indented; takes the reference. NULL and what can't be written: CTL_EXIT_FAILED. */
 int ctl_print_json(json_t *json);
@@ -122,6 +127,8 @@ void ctl_man_verb(const struct ctl_verb *verb, const struct bt_option *options, 
 /* Control characters (also those of two bytes) and what is not UTF-8 become '?', in place. The
  * empty text is not written to. */
 void ctl_text_flatten(char *text);
+/* The same but for line ends and tabs, which stay. */
+void ctl_text_clean(char *text);
 
 /* Prints "batonctl VERB: text", flat, and gives the exit code. */
 int ctl_fail(const char *verb, const struct bt_error *error);
