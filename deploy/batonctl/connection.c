@@ -1,5 +1,6 @@
 #include "deploy/batonctl/connection.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/base/clock.h"
@@ -31,6 +32,18 @@ void ctl_connection_finish(struct ctl_connection *connection)
     if (connection->loop)
         bt_loop_destroy(connection->loop);
     memset(connection, 0, sizeof(*connection));
+}
+
+enum bt_status ctl_worker_endpoint(const struct bt_loop *loop, const char *endpoint,
+                                   struct bt_error *error,
+                                   char ret_endpoint[CTL_WORKER_ENDPOINT_SIZE])
+{
+    const char *own = strchr(endpoint, '#') ? NULL : bt_loop_public_key(loop);
+    int length = snprintf(ret_endpoint, CTL_WORKER_ENDPOINT_SIZE, "%s%s%s", endpoint,
+                          own ? "#" : "", own ? own : "");
+    return length < CTL_WORKER_ENDPOINT_SIZE
+               ? BT_OK
+               : bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%.100s…: too long", endpoint);
 }
 
 enum bt_status ctl_connection_status(struct ctl_connection *connection, struct bt_error *error,

@@ -12,6 +12,8 @@
 #include "deploy/batonctl/verbs.h"
 #include "proto/router.pb-c.h"
 
+#define CTL_WORKER_ENDPOINT_SIZE (BT_ENDPOINT_SIZE + BT_KEY_HEX_SIZE)
+
 struct ctl_connection {
     struct bt_loop *loop;
     struct bt_rpc_client *client;
@@ -22,6 +24,12 @@ struct ctl_connection {
 enum bt_status ctl_connection_init(struct ctl_connection *connection,
                                    const struct ctl_target *target, struct bt_error *error);
 void ctl_connection_finish(struct ctl_connection *connection);
+
+/* A worker's endpoint; where it lacks the #KEY that a secured loop needs, with our own: beside a
+ * worker, in its container, batonctl has the worker's keys. */
+enum bt_status ctl_worker_endpoint(const struct bt_loop *loop, const char *endpoint,
+                                   struct bt_error *error,
+                                   char ret_endpoint[CTL_WORKER_ENDPOINT_SIZE]);
 
 /* What a router says may come from anybody, and goes to a terminal: in all texts of the message, of
  * its messages too, control characters and what is not UTF-8 become '?'. */

@@ -7,8 +7,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/file.h"
-#include "common/messaging/rpc.h"
-#include "deploy/batonctl/verbs.h"
+#include "deploy/batonctl/connection.h"
 #include "proto/worker.pb-c.h"
 
 #define MAX_READY_FILE_BYTES (64u << 10)
@@ -29,23 +28,10 @@ struct probe {
 
 /* ------------------------------------------------------------------ a worker */
 
-/* A container's probe has the worker's own keys, and so knows the key that the endpoint needs. */
-static enum bt_status complete(struct bt_loop *loop, const char *endpoint, struct bt_error *error,
-                               char ret_endpoint[BT_ENDPOINT_SIZE + BT_KEY_HEX_SIZE])
-{
-    const char *own = bt_loop_public_key(loop);
-    bool keyed = strchr(endpoint, '#') != NULL;
-    if (strlen(endpoint) >= BT_ENDPOINT_SIZE + (keyed ? BT_KEY_HEX_SIZE : 0))
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "--worker: name too long");
-    snprintf(ret_endpoint, BT_ENDPOINT_SIZE + BT_KEY_HEX_SIZE, "%s%s%s", endpoint,
-             own && !keyed ? "#" : "", own && !keyed ? own : "");
-    return BT_OK;
-}
-
 static enum bt_status call_worker(const struct probe *probe, struct bt_loop *loop,
                                   struct bt_error *error)
 {
-    char endpoint[BT_ENDPOINT_SIZE + BT_KEY_HEX_SIZE];
+    char endpoint[CTL_WORKER_ENDPOINT_SIZE];
     struct bt_rpc_client *client;
     ProtobufCMessage *message = NULL;
     Baton__V1__PreflightRequest request = BATON__V1__PREFLIGHT_REQUEST__INIT;
@@ -56,7 +42,7 @@ static enum bt_status call_worker(const struct probe *probe, struct bt_loop *loo
         .deadline_ns = bt_clock_now_ns() + probe->timeout_ns,
     };
     request.brief = true;
-    enum bt_status status = complete(loop, probe->worker, error, endpoint);
+    enum bt_status status = ctl_worker_endpoint(loop, probe->worker, error, endpoint);
     if (status == BT_OK)
         status = bt_rpc_client_create(loop, endpoint, error, &client);
     if (status != BT_OK)

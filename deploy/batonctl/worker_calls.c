@@ -4,6 +4,7 @@
 
 #include "common/base/clock.h"
 #include "common/messaging/rpc.h"
+#include "deploy/batonctl/connection.h"
 #include "deploy/batonctl/interrupt.h"
 #include "proto/worker.pb-c.h"
 
@@ -54,8 +55,11 @@ static void call(struct line *line)
         .context = line,
     };
     struct bt_error error;
+    char endpoint[CTL_WORKER_ENDPOINT_SIZE];
     enum bt_status status =
-        bt_rpc_client_create(line->all->loop, line->call->endpoint, &error, &line->client);
+        ctl_worker_endpoint(line->all->loop, line->call->endpoint, &error, endpoint);
+    if (status == BT_OK)
+        status = bt_rpc_client_create(line->all->loop, endpoint, &error, &line->client);
     if (status == BT_OK)
         status = bt_rpc_client_call(line->client, &spec, &error, NULL);
     if (status != BT_OK)
