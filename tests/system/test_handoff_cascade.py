@@ -29,7 +29,7 @@ class Load:
     def _client(self, number):
         count = 0
         while not self.stop.is_set():
-            _, error = fleet.ask(self.base, fleet.body_of(number * 1000 + count, 1200, 4), 120)
+            _, error = fleet.ask(self.base, fleet.body_of(number * 1000 + count, 1200, 4), 590)
             count += 1
             self.done += 1
             if error:
@@ -50,7 +50,7 @@ def late_and_doubled(method, kind, to_server):
 
 def main():
     with interposer.Interposer(data=True) as between, fleet.Fleet() as f:
-        f.router("--heartbeat", 200, "--max-attempts", 8, "--request-timeout", "120s")
+        f.router("--heartbeat", 200, "--max-attempts", 8, "--request-timeout", "580s")
         f.registry = between.start(f.rpc)
         f.add("decode", "decode-0", "--lease", "2s", "--kv-pages", 600, *TCP).start()
         f.add("prefill", "prefill-0", "--chunked-prefill-size", 256, "--kv-pages", 600,
