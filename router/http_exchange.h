@@ -35,6 +35,7 @@ struct rt_http_exchanges {
     void *wake_context;
     struct rt_http_exchange *first;
     struct rt_http_streams streams;
+    bool leaving;               /* each connection ends with its next answer */
     bool unsettled;             /* some answer failed: rt_http_exchanges_settle */
     struct bt_metrics *metrics; /* may be NULL */
     struct bt_counter *gone, *slow;

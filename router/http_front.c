@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <microhttpd.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -32,6 +33,7 @@ struct rt_http_front {
     struct rt_http_connections connections;
     struct rt_http_exchanges exchanges;
     bool woken;
+    int listener; /* the daemon's; -1: given up */
     uint16_t port;
 };
 
@@ -46,7 +48,7 @@ static void wake(void *context)
     bt_loop_timer_set(front->timer, bt_clock_now_ns());
 }
 
-static unsigned connection_count(struct rt_http_front *front)
+static unsigned connection_count(const struct rt_http_front *front)
 {
     return MHD_get_daemon_info(front->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS)->num_connections;
 }
@@ -244,6 +246,18 @@ static size_t header_bytes(const struct rt_http_front_options *options)
     return bytes > HEADER_BYTES_LEAST ? bytes : HEADER_BYTES_LEAST;
 }
 
+static enum bt_status adopt_listener(int listener, struct bt_error *error, uint16_t *ret_port)
+{
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    if (getsockname(listener, (struct sockaddr *)&address, &size) != 0 ||
+        (address.ss_family != AF_INET && address.ss_family != AF_INET6))
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "the socket taken over is none of TCP");
+    fcntl(listener, F_SETFL, fcntl(listener, F_GETFL) | O_NONBLOCK);
+    *ret_port = ntohs(((struct sockaddr_in *)&address)->sin_port);
+    return BT_OK;
+}
+
 static enum bt_status start_tls(struct rt_http_front *front,
                                 const struct rt_http_front_options *options, struct bt_error *error)
 {
@@ -277,6 +291,7 @@ static enum bt_status start_daemon(struct rt_http_front *front,
         close(fd);
         return bt_error_set(error, BT_ERR_INTERNAL, "libmicrohttpd does not start");
     }
+    front->listener = fd;
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(front->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     front->source = bt_loop_add_fd(front->loop, info->epoll_fd, run, front);
     front->timer = bt_loop_add_timer(front->loop, BT_NEVER_NS, run, front);
@@ -309,7 +324,8 @@ enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *ser
     front->exchanges.wake = front->connections.wake = wake;
     front->exchanges.wake_context = front->connections.wake_context = front;
     register_metrics(&front->exchanges, options->metrics);
-    int fd = -1;
+    int fd = options->has_listener ? options->listener : -1;
+    front->listener = -1;
     enum bt_status status =
         rt_http_connections_init(&front->connections, loop, options->request_timeout_s, error);
     if (status == BT_OK)
@@ -317,7 +333,8 @@ enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *ser
     if (status == BT_OK)
         status = start_tls(front, options, error);
     if (status == BT_OK)
-        status = listen_on(options, error, &fd, &front->port);
+        status = fd >= 0 ? adopt_listener(fd, error, &front->port)
+                         : listen_on(options, error, &fd, &front->port);
     if (status == BT_OK)
         status = start_daemon(front, options, fd, error);
     if (status != BT_OK) {
@@ -341,6 +358,24 @@ void rt_http_front_destroy(struct rt_http_front *front)
     rt_http_tls_destroy(front->tls);
     rt_http_connections_finish(&front->connections);
     free(front);
+}
+
+int rt_http_front_listener(const struct rt_http_front *front)
+{
+    return front->listener;
+}
+
+void rt_http_front_close_listener(struct rt_http_front *front)
+{
+    front->exchanges.leaving = true;
+    if (front->listener >= 0)
+        close(MHD_quiesce_daemon(front->daemon));
+    front->listener = -1;
+}
+
+uint32_t rt_http_front_connections(const struct rt_http_front *front)
+{
+    return connection_count(front);
 }
 
 uint16_t rt_http_front_port(const struct rt_http_front *front)

@@ -14,8 +14,10 @@
 struct rt_http_front;
 
 struct rt_http_front_options {
-    const char *host; /* numeric IPv4 or IPv6 */
-    uint16_t port;    /* 0: ephemeral */
+    const char *host;  /* numeric IPv4 or IPv6 */
+    uint16_t port;     /* 0: ephemeral */
+    bool has_listener; /* instead of these two: `listener`, which is taken in any case */
+    int listener;
     uint32_t max_connections;
     uint32_t max_connections_per_address;     /* 0: no limit */
     uint32_t max_header_bytes;                /* of a request, about; 0: 16 KiB */
@@ -31,6 +33,11 @@ enum bt_status rt_http_front_create(struct bt_loop *loop, struct rt_service *ser
 void rt_http_front_destroy(struct rt_http_front *front); /* NULL is fine */
 
 uint16_t rt_http_front_port(const struct rt_http_front *front);
+
+int rt_http_front_listener(const struct rt_http_front *front); /* stays its own; -1: given up */
+/* Accepts no more. Connections that there are go on, each until its next answer. */
+void rt_http_front_close_listener(struct rt_http_front *front);
+uint32_t rt_http_front_connections(const struct rt_http_front *front);
 
 /* Some request has come whole, and its response is not out. */
 bool rt_http_front_busy(const struct rt_http_front *front);

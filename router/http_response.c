@@ -25,7 +25,8 @@ enum MHD_Result rt_http_respond(struct rt_http_exchange *exchange, int http_stat
         MHD_add_response_header(response, "traceresponse", text);
     }
     MHD_add_response_header(response, RT_HTTP_REQUEST_ID, exchange->request_id);
-    if (rt_service_draining(exchange->all->service)) /* the next request is for another router */
+    /* The next request is for another router. */
+    if (exchange->all->leaving || rt_service_draining(exchange->all->service))
         MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     enum MHD_Result result = MHD_queue_response(exchange->mhd, (unsigned)http_status, response);
     MHD_destroy_response(response);

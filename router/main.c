@@ -12,6 +12,7 @@
 #include "common/base/option.h"
 #include "common/base/process.h"
 #include "common/messaging/security.h"
+#include "router/handover.h"
 #include "router/http_front.h"
 #include "router/openai_request.h"
 #include "router/service.h"
@@ -20,6 +21,8 @@
 #define LOST_AFTER_BEATS   30
 #define RESERVE_RETRY_NS   (50 * BT_NS_PER_MS)
 #define STOP_LINGER_NS     (100 * BT_NS_PER_MS)
+#define HANDOVER_NS        (10 * BT_NS_PER_S)
+#define LOOK_NS            (20 * BT_NS_PER_MS)
 /* Bodies of the largest size that wait for their tokens at a time. */
 #define TOKENIZER_BODIES 16
 /* What a prefill takes before a worker has reported one. */
@@ -27,7 +30,7 @@
 #define PREFILL_TOKEN_NS 50000
 
 struct arguments {
-    const char *model, *served_model_name, *host, *worker_endpoint, *ready_file;
+    const char *model, *served_model_name, *host, *worker_endpoint, *ready_file, *handover;
     int64_t port, queue_capacity, max_attempts, expected_output_tokens, prefill_depth_ns;
     int64_t request_timeout_ns, max_model_len, heartbeat_ms, max_connections, max_body_bytes;
     int64_t tokenizer_threads, tokenizer_cache_bytes, tokenizer_queue, drain_timeout_ns;
@@ -142,6 +145,9 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
         BT_SECURITY_OPTIONS(a->security),
         {"log-level", BT_OPTION_CHOICE, &a->log_level, "info", .choices = levels,
          .help = "How much is logged to stderr."},
+        {"handover", BT_OPTION_STRING, &a->handover, NULL, .metavar = "PATH",
+         .help = "Unix socket at which the router that is started next with it, once workers of "
+                 "both roles are ready for it, takes over this one's HTTP port, never closed."},
         {"ready-file", BT_OPTION_STRING, &a->ready_file, NULL, .metavar = "PATH",
          .help = "Written when listening: one JSON line with http, rpc and pid."},
         {"die-with-parent", BT_OPTION_BOOL, &a->die_with_parent, "false",
@@ -223,13 +229,19 @@ static bool is_loopback(const char *host)
     return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0;
 }
 
-static enum bt_status announce(struct rt_service *service, const struct rt_http_front *front,
-                               const struct arguments *a, struct bt_error *error)
+static void http_endpoint(const struct arguments *a, uint16_t port, char ret_text[300])
+{
+    bool v6 = strchr(a->host, ':') != NULL;
+    snprintf(ret_text, 300, "%s://%s%.200s%s:%u", a->tls_cert ? "https" : "http", v6 ? "[" : "",
+             a->host, v6 ? "]" : "", port);
+}
+
+/* Where HTTP is served from now on. */
+static void announce(struct rt_service *service, const struct rt_http_front *front,
+                     const struct arguments *a)
 {
     char http[300];
-    bool v6 = strchr(a->host, ':') != NULL;
-    snprintf(http, sizeof http, "%s://%s%.200s%s:%u", a->tls_cert ? "https" : "http", v6 ? "[" : "",
-             a->host, v6 ? "]" : "", rt_http_front_port(front));
+    http_endpoint(a, rt_http_front_port(front), http);
     rt_service_set_http_endpoint(service, http);
     if (!is_loopback(a->host) && !rt_access_asks(rt_service_access(service))) {
         bt_log_warn(0, "%s asks for no keys: whoever reaches it can use it", http);
@@ -238,9 +250,16 @@ static enum bt_status announce(struct rt_service *service, const struct rt_http_
     }
     bt_log_info(0, "serving %s at %s, workers at %s", rt_service_model_name(service), http,
                 rt_service_rpc_endpoint(service));
+}
+
+static enum bt_status tell_ready(const struct rt_service *service, const struct arguments *a,
+                                 uint16_t port, struct bt_error *error)
+{
+    char http[300];
     if (!a->ready_file) {
         return BT_OK;
     }
+    http_endpoint(a, port, http);
     return write_ready_file(a->ready_file, http, rt_service_rpc_endpoint(service), error);
 }
 
@@ -275,12 +294,118 @@ static void drain(struct bt_loop *loop, struct rt_service *service,
     }
 }
 
-/* Until a signal. */
+/* What one life of the process is about. */
+struct life {
+    struct bt_loop *loop;
+    const struct arguments *a;
+    struct rt_service *service;
+    struct rt_http_front *front;
+    struct rt_handover *handover;
+    struct rt_handover_claim claim;
+    bool given_up; /* a successor has the port */
+};
+
+static void on_taken(void *context)
+{
+    struct life *life = context;
+    bt_log_info(0, "another router has the HTTP port now");
+    rt_http_front_close_listener(life->front);
+    life->given_up = true;
+    bt_loop_stop(life->loop);
+}
+
+/* Rounds of the loop until `done`, or a signal, or `until_ns`. */
+static void rounds(struct life *life, bool (*done)(const struct life *), int64_t until_ns)
+{
+    while (!done(life) && !bt_loop_stopping(life->loop) && bt_clock_now_ns() < until_ns) {
+        int64_t look_ns = bt_clock_now_ns() + LOOK_NS;
+        if (bt_loop_run_once(life->loop, look_ns < until_ns ? look_ns : until_ns, NULL) != BT_OK) {
+            return;
+        }
+    }
+}
+
+static bool can_serve(const struct life *life)
+{
+    return rt_service_ready(life->service, NULL);
+}
+
+static bool has_no_client(const struct life *life)
+{
+    return rt_http_front_connections(life->front) == 0 && rt_service_drained(life->service);
+}
+
+/* The port it has taken over, or one of its own. */
+static enum bt_status open_front(struct life *life, struct rt_http_front_options *http,
+                                 struct bt_error *error)
+{
+    http->has_listener = life->claim.listener >= 0;
+    http->listener = life->claim.listener;
+    enum bt_status status =
+        rt_http_front_create(life->loop, life->service, http, error, &life->front);
+    life->claim.listener = -1;
+    if (status != BT_OK) {
+        return status;
+    }
+    rt_handover_take(&life->claim);
+    announce(life->service, life->front, life->a);
+    if (!life->a->handover) {
+        return BT_OK;
+    }
+    return rt_handover_offer(life->loop, life->a->handover, rt_http_front_listener(life->front),
+                             on_taken, life, error, &life->handover);
+}
+
+static enum bt_status begin(struct life *life, struct rt_http_front_options *http,
+                            struct bt_error *error)
+{
+    enum bt_status status = BT_OK;
+    if (life->a->handover) {
+        status = rt_handover_claim(life->a->handover, HANDOVER_NS, error, &life->claim);
+    }
+    if (status != BT_OK || life->claim.listener < 0) {
+        status = status == BT_OK ? open_front(life, http, error) : status;
+        return status == BT_OK
+                   ? tell_ready(life->service, life->a, rt_http_front_port(life->front), error)
+                   : status;
+    }
+    /* Whom it will serve comes first: until then the other goes on. */
+    status = tell_ready(life->service, life->a, rt_handover_port(&life->claim), error);
+    if (status != BT_OK) {
+        return status;
+    }
+    bt_log_info(0, "takes over the HTTP port when workers are ready");
+    rounds(life, can_serve, BT_NEVER_NS);
+    return bt_loop_stopping(life->loop) ? BT_OK : open_front(life, http, error);
+}
+
+/* Those who are connected here may ask until they leave; the time to drain is theirs. */
+static void leave(struct life *life)
+{
+    rounds(life, has_no_client, bt_clock_now_ns() + life->a->drain_timeout_ns);
+    if (bt_loop_stopping(life->loop)) {
+        bt_loop_run(life->loop, NULL); /* takes the signal: from now on it drains */
+    }
+}
+
+/* Until a signal, or until a successor serves and all is done. */
+static enum bt_status go_on(struct life *life, struct bt_error *error)
+{
+    enum bt_status status = bt_loop_run(life->loop, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (life->given_up) {
+        leave(life);
+    }
+    drain(life->loop, life->service, life->front, life->a->drain_timeout_ns);
+    return BT_OK;
+}
+
 static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
                             struct bt_metrics *metrics, struct bt_error *error)
 {
-    struct rt_service *service;
-    struct rt_http_front *front = NULL;
+    struct life life = {.loop = loop, .a = a, .claim = {-1, -1}};
     struct rt_http_front_options http = {.host = a->host,
                                          .port = (uint16_t)a->port,
                                          .max_connections = (uint32_t)a->max_connections,
@@ -291,24 +416,22 @@ static enum bt_status serve(struct bt_loop *loop, const struct arguments *a,
                                          .tls_key_file = a->tls_key,
                                          .max_body_bytes = (uint32_t)a->max_body_bytes,
                                          .metrics = metrics};
-    enum bt_status status = create_service(loop, a, metrics, error, &service);
+    enum bt_status status = create_service(loop, a, metrics, error, &life.service);
     if (status != BT_OK) {
         return status;
     }
-    status = rt_http_front_create(loop, service, &http, error, &front);
-    if (status == BT_OK) {
-        status = announce(service, front, a, error);
+    status = begin(&life, &http, error);
+    if (status == BT_OK && life.front) {
+        status = go_on(&life, error);
     }
     if (status == BT_OK) {
-        status = bt_loop_run(loop, error);
-        if (status == BT_OK) {
-            drain(loop, service, front, a->drain_timeout_ns);
-        }
         bt_log_info(0, "stopping");
-        stop(loop, service);
+        stop(loop, life.service);
     }
-    rt_http_front_destroy(front);
-    rt_service_destroy(service);
+    rt_handover_drop(&life.claim);
+    rt_handover_destroy(life.handover);
+    rt_http_front_destroy(life.front);
+    rt_service_destroy(life.service);
     return status;
 }
 
