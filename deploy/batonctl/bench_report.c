@@ -162,19 +162,20 @@ bool ctl_bench_print_request(const struct ctl_bench_outcome *outcome,
         "error", error, "error_text", outcome->text, "request_id", answer->request_id);
     if (json && rate > 0)
         json_object_set_new(json, "asked_requests_per_s", json_real(rate));
-    json_t *rest = !good
-                       ? json_object()
-                       : json_pack("{s:f, s:f, s:f, s:I, s:I, s:I, s:b, s:s, s:s, s:s}", "ttft_s",
-                                   seconds(ctl_bench_ttft_ns(outcome)), "tpot_s",
-                                   seconds(ctl_bench_tpot_ns(outcome)), "e2e_s",
-                                   seconds(ctl_bench_e2e_ns(outcome)), "prompt_tokens",
-                                   (json_int_t)outcome->prompt_tokens, "output_tokens",
-                                   (json_int_t)outcome->output_tokens, "cached_tokens",
-                                   (json_int_t)outcome->cached_tokens, "good", outcome->good,
-                                   "finish_reason", answer->finish_reason, "prefill_worker",
-                                   answer->prefill_worker, "decode_worker", answer->decode_worker);
+    json_t *rest =
+        !good ? json_object()
+              : json_pack("{s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:b, s:s, s:s, s:s}", "ttft_s",
+                          seconds(ctl_bench_ttft_ns(outcome)), "router_ttft_s",
+                          answer->router_ttft_s, "tpot_s", seconds(ctl_bench_tpot_ns(outcome)),
+                          "e2e_s", seconds(ctl_bench_e2e_ns(outcome)), "prompt_tokens",
+                          (json_int_t)outcome->prompt_tokens, "output_tokens",
+                          (json_int_t)outcome->output_tokens, "cached_tokens",
+                          (json_int_t)outcome->cached_tokens, "good", outcome->good,
+                          "finish_reason", answer->finish_reason, "prefill_worker",
+                          answer->prefill_worker, "decode_worker", answer->decode_worker);
     bool written = json_object_update(json, rest) == 0 &&
-                   json_dumpf(json, out, JSON_COMPACT) == 0 && fputc('\n', out) != EOF;
+                   json_dumpf(json, out, JSON_COMPACT | JSON_REAL_PRECISION(12)) == 0 &&
+                   fputc('\n', out) != EOF;
     json_decref(json);
     json_decref(rest);
     return written;

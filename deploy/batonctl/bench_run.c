@@ -52,6 +52,7 @@ struct request {
     struct ctl_bench_outcome outcome;
     uint32_t tokens; /* that came */
     bool has_usage;
+    double router_ttft_s;
     char request_id[NAME_SIZE], finish_reason[16], prefill_worker[NAME_SIZE],
         decode_worker[NAME_SIZE];
 };
@@ -181,7 +182,8 @@ static void request_end(struct request *request, enum bt_status status, const ch
     run->open--;
     ctl_bench_result_add(run->result, outcome);
     const struct ctl_bench_answer answer = {request->request_id, request->finish_reason,
-                                            request->prefill_worker, request->decode_worker};
+                                            request->prefill_worker, request->decode_worker,
+                                            request->router_ttft_s};
     if (run->ended)
         run->ended(run->context, outcome, &answer);
     place_is_free(run, status != BT_OK);
@@ -203,6 +205,8 @@ static void read_usage(struct request *request, const Baton__V1__GenerateEvent *
     outcome->cached_tokens = event->usage->cached_tokens;
     keep_text(request->finish_reason, sizeof request->finish_reason, event->finish_reason);
     if (event->timing) {
+        double ttft_ms = event->timing->ttft_ms;
+        request->router_ttft_s = isfinite(ttft_ms) ? ttft_ms / 1e3 : 0;
         keep_text(request->prefill_worker, NAME_SIZE, event->timing->prefill_worker);
         keep_text(request->decode_worker, NAME_SIZE, event->timing->decode_worker);
     }

@@ -46,6 +46,7 @@ struct ctl_bench_load {
 /* What is told of a request when it is over, beside its outcome. Texts are flat. */
 struct ctl_bench_answer {
     const char *request_id, *finish_reason, *prefill_worker, *decode_worker;
+    double router_ttft_s; /* as the router timed it; finite */
 };
 typedef void ctl_bench_ended_fn(void *context, const struct ctl_bench_outcome *outcome,
                                 const struct ctl_bench_answer *answer);
