@@ -168,7 +168,7 @@ static enum bt_status find_hardware(const struct bt_plan_catalogue *catalogue, c
         return find_cpu(catalogue, error, ret_hardware);
     enum bt_status status = bt_plan_catalogue_find(catalogue, name ? name : "", error, &found);
     if (status != BT_OK) {
-        bt_error_prefix(error, name ? "--hardware" : "--hardware is needed");
+        bt_error_prefix(error, name ? "--hardware" : "which --hardware");
         size_t used = strlen(error->text);
         snprintf(error->text + used, sizeof(error->text) - used, ", and cpu for this machine");
         return status;
