@@ -4,7 +4,7 @@
 
 #include "common/base/clock.h"
 
-enum { WORD_ROWS, WORD_PROMPT_ROWS, WORD_DRAWING, WORD_FLAGS, OWN_WORDS };
+enum { WORD_ROWS, WORD_PROMPT_ROWS, WORD_DRAWING, WORD_FLAGS, WORD_WILL, OWN_WORDS };
 #define WORDS (OWN_WORDS + BT_RANK_WORDS)
 
 bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank)
@@ -38,7 +38,8 @@ enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct d
     uint64_t words[WORDS] = {[WORD_ROWS] = intent->rows,
                              [WORD_PROMPT_ROWS] = intent->prompt_rows,
                              [WORD_DRAWING] = intent->drawing,
-                             [WORD_FLAGS] = intent->flags};
+                             [WORD_FLAGS] = intent->flags,
+                             [WORD_WILL] = intent->will};
     if (agreement->rank) {
         bt_rank_words(agreement->rank, bt_clock_now_ns(), &words[OWN_WORDS]);
     }
@@ -54,7 +55,7 @@ enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct d
 
 static struct dc_consent consent_of(const struct dc_agreement *agreement)
 {
-    struct dc_consent consent = {.drained = true};
+    struct dc_consent consent = {0};
     for (uint32_t r = 0; r < agreement->size; r++) {
         const uint64_t *words = &agreement->all[(size_t)r * WORDS];
         uint64_t flags = words[WORD_FLAGS];
@@ -68,8 +69,13 @@ static struct dc_consent consent_of(const struct dc_agreement *agreement)
             consent.drawing = (uint32_t)words[WORD_DRAWING];
         }
         consent.leaves |= (flags & DC_RANK_LEAVES) != 0;
-        consent.drains |= (flags & DC_RANK_DRAINS) != 0;
-        consent.drained &= (flags & (DC_RANK_DRAINS | DC_RANK_BUSY)) == DC_RANK_DRAINS;
+        consent.will = words[WORD_WILL] > consent.will ? words[WORD_WILL] : consent.will;
+    }
+    consent.drained = dc_will_drains(consent.will);
+    for (uint32_t r = 0; r < agreement->size; r++) {
+        const uint64_t *words = &agreement->all[(size_t)r * WORDS];
+        consent.drained &=
+            words[WORD_WILL] == consent.will && (words[WORD_FLAGS] & DC_RANK_BUSY) == 0;
     }
     return consent;
 }

@@ -14,9 +14,18 @@
 /* What a rank says of itself. */
 enum dc_rank_flag {
     DC_RANK_LEAVES = 1, /* all ranks stop in order, together */
-    DC_RANK_DRAINS = 2, /* takes nothing new; all ranks follow */
-    DC_RANK_BUSY = 4,   /* has requests, or pages that are still written; said by who drains */
+    DC_RANK_BUSY = 2,   /* has requests, or pages that are still written; said by who drains */
 };
+
+/*
+ * Whether the group drains: odd, it takes nothing new; even, it serves. A rank that is told to
+ * drain or to resume goes to the next number, and all follow the greatest that any of them says.
+ * So the last word counts, and of words that cross each other the drain.
+ */
+static inline bool dc_will_drains(uint64_t will)
+{
+    return will & 1;
+}
 
 struct dc_agreement {
     struct bt_rank *rank; /* NULL: alone, and nothing is counted */
@@ -30,8 +39,9 @@ struct dc_consent {
     uint32_t largest; /* rows of the batch of the rank that has the most; 0: there is no step */
     uint32_t prompts; /* the same of rows of prompts; 0: there is no pass of these */
     uint32_t drawing; /* sequences that draw, of the rank that has the most of them */
-    bool leaves, drains;
-    bool drained; /* all drain, and none is busy */
+    bool leaves;
+    uint64_t will;
+    bool drained; /* all follow that will, to drain, and none is busy */
 };
 
 bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank); /* false: no memory */
@@ -41,6 +51,7 @@ void dc_agreement_finish(struct dc_agreement *agreement);
 struct dc_intent {
     uint32_t rows, prompt_rows, drawing;
     unsigned flags; /* enum dc_rank_flag */
+    uint64_t will;  /* dc_will_drains */
 };
 
 /* Both fail as the group does; `begin` returns at once, `end` waits for the others. */

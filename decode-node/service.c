@@ -254,6 +254,18 @@ static const char *not_ready(const struct dc_worker *worker)
                                                               : NULL;
 }
 
+static void handle_resume(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    struct dc_worker *worker = context;
+    (void)request;
+    if (!dc_worker_resume(worker)) {
+        bt_rpc_call_end(call, BT_ERR_UNAVAILABLE, "this rank is ending", NULL);
+        return;
+    }
+    Baton__V1__ResumeResponse response = BATON__V1__RESUME_RESPONSE__INIT;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
 static void handle_preflight(void *context, struct bt_rpc_call *call,
                              const ProtobufCMessage *request)
 {
@@ -286,6 +298,7 @@ const struct bt_rpc_method dc_worker_methods[] = {
     {"baton.v1.Group/Wake", &baton__v1__wake_request__descriptor, handle_wake},
     {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},
     {"baton.v1.Worker/Drain", &baton__v1__drain_request__descriptor, handle_drain},
+    {"baton.v1.Worker/Resume", &baton__v1__resume_request__descriptor, handle_resume},
     {"baton.v1.Worker/Preflight", &baton__v1__preflight_request__descriptor, handle_preflight},
     {NULL, NULL, NULL},
 };

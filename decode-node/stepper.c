@@ -12,6 +12,7 @@
 
 /* Add, stop, and a page for the one wish that is open; and a stop and a page of the one before it.
  */
+#define TOLD_WILL             8 /* bits of flags */
 #define COMMANDS_PER_SEQUENCE 5
 #define BELLS                 2 /* each at most once in the queue */
 #define STEP_RECORDS          4 /* steps that the control thread may be behind */
@@ -46,12 +47,12 @@ struct dc_stepper {
     /* Groups. */
     int notice_fd;
     atomic_uint notices;
-    atomic_uint told;         /* enum dc_rank_flag */
+    atomic_ullong told;       /* enum dc_rank_flag, and above TOLD_WILL the will */
     atomic_bool bells[BELLS]; /* that are in the queue */
     atomic_bool resting;      /* the last agreement found no rows */
     atomic_ullong agreements; /* that ended */
     atomic_ullong waking_for; /* 1 + `agreements` when others were last to be woken */
-    atomic_bool drains, drained;
+    atomic_ullong agreed;     /* the will, times two, and one if it has drained */
     atomic_uint rows, largest;
     atomic_ullong heartbeats, woken, waking;
     struct bt_error error; /* before DC_NOTICE_FAILED */
@@ -160,9 +161,10 @@ static void count_step(struct dc_stepper *stepper, uint32_t rows, uint32_t large
     atomic_store_explicit(&stepper->largest, largest, memory_order_relaxed);
 }
 
-static struct dc_intent intent_of(const struct dc_step *step, unsigned flags)
+static struct dc_intent intent_of(const struct dc_step *step, uint64_t told)
 {
-    return (struct dc_intent){step->rows, step->prompt_rows, step->drawing, flags};
+    return (struct dc_intent){step->rows, step->prompt_rows, step->drawing,
+                              (unsigned)told & ((1u << TOLD_WILL) - 1), told >> TOLD_WILL};
 }
 
 static enum bt_status step_alone(struct dc_stepper *stepper, struct dc_step *step,
@@ -243,11 +245,11 @@ static void rest(struct dc_stepper *stepper)
 
 static void publish(struct dc_stepper *stepper, const struct dc_consent *consent)
 {
-    bool drains = atomic_exchange(&stepper->drains, consent->drains);
-    bool drained = atomic_exchange(&stepper->drained, consent->drained);
+    uint64_t agreed = consent->will << 1 | consent->drained;
+    uint64_t before = atomic_exchange(&stepper->agreed, agreed);
     atomic_store(&stepper->resting, consent->largest == 0 && consent->prompts == 0);
     atomic_fetch_add(&stepper->agreements, 1);
-    if (drains != consent->drains || drained != consent->drained) {
+    if (agreed != before) {
         notice(stepper, DC_NOTICE_AGREED);
     }
 }
@@ -452,9 +454,10 @@ void dc_stepper_grow(struct dc_stepper *stepper, uint64_t request, uint64_t epoc
     command_push(stepper, &command);
 }
 
-void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags)
+void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags, uint64_t will)
 {
-    if (atomic_exchange(&stepper->told, flags) != flags && stepper->agreement.group) {
+    uint64_t told = will << TOLD_WILL | flags;
+    if (atomic_exchange(&stepper->told, told) != told && stepper->agreement.group) {
         ring(stepper, COMMAND_TOLD);
     }
 }
@@ -498,9 +501,10 @@ const char *dc_stepper_error(const struct dc_stepper *stepper)
 
 void dc_stepper_look(const struct dc_stepper *stepper, struct dc_stepper_view *ret_view)
 {
+    uint64_t agreed = atomic_load(&stepper->agreed);
     *ret_view = (struct dc_stepper_view){
-        .drains = atomic_load(&stepper->drains),
-        .drained = atomic_load(&stepper->drained),
+        .will = agreed >> 1,
+        .drained = agreed & 1,
         .rows = atomic_load(&stepper->rows),
         .largest = atomic_load(&stepper->largest),
         .agreements = atomic_load(&stepper->agreements),

@@ -56,7 +56,7 @@ void dc_stepper_return(struct dc_stepper *stepper, struct dc_step *step);
 
 enum dc_notice {
     DC_NOTICE_WAKE = 1,   /* there is work here, and the others may sleep */
-    DC_NOTICE_AGREED = 2, /* the group drains, or has drained */
+    DC_NOTICE_AGREED = 2, /* another will, or the group has drained */
     /* The group agreed to leave, and no step follows: all sequences come back PREEMPTED, also those
      * that are still added. */
     DC_NOTICE_LEFT = 4,
@@ -69,13 +69,14 @@ int dc_stepper_notice_fd(const struct dc_stepper *stepper);
 unsigned dc_stepper_take_notices(struct dc_stepper *stepper);
 const char *dc_stepper_error(const struct dc_stepper *stepper);
 
-/* What this rank says in agreements from now on: of enum dc_rank_flag. */
-void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags);
+/* What this rank says in agreements from now on: of enum dc_rank_flag, and its will. */
+void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags, uint64_t will);
 /* Another rank has work. */
 void dc_stepper_wake(struct dc_stepper *stepper);
 
 struct dc_stepper_view {
-    bool drains, drained;   /* as last agreed */
+    uint64_t will;          /* as last agreed */
+    bool drained;           /* of that will */
     uint32_t rows, largest; /* of the last step: of this rank, of the rank that had most */
     uint64_t agreements;    /* that ended */
     uint64_t heartbeats, woken, waking; /* rests that ended so; notices to wake others */

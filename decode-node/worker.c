@@ -79,20 +79,20 @@ static bool in_group(const struct dc_worker *worker)
 static void tell_group(struct dc_worker *worker)
 {
     unsigned flags = worker->leaving ? DC_RANK_LEAVES : 0;
-    if (worker->draining) {
-        flags |= worker_empty(worker) ? DC_RANK_DRAINS : DC_RANK_DRAINS | DC_RANK_BUSY;
+    if (worker->draining && !worker_empty(worker)) {
+        flags |= DC_RANK_BUSY;
     }
-    dc_stepper_tell(worker->stepper, flags);
+    dc_stepper_tell(worker->stepper, flags, worker->will);
 }
 
 /* Nothing is left here, nor, as they agreed, on the other ranks. */
 static bool worker_drained(const struct dc_worker *worker)
 {
-    struct dc_stepper_view view = {.drained = true};
+    struct dc_stepper_view view = {.will = worker->will, .drained = true};
     if (in_group(worker)) {
         dc_stepper_look(worker->stepper, &view);
     }
-    return view.drained && worker_empty(worker);
+    return view.drained && view.will == worker->will && worker_empty(worker);
 }
 
 void dc_worker_drain_check(struct dc_worker *worker)
@@ -108,17 +108,41 @@ void dc_worker_drain_check(struct dc_worker *worker)
     bt_waiting_calls_end(&worker->drains, &response.base);
 }
 
+/* What the group wants from now on, or this rank of it. */
+static void follow_will(struct dc_worker *worker, uint64_t will)
+{
+    bool drains = dc_will_drains(will);
+    worker->will = will;
+    if (!worker->leaving && !worker->left && !worker->failed && worker->draining != drains) {
+        bt_log_info(0, drains ? "draining" : "resumed");
+        worker->draining = drains;
+        if (!drains) {
+            bt_waiting_calls_cancel(&worker->drains, "the worker was resumed");
+        }
+        if (worker->registration) {
+            bt_registration_hurry(worker->registration);
+        }
+    }
+    tell_group(worker);
+}
+
 void dc_worker_drain(struct dc_worker *worker)
 {
-    if (worker->draining) {
-        return;
-    }
-    bt_log_info(0, "draining");
-    worker->draining = true;
-    if (worker->registration) {
-        bt_registration_hurry(worker->registration);
+    if (!dc_will_drains(worker->will)) {
+        follow_will(worker, worker->will + 1);
     }
     dc_worker_drain_check(worker);
+}
+
+bool dc_worker_resume(struct dc_worker *worker)
+{
+    if (worker->leaving || worker->left || worker->failed) {
+        return false;
+    }
+    if (dc_will_drains(worker->will)) {
+        follow_will(worker, worker->will + 1);
+    }
+    return true;
 }
 
 /* Routers hear of orphans that appeared or went before a client asks for one of them. */
@@ -269,8 +293,10 @@ static void on_notice(void *context)
     if (notices & DC_NOTICE_FAILED) {
         group_failed(worker);
     }
-    if ((notices & DC_NOTICE_AGREED) && view.drains) {
-        dc_worker_drain(worker);
+    if ((notices & DC_NOTICE_AGREED) && view.will > worker->will) {
+        follow_will(worker, view.will);
+    }
+    if (notices & DC_NOTICE_AGREED) {
         dc_worker_drain_check(worker);
     }
 }

@@ -1,7 +1,7 @@
 /*
  * A decode rank: KV pool that prefill workers write into, step thread, RPC server, registration,
- * put together on one event loop. Serves baton.v1.Decode, Group/Wake, Worker/Metrics, Worker/Drain
- * and Worker/Preflight.
+ * put together on one event loop. Serves baton.v1.Decode, Group/Wake, Worker/Metrics, Worker/Drain,
+ * Worker/Resume and Worker/Preflight.
  *
  * A decode worker is one rank, or a group of them, a process each: attention of a request is its
  * rank's own, experts are shared out over all (DP + EP). Each rank registers by itself, with the

@@ -41,6 +41,7 @@ struct dc_worker {
     struct bt_registration *registration;
     bool ready, refused;
     bool draining; /* takes nothing new; in a group all ranks do, or will */
+    uint64_t will; /* of the group, as far as this rank knows: dc_will_drains */
     bool leaving;  /* and said so to the group */
     bool left;     /* the group did: no step follows */
     bool failed;   /* the group is over */
@@ -61,6 +62,8 @@ void dc_worker_settle(void *context);
 void dc_worker_drain_check(struct dc_worker *worker);
 /* Takes nothing new from now on, and says so. */
 void dc_worker_drain(struct dc_worker *worker);
+/* Takes requests again. False: it is ending. */
+bool dc_worker_resume(struct dc_worker *worker);
 /* A landing has a deadline that may be the first. */
 void dc_worker_tick_by(struct dc_worker *worker, int64_t when_ns);
 /* The cuts that a HandoffDone waited for are made; `context` is the worker. */

@@ -25,6 +25,7 @@ struct pf_worker {
 
     struct bt_registration *registration;
     bool registered, ready, refused, draining;
+    bool stopping; /* and drained for good */
     struct bt_loop_source *ready_timer;
     struct bt_error lost; /* status BT_OK: the group is whole */
 
@@ -186,6 +187,26 @@ static void handle_drain(void *context, struct bt_rpc_call *call, const Protobuf
     drain_check(worker);
 }
 
+static void handle_resume(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    struct pf_worker *worker = context;
+    (void)request;
+    if (worker->stopping || worker->lost.status != BT_OK) {
+        bt_rpc_call_end(call, BT_ERR_UNAVAILABLE, "this worker is ending", NULL);
+        return;
+    }
+    if (worker->draining) {
+        bt_log_info(0, "resumed");
+        worker->draining = false;
+        bt_waiting_calls_cancel(&worker->drains, "the worker was resumed");
+        if (worker->registration) {
+            bt_registration_hurry(worker->registration);
+        }
+    }
+    Baton__V1__ResumeResponse response = BATON__V1__RESUME_RESPONSE__INIT;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
 static const char *not_ready(const struct pf_worker *worker)
 {
     return worker->draining                                   ? "draining"
@@ -205,6 +226,7 @@ static const struct bt_rpc_method methods[] = {
     {"baton.v1.Prefill/Run", &baton__v1__prefill_request__descriptor, handle_run},
     {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},
     {"baton.v1.Worker/Drain", &baton__v1__drain_request__descriptor, handle_drain},
+    {"baton.v1.Worker/Resume", &baton__v1__resume_request__descriptor, handle_resume},
     {"baton.v1.Worker/Preflight", &baton__v1__preflight_request__descriptor, handle_preflight},
     {NULL, NULL, NULL},
 };
@@ -378,7 +400,7 @@ const char *pf_worker_endpoint(const struct pf_worker *worker)
 
 void pf_worker_stop(struct pf_worker *worker)
 {
-    worker->draining = true;
+    worker->draining = worker->stopping = true;
     if (worker->registration) {
         bt_registration_deregister(worker->registration);
     }

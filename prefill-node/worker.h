@@ -1,6 +1,6 @@
 /*
  * A prefill worker: KV pool, compute thread, pushing thread, RPC server, registration, put together
- * on one event loop. Serves baton.v1.Prefill/Run, Worker/Metrics, Worker/Drain and
+ * on one event loop. Serves baton.v1.Prefill/Run, Worker/Metrics, Worker/Drain, Worker/Resume and
  * Worker/Preflight. What prompts leave in the pool stays for later ones that begin alike.
  *
  * In a group it is rank 0: it schedules and allocates pages for all ranks, draws the first tokens,

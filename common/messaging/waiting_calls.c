@@ -27,11 +27,22 @@ void bt_waiting_calls_add(struct bt_waiting_calls *waiting, struct bt_rpc_call *
     bt_rpc_call_on_cancel(call, on_cancel, waiting);
 }
 
-void bt_waiting_calls_end(struct bt_waiting_calls *waiting, const ProtobufCMessage *response)
+static void end_all(struct bt_waiting_calls *waiting, enum bt_status status, const char *why,
+                    const ProtobufCMessage *response)
 {
     while (waiting->count > 0) {
         struct bt_rpc_call *call = waiting->calls[--waiting->count];
         bt_rpc_call_on_cancel(call, NULL, NULL);
-        bt_rpc_call_end(call, BT_OK, NULL, response);
+        bt_rpc_call_end(call, status, why, response);
     }
+}
+
+void bt_waiting_calls_end(struct bt_waiting_calls *waiting, const ProtobufCMessage *response)
+{
+    end_all(waiting, BT_OK, NULL, response);
+}
+
+void bt_waiting_calls_cancel(struct bt_waiting_calls *waiting, const char *why)
+{
+    end_all(waiting, BT_ERR_CANCELLED, why, NULL);
 }

@@ -18,5 +18,7 @@ struct bt_waiting_calls {
 void bt_waiting_calls_add(struct bt_waiting_calls *waiting, struct bt_rpc_call *call,
                           const char *what);
 void bt_waiting_calls_end(struct bt_waiting_calls *waiting, const ProtobufCMessage *response);
+/* What they waited for will not come: all end with CANCELLED. */
+void bt_waiting_calls_cancel(struct bt_waiting_calls *waiting, const char *why);
 
 #endif
