@@ -18,9 +18,25 @@ static void workers_text(int64_t count, const char *role, int64_t ranks, char re
                  count > 1 ? " each" : "");
 }
 
+static json_t *cluster_json(const struct ctl_cluster *cluster)
+{
+    json_t *routers = json_array(), *processes = json_array();
+    for (uint32_t i = 0; i < cluster->router_count; i++)
+        json_array_append_new(routers, json_pack("{s:s,s:s}", "http", cluster->routers[i].http,
+                                                 "rpc", cluster->routers[i].rpc));
+    for (uint32_t i = 0; i < cluster->process_count; i++)
+        json_array_append_new(processes, json_pack("{s:s,s:s,s:I}", "id", cluster->processes[i].id,
+                                                   "role", cluster->processes[i].role, "pid",
+                                                   (json_int_t)cluster->processes[i].process.pid));
+    return json_pack("{s:s,s:s,s:s,s:b,s:o,s:o}", "cluster", cluster->name, "logs", cluster->dir,
+                     "model", cluster->model, "curve", cluster->curve, "routers", routers,
+                     "processes", processes);
+}
+
 int ctl_verb_up(int argc, char **argv)
 {
     struct ctl_target target;
+    int output;
     struct ctl_up_options up;
     const struct bt_option options[] = {
         CTL_TARGET_OPTIONS(target),
@@ -66,6 +82,7 @@ int ctl_verb_up(int argc, char **argv)
          "more options for each decode worker", false},
         {"wait", BT_OPTION_DURATION, &up.wait_ns, "5m", 1, 86400, NULL, NULL,
          "how long the start may take", false},
+        CTL_OUTPUT_OPTION(output),
         {0},
     };
     int code = ctl_parse(options,
@@ -83,6 +100,8 @@ int ctl_verb_up(int argc, char **argv)
         status = ctl_cluster_up(&cluster, &up, &error);
     if (status != BT_OK)
         return ctl_fail("up", &error);
+    if (output == CTL_OUTPUT_JSON)
+        return ctl_print_json(cluster_json(&cluster));
     char prefill[48], decode[48];
     workers_text(up.prefill, "prefill", up.prefill_tp, prefill);
     workers_text(up.decode, "decode", up.decode_dp, decode);
@@ -102,13 +121,16 @@ int ctl_verb_down(int argc, char **argv)
 {
     struct ctl_target target;
     int64_t grace_ns;
+    int output;
     const struct bt_option options[] = {
         CTL_TARGET_OPTIONS(target),
         {"grace", BT_OPTION_DURATION, &grace_ns, "10s", 0, 3600, NULL, NULL,
          "how long processes may take to end by themselves", false},
+        CTL_OUTPUT_OPTION(output),
         {0},
     };
-    int code = ctl_parse(options, "batonctl down [--name NAME]", argc, argv, NULL);
+    int code = ctl_parse(options, "batonctl down [--name NAME]\n\n  batonctl down --grace 30s",
+                         argc, argv, NULL);
     if (code >= 0)
         return code;
     static struct ctl_cluster cluster;
@@ -127,6 +149,8 @@ int ctl_verb_down(int argc, char **argv)
     ctl_cluster_unlock(&cluster);
     if (status != BT_OK && status != BT_ERR_NOT_FOUND)
         return ctl_fail("down", &error);
+    if (output == CTL_OUTPUT_JSON)
+        return ctl_print_json(json_pack("{s:s,s:b}", "cluster", cluster.name, "down", true));
     printf("cluster %s is down\n", cluster.name);
     return CTL_EXIT_OK;
 }
@@ -134,8 +158,10 @@ int ctl_verb_down(int argc, char **argv)
 int ctl_verb_hints(int argc, char **argv)
 {
     struct ctl_target target;
-    const struct bt_option options[] = {CTL_TARGET_OPTIONS(target), {0}};
-    int code = ctl_parse(options, "batonctl hints [--name NAME]", argc, argv, NULL);
+    int output;
+    const struct bt_option options[] = {CTL_TARGET_OPTIONS(target), CTL_OUTPUT_OPTION(output), {0}};
+    int code = ctl_parse(options, "batonctl hints [--name NAME]\n\n  batonctl hints --name demo",
+                         argc, argv, NULL);
     if (code >= 0)
         return code;
     static struct ctl_address address;
@@ -151,16 +177,22 @@ int ctl_verb_hints(int argc, char **argv)
     char name[CTL_NAME_SIZE + 16] = "";
     if (strcmp(cluster->name, "default") != 0)
         snprintf(name, sizeof(name), " --name %s", cluster->name);
-    printf("\nThe cluster stays up. Try:\n\n"
-           "  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-           "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], "
-           "\"stream\": true}'\n\n"
-           "  alias batonctl='%s'\n"
-           "  batonctl chat%s\n"
-           "  batonctl generate%s 'Once upon a time'\n"
-           "  batonctl status%s\n"
-           "  batonctl get workers%s\n"
-           "  batonctl down%s\n",
-           cluster->routers[0].http, own, name, name, name, name, name);
+    char lines[7][PATH_MAX + CTL_ENDPOINT_SIZE + 256];
+    snprintf(lines[0], sizeof(lines[0]),
+             "curl -N %s/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+             "    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}], "
+             "\"stream\": true}'\n",
+             cluster->routers[0].http);
+    snprintf(lines[1], sizeof(lines[1]), "alias batonctl='%s'", own);
+    static const char *const rest[] = {"chat", "generate", "status", "get workers", "down"};
+    for (int i = 0; i < 5; i++)
+        snprintf(lines[i + 2], sizeof(lines[i + 2]), "batonctl %s%s%s", rest[i], name,
+                 i == 1 ? " 'Once upon a time'" : "");
+    if (output == CTL_OUTPUT_JSON)
+        return ctl_print_json(json_pack("{s:[s,s,s,s,s,s,s]}", "lines", lines[0], lines[1],
+                                        lines[2], lines[3], lines[4], lines[5], lines[6]));
+    printf("\nThe cluster stays up. Try:\n\n");
+    for (int i = 0; i < 7; i++)
+        printf("  %s\n", lines[i]);
     return CTL_EXIT_OK;
 }

@@ -97,20 +97,20 @@ static enum bt_status find_tail(struct reader *reader, struct bt_error *error)
     off_t end = lseek(reader->fd, 0, SEEK_END), at = end;
     if (end < 0)
         return failed(reader, error);
-    while (left >= 0 && at > 0) {
+    while (left > 0 && at > 0) {
         size_t size = at < CTL_LOG_LINE_MAX ? (size_t)at : CTL_LOG_LINE_MAX;
         at -= (off_t)size;
         if (pread(reader->fd, reader->buffer, size, at) != (ssize_t)size)
             break; /* it became shorter */
         for (size_t i = size; i > 0; i--) {
             bool last = at + (off_t)i == end; /* it ends the last line, and begins none */
-            if (reader->buffer[i - 1] != '\n' || (last && left > 0) || left-- > 0)
+            if (reader->buffer[i - 1] != '\n' || (last && left > 0) || --left > 0)
                 continue;
             reader->at = at + (off_t)i;
             return BT_OK;
         }
     }
-    reader->at = left < 0 ? end : 0;
+    reader->at = left == 0 ? end : 0;
     return BT_OK;
 }
 

@@ -45,6 +45,34 @@ static const struct ctl_verb *find_verb(const char *name)
     return verb->name ? verb : NULL;
 }
 
+static bool takes_next(const struct bt_option *options, const char *word)
+{
+    for (; options->name; options++) {
+        bool named = strncmp(word, "--", 2) == 0 && strcmp(word + 2, options->name) == 0;
+        bool lettered = options->letter && word[1] == options->letter && !word[2];
+        if (named || lettered)
+            return options->type != BT_OPTION_BOOL;
+    }
+    return false;
+}
+
+/* Flags before words, each in the order it had; what is after "--" stays behind. */
+static void put_flags_first(const struct bt_option *options, int argc, char **argv)
+{
+    int flags = 1;
+    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
+        if (argv[i][0] != '-' || !argv[i][1])
+            continue;
+        int count = 1 + (takes_next(options, argv[i]) && i + 1 < argc);
+        for (int k = 0; k < count; k++, i++, flags++) {
+            char *word = argv[i];
+            memmove(&argv[flags + 1], &argv[flags], (size_t)(i - flags) * sizeof(*argv));
+            argv[flags] = word;
+        }
+        i--;
+    }
+}
+
 int ctl_parse(const struct bt_option *options, const char *usage, int argc, char **argv,
               int *ret_argc_used)
 {
@@ -57,6 +85,8 @@ int ctl_parse(const struct bt_option *options, const char *usage, int argc, char
         ctl_man_verb(verb, options, usage, stdout);
         return CTL_EXIT_OK;
     }
+    if (verb && verb->words)
+        put_flags_first(options, argc, argv);
     struct bt_error error;
     enum bt_status status = bt_option_parse(options, usage, argc, argv, &error, ret_argc_used);
     if (status == BT_OK)

@@ -34,7 +34,7 @@ struct ctl_verb {
     enum ctl_group group;
     /* What its words after the options can be, for the shell's completion: one part a word, the
      * last for all that follow, of alternatives, "workers|requests @worker"; @worker, @process,
-     * @request, @cluster and @file stand for what there is. NULL: it has none. */
+     * @request, @cluster and @file stand for what there is. Flags may come behind them. NULL: none, or they are text. */
     const char *words;
     bool hidden; /* for programs: in no list, and without a page */
 };
@@ -42,6 +42,7 @@ extern const struct ctl_verb ctl_verbs[]; /* ends with a NULL name */
 
 int ctl_verb_up(int argc, char **argv);
 int ctl_verb_down(int argc, char **argv);
+int ctl_verb_autoscale(int argc, char **argv);
 int ctl_verb_get(int argc, char **argv);
 int ctl_verb_status(int argc, char **argv);
 int ctl_verb_chat(int argc, char **argv);
@@ -54,6 +55,11 @@ int ctl_verb_quantize(int argc, char **argv);
 int ctl_verb_plan(int argc, char **argv);
 int ctl_verb_bench(int argc, char **argv);
 int ctl_verb_probe(int argc, char **argv);
+int ctl_verb_scale(int argc, char **argv);
+int ctl_verb_ratio(int argc, char **argv);
+int ctl_verb_switch_role(int argc, char **argv);
+int ctl_verb_drain(int argc, char **argv);
+int ctl_verb_resume(int argc, char **argv);
 int ctl_verb_completion(int argc, char **argv);
 int ctl_verb_complete(int argc, char **argv); /* __complete: what the shells' scripts call */
 int ctl_verb_man(int argc, char **argv);
