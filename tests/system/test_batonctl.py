@@ -267,7 +267,7 @@ def decode_workers_do_without_prefill_workers():
             s.assert_all_gone()
     with cluster.Cluster(prefill=0, decode=1, decode_dp=2) as c:
         assert set(c.pids) == {"router", "decode-0", "decode-0.1"}, c.pids
-        with urllib.request.urlopen(f"{c.http}/ready", timeout=20) as ready:
+        with urllib.request.urlopen(f"{c.http}/ready", timeout=120) as ready:
             assert ready.status == 200
         text = c.ctl("generate", "--temperature", "0", "--max-tokens", "5", "Once upon a time").stdout
         assert text.startswith("Once upon a time there was a playful"), text
@@ -342,7 +342,7 @@ def main():
             assert word in answer, answer
         workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
         assert {w["transport"] for w in workers} <= {"shm", "tcp", "rdma"}, workers
-        with urllib.request.urlopen(f"{c.http}/metrics", timeout=20) as metrics:
+        with urllib.request.urlopen(f"{c.http}/metrics", timeout=120) as metrics:
             assert "# TYPE baton_http_clients_gone_total" in metrics.read().decode()
         text = c.ctl("generate", "--temperature", "0", "--max-tokens", "5", "Once upon a time").stdout
         assert text.startswith("Once upon a time there was a playful"), text

@@ -62,8 +62,10 @@ def all_free(decode):
 
 
 def start(f, prefill_elsewhere, decode_elsewhere):
-    f.router("--heartbeat", 200, "--max-attempts", 2, "--request-timeout", "20s")
-    decode = f.add("decode", "decode-0", "--lease", "1s", "--kv-pages", PAGES, *TCP,
+    # A request of a decode rank that died waits out its time.
+    f.router("--heartbeat", 200, "--max-attempts", 2, "--request-timeout",
+             "20s" if decode_elsewhere else "110s")
+    decode = f.add("decode", "decode-0", "--lease", "3s", "--kv-pages", PAGES, *TCP,
                    prefix=ELSEWHERE if decode_elsewhere else ()).start()
     prefill = f.add("prefill", "prefill-0", "--chunked-prefill-size", 64, "--kv-pages", PAGES, *TCP,
                     prefix=ELSEWHERE if prefill_elsewhere else ()).start()
