@@ -23,6 +23,8 @@ const struct ctl_verb ctl_verbs[] = {
     {"chat", ctl_verb_chat, "talk to the model, or ask one question", CTL_GROUP_ASK},
     {"generate", ctl_verb_generate, "continue a text", CTL_GROUP_ASK},
     {"tokenize", ctl_verb_tokenize, "the tokens of a text or of a chat", CTL_GROUP_ASK},
+    {"autoscale", ctl_verb_autoscale, "as many workers as keep TTFT and TPOT within targets",
+     CTL_GROUP_SCALE},
     {"bench", ctl_verb_bench, "put a load on a cluster: latencies, throughput, goodput",
      CTL_GROUP_MEASURE},
     {"scale", ctl_verb_scale, "how many workers there shall be: prefill=N decode=M",
