@@ -19,6 +19,8 @@ void bt_man_text_print(const char *text, size_t size, FILE *out)
             fputs("\\(aq", out);
         else
             fputc(text[i], out);
+        if (text[i] == '|') /* a list of choices may be longer than a line */
+            fputs("\\:", out);
     }
 }
 

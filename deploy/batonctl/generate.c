@@ -1,5 +1,6 @@
 /* The verbs that ask the model: chat and generate. */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -213,16 +214,22 @@ static json_t *usage_json(const Baton__V1__Usage *usage)
                      (json_int_t)usage->cached_tokens);
 }
 
+/* JSON has no NaN and no infinity. */
+static double ms_to_s(double ms)
+{
+    return isfinite(ms) ? ms / 1e3 : 0;
+}
+
 static json_t *timing_json(Baton__V1__Timing *timing)
 {
     if (!timing)
         return json_null();
     ctl_message_flatten(&timing->base);
     return json_pack("{s:f,s:f,s:f,s:f,s:f,s:f,s:I,s:I,s:I,s:b,s:s,s:s,s:s,s:I,s:s}", "queue_s",
-                     timing->queue_ms / 1e3, "ttft_s", timing->ttft_ms / 1e3, "tpot_s",
-                     timing->tpot_ms / 1e3, "e2e_s", timing->e2e_ms / 1e3, "prefill_compute_s",
-                     timing->prefill_compute_ms / 1e3, "visible_transfer_s",
-                     timing->visible_transfer_ms / 1e3, "kv_bytes", (json_int_t)timing->kv_bytes,
+                     ms_to_s(timing->queue_ms), "ttft_s", ms_to_s(timing->ttft_ms), "tpot_s",
+                     ms_to_s(timing->tpot_ms), "e2e_s", ms_to_s(timing->e2e_ms),
+                     "prefill_compute_s", ms_to_s(timing->prefill_compute_ms), "visible_transfer_s",
+                     ms_to_s(timing->visible_transfer_ms), "kv_bytes", (json_int_t)timing->kv_bytes,
                      "kv_hidden_bytes", (json_int_t)timing->kv_bytes_hidden, "kv_writes",
                      (json_int_t)timing->kv_writes, "layerwise", timing->layerwise, "transport",
                      timing->transport, "prefill_worker", timing->prefill_worker, "decode_worker",
