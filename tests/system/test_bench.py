@@ -164,6 +164,9 @@ def open_loop(b):
     assert sorted(r["scheduled_s"] for r in requests) == [0, 0, 0, 0.2, 0.2, 0.2, 0.4, 0.4]
     _, requests = b.run("--rate", "inf", "--num-requests", 5, "--input-len", 16, "--output-len", 2)
     assert {r["scheduled_s"] for r in requests} == {0}
+    # By its endpoint, over as many connections as an open loop takes.
+    b.run("--rpc", b.c.rpc, "--burst", 20, "--every", "100ms", "--num-requests", 20, "--input-len", 16,
+          "--output-len", 2)
     # Nothing is due after the end; at least the first burst is.
     _, requests = b.run("--burst", 1, "--every", "100ms", "--duration", "250ms", "--input-len", 16,
                         "--output-len", 2)
