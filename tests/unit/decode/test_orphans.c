@@ -1,4 +1,5 @@
 /* Requests whose router goes away: kept, adopted, dropped; and two routers on one rank. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "decode-node/engine.h"
 #include "decode-node/subscriber.h"
 #include "decode-node/token_log.h"
 #include "proto/registry.pb-c.h"
@@ -169,6 +171,35 @@ static void run(struct cluster *cluster, struct attempt *attempt)
     assert_int_equal(attempt->run_status, BT_OK);
 }
 
+enum bt_status __real_dc_engine_run(struct dc_engine *engine, struct dc_step *step,
+                                    enum dc_pass pass);
+enum bt_status __wrap_dc_engine_run(struct dc_engine *engine, struct dc_step *step,
+                                    enum dc_pass pass);
+
+static pthread_mutex_t gate_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t gate_opens = PTHREAD_COND_INITIALIZER;
+static bool gate_shut;
+
+/* While it is shut nothing draws a token: what runs can't end before the test has gone on. */
+static void gate_set(bool shut)
+{
+    pthread_mutex_lock(&gate_lock);
+    gate_shut = shut;
+    pthread_cond_broadcast(&gate_opens);
+    pthread_mutex_unlock(&gate_lock);
+}
+
+enum bt_status __wrap_dc_engine_run(struct dc_engine *engine, struct dc_step *step,
+                                    enum dc_pass pass)
+{
+    pthread_mutex_lock(&gate_lock);
+    while (gate_shut) {
+        pthread_cond_wait(&gate_opens, &gate_lock);
+    }
+    pthread_mutex_unlock(&gate_lock);
+    return __real_dc_engine_run(engine, step, pass);
+}
+
 /* ROUTER goes away, without closing the connection. */
 static void lose_router(struct cluster *cluster)
 {
@@ -198,8 +229,10 @@ static void test_adopted_with_all_its_tokens(void **state)
     keyed(&left, 2, 300);
     run(cluster, &left);
     cluster_until(cluster, left.token_count >= 3);
+    gate_set(true);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
+    gate_set(false);
     struct router *other = router_open(cluster, OTHER);
     assert_int_equal(adopt(cluster, &left, other, OTHER), BT_OK);
     cluster_until(cluster, other->finish != 0);
@@ -221,9 +254,11 @@ static void test_replayed_tokens_are_kept(void **state)
     cluster_until(cluster, whole.finish != 0);
     keyed(&left, 2, 300);
     attempt_replay(&left, &whole, 40);
+    gate_set(true);
     run(cluster, &left);
     lose_router(cluster);
     cluster_until(cluster, dc_worker_orphans(cluster->decode) == 1);
+    gate_set(false);
     struct router *other = router_open(cluster, OTHER);
     assert_int_equal(adopt(cluster, &left, other, OTHER), BT_OK);
     cluster_until(cluster, other->finish != 0);
@@ -239,9 +274,11 @@ static void test_one_that_ended_holds_tokens_alone(void **state)
     struct cluster *cluster = open_cluster();
     struct attempt left;
     keyed(&left, 2, 500);
+    gate_set(true);
     run(cluster, &left);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
+    gate_set(false);
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
     struct router *other = router_open(cluster, OTHER);
@@ -401,8 +438,10 @@ static void test_makes_way_for_its_own_id(void **state)
         if (i == 0) { /* the next one finds an orphan that has ended */
             cluster_subscribe(cluster);
             keyed(&ended, 2, 500);
+            gate_set(true);
             run(cluster, &ended);
             lose_router(cluster);
+            gate_set(false);
             cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
             assert_int_equal(dc_worker_orphans(cluster->decode), 1);
         }
@@ -489,10 +528,12 @@ static void test_load_has_what_is_expected(void **state)
     }
     cancel_by(cluster, 2, 0, OTHER);
     assert_int_equal(pages_expected(cluster), 5);
+    gate_set(true);
     cluster_run(cluster, &attempts[0]); /* 360 tokens are 6 pages, got one by one */
     cluster_run(cluster, &attempts[2]);
     cluster_until(cluster, attempts[0].run_ended && attempts[2].run_ended);
     lose_router(cluster);
+    gate_set(false);
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
     assert_int_equal(dc_worker_orphans(cluster->decode), 2);
     assert_int_equal(pages_expected(cluster), 0);
@@ -510,11 +551,13 @@ static void test_ended_ones_make_room(void **state)
     decode.max_reserved = 2;
     struct cluster *cluster = open_with(&decode);
     struct attempt left[2], anew[3];
+    gate_set(true);
     for (uint64_t i = 0; i < 2; i++) {
         keyed(&left[i], 1 + i, 500);
         run(cluster, &left[i]);
     }
     lose_router(cluster);
+    gate_set(false);
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
     assert_int_equal(dc_worker_orphans(cluster->decode), 2);
     struct router *other = router_open(cluster, OTHER);
