@@ -77,10 +77,10 @@ static bool find_target(const struct line *line, struct ctl_target *ret_target)
     int argc = 1;
     const char *value;
     for (int i = 1; i + 1 < line->count && argc < FLAGS_MAX; i++) {
-        if (!find_flag(&all, line->words[i], &value))
-            continue;
+        if (!find_flag(&all, line->words[i], &value) || (!value && i + 2 >= line->count))
+            continue; /* that of the value that is typed says nothing yet */
         argv[argc++] = line->words[i];
-        if (!value && i + 2 < line->count)
+        if (!value)
             argv[argc++] = line->words[++i];
     }
     struct bt_error error;
