@@ -68,7 +68,7 @@ class Cluster:
 
     def ctl(self, verb, *args, check=True, timeout=500):
         command = [str(BATONCTL), verb, "--state-dir", self.dir, *map(str, args)]
-        if verb in ("status", "get", "chat", "generate"):
+        if verb in ("status", "get", "chat", "generate", "describe", "top", "events", "tokenize"):
             command[2:2] = ["--timeout", "120s"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
         if check and done.returncode != 0:

@@ -41,6 +41,7 @@ static struct bt_loop *loop;
 static struct bt_rpc_server *server;
 static char evil[] = EVIL;
 static bool many; /* tracks and traces */
+static volatile double zero;
 
 static void answer_status(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
 {
@@ -94,6 +95,75 @@ static void answer_trace(void *context, struct bt_rpc_call *call, const Protobuf
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
 }
 
+/* Times and counts of nothing, and texts in every field. */
+static void answer_stats(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    Baton__V1__StatsResponse stats = BATON__V1__STATS_RESPONSE__INIT;
+    Baton__V1__StageTime stage = BATON__V1__STAGE_TIME__INIT, *stages[] = {&stage};
+    stats.window_s = stats.kv_bytes_s = 0.0 / zero;
+    stats.generated_tokens_s = 1 / zero;
+    stats.prompt_tokens_s = -1 / zero;
+    stats.failed_s = -1e308;
+    stage.name = evil;
+    stage.mean_s = -1 / zero;
+    stats.stages = stages;
+    stats.n_stages = 1;
+    bt_rpc_call_end(call, BT_OK, NULL, &stats.base);
+}
+
+/* More than any router keeps, of any time. */
+static void answer_events(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    Baton__V1__ClusterEvent event = BATON__V1__CLUSTER_EVENT__INIT;
+    event.kind = event.worker_id = event.text = evil;
+    for (int i = 0; i < 500; i++) {
+        event.number = UINT64_MAX - (uint64_t)i;
+        event.unix_ns = i % 2 ? INT64_MIN : INT64_MAX;
+        if (bt_rpc_call_send(call, &event.base) != BT_OK)
+            break;
+    }
+    bt_rpc_call_end(call, BT_OK, NULL, NULL);
+}
+
+/* Fewer pieces than ids, with zeros and halves of characters in them. */
+static void answer_tokenize(void *context, struct bt_rpc_call *call,
+                            const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    uint32_t ids[] = {0, UINT32_MAX, 7};
+    static uint8_t bytes[] = {'a', 0, 0x1b, '[', 0xe2, '\n'};
+    ProtobufCBinaryData pieces[] = {{sizeof bytes, bytes}, {0, NULL}};
+    Baton__V1__TokenizeResponse response = BATON__V1__TOKENIZE_RESPONSE__INIT;
+    response.ids = ids;
+    response.n_ids = 3;
+    response.pieces = pieces;
+    response.n_pieces = 2;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+static void answer_generate(void *context, struct bt_rpc_call *call,
+                            const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    Baton__V1__GenerateEvent event = BATON__V1__GENERATE_EVENT__INIT;
+    Baton__V1__Timing timing = BATON__V1__TIMING__INIT;
+    Baton__V1__Usage usage = BATON__V1__USAGE__INIT;
+    timing.transport = timing.prefill_worker = timing.decode_worker = timing.trace_id = evil;
+    timing.ttft_ms = 0.0 / zero;
+    timing.kv_bytes = UINT64_MAX;
+    event.text = event.finish_reason = evil;
+    event.timing = &timing;
+    event.usage = &usage;
+    bt_rpc_call_send(call, &event.base);
+    bt_rpc_call_end(call, BT_OK, NULL, NULL);
+}
+
 static void refuse(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
 {
     (void)context;
@@ -104,20 +174,32 @@ static void refuse(void *context, struct bt_rpc_call *call, const ProtobufCMessa
 static const struct bt_rpc_method lies[] = {
     {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, answer_status},
     {"baton.v1.Router/Trace", &baton__v1__trace_request__descriptor, answer_trace},
+    {"baton.v1.Router/Stats", &baton__v1__stats_request__descriptor, answer_stats},
+    {"baton.v1.Router/Events", &baton__v1__events_request__descriptor, answer_events},
+    {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, answer_tokenize},
+    {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, answer_generate},
     {NULL, NULL, NULL},
 };
 static const struct bt_rpc_method refusals[] = {
     {"baton.v1.Router/Status", &baton__v1__status_request__descriptor, refuse},
     {"baton.v1.Router/Trace", &baton__v1__trace_request__descriptor, refuse},
+    {"baton.v1.Router/Stats", &baton__v1__stats_request__descriptor, refuse},
+    {"baton.v1.Router/Events", &baton__v1__events_request__descriptor, refuse},
+    {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, refuse},
+    {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, refuse},
     {NULL, NULL, NULL},
 };
+
+static const char *words[3]; /* after the options */
 
 static pid_t start(const char *verb, const char *how, int out)
 {
     posix_spawn_file_actions_t actions;
-    const char *argv[] = {batonctl,    verb,  "--rpc",    bt_rpc_server_endpoint(server),
-                          "--timeout", "30s", "--output", how,
-                          NULL};
+    const char *argv[12] = {batonctl,    verb,  "--rpc",    bt_rpc_server_endpoint(server),
+                            "--timeout", "30s", "--output", how};
+    for (int i = 0; i < 3; i++) {
+        argv[8 + i] = words[i];
+    }
     pid_t pid;
     posix_spawn_file_actions_init(&actions);
     posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
@@ -168,13 +250,14 @@ static void expect_flat(const struct bt_rpc_method *methods, const char *verb, i
 {
     int code;
     char *text = run(methods, verb, "table", &code);
+    const char *control = strcmp(verb, "generate") == 0 ? "\n\t" : "\n";
     assert_null(strstr(text, "runtime error"));
     assert_int_equal(code, expected);
     if (!strstr(text, shown)) {
         fail_msg("%s", text);
     }
     for (const char *at = text; *at; at++) {
-        assert_true(*at == '\n' || (unsigned char)*at >= 0x20);
+        assert_true(strchr(control, *at) || (unsigned char)*at >= 0x20);
     }
     assert_null(strstr(text, "\xc2\x9b"));
     free(text);
@@ -187,6 +270,32 @@ static void test_tables_are_flat(void **state)
     expect_flat(lies, "get", 0, EVIL_FLAT);
     expect_flat(lies, "status", 0, EVIL_FLAT);
     expect_flat(lies, "trace", 0, EVIL_FLAT);
+}
+
+static void with_words(const char *first, const char *second, const char *third)
+{
+    words[0] = first;
+    words[1] = second;
+    words[2] = third;
+}
+
+static void test_day_two_is_flat(void **state)
+{
+    (void)state;
+    expect_flat(lies, "events", 0, EVIL_FLAT);
+    with_words("--once", NULL, NULL);
+    expect_flat(lies, "top", 0, EVIL_FLAT);
+    with_words("cluster", NULL, NULL);
+    expect_flat(lies, "describe", 0, EVIL_FLAT);
+    with_words("routers", NULL, NULL);
+    expect_flat(lies, "get", 0, EVIL_FLAT);
+    with_words("text", NULL, NULL);
+    expect_flat(lies, "tokenize", 0, "a\\x00\\x1b[\\xe2\\n");
+    expect_flat(lies, "generate", 0, "a?[2J");
+    expect_flat(refusals, "generate", 1, "a?[2J");
+    expect_flat(refusals, "tokenize", 1, "a?[2J");
+    with_words(NULL, NULL, NULL);
+    expect_flat(refusals, "events", 1, "a?[2J");
 }
 
 static void test_refusals_are_flat(void **state)
@@ -225,6 +334,14 @@ static void test_json_is_json(void **state)
     }
     assert_true(i >= 2);
     json_decref(trace);
+    static const char *const verbs[][2] = {{"events", NULL},     {"top", NULL},
+                                           {"tokenize", "text"}, {"generate", "text"},
+                                           {"get", "routers"},   {"describe", "cluster"}};
+    for (size_t k = 0; k < sizeof verbs / sizeof verbs[0]; k++) {
+        with_words(verbs[k][1], NULL, NULL);
+        json_decref(run_json(verbs[k][0]));
+    }
+    with_words(NULL, NULL, NULL);
 }
 
 /* No memory for each track, which would be over 300 MiB. */
@@ -254,9 +371,8 @@ int main(int argc, char **argv)
     }
     batonctl = argv[1];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables_are_flat),
-        cmocka_unit_test(test_refusals_are_flat),
-        cmocka_unit_test(test_json_is_json),
+        cmocka_unit_test(test_tables_are_flat),    cmocka_unit_test(test_day_two_is_flat),
+        cmocka_unit_test(test_refusals_are_flat),  cmocka_unit_test(test_json_is_json),
         cmocka_unit_test(test_traces_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
