@@ -48,7 +48,7 @@ static void handle_heartbeat(void *context, struct bt_rpc_call *call,
 {
     const Baton__V1__HeartbeatRequest *request = (const Baton__V1__HeartbeatRequest *)message;
     Baton__V1__HeartbeatResponse response = BATON__V1__HEARTBEAT_RESPONSE__INIT;
-    rank_named(context, request->worker_id)->draining |= request->draining;
+    rank_named(context, request->worker_id)->draining = request->draining;
     bt_rpc_call_end(call, BT_OK, NULL, &response.base);
 }
 

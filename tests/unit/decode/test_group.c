@@ -316,6 +316,59 @@ static void test_one_that_drains_drains_all(void **state)
     group_close(&group);
 }
 
+static enum bt_status resume(struct group *group, uint32_t rank)
+{
+    Baton__V1__ResumeRequest request = BATON__V1__RESUME_REQUEST__INIT;
+    struct cluster *cluster = &group->ranks[rank].cluster;
+    return cluster_call(cluster, cluster->to_decode, "baton.v1.Worker/Resume", &request.base, NULL,
+                        NULL);
+}
+
+static bool any_drains(const struct group *group)
+{
+    bool any = false;
+    for (uint32_t r = 0; r < group->size; r++) {
+        any = any || group->ranks[r].draining;
+    }
+    return any;
+}
+
+/* A group drains, and is told to take requests again at another rank; then once more each. */
+static void test_one_that_is_resumed_resumes_all(void **state)
+{
+    (void)state;
+    static struct attempt long_one, next;
+    struct group group;
+    struct waiting waiting;
+    group_open(&group, 3, (const char *[]){NULL});
+    attempt_init(&long_one, 1, prompts[0], 10, MAX_TOKENS);
+    assert_int_equal(cluster_reserve(&group.ranks[2].cluster, &long_one), BT_OK);
+    cluster_run(&group.ranks[2].cluster, &long_one);
+    group_until(&group, long_one.token_count > 3);
+    drain(&group, 1, &waiting);
+    group_until(&group, all_drain(&group));
+    assert_int_equal(resume(&group, 0), BT_OK);
+    group_until(&group, !any_drains(&group));
+    group_until(&group, waiting.ended);
+    assert_true(waiting.status == BT_ERR_CANCELLED || long_one.finish != 0);
+    for (uint32_t r = 0; r < 3; r++) {
+        attempt_init(&next, 50 + r, prompts[0], 10, 10);
+        assert_int_equal(cluster_reserve(&group.ranks[r].cluster, &next), BT_OK);
+        cluster_run(&group.ranks[r].cluster, &next);
+        group_until(&group, next.finish != 0 && next.run_ended);
+        assert_int_equal(next.token_count, 10);
+        attempt_finish(&next);
+    }
+    assert_int_equal(cluster_cancel(&group.ranks[2].cluster, 1, 0), BT_OK);
+    drain(&group, 0, &waiting); /* the second time, all are empty */
+    group_until(&group, waiting.ended);
+    assert_int_equal(waiting.status, BT_OK);
+    group_until(&group, all_drain(&group));
+    assert_int_equal(resume(&group, 2), BT_OK);
+    group_until(&group, !any_drains(&group));
+    group_close(&group);
+}
+
 /* A long request on each rank, so that all of them step. */
 static void keep_busy(struct group *group, struct attempt *attempts)
 {
@@ -429,6 +482,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_wake_of_another_group),
         cmocka_unit_test(test_one_that_waits_alone_is_ended),
         cmocka_unit_test(test_one_that_drains_drains_all),
+        cmocka_unit_test(test_one_that_is_resumed_resumes_all),
         cmocka_unit_test(test_one_that_stops_stops_all),
         cmocka_unit_test(test_one_that_is_killed_ends_all),
         cmocka_unit_test(test_one_that_hangs_ends_all),

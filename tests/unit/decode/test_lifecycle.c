@@ -125,6 +125,72 @@ static void test_drain_takes_nothing_new_and_waits_for_the_rest(void **state)
     free(cluster);
 }
 
+static enum bt_status resume(struct cluster *cluster, struct bt_rpc_client *client)
+{
+    Baton__V1__ResumeRequest request = BATON__V1__RESUME_REQUEST__INIT;
+    return cluster_call(cluster, client, "baton.v1.Worker/Resume", &request.base, NULL, NULL);
+}
+
+/* Whoever waits for the drain hears of it; what ran on goes on, and new ones are taken. */
+static void test_resume_undoes_a_drain(void **state)
+{
+    struct cluster *cluster = *state;
+    struct attempt running, next, refused;
+    struct drain drains[2];
+    attempt_init(&running, 1, prompt, 200, 4000); /* does not end before */
+    attempt_init(&refused, 2, prompt, 200, 100);
+    attempt_init(&next, 3, prompt, 200, 100);
+    assert_int_equal(resume(cluster, cluster->to_decode), BT_OK); /* nothing to undo */
+    assert_int_equal(resume(cluster, cluster->to_prefill), BT_OK);
+    assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
+    cluster_run(cluster, &running);
+    cluster_until(cluster, running.token_count > 0);
+    drain_start(cluster->to_decode, &drains[0]);
+    assert_int_equal(cluster_reserve(cluster, &refused), BT_ERR_UNAVAILABLE);
+    drain_start(cluster->to_prefill, &drains[1]);
+    cluster_until(cluster, drains[1].over); /* nothing is left there */
+    assert_int_equal(drains[1].status, BT_OK);
+    assert_false(drains[0].over);
+    assert_int_equal(resume(cluster, cluster->to_decode), BT_OK);
+    cluster_until(cluster, drains[0].over);
+    assert_int_equal(drains[0].status, BT_ERR_CANCELLED);
+    assert_int_equal(cluster_reserve(cluster, &refused), BT_OK);
+    cluster_run(cluster, &refused);
+    cluster_until(cluster, refused.run_ended);
+    assert_int_equal(refused.run_status, BT_ERR_UNAVAILABLE); /* the prefill worker still drains */
+    assert_int_equal(cluster_cancel(cluster, 2, 0), BT_OK);
+    assert_int_equal(resume(cluster, cluster->to_prefill), BT_OK);
+    assert_int_equal(cluster_reserve(cluster, &next), BT_OK);
+    cluster_run(cluster, &next);
+    cluster_until(cluster, next.finish != 0);
+    assert_int_equal(next.token_count, 100);
+    assert_int_equal(running.finish, 0);
+    drain_start(cluster->to_decode, &drains[0]); /* and it can drain again */
+    assert_int_equal(cluster_cancel(cluster, 1, 0), BT_OK);
+    cluster_until(cluster, drains[0].over);
+    assert_int_equal(drains[0].status, BT_OK);
+    cluster_close(cluster);
+    free(cluster);
+}
+
+static void test_who_stops_is_not_resumed(void **state)
+{
+    struct cluster *cluster = *state;
+    struct attempt running;
+    attempt_init(&running, 1, prompt, 200, 4000);
+    assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
+    cluster_run(cluster, &running);
+    cluster_until(cluster, running.token_count > 0);
+    dc_worker_stop(cluster->decode);
+    pf_worker_stop(cluster->prefill);
+    assert_int_equal(resume(cluster, cluster->to_decode), BT_ERR_UNAVAILABLE);
+    assert_int_equal(resume(cluster, cluster->to_prefill), BT_ERR_UNAVAILABLE);
+    cluster_until(cluster, running.finish != 0);
+    assert_int_equal(running.finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
+    cluster_close(cluster);
+    free(cluster);
+}
+
 /* What is here when the rank stops is run again elsewhere: none of it was cancelled, nor failed. */
 static void test_a_rank_that_stops_gives_back(void **state)
 {
@@ -184,6 +250,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_deadline_in_the_middle_of_prefill, cluster_setup),
         cmocka_unit_test_setup(test_drain_takes_nothing_new_and_waits_for_the_rest, cluster_setup),
+        cmocka_unit_test_setup(test_resume_undoes_a_drain, cluster_setup),
+        cmocka_unit_test_setup(test_who_stops_is_not_resumed, cluster_setup),
         cmocka_unit_test_setup(test_a_rank_that_stops_gives_back, cluster_setup),
         cmocka_unit_test_setup(test_metrics_have_the_known_names, cluster_setup),
     };
