@@ -240,7 +240,7 @@ static enum bt_status parse_csv(const char *text, size_t size, struct ctl_bench_
 {
     const char *at = text, *line;
     size_t line_size, number = 1;
-    struct columns columns;
+    struct columns columns = {0};
     if (!ctl_bench_line(&at, text + size, &line, &line_size))
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "it is empty");
     enum bt_status status = read_header(line, line_size, error, &columns);
