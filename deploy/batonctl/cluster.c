@@ -88,10 +88,11 @@ bool ctl_cluster_alive(const struct ctl_cluster *cluster)
 
 const struct ctl_router *ctl_cluster_router(const struct ctl_cluster *cluster)
 {
-    /* They are the first processes. */
-    for (uint32_t i = 0; i < cluster->router_count && i < cluster->process_count; i++)
-        if (bt_process_probe(&cluster->processes[i].process) == BT_PROCESS_ALIVE)
-            return &cluster->routers[i];
+    for (uint32_t i = 0; i < cluster->router_count; i++)
+        for (uint32_t k = 0; k < cluster->process_count; k++)
+            if (strcmp(cluster->routers[i].id, cluster->processes[k].id) == 0 &&
+                bt_process_probe(&cluster->processes[k].process) == BT_PROCESS_ALIVE)
+                return &cluster->routers[i];
     return &cluster->routers[0];
 }
 

@@ -45,6 +45,7 @@ struct ctl_workers {
 
 /* Where a router is. */
 struct ctl_router {
+    char id[CTL_NAME_SIZE];       /* of its process */
     char http[CTL_ENDPOINT_SIZE]; /* "http://127.0.0.1:8000" */
     char rpc[CTL_ENDPOINT_SIZE];  /* "tcp://127.0.0.1:5557", secured "tcp://127.0.0.1:5557#KEY" */
 };
@@ -58,6 +59,9 @@ struct ctl_cluster {
     bool curve;                                /* RPC is secured; see ctl_keys_init */
     char served_model_name[CTL_ENDPOINT_SIZE]; /* "": from the directory */
     char dtype[CTL_NAME_SIZE];                 /* "": each worker's default */
+    char host[CTL_NAME_SIZE];                  /* of HTTP, as `up` was told; so the next three */
+    char local_prefill_mode[16];               /* "": the router's default */
+    char router_args[CTL_ARGS_SIZE];
     bool local_prefill; /* routers may have prompts computed by decode workers */
     struct ctl_workers workers[CTL_ROLES];
     int lock; /* -1: see ctl_cluster_lock */
@@ -126,11 +130,22 @@ struct ctl_patience {
 enum bt_status ctl_cluster_add(struct ctl_cluster *cluster, enum ctl_role role, uint32_t count,
                                const struct ctl_patience *patience, struct bt_error *error);
 
+/*
+ * `count` routers in place of those that there are, which they take the HTTP ports over from as
+ * soon as workers of both roles are ready for them; the others end by themselves then. Locked. On
+ * any error stops what it started, and the cluster's routers are the ones before.
+ */
+enum bt_status ctl_cluster_succeed_routers(struct ctl_cluster *cluster,
+                                           const struct ctl_patience *patience,
+                                           struct bt_error *error);
+/* Where router `index` hands its port over; PATH_MAX bytes. */
+void ctl_cluster_handover_path(const struct ctl_cluster *cluster, uint32_t index, char *ret_path);
+
 /* The worker that a process is of: "decode-0" of "decode-0.3"; CTL_NAME_SIZE bytes. */
 void ctl_worker_of(const char *process, char ret_worker[CTL_NAME_SIZE]);
 
-/* SIGTERM to all ranks of these workers, and SIGKILL after `grace_ns`; returns when they are gone,
- * and forgets them. Locked. */
+/* SIGTERM to all ranks of these workers (routers, too), and SIGKILL after `grace_ns`; returns when
+ * they are gone, and forgets them. Locked. */
 enum bt_status ctl_cluster_end(struct ctl_cluster *cluster, const char (*workers)[CTL_NAME_SIZE],
                                uint32_t count, int64_t grace_ns, struct bt_error *error);
 

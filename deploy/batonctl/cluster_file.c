@@ -31,17 +31,20 @@ static json_t *cluster_json(const struct ctl_cluster *cluster)
     for (uint32_t i = 0; i < cluster->process_count; i++)
         json_array_append_new(processes, process_json(&cluster->processes[i]));
     for (uint32_t i = 0; i < cluster->router_count; i++)
-        json_array_append_new(routers, json_pack("{s:s, s:s}", "http", cluster->routers[i].http,
-                                                 "rpc", cluster->routers[i].rpc));
+        json_array_append_new(routers,
+                              json_pack("{s:s, s:s, s:s}", "id", cluster->routers[i].id, "http",
+                                        cluster->routers[i].http, "rpc", cluster->routers[i].rpc));
     for (int role = 0; role < CTL_ROLES; role++)
         json_object_set_new(workers, ctl_role_name((enum ctl_role)role),
                             workers_json(&cluster->workers[role]));
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}", "name",
-                     cluster->name, "model", cluster->model, "served_model_name",
-                     cluster->served_model_name, "dtype", cluster->dtype, "http",
-                     cluster->routers[0].http, "rpc", cluster->routers[0].rpc, "curve",
-                     cluster->curve, "local_prefill", cluster->local_prefill, "workers", workers,
-                     "routers", routers, "processes", processes);
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}",
+                     "name", cluster->name, "host", cluster->host, "router_args",
+                     cluster->router_args, "local_prefill_mode", cluster->local_prefill_mode,
+                     "model", cluster->model, "served_model_name", cluster->served_model_name,
+                     "dtype", cluster->dtype, "http", cluster->routers[0].http, "rpc",
+                     cluster->routers[0].rpc, "curve", cluster->curve, "local_prefill",
+                     cluster->local_prefill, "workers", workers, "routers", routers, "processes",
+                     processes);
 }
 
 enum bt_status ctl_cluster_save(const struct ctl_cluster *cluster, struct bt_error *error)
@@ -80,9 +83,10 @@ static bool load_process(json_t *json, struct ctl_process *ret_process)
 
 static bool load_router(json_t *json, struct ctl_router *ret_router)
 {
-    const char *http, *rpc;
-    if (json_unpack(json, "{s:s, s:s}", "http", &http, "rpc", &rpc) != 0)
+    const char *id, *http, *rpc;
+    if (json_unpack(json, "{s:s, s:s, s:s}", "id", &id, "http", &http, "rpc", &rpc) != 0)
         return false;
+    snprintf(ret_router->id, sizeof(ret_router->id), "%s", id);
     snprintf(ret_router->http, sizeof(ret_router->http), "%s", http);
     snprintf(ret_router->rpc, sizeof(ret_router->rpc), "%s", rpc);
     return true;
@@ -108,11 +112,12 @@ static bool load_workers(json_t *json, struct ctl_workers *ret_workers)
 
 static bool load_cluster(json_t *root, struct ctl_cluster *cluster)
 {
-    const char *model, *served_model_name, *dtype;
+    const char *model, *served_model_name, *dtype, *host, *router_args, *mode;
     json_t *routers, *processes, *workers, *value;
     int curve, local_prefill;
     size_t index;
-    if (json_unpack(root, "{s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}", "model", &model,
+    if (json_unpack(root, "{s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}", "host", &host,
+                    "router_args", &router_args, "local_prefill_mode", &mode, "model", &model,
                     "served_model_name", &served_model_name, "dtype", &dtype, "curve", &curve,
                     "local_prefill", &local_prefill, "workers", &workers, "routers", &routers,
                     "processes", &processes) != 0 ||
@@ -122,6 +127,9 @@ static bool load_cluster(json_t *root, struct ctl_cluster *cluster)
     snprintf(cluster->model, sizeof(cluster->model), "%s", model);
     snprintf(cluster->served_model_name, sizeof(cluster->served_model_name), "%s",
              served_model_name);
+    snprintf(cluster->host, sizeof(cluster->host), "%s", host);
+    snprintf(cluster->router_args, sizeof(cluster->router_args), "%s", router_args);
+    snprintf(cluster->local_prefill_mode, sizeof(cluster->local_prefill_mode), "%s", mode);
     snprintf(cluster->dtype, sizeof(cluster->dtype), "%s", dtype);
     cluster->curve = curve;
     cluster->local_prefill = local_prefill;

@@ -76,26 +76,41 @@ static const char *local_prefill_of(const struct ctl_up_options *options)
     return !options->local_prefill && options->prefill == 0 ? "always" : options->local_prefill;
 }
 
-static enum bt_status start_router(struct ctl_cluster *cluster,
-                                   const struct ctl_up_options *options, int64_t index,
+void ctl_cluster_handover_path(const struct ctl_cluster *cluster, uint32_t index, char *ret_path)
+{
+    char file[CTL_NAME_SIZE];
+    snprintf(file, sizeof(file), "http-%u", index);
+    ctl_cluster_path(cluster, file, ".sock", ret_path);
+}
+
+static bool fits_socket(const char *path)
+{
+    return strlen(path) < sizeof(((struct sockaddr_un *)NULL)->sun_path);
+}
+
+/* `port` counts where there is none to take over. */
+static enum bt_status start_router(struct ctl_cluster *cluster, const char *id, int64_t port,
                                    const struct ctl_patience *patience, struct bt_error *error)
 {
     struct ctl_command command;
     struct ctl_process next = {.role = "router", .part = -1};
-    char port[16];
-    router_id(index, next.id);
-    snprintf(port, sizeof(port), "%d", (int)(options->port > 0 ? options->port + index : 0));
+    char port_text[16], handover[PATH_MAX];
+    snprintf(next.id, sizeof(next.id), "%s", id);
+    snprintf(port_text, sizeof(port_text), "%d", (int)port);
+    ctl_cluster_handover_path(cluster, cluster->router_count, handover);
     ctl_command_init(&command, "router/baton-router");
     ctl_command_add_all(&command, (const char *[]){"--model", cluster->model, "--host",
-                                                   options->host, "--port", port,
+                                                   cluster->host, "--port", port_text,
                                                    "--worker-endpoint", "tcp://127.0.0.1:*", NULL});
-    if (options->served_model_name)
+    if (fits_socket(handover))
+        ctl_command_add_all(&command, (const char *[]){"--handover", handover, NULL});
+    if (cluster->served_model_name[0])
         ctl_command_add_all(
-            &command, (const char *[]){"--served-model-name", options->served_model_name, NULL});
-    const char *local = local_prefill_of(options);
-    if (local)
-        ctl_command_add_all(&command, (const char *[]){"--local-prefill", local, NULL});
-    ctl_command_add_words(&command, options->router_args);
+            &command, (const char *[]){"--served-model-name", cluster->served_model_name, NULL});
+    if (cluster->local_prefill_mode[0])
+        ctl_command_add_all(&command,
+                            (const char *[]){"--local-prefill", cluster->local_prefill_mode, NULL});
+    ctl_command_add_words(&command, cluster->router_args);
     struct ctl_ready ready;
     uint32_t process = cluster->process_count;
     enum bt_status status = start_process(cluster, &next, &command, patience->interrupt, error);
@@ -105,9 +120,61 @@ static enum bt_status start_router(struct ctl_cluster *cluster,
     if (status != BT_OK)
         return status;
     struct ctl_router *router = &cluster->routers[cluster->router_count++];
+    snprintf(router->id, sizeof(router->id), "%s", id);
     snprintf(router->http, sizeof(router->http), "%s", ready.http);
     snprintf(router->rpc, sizeof(router->rpc), "%s", ready.rpc);
     return ctl_cluster_save(cluster, error);
+}
+
+static bool is_taken(const struct ctl_cluster *cluster, const char *worker);
+
+/* Those that there were stay among the processes. */
+static enum bt_status start_successors(struct ctl_cluster *cluster, uint32_t count,
+                                       const struct ctl_patience *patience, struct bt_error *error)
+{
+    enum bt_status status = BT_OK;
+    int64_t number = 0;
+    cluster->router_count = 0;
+    for (uint32_t i = 0; i < count && status == BT_OK; i++) {
+        char id[CTL_NAME_SIZE], key[PATH_MAX];
+        do
+            router_id(number++, id);
+        while (is_taken(cluster, id));
+        ctl_cluster_path(cluster, id, ".key", key);
+        if (cluster->curve && access(key, F_OK) != 0)
+            status = ctl_keys_add(cluster->dir, id, error);
+        if (status == BT_OK)
+            status = start_router(cluster, id, 0, patience, error);
+    }
+    return status;
+}
+
+enum bt_status ctl_cluster_succeed_routers(struct ctl_cluster *cluster,
+                                           const struct ctl_patience *patience,
+                                           struct bt_error *error)
+{
+    struct ctl_router before[CTL_MAX_ROUTERS];
+    char names[CTL_MAX_ROUTERS][CTL_NAME_SIZE], path[PATH_MAX];
+    uint32_t count = cluster->router_count, first = cluster->process_count, started = 0;
+    BT_ASSERT(cluster->lock >= 0);
+    ctl_cluster_handover_path(cluster, count, path);
+    if (!fits_socket(path))
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "--state-dir: routers hand their port over at a socket, whose path is "
+                            "too long: %s",
+                            path);
+    if (first + count > CTL_MAX_PROCESSES)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "too many processes");
+    memcpy(before, cluster->routers, sizeof(before));
+    enum bt_status status = start_successors(cluster, count, patience, error);
+    if (status == BT_OK)
+        return BT_OK;
+    for (uint32_t i = first; i < cluster->process_count; i++)
+        snprintf(names[started++], CTL_NAME_SIZE, "%s", cluster->processes[i].id);
+    memcpy(cluster->routers, before, sizeof(before));
+    cluster->router_count = count;
+    ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])names, started, TAKE_BACK_NS, NULL);
+    return status;
 }
 
 /* As workers are told: "ENDPOINT,ENDPOINT". */
@@ -374,7 +441,11 @@ static enum bt_status adopt(struct ctl_cluster *cluster, const struct ctl_up_opt
                 copy(decode->cpus, sizeof(decode->cpus), options->decode_cpus) &&
                 copy(cluster->served_model_name, sizeof(cluster->served_model_name),
                      options->served_model_name) &&
-                copy(cluster->dtype, sizeof(cluster->dtype), options->dtype);
+                copy(cluster->dtype, sizeof(cluster->dtype), options->dtype) &&
+                copy(cluster->host, sizeof(cluster->host), options->host) &&
+                copy(cluster->router_args, sizeof(cluster->router_args), options->router_args) &&
+                copy(cluster->local_prefill_mode, sizeof(cluster->local_prefill_mode),
+                     local_prefill_of(options));
     if (!fits)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "a text among the options is too long");
     if (!cores_are_given(options) &&
@@ -402,23 +473,39 @@ static enum bt_status prepare(struct ctl_cluster *cluster, struct bt_error *erro
     return ctl_cluster_make_dir(cluster->dir, error);
 }
 
+/* For all that `up` starts, before anybody reads the list. */
+static enum bt_status make_first_keys(struct ctl_cluster *cluster,
+                                      const struct ctl_up_options *options, struct bt_error *error)
+{
+    const int64_t counts[CTL_ROLES] = {
+        [CTL_PREFILL] = options->prefill, [CTL_DECODE] = options->decode};
+    struct newcomer newcomers[CTL_MAX_WORKERS];
+    char id[CTL_NAME_SIZE];
+    enum bt_status status = ctl_keys_begin(cluster->dir, error);
+    if (status == BT_OK)
+        status = ctl_keys_add(cluster->dir, CTL_KEYS_OPERATOR, error);
+    for (int64_t i = 0; i < options->routers && status == BT_OK; i++) {
+        router_id(i, id);
+        status = ctl_keys_add(cluster->dir, id, error);
+    }
+    for (int role = 0; role < CTL_ROLES && status == BT_OK; role++) {
+        plan(cluster, (enum ctl_role)role, (uint32_t)counts[role], newcomers);
+        status = make_keys(cluster, newcomers, (uint32_t)counts[role], error);
+    }
+    return status;
+}
+
 static enum bt_status start_routers(struct ctl_cluster *cluster,
                                     const struct ctl_up_options *options,
                                     const struct ctl_patience *patience, struct bt_error *error)
 {
     char id[CTL_NAME_SIZE];
-    enum bt_status status = BT_OK;
-    if (cluster->curve) {
-        status = ctl_keys_begin(cluster->dir, error);
-        if (status == BT_OK)
-            status = ctl_keys_add(cluster->dir, CTL_KEYS_OPERATOR, error);
-        for (int64_t i = 0; i < options->routers && status == BT_OK; i++) {
-            router_id(i, id);
-            status = ctl_keys_add(cluster->dir, id, error);
-        }
+    enum bt_status status = cluster->curve ? make_first_keys(cluster, options, error) : BT_OK;
+    for (int64_t i = 0; i < options->routers && status == BT_OK; i++) {
+        router_id(i, id);
+        status =
+            start_router(cluster, id, options->port > 0 ? options->port + i : 0, patience, error);
     }
-    for (int64_t i = 0; i < options->routers && status == BT_OK; i++)
-        status = start_router(cluster, options, i, patience, error);
     return status;
 }
 

@@ -44,6 +44,17 @@ struct ctl_scale {
     int64_t wait_ns;           /* until new workers are ready */
 };
 
+/* What workers are replaced by. NULL: as it is. */
+struct ctl_rollout {
+    bool roles[CTL_ROLES];         /* whose workers */
+    const char *model;             /* DIR: then routers and the workers of both roles */
+    const char *served_model_name; /* with model */
+    const char *dtype;             /* with model */
+    const char *args[CTL_ROLES];   /* more options of workers */
+    const char *router_args;       /* with model */
+    int64_t drain_ns, wait_ns;     /* of each; as in ctl_scale */
+};
+
 struct ctl_engine;
 
 /* All block until it is done, and return CANCELLED on SIGINT or SIGTERM: what was begun by then is
@@ -68,6 +79,11 @@ struct ctl_engine_ops {
     /* One worker less of its role, that one, and one more of the other. */
     enum bt_status (*switch_role)(struct ctl_engine *engine, const char *worker, enum ctl_role role,
                                   const struct ctl_scale *scale, struct bt_error *error);
+    /* One by one: a new one, and when it is ready an old one goes. Those of another model, or that
+     * compute otherwise, get routers of their own, that take over the HTTP ports from those before:
+     * what can't work together never meets. NULL: not by this engine. */
+    enum bt_status (*rollout)(struct ctl_engine *engine, const struct ctl_rollout *rollout,
+                              struct bt_error *error);
     /* Lines of a process's log to stdout, the last `tail` (-1: all); `follow`: until it ends. */
     enum bt_status (*logs)(struct ctl_engine *engine, const char *process, int64_t tail,
                            bool follow, struct bt_error *error);

@@ -9,39 +9,21 @@
 
 #include "common/base/clock.h"
 #include "deploy/batonctl/connection.h"
-#include "deploy/batonctl/engine.h"
+#include "deploy/batonctl/engine_local.h"
 #include "deploy/batonctl/interrupt.h"
 #include "deploy/batonctl/local_load.h"
 #include "deploy/batonctl/log_follow.h"
 #include "deploy/batonctl/ready.h"
 #include "deploy/batonctl/worker_calls.h"
 
-#define END_NS    (30 * BT_NS_PER_S) /* after SIGTERM, before SIGKILL */
 #define RESUME_NS (10 * BT_NS_PER_S) /* for the answer to a call */
 
-struct local {
-    struct ctl_engine base;
-    struct ctl_cluster cluster;
-    struct ctl_keys keys; /* of the operator */
-    int interrupt;        /* -1: no act has begun yet, and signals end the process */
-};
-
-typedef char worker_name[CTL_NAME_SIZE];
-
-/* Workers of the cluster by what is to be done with them. */
-struct list {
-    worker_name names[CTL_MAX_PROCESSES];
-    uint32_t count;
-};
-
-static struct local *local_of(struct ctl_engine *engine)
+struct local *ctl_local_of(struct ctl_engine *engine)
 {
     return (struct local *)engine;
 }
 
-static void say(const struct local *local, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-static void say(const struct local *local, const char *format, ...)
+void ctl_local_say(const struct local *local, const char *format, ...)
 {
     char text[512];
     va_list args;
@@ -53,14 +35,14 @@ static void say(const struct local *local, const char *format, ...)
     local->base.progress.step(local->base.progress.context, text);
 }
 
-static void list_add(struct list *list, const char *name)
+void ctl_list_add(struct list *list, const char *name)
 {
     BT_ASSERT(list->count < CTL_MAX_PROCESSES);
     snprintf(list->names[list->count++], CTL_NAME_SIZE, "%s", name);
 }
 
 /* "decode-0, decode-2". */
-static const char *list_text(const struct list *list, char ret_text[400])
+const char *ctl_list_text(const struct list *list, char ret_text[400])
 {
     size_t size = 0;
     ret_text[0] = '\0';
@@ -134,12 +116,12 @@ static void list_fill(const struct ctl_cluster *cluster, enum ctl_role role,
             worker_state(cluster, i, cluster->workers[role].ranks) != state)
             continue;
         ctl_worker_of(cluster->processes[i].id, worker);
-        list_add(list, worker);
+        ctl_list_add(list, worker);
     }
 }
 
 /* Those that count: they serve, or will. One that starts is of a batonctl that was killed. */
-static void list_living(const struct ctl_cluster *cluster, enum ctl_role role, struct list *list)
+void ctl_local_living(const struct ctl_cluster *cluster, enum ctl_role role, struct list *list)
 {
     list->count = 0;
     list_fill(cluster, role, WORKER_SERVES, list);
@@ -149,7 +131,7 @@ static void list_living(const struct ctl_cluster *cluster, enum ctl_role role, s
 static enum bt_status local_observe(struct ctl_engine *engine, struct bt_error *error,
                                     struct ctl_fleet *ret_fleet)
 {
-    struct ctl_cluster *cluster = &local_of(engine)->cluster;
+    struct ctl_cluster *cluster = &ctl_local_of(engine)->cluster;
     enum bt_status status = ctl_cluster_load(cluster, error);
     if (status != BT_OK)
         return status;
@@ -185,7 +167,7 @@ static enum bt_status hold(struct local *local, struct bt_error *error)
 }
 
 /* Alone with the cluster, as it is now. */
-static enum bt_status begin(struct local *local, const char *verb, struct bt_error *error)
+enum bt_status ctl_local_begin(struct local *local, const char *verb, struct bt_error *error)
 {
     struct ctl_cluster *cluster = &local->cluster;
     enum bt_status status = hold(local, error);
@@ -224,10 +206,10 @@ static enum bt_status find(const struct ctl_cluster *cluster, const char *name,
             return BT_OK;
         }
         if (serves)
-            list_add(&living, worker);
+            ctl_list_add(&living, worker);
     }
     return bt_error_set(error, BT_ERR_NOT_FOUND, "no worker '%.64s' in cluster '%s'; there are: %s",
-                        name, cluster->name, list_text(&living, known));
+                        name, cluster->name, ctl_list_text(&living, known));
 }
 
 static void tell_over(void *context, const struct ctl_worker_call *call)
@@ -235,15 +217,15 @@ static void tell_over(void *context, const struct ctl_worker_call *call)
     const struct local *local = context;
     switch (call->error.status) {
     case BT_OK:
-        say(local, "%s has nothing left", call->name);
+        ctl_local_say(local, "%s has nothing left", call->name);
         break;
     case BT_ERR_CANCELLED:
         break;
     case BT_ERR_DEADLINE:
-        say(local, "%s still has requests at the deadline", call->name);
+        ctl_local_say(local, "%s still has requests at the deadline", call->name);
         break;
     default:
-        say(local, "%s: %s", call->name, call->error.text);
+        ctl_local_say(local, "%s: %s", call->name, call->error.text);
     }
 }
 
@@ -283,14 +265,14 @@ static void resume_all(struct local *local, const struct list *workers)
     struct ctl_worker_call calls[CTL_WORKER_CALLS_MAX];
     struct bt_error error;
     if (call_workers(local, CTL_WORKER_RESUME, workers, RESUME_NS, -1, &error, calls) != BT_OK) {
-        say(local, "resuming: %s", error.text);
+        ctl_local_say(local, "resuming: %s", error.text);
         return;
     }
     for (uint32_t i = 0; i < workers->count; i++)
         if (calls[i].error.status == BT_OK)
-            say(local, "%s takes requests again", calls[i].name);
+            ctl_local_say(local, "%s takes requests again", calls[i].name);
         else
-            say(local, "%s stays drained: %s", calls[i].name, calls[i].error.text);
+            ctl_local_say(local, "%s stays drained: %s", calls[i].name, calls[i].error.text);
 }
 
 /* ------------------------------------------------------------------ growing and shrinking */
@@ -332,7 +314,7 @@ static enum bt_status bury(struct local *local, struct bt_error *error)
     }
     return gone.count > 0
                ? ctl_cluster_end(&local->cluster, (const char(*)[CTL_NAME_SIZE])gone.names,
-                                 gone.count, END_NS, error)
+                                 gone.count, CTL_LOCAL_END_NS, error)
                : BT_OK;
 }
 
@@ -344,8 +326,8 @@ static void tell_gone(const struct local *local)
         gone.count = 0;
         list_fill(&local->cluster, (enum ctl_role)role, WORKER_GONE, &gone);
         if (gone.count > 0)
-            say(local, "ended by %s: %s", gone.count > 1 ? "themselves" : "itself",
-                list_text(&gone, text));
+            ctl_local_say(local, "ended by %s: %s", gone.count > 1 ? "themselves" : "itself",
+                          ctl_list_text(&gone, text));
     }
 }
 
@@ -355,32 +337,34 @@ static enum bt_status grow(struct local *local, enum ctl_role role, int64_t want
     struct ctl_cluster *cluster = &local->cluster;
     static struct list living, now;
     char text[400];
-    list_living(cluster, role, &living);
+    ctl_local_living(cluster, role, &living);
     if (living.count >= wanted)
         return BT_OK;
     uint32_t count = (uint32_t)(wanted - living.count), first = cluster->process_count;
-    say(local, "starting %u %s worker%s", count, ctl_role_name(role), count > 1 ? "s" : "");
+    ctl_local_say(local, "starting %u %s worker%s", count, ctl_role_name(role),
+                  count > 1 ? "s" : "");
     enum bt_status status = ctl_cluster_add(cluster, role, count, patience, error);
     if (status != BT_OK)
         return status;
     now.count = 0;
     for (uint32_t i = first; i < cluster->process_count; i += cluster->workers[role].ranks)
-        list_add(&now, cluster->processes[i].id);
-    say(local, "ready: %s", list_text(&now, text));
+        ctl_list_add(&now, cluster->processes[i].id);
+    ctl_local_say(local, "ready: %s", ctl_list_text(&now, text));
     if (cluster->workers[role].cpus[0] && wanted > cluster->workers[role].parts)
-        say(local, "%s workers share the cpus of those that `up` started", ctl_role_name(role));
+        ctl_local_say(local, "%s workers share the cpus of those that `up` started",
+                      ctl_role_name(role));
     cluster->workers[role].wanted = (uint32_t)wanted;
     return ctl_cluster_save(cluster, error);
 }
 
 /* What runs on them is finished first, for at most drain_ns; CANCELLED: they take requests again,
  * and stay. */
-static enum bt_status dismiss(struct local *local, const struct list *workers, int64_t drain_ns,
-                              struct bt_error *error)
+enum bt_status ctl_local_dismiss(struct local *local, const struct list *workers, int64_t drain_ns,
+                                 struct bt_error *error)
 {
     struct ctl_worker_call calls[CTL_WORKER_CALLS_MAX];
     char text[400];
-    say(local, "draining %s", list_text(workers, text));
+    ctl_local_say(local, "draining %s", ctl_list_text(workers, text));
     enum bt_status status =
         call_workers(local, CTL_WORKER_DRAIN, workers, drain_ns, local->interrupt, error, calls);
     if (status == BT_ERR_CANCELLED)
@@ -389,11 +373,11 @@ static enum bt_status dismiss(struct local *local, const struct list *workers, i
         return status;
     for (uint32_t i = 0; i < workers->count; i++)
         if (calls[i].error.status == BT_ERR_DEADLINE)
-            say(local, "what %s has goes on elsewhere", calls[i].name);
+            ctl_local_say(local, "what %s has goes on elsewhere", calls[i].name);
     status = ctl_cluster_end(&local->cluster, (const char(*)[CTL_NAME_SIZE])workers->names,
-                             workers->count, END_NS, error);
+                             workers->count, CTL_LOCAL_END_NS, error);
     if (status == BT_OK)
-        say(local, "ended: %s", list_text(workers, text));
+        ctl_local_say(local, "ended: %s", ctl_list_text(workers, text));
     return status;
 }
 
@@ -404,7 +388,7 @@ static enum bt_status choose(struct local *local, const int64_t *wanted, struct 
     static struct list living;
     ret_leavers->count = 0;
     for (int role = 0; role < CTL_ROLES; role++) {
-        list_living(&local->cluster, (enum ctl_role)role, &living);
+        ctl_local_living(&local->cluster, (enum ctl_role)role, &living);
         if (living.count <= wanted[role])
             continue;
         enum bt_status status = ctl_local_load_sort(local->base.target, &local->cluster,
@@ -412,7 +396,7 @@ static enum bt_status choose(struct local *local, const int64_t *wanted, struct 
         if (status != BT_OK)
             return status;
         for (uint32_t i = 0; i < living.count - wanted[role]; i++)
-            list_add(ret_leavers, living.names[i]);
+            ctl_list_add(ret_leavers, living.names[i]);
     }
     return BT_OK;
 }
@@ -432,7 +416,7 @@ static enum bt_status shrink(struct local *local, const int64_t *wanted, int64_t
     }
     if (leavers.count == 0)
         return ctl_cluster_save(cluster, error);
-    status = dismiss(local, &leavers, drain_ns, error);
+    status = ctl_local_dismiss(local, &leavers, drain_ns, error);
     if (status == BT_ERR_CANCELLED)
         for (int role = 0; role < CTL_ROLES; role++)
             cluster->workers[role].wanted = before[role];
@@ -462,8 +446,8 @@ static enum bt_status scale_locked(struct local *local, const struct ctl_scale *
 static enum bt_status local_scale(struct ctl_engine *engine, const struct ctl_scale *scale,
                                   struct bt_error *error)
 {
-    struct local *local = local_of(engine);
-    enum bt_status status = begin(local, "scale", error);
+    struct local *local = ctl_local_of(engine);
+    enum bt_status status = ctl_local_begin(local, "scale", error);
     if (status != BT_OK)
         return status;
     status = scale_locked(local, scale, error);
@@ -474,7 +458,7 @@ static enum bt_status local_scale(struct ctl_engine *engine, const struct ctl_sc
 static enum bt_status local_check(struct ctl_engine *engine, const struct ctl_scale *scale,
                                   struct bt_error *error)
 {
-    struct local *local = local_of(engine);
+    struct local *local = ctl_local_of(engine);
     int64_t wanted[CTL_ROLES];
     enum bt_status status = ctl_cluster_load(&local->cluster, error);
     if (status != BT_OK)
@@ -491,13 +475,13 @@ static void take_back(struct local *local, enum ctl_role role, const char *newco
     static struct list list;
     struct bt_error error;
     list.count = 0;
-    list_add(&list, newcomer);
+    ctl_list_add(&list, newcomer);
     local->cluster.workers[role].wanted--;
-    if (ctl_cluster_end(&local->cluster, (const char(*)[CTL_NAME_SIZE])list.names, 1, END_NS,
-                        &error) == BT_OK)
-        say(local, "taken back: %s", newcomer);
+    if (ctl_cluster_end(&local->cluster, (const char(*)[CTL_NAME_SIZE])list.names, 1,
+                        CTL_LOCAL_END_NS, &error) == BT_OK)
+        ctl_local_say(local, "taken back: %s", newcomer);
     else
-        say(local, "%s", error.text);
+        ctl_local_say(local, "%s", error.text);
 }
 
 static enum bt_status switch_locked(struct local *local, const char *name, enum ctl_role role,
@@ -516,7 +500,7 @@ static enum bt_status switch_locked(struct local *local, const char *name, enum 
                             ctl_role_name(role));
     int64_t counts[CTL_ROLES];
     for (int r = 0; r < CTL_ROLES; r++) {
-        list_living(cluster, (enum ctl_role)r, &living);
+        ctl_local_living(cluster, (enum ctl_role)r, &living);
         counts[r] = living.count;
     }
     counts[before]--;
@@ -531,9 +515,9 @@ static enum bt_status switch_locked(struct local *local, const char *name, enum 
     snprintf(newcomer, sizeof(newcomer), "%s",
              cluster->processes[cluster->process_count - ranks].id);
     leaver.count = 0;
-    list_add(&leaver, worker);
+    ctl_list_add(&leaver, worker);
     cluster->workers[before].wanted = (uint32_t)counts[before];
-    status = dismiss(local, &leaver, scale->drain_ns, error);
+    status = ctl_local_dismiss(local, &leaver, scale->drain_ns, error);
     if (status == BT_ERR_CANCELLED) {
         cluster->workers[before].wanted++;
         take_back(local, role, newcomer);
@@ -545,8 +529,8 @@ static enum bt_status local_switch_role(struct ctl_engine *engine, const char *w
                                         enum ctl_role role, const struct ctl_scale *scale,
                                         struct bt_error *error)
 {
-    struct local *local = local_of(engine);
-    enum bt_status status = begin(local, "switch-role", error);
+    struct local *local = ctl_local_of(engine);
+    enum bt_status status = ctl_local_begin(local, "switch-role", error);
     if (status != BT_OK)
         return status;
     status = switch_locked(local, worker, role, scale, error);
@@ -571,7 +555,7 @@ static enum bt_status call_one(struct local *local, enum ctl_worker_verb verb, c
     if (status != BT_OK)
         return status;
     one.count = 0;
-    list_add(&one, worker);
+    ctl_list_add(&one, worker);
     status = call_workers(local, verb, &one, within_ns, local->interrupt, error, &call);
     if (status == BT_ERR_CANCELLED && verb == CTL_WORKER_DRAIN)
         resume_all(local, &one);
@@ -587,13 +571,13 @@ static enum bt_status call_one(struct local *local, enum ctl_worker_verb verb, c
 static enum bt_status local_drain(struct ctl_engine *engine, const char *worker, int64_t drain_ns,
                                   struct bt_error *error)
 {
-    return call_one(local_of(engine), CTL_WORKER_DRAIN, worker, drain_ns, error);
+    return call_one(ctl_local_of(engine), CTL_WORKER_DRAIN, worker, drain_ns, error);
 }
 
 static enum bt_status local_resume(struct ctl_engine *engine, const char *worker,
                                    struct bt_error *error)
 {
-    return call_one(local_of(engine), CTL_WORKER_RESUME, worker, RESUME_NS, error);
+    return call_one(ctl_local_of(engine), CTL_WORKER_RESUME, worker, RESUME_NS, error);
 }
 
 static bool is_alive(void *context)
@@ -605,7 +589,7 @@ static bool is_alive(void *context)
 static enum bt_status local_logs(struct ctl_engine *engine, const char *process, int64_t tail,
                                  bool follow, struct bt_error *error)
 {
-    struct local *local = local_of(engine);
+    struct local *local = ctl_local_of(engine);
     struct ctl_cluster *cluster = &local->cluster;
     enum bt_status status = ctl_cluster_load(cluster, error);
     if (status == BT_OK)
@@ -627,7 +611,7 @@ static enum bt_status local_logs(struct ctl_engine *engine, const char *process,
 
 static void local_destroy(struct ctl_engine *engine)
 {
-    struct local *local = local_of(engine);
+    struct local *local = ctl_local_of(engine);
     ctl_cluster_unlock(&local->cluster);
     if (local->interrupt >= 0)
         close(local->interrupt);
@@ -642,6 +626,7 @@ static const struct ctl_engine_ops local_ops = {
     .drain = local_drain,
     .resume = local_resume,
     .switch_role = local_switch_role,
+    .rollout = ctl_local_rollout,
     .logs = local_logs,
     .destroy = local_destroy,
 };

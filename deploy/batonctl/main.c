@@ -31,6 +31,8 @@ const struct ctl_verb ctl_verbs[] = {
      CTL_GROUP_SCALE, "prefill=|decode="},
     {"ratio", ctl_verb_ratio, "divide workers between the roles: 2:3", CTL_GROUP_SCALE,
      "1:1|1:2|1:3|2:1|3:1"},
+    {"rollout", ctl_verb_rollout, "replace workers one by one, by others or of another model",
+     CTL_GROUP_SCALE, "prefill|decode"},
     {"switch-role", ctl_verb_switch_role, "have a worker serve in the other role", CTL_GROUP_SCALE,
      "@worker prefill|decode"},
     {"drain", ctl_verb_drain, "a worker takes nothing new; wait until nothing is left on it",

@@ -57,6 +57,7 @@ int ctl_verb_bench(int argc, char **argv);
 int ctl_verb_probe(int argc, char **argv);
 int ctl_verb_scale(int argc, char **argv);
 int ctl_verb_ratio(int argc, char **argv);
+int ctl_verb_rollout(int argc, char **argv);
 int ctl_verb_switch_role(int argc, char **argv);
 int ctl_verb_drain(int argc, char **argv);
 int ctl_verb_resume(int argc, char **argv);

@@ -232,7 +232,7 @@ def wrong_usage(state):
     code, out, _ = run("--help")
     assert code == 0 and "chat" in out
     for args, code_wanted, text in [
-            ([], 2, "verbs:"), (["fly"], 2, "fly"), (["up"], 2, "--model"),
+            ([], 2, "batonctl VERB"), (["fly"], 2, "fly"), (["up"], 2, "--model"),
             (["up", "--model", "/does/not/exist", "--state-dir", state], 1, "/does/not/exist"),
             (["up", "--model", state, "--state-dir", state], 3, "config.json"),
             (["up", "--model", state, "--prefill", "-1"], 2, "--prefill"),
