@@ -129,7 +129,7 @@ def check_interrupted(c, askers):
     child = subprocess.Popen([str(cluster.BATONCTL), "rollout", "--state-dir", c.dir, "--model",
                               str(OTHER)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     line = child.stderr.readline()
-    assert "starting 1 router for" in line, line
+    assert "starting 2 routers for" in line, line
     child.send_signal(signal.SIGINT)
     rest = child.stderr.read()
     assert child.wait() != 0, rest
@@ -144,13 +144,16 @@ def check_another_model(c, askers):
     now = refresh(c)
     assert now["http"] == http and now["model"] == str(OTHER), now
     assert not before & pids(c), (before, state(c))
+    for router in now["routers"]:
+        assert openai_http.request(router["http"], "GET", "/v1/models")[2]["data"][0]["id"] == "other"
+    assert len(names(c, "router")) == len(now["routers"]) == 2, now
     assert len(names(c, "decode")) == 2 and len(names(c, "prefill")) == 1, names(c)
     askers.more(6)
     assert "other" in askers.seen, askers.seen
     models = openai_http.request(c.http, "GET", "/v1/models")[2]
     assert [m["id"] for m in models["data"]] == ["other"], models
     workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
-    assert {w["worker"] for w in workers if w["state"] == "ready"} == names(c) - names(c, "router")
+    assert {w["worker"] for w in workers if w["state"] == "ready"} == names(c) - names(c, "router"), workers
 
 
 def main():
@@ -158,7 +161,7 @@ def main():
     make_other()
     bodies = [{"prompt": [3 + (i * 977 + 31 * k) % 2000 for k in range(40)], "max_tokens": 12, "ignore_eos": True, "seed": i,
                "temperature": 0.0 if i % 2 else 0.9, "return_token_ids": True} for i in range(4)]
-    with cluster.Cluster(prefill=1, decode=2, curve=True) as c:
+    with cluster.Cluster(prefill=1, decode=2, routers=2, curve=True) as c:
         askers = Askers(c, bodies, {"tiny", "other"})
         try:
             askers.more(3)
