@@ -13,10 +13,16 @@
 #define DEFAULT_NAME     "default" /* of --name */
 #define DEFAULT_INSTANCE "baton"   /* what it is called in deploy/kubernetes */
 #define MAX_LABEL        63
+#define TIMEOUT_NS       (10 * BT_NS_PER_S) /* of verbs that have no --timeout */
 
 static struct ctl_kube_engine *of(struct ctl_engine *engine)
 {
     return (struct ctl_kube_engine *)engine;
+}
+
+static int64_t timeout_of(const struct ctl_target *target)
+{
+    return target->timeout_ns > 0 ? target->timeout_ns : TIMEOUT_NS;
 }
 
 bool ctl_kube_is_routed(const struct ctl_kube_engine *engine)
@@ -331,7 +337,7 @@ static enum bt_status drain(struct ctl_engine *base, const char *worker, int64_t
 
 static enum bt_status resume(struct ctl_engine *base, const char *worker, struct bt_error *error)
 {
-    return call_worker(of(base), CTL_WORKER_RESUME, worker, base->target->timeout_ns, error);
+    return call_worker(of(base), CTL_WORKER_RESUME, worker, timeout_of(base->target), error);
 }
 
 /* ------------------------------------------------------------------ logs */
@@ -471,7 +477,7 @@ enum bt_status ctl_engine_kubernetes(const struct ctl_target *target,
     if (status == BT_OK)
         status = ctl_kube_config_load(values, &surroundings, error, &config);
     if (status == BT_OK)
-        status = ctl_kube_create(&config, engine->interrupt_fd, target->timeout_ns, error,
+        status = ctl_kube_create(&config, engine->interrupt_fd, timeout_of(target), error,
                                  &engine->kube);
     if (status != BT_OK) {
         destroy(&engine->engine);

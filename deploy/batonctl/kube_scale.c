@@ -446,6 +446,7 @@ static bool was_lowered(struct rescale *act, enum ctl_role role)
     if (!lowered && ctl_kube_view_load(act->engine, NULL, &now) == BT_OK)
         lowered = now.workloads[role].replicas <= act->wanted[role];
     ctl_kube_view_finish(&now);
+    act->lowered[role] = lowered;
     return lowered;
 }
 
@@ -491,6 +492,29 @@ static enum bt_status shrink(struct rescale *act, struct bt_error *error)
     return status;
 }
 
+/* That the one that has to go can: asked before anything is done. */
+static enum bt_status check_forced(struct rescale *act, struct bt_error *error)
+{
+    enum bt_status status = act->forced ? choose(act, error) : BT_OK;
+    act->victims.count = 0;
+    return status;
+}
+
+static enum bt_status run(struct rescale *act, struct bt_error *error)
+{
+    enum bt_status status = grow(act, error);
+    bool grown = status == BT_OK;
+    if (grown)
+        status = shrink(act, error);
+    bool lowered = act->lowered[CTL_PREFILL] || act->lowered[CTL_DECODE];
+    if (status != BT_OK && (!grown || (act->forced && !lowered))) {
+        ctl_kube_set_deaf(act->engine->kube, true);
+        take_back_growth(act);
+        ctl_kube_set_deaf(act->engine->kube, false);
+    }
+    return status;
+}
+
 enum bt_status ctl_kube_rescale(struct ctl_kube_engine *engine, const struct ctl_scale *scale,
                                 const char *forced, struct bt_error *error)
 {
@@ -499,17 +523,11 @@ enum bt_status ctl_kube_rescale(struct ctl_kube_engine *engine, const struct ctl
     if (status == BT_OK)
         status = check(&act, error);
     if (status == BT_OK)
-        status = warn_of_autoscalers(&act, error);
-    if (status == BT_OK) {
-        status = grow(&act, error);
-        if (status != BT_OK) {
-            ctl_kube_set_deaf(engine->kube, true);
-            take_back_growth(&act);
-            ctl_kube_set_deaf(engine->kube, false);
-        }
-    }
+        status = check_forced(&act, error);
     if (status == BT_OK)
-        status = shrink(&act, error);
+        status = warn_of_autoscalers(&act, error);
+    if (status == BT_OK)
+        status = run(&act, error);
     free(act.victims.list);
     ctl_kube_view_finish(&act.view);
     return status;
