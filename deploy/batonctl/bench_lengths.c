@@ -75,3 +75,27 @@ uint32_t ctl_bench_lengths_draw(const struct ctl_bench_lengths *lengths, uint64_
         return lengths->low;
     return lengths->low + (uint32_t)(bt_random_unit(seed, index, 0) * (span + 1.0));
 }
+
+static bool is_drawn(const struct ctl_bench_lengths *lengths)
+{
+    return lengths->sigma > 0 || lengths->low != lengths->high;
+}
+
+static void cut(const struct ctl_bench_lengths *lengths, uint32_t most, uint32_t *tokens)
+{
+    if (is_drawn(lengths) && *tokens > most)
+        *tokens = most;
+}
+
+void ctl_bench_lengths_fit(const struct ctl_bench_lengths *input,
+                           const struct ctl_bench_lengths *output, uint32_t room,
+                           uint32_t *input_tokens, uint32_t *output_tokens)
+{
+    if (room < 2)
+        return;
+    cut(output, room - 1, output_tokens);
+    if (*output_tokens < room)
+        cut(input, room - *output_tokens, input_tokens);
+    if (*input_tokens < room)
+        cut(output, room - *input_tokens, output_tokens);
+}

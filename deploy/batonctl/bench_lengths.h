@@ -24,4 +24,12 @@ enum bt_status ctl_bench_lengths_parse(const char *text, struct bt_error *error,
 uint32_t ctl_bench_lengths_draw(const struct ctl_bench_lengths *lengths, uint64_t seed,
                                 uint64_t index);
 
+/*
+ * Cuts what was drawn so that both fit into `room` tokens: the prompt first, of which one token
+ * stays, then the output. What was named is not touched, be it too long.
+ */
+void ctl_bench_lengths_fit(const struct ctl_bench_lengths *input,
+                           const struct ctl_bench_lengths *output, uint32_t room,
+                           uint32_t *input_tokens, uint32_t *output_tokens);
+
 #endif

@@ -75,24 +75,6 @@ static uint32_t scaled(uint32_t length, double scale)
     return (uint32_t)fmin(fmax(round(length * scale), 1), CTL_BENCH_LENGTH_MAX);
 }
 
-static bool is_drawn(const struct ctl_bench_lengths *lengths)
-{
-    return lengths->sigma > 0 || lengths->low != lengths->high;
-}
-
-/* What was drawn is cut to the context, the prompt first; what was named is the user's to fit. */
-static void fit(const struct ctl_bench_load *load, struct shape *shape)
-{
-    uint32_t context = load->context, prefix = load->prompts.prefix_tokens;
-    if (context <= prefix + 1)
-        return;
-    context -= prefix;
-    if (is_drawn(&load->output) && shape->output >= context)
-        shape->output = context - 1;
-    if (is_drawn(&load->input) && shape->output < context && shape->input > context - shape->output)
-        shape->input = context - shape->output;
-}
-
 static void shape_of(const struct ctl_bench_load *load, uint64_t number, uint64_t index,
                      struct shape *ret_shape)
 {
@@ -109,8 +91,10 @@ static void shape_of(const struct ctl_bench_load *load, uint64_t number, uint64_
         shape.input = 0;
         if (shape.sample->output_tokens)
             shape.output = shape.sample->output_tokens;
-    } else {
-        fit(load, &shape);
+    } else if (load->context > load->prompts.prefix_tokens) {
+        ctl_bench_lengths_fit(&load->input, &load->output,
+                              load->context - load->prompts.prefix_tokens, &shape.input,
+                              &shape.output);
     }
     *ret_shape = shape;
 }

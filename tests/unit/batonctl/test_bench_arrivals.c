@@ -244,6 +244,45 @@ static void test_lengths(void **state)
         assert_int_equal(ctl_bench_lengths_parse(bad[i], &error, &parsed), BT_ERR_INVALID_ARGUMENT);
 }
 
+static void expect_fit(const char *input, const char *output, uint32_t room, const uint32_t *drawn,
+                       uint32_t wanted_input, uint32_t wanted_output)
+{
+    struct ctl_bench_lengths in = lengths(input), out = lengths(output);
+    uint32_t fitting[2] = {drawn[0], drawn[1]};
+    ctl_bench_lengths_fit(&in, &out, room, &fitting[0], &fitting[1]);
+    assert_int_equal(fitting[0], wanted_input);
+    assert_int_equal(fitting[1], wanted_output);
+}
+
+static void test_drawn_lengths_fit(void **state)
+{
+    (void)state;
+    const uint32_t some[] = {60, 30}, most[] = {900, 900}, one[] = {1, 1};
+    expect_fit("1:999", "1:999", 90, some, 60, 30);
+    expect_fit("1:999", "1:999", 89, some, 59, 30);
+    expect_fit("1:999", "1:999", 89, most, 1, 88);
+    expect_fit("1:999", "1:999", 2, most, 1, 1);
+    expect_fit("1:999", "1:999", 2, one, 1, 1);
+    expect_fit("1:999", "30", 80, some, 50, 30);
+    expect_fit("60", "lognormal:30:1", 80, some, 60, 20);
+    /* What is named stays, and nothing helps. */
+    expect_fit("60", "30", 80, some, 60, 30);
+    expect_fit("900", "1:999", 900, most, 900, 899);
+    expect_fit("1:999", "900", 900, most, 900, 900);
+    expect_fit("1:999", "1:999", 1, some, 60, 30);
+    struct ctl_bench_lengths wide = lengths("lognormal:500:2"), any = lengths("1:600");
+    uint32_t cut = 0;
+    for (uint64_t i = 0; i < DRAWS; i++) {
+        uint32_t input = ctl_bench_lengths_draw(&wide, SEED, i), before = input,
+                 output = ctl_bench_lengths_draw(&any, SEED + 1, i);
+        ctl_bench_lengths_fit(&wide, &any, 512, &input, &output);
+        assert_true(input >= 1 && output >= 1 && input + output <= 512);
+        assert_true(input == before || input + output == 512);
+        cut += input != before;
+    }
+    assert_true(cut > 0 && cut < DRAWS);
+}
+
 /* ------------------------------------------------------------------ prompts */
 
 static const uint32_t pool[] = {7, 11, 13, 17, 19, 23, 29, 31};
@@ -339,6 +378,7 @@ int main(void)
         cmocka_unit_test(test_extremes_stay_times),
         cmocka_unit_test(test_rates),
         cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_drawn_lengths_fit),
         cmocka_unit_test(test_prefixes_are_shared),
         cmocka_unit_test(test_blocks_are_shared),
         cmocka_unit_test(test_texts),
