@@ -9,7 +9,7 @@
 #include "common/base/clock.h"
 #include "common/base/random.h"
 
-#define TICK_S     0.05
+#define TICK_S     0.1
 #define INTERVAL_S 10
 #define NOBODY     UINT32_MAX
 

@@ -10,7 +10,7 @@
 #include "deploy/batonctl/autoscale_decide.h"
 
 #define WORLD_WORKERS  64
-#define WORLD_REQUESTS 65536 /* under way and of the last window */
+#define WORLD_REQUESTS 16384 /* under way and of the last window */
 #define WORLD_CHANGES  256
 
 struct world_spec {

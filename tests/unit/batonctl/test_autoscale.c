@@ -333,6 +333,25 @@ static void test_delay_begins_anew(void **state)
     assert_int_not_equal(decide_for(200), CTL_AUTOSCALE_ACT);
 }
 
+/* Of all that was right in the meantime, the most careful: two, though one would do mostly. */
+static void test_most_careful(void **state)
+{
+    (void)state;
+    policy.step_down = 4;
+    ctl_autoscaler_init(&scaler, &policy, NULL);
+    set_fleet(4, 2);
+    assert_int_equal(decide_for(100), CTL_AUTOSCALE_WAIT);
+    assert_says("prefill: to 1 if");
+    seen.sample.load.requests_s = 14; /* 0.7 of one worker: not with headroom */
+    pass(10);
+    assert_int_equal(decide(), CTL_AUTOSCALE_WAIT);
+    assert_says("prefill: to 2 if");
+    seen.sample.load.requests_s = 5;
+    pass(10);
+    assert_int_equal(decide_for(300), CTL_AUTOSCALE_ACT);
+    assert_int_equal(decision.wanted[CTL_PREFILL], 2);
+}
+
 static void test_cooldown_and_failures(void **state)
 {
     (void)state;
@@ -443,6 +462,34 @@ static void test_total_changes_roles(void **state)
     assert_says("total of 8");
 }
 
+/* Another split of the total that is hardly better is not worth a change. */
+static void test_total_stays(void **state)
+{
+    (void)state;
+    policy.total = 4;
+    policy.ttft_s = policy.tpot_s = 1e-4;
+    ctl_autoscaler_init(&scaler, &policy, NULL);
+    assert_int_equal(decide_for(400), CTL_AUTOSCALE_KEEP);
+    assert_says("stays");
+    assert_wanted(2, 2);
+}
+
+/* Those who wait already have to be worked off, too. */
+static void test_backlog(void **state)
+{
+    (void)state;
+    miss_ttft();
+    seen.sample.load.requests_s = 50;
+    assert_int_equal(decide_for(30), CTL_AUTOSCALE_ACT);
+    uint32_t without = decision.wanted[CTL_PREFILL];
+    setup(NULL);
+    miss_ttft();
+    seen.sample.load.requests_s = 50;
+    seen.queued = 1200; /* 40/s of 30 s */
+    assert_int_equal(decide_for(30), CTL_AUTOSCALE_ACT);
+    assert_true(decision.wanted[CTL_PREFILL] > without);
+}
+
 static void test_policies(void **state)
 {
     (void)state;
@@ -518,6 +565,41 @@ static void test_line(void **state)
     assert_true(isinf(ctl_autoscale_tpot_s(&model, &load, 1)));
 }
 
+/* A worker that has become twice as slow is known as such after some time. */
+static void test_line_moves(void **state)
+{
+    (void)state;
+    struct ctl_autoscale_model model;
+    ctl_autoscale_model_init(&model, NULL, 0.9);
+    for (int i = 0; i < 400; i++) {
+        double batch = i % 2 ? 10 : 20, step = (0.01 + 0.001 * batch) * (i < 200 ? 1 : 2);
+        struct ctl_autoscale_sample sample = {
+            .tpot_s = step, .tpot_median_s = step, .generated_s = batch / step, .workers = {1, 1}};
+        ctl_autoscale_model_learn(&model, &sample);
+    }
+    /* b = 337 * (0.02 + 0.002 b), b = 20.6. */
+    struct ctl_autoscale_load load = {.requests_s = 10, .input_tokens = 100, .output_tokens = 102};
+    assert_float_equal(ctl_autoscale_tpot_s(&model, &load, 3), 0.0612, 0.001);
+}
+
+/* A worker that computes several prompts together: each takes 1 s, 5 come a second, two workers
+ * bear it and nobody waits. So they are no busier than 0.9, whatever 5 * 1 / 2 says. */
+static void test_prompts_together(void **state)
+{
+    (void)state;
+    struct ctl_autoscale_model model;
+    ctl_autoscale_model_init(&model, NULL, 0.9);
+    struct ctl_autoscale_sample sample = seen.sample;
+    sample.stages.compute_s = 1;
+    sample.workers[CTL_PREFILL] = sample.workers[CTL_DECODE] = 2;
+    ctl_autoscale_model_learn(&model, &sample);
+    assert_float_equal(ctl_autoscale_busy(&model, &sample.load, 2), 0.9, 1e-6);
+    sample.stages.queue_s = 5; /* but if they wait it is as it seems */
+    ctl_autoscale_model_init(&model, NULL, 0.9);
+    ctl_autoscale_model_learn(&model, &sample);
+    assert_float_equal(ctl_autoscale_busy(&model, &sample.load, 2), 2.5, 1e-6);
+}
+
 /* Both get better with each worker, whatever was learned; nothing is negative or NaN. */
 static void test_hostile_numbers(void **state)
 {
@@ -583,15 +665,20 @@ int main(void)
         TEST(test_no_target),
         TEST(test_delays),
         TEST(test_delay_begins_anew),
+        TEST(test_most_careful),
         TEST(test_cooldown_and_failures),
         TEST(test_strikes),
         TEST(test_limits),
         TEST(test_least),
         TEST(test_idle),
         TEST(test_total_changes_roles),
+        TEST(test_total_stays),
+        TEST(test_backlog),
         TEST(test_policies),
         TEST(test_predictor_is_corrected),
         TEST(test_line),
+        TEST(test_line_moves),
+        TEST(test_prompts_together),
         TEST(test_hostile_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
