@@ -398,7 +398,7 @@ enum bt_status ctl_cluster_add(struct ctl_cluster *cluster, enum ctl_role role, 
         return status;
     status = start_workers(cluster, newcomers, count, patience, error);
     for (uint32_t i = 0; i < count; i++)
-        snprintf(names[i], sizeof(names[i]), "%s", newcomers[i].name);
+        memcpy(names[i], newcomers[i].name, CTL_NAME_SIZE);
     if (status != BT_OK)
         ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])names, count, TAKE_BACK_NS, NULL);
     return status;
