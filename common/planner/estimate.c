@@ -115,7 +115,11 @@ static void add_times(const struct bt_plan_instance *instance, struct bt_plan_co
     cost->steps = 1;
     cost->peak =
         bt_plan_hardware_peak(&instance->hardware, instance->dtypes.compute, &cost->number);
-    cost->compute_s = cost->operations / (cost->peak * mfu);
+    cost->attention_peak = cost->peak;
+    if (instance->dtypes.bf16_attention)
+        cost->attention_peak = figure[BT_PLAN_PEAK + BT_PLAN_BF16];
+    cost->compute_s = (cost->operations - cost->attention_operations) / (cost->peak * mfu) +
+                      cost->attention_operations / (cost->attention_peak * mfu);
     cost->memory_s = (cost->weight_bytes + cost->kv_bytes + cost->activation_bytes) /
                      (figure[BT_PLAN_MEMORY_BANDWIDTH] * share);
     cost->network_s = cost->inside_bytes / (figure[BT_PLAN_INSIDE] * calibration->inside_link) +
@@ -165,6 +169,7 @@ static void add_step(struct bt_plan_cost *sum, const struct bt_plan_cost *step)
     sum->experts_read = step->experts_read;
     sum->number = step->number;
     sum->peak = step->peak;
+    sum->attention_peak = step->attention_peak;
 }
 
 /* Of the chunk that starts behind `before` tokens; a token sees those and half of its own chunk. */

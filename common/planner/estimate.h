@@ -48,6 +48,7 @@ struct bt_plan_cost {
     double steps;
     enum bt_plan_number number; /* that the card computes with */
     double peak;                /* operations/s */
+    double attention_peak;      /* of attention_operations */
 };
 
 struct bt_plan_memory {

@@ -69,8 +69,14 @@ static void explain_operations(const struct writer *writer, const struct work *w
         cost->projection_operations, cost->mlp_operations, cost->stream_operations);
     double mfu =
         prefill ? work->instance->calibration.prefill_mfu : work->instance->calibration.decode_mfu;
-    add(writer, "compute", "operations/(peak*MFU)", "s", cost->compute_s, "%.10g/(%.10g*%g)",
-        cost->operations, cost->peak, mfu);
+    if (cost->attention_peak == cost->peak)
+        add(writer, "compute", "operations/(peak*MFU)", "s", cost->compute_s, "%.10g/(%.10g*%g)",
+            cost->operations, cost->peak, mfu);
+    else
+        add(writer, "compute", "(operations-attention)/(peak*MFU) + attention/(bf16 peak*MFU)", "s",
+            cost->compute_s, "%.10g/(%.10g*%g)+%.10g/(%.10g*%g)",
+            cost->operations - cost->attention_operations, cost->peak, mfu,
+            cost->attention_operations, cost->attention_peak, mfu);
 }
 
 static void explain_traffic(const struct writer *writer, const struct work *work)

@@ -37,6 +37,11 @@ const char *bt_plan_figure_key(enum bt_plan_figure figure)
     return figures[figure].key;
 }
 
+double bt_plan_figure_unit(enum bt_plan_figure figure)
+{
+    return figures[figure].unit;
+}
+
 static void read_figure(struct bt_plan_reader *entry, int index, struct bt_plan_hardware *hardware)
 {
     static const char *const keys[] = {"value", "source", NULL};

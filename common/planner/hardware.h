@@ -57,8 +57,10 @@ void bt_plan_hardware_set_cores(struct bt_plan_hardware *hardware, uint32_t core
 double bt_plan_hardware_peak(const struct bt_plan_hardware *hardware, enum bt_plan_number number,
                              enum bt_plan_number *ret_used);
 
-/* "bf16", "fp8", "int8", "fp4"; and the key of a figure in the file, "memory_gb". */
+/* "bf16", "fp8", "int8", "fp4"; the key of a figure in the file, "memory_gb"; and what the file's
+ * values are counted in, 1e9. */
 const char *bt_plan_number_name(enum bt_plan_number number);
 const char *bt_plan_figure_key(enum bt_plan_figure figure);
+double bt_plan_figure_unit(enum bt_plan_figure figure);
 
 #endif

@@ -47,6 +47,13 @@ struct bt_plan_dtypes bt_plan_dtypes_of(const struct bt_plan_model *model,
     };
 }
 
+void bt_plan_dtypes_on_cpu(enum bt_plan_weights weights, struct bt_plan_dtypes *dtypes)
+{
+    dtypes->bf16_attention = true;
+    if (weights == BT_PLAN_WEIGHTS_FP8)
+        dtypes->compute = BT_PLAN_BF16;
+}
+
 static void read_attention(struct bt_plan_reader *reader, struct bt_model_config *config)
 {
     const uint32_t none = 0;

@@ -44,5 +44,7 @@ enum bt_status bt_plan_weights_parse(const char *name, struct bt_error *error,
  * else bf16. */
 struct bt_plan_dtypes bt_plan_dtypes_of(const struct bt_plan_model *model,
                                         enum bt_plan_weights weights, bool fp8_kv);
+/* As the kernels for CPUs compute: weights of fp8 are widened to bf16, attention is bf16. */
+void bt_plan_dtypes_on_cpu(enum bt_plan_weights weights, struct bt_plan_dtypes *dtypes);
 
 #endif

@@ -16,6 +16,7 @@
 #ifndef BATON_COMMON_PLANNER_RESOURCES_H
 #define BATON_COMMON_PLANNER_RESOURCES_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define BT_PLAN_G 1073741824.0 /* 1024^3 */
@@ -56,6 +57,7 @@ struct bt_plan_dtypes {
     double activation_bytes;
     double network_bytes;        /* rows to experts and sums */
     enum bt_plan_number compute; /* of the products */
+    bool bf16_attention;         /* scores and sums over values are bf16, whatever the others are */
 };
 
 /* How the cards of one instance share a phase. */

@@ -276,10 +276,9 @@ static enum bt_status read_question(struct ctl_plan_report *report, struct bt_er
     report->fp8_kv = values.kv == 1;
     question->model = report->file.model;
     question->dtypes = bt_plan_dtypes_of(&question->model, report->weights, report->fp8_kv);
-    if (report->weights == BT_PLAN_WEIGHTS_FP8 &&
-        !strncmp(question->prefill_hardware.name, "cpu", 3) &&
+    if (!strncmp(question->prefill_hardware.name, "cpu", 3) &&
         !strncmp(question->decode_hardware.name, "cpu", 3))
-        question->dtypes.compute = BT_PLAN_BF16; /* what the kernels widen fp8 to */
+        bt_plan_dtypes_on_cpu(report->weights, &question->dtypes);
     return read_layouts(report, error);
 }
 

@@ -144,7 +144,9 @@ static json_t *hardware_json(const struct bt_plan_hardware *hardware)
     for (int i = 0; i < BT_PLAN_FIGURES; i++) {
         const char *key = bt_plan_figure_key((enum bt_plan_figure)i);
         if (hardware->figure[i] > 0) {
-            json_object_set_new(figures, key, number(hardware->figure[i]));
+            json_object_set_new(
+                figures, key,
+                number(hardware->figure[i] / bt_plan_figure_unit((enum bt_plan_figure)i)));
             json_object_set_new(sources, key, json_string(hardware->source[i]));
         }
     }

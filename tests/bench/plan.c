@@ -368,8 +368,7 @@ static enum bt_status compare(const char *dir, struct bt_team *team, struct bt_e
     };
     instance.calibration.score_share = 0;
     instance.calibration.routing = BT_PLAN_ROUTING_EXPECTED;
-    if (file.weights == BT_PLAN_WEIGHTS_FP8)
-        instance.dtypes.compute = BT_PLAN_BF16;
+    bt_plan_dtypes_on_cpu(file.weights, &instance.dtypes);
     calibrate(&instance);
     snprintf(instance.calibration.source, sizeof(instance.calibration.source),
              "measured by tests/bench/plan: %.40s %.10s, %.20s kernels, %u cores",

@@ -27,8 +27,8 @@ const struct bt_plan_model published_model = {
     .streams = 1,
 };
 
-const struct bt_plan_dtypes published_w4a8 = {1, 0.5, 1, 1, 0, 1, 2, BT_PLAN_FP8};
-const struct bt_plan_dtypes published_fp8 = {1, 1, 1, 1, 0, 1, 2, BT_PLAN_FP8};
+const struct bt_plan_dtypes published_w4a8 = {1, 0.5, 1, 1, 0, 1, 2, BT_PLAN_FP8, false};
+const struct bt_plan_dtypes published_fp8 = {1, 1, 1, 1, 0, 1, 2, BT_PLAN_FP8, false};
 
 struct bt_plan_hardware published_h20(void)
 {

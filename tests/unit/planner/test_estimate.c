@@ -136,6 +136,53 @@ static void efficiencies_scale_their_times(void **state)
     assert_near("prefill's memory", slow.memory_s / cost.memory_s, 5, 1e-9);
 }
 
+/* By hand, with peaks of 148 and 296: attention takes twice as long as at the other peak, all else
+ * as long. */
+static void attention_of_bf16_takes_the_peak_of_bf16(void **state)
+{
+    (void)state;
+    for (int phase = BT_PLAN_PREFILL; phase <= BT_PLAN_DECODE; phase++) {
+        struct bt_plan_instance instance = decode_instance(8);
+        struct bt_plan_step step = {16, 2, 3260};
+        instance.phase = (enum bt_plan_phase)phase;
+        instance.calibration.prefill_mfu = instance.calibration.decode_mfu = 0.5;
+        struct bt_plan_cost narrow = bt_plan_step_cost(&instance, &step, 8);
+        instance.dtypes.bf16_attention = true;
+        struct bt_plan_cost wide = bt_plan_step_cost(&instance, &step, 8);
+        double other = narrow.operations - narrow.attention_operations;
+        assert_near("operations", wide.operations, narrow.operations, 0);
+        assert_near("seconds", wide.compute_s,
+                    other / (148.0 * 1024 * BT_PLAN_G) +
+                        narrow.attention_operations / (74.0 * 1024 * BT_PLAN_G),
+                    1e-12);
+        assert_near("memory", wide.memory_s, narrow.memory_s, 0);
+        instance.dtypes.compute = BT_PLAN_BF16;
+        wide = bt_plan_step_cost(&instance, &step, 8);
+        assert_near("all of bf16", wide.compute_s, 2 * narrow.compute_s, 1e-12);
+    }
+}
+
+/* A step looks up rows of the embedding: 129280 * 7168 bytes that memory holds and no step reads,
+ * whatever they are shared by. */
+static void the_embedding_is_held_and_not_read(void **state)
+{
+    (void)state;
+    for (uint32_t tp = 1; tp <= 8; tp *= 8) {
+        struct bt_plan_instance with = decode_instance(8);
+        with.layout = (struct bt_plan_layout){tp, 8 / tp, 8};
+        struct bt_plan_instance without = with;
+        with.model.embedding_parameters = 129280.0 * 7168;
+        struct bt_plan_step step = bt_plan_decode_step(32, 3260);
+        struct bt_plan_decoding decoding = {.batch = 32, .context = 3260, .reserved = 3260};
+        struct bt_plan_cost less = bt_plan_step_cost(&with, &step, 1);
+        struct bt_plan_cost more = bt_plan_step_cost(&without, &step, 1);
+        assert_near("read", more.weight_bytes - less.weight_bytes, 129280.0 * 7168 / tp, 1);
+        assert_near("operations", more.operations, less.operations, 0);
+        assert_near("held", bt_plan_decode_memory(&with, &decoding).weight_bytes,
+                    bt_plan_decode_memory(&without, &decoding).weight_bytes, 0);
+    }
+}
+
 /* Chunks change neither operations nor traffic between cards; weights are read once a chunk. */
 static void chunks_keep_operations_and_read_weights_again(void **state)
 {
@@ -310,6 +357,8 @@ int main(void)
         cmocka_unit_test(a_step_takes_what_table_9_prints),
         cmocka_unit_test(overlap_takes_the_longest),
         cmocka_unit_test(efficiencies_scale_their_times),
+        cmocka_unit_test(attention_of_bf16_takes_the_peak_of_bf16),
+        cmocka_unit_test(the_embedding_is_held_and_not_read),
         cmocka_unit_test(chunks_keep_operations_and_read_weights_again),
         cmocka_unit_test(cached_tokens_are_not_computed),
         cmocka_unit_test(v3_fits_as_told),

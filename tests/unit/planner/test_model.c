@@ -57,6 +57,45 @@ static void v3_has_the_published_parameters(void **state)
     assert_int_equal(model->sparse_tokens, 0);
 }
 
+/* 129280 rows of 7168, in the dense parameters beside the head; one matrix for both where tied, and
+ * that is read as the head. */
+static void the_embedding_is_counted_once_where_it_is_the_head(void **state)
+{
+    (void)state;
+    struct bt_error error = {0};
+    struct bt_plan_model_file apart, tied;
+    assert_int_equal(load(V3, &error, &apart), BT_OK);
+    assert_int_equal(load("{\"model_type\":\"deepseek_v3\",\"tie_word_embeddings\":true," V3_SIZES
+                          "}",
+                          &error, &tied),
+                     BT_OK);
+    double matrix = 129280.0 * 7168;
+    assert_near("apart", apart.model.embedding_parameters, matrix, 0);
+    assert_near("tied", tied.model.embedding_parameters, 0, 0);
+    assert_near("dense", apart.model.dense_parameters - tied.model.dense_parameters, matrix, 1);
+    assert_near("head", tied.model.head_parameters, matrix, 0);
+}
+
+/* fp8 is widened, int8 and int4 are not; attention is bf16 in all of them. */
+static void cpus_compute_attention_in_bf16(void **state)
+{
+    (void)state;
+    static const enum bt_plan_number numbers[] = {
+        [BT_PLAN_WEIGHTS_BF16] = BT_PLAN_BF16,
+        [BT_PLAN_WEIGHTS_FP8] = BT_PLAN_BF16,
+        [BT_PLAN_WEIGHTS_INT8] = BT_PLAN_INT8,
+        [BT_PLAN_WEIGHTS_W4A8] = BT_PLAN_FP8, /* a CPU's int8 stands in for it */
+    };
+    for (int i = 0; i < BT_PLAN_WEIGHTS_KINDS; i++) {
+        struct bt_plan_dtypes dtypes =
+            bt_plan_dtypes_of(&published_model, (enum bt_plan_weights)i, false);
+        assert_false(dtypes.bf16_attention);
+        bt_plan_dtypes_on_cpu((enum bt_plan_weights)i, &dtypes);
+        assert_true(dtypes.bf16_attention);
+        assert_int_equal(dtypes.compute, numbers[i]);
+    }
+}
+
 /* The indexer: 1536 * 64 * 128 + 7168 * (128 + 64) in each of 61 layers. */
 static void v32_is_read_though_the_forward_pass_refuses_it(void **state)
 {
@@ -172,6 +211,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(v3_has_the_published_parameters),
+        cmocka_unit_test(the_embedding_is_counted_once_where_it_is_the_head),
+        cmocka_unit_test(cpus_compute_attention_in_bf16),
         cmocka_unit_test(v32_is_read_though_the_forward_pass_refuses_it),
         cmocka_unit_test(sparse_keys_are_not_overlooked_where_the_loader_ignores_them),
         cmocka_unit_test(both_readers_agree),
