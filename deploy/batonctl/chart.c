@@ -112,11 +112,7 @@ static void add_log_ticks(struct range *range)
     double base = range->scale == CTL_CHART_LOG2 ? 2 : 10;
     double first = ceil(range->low - 1e-9), count = floor(range->high + 1e-9) - first + 1;
     double every = fmax(1, ceil(count / 12));
-    bool between = base == 10 && count < 4;
-    if (count < 2 && !between) {
-        add_linear_ticks(range, pow(base, range->low), pow(base, range->high));
-        return;
-    }
+    bool between = base == 10 && range->high - range->low < 3;
     for (double power = first - 1; power < first + count; power += every) {
         add_tick(range, pow(base, power));
         if (between) {
@@ -124,7 +120,7 @@ static void add_log_ticks(struct range *range)
             add_tick(range, 5 * pow(base, power));
         }
     }
-    if (range->tick_count < 2) {
+    if (range->tick_count < (between ? 4 : 2)) {
         range->tick_count = 0;
         add_linear_ticks(range, pow(base, range->low), pow(base, range->high));
     }
@@ -222,7 +218,7 @@ static void draw_ticks(FILE *out, const struct plane *plane, bool is_x)
     for (size_t i = 0; i < range->tick_count; i++) {
         char text[48];
         double at = place(range, range->ticks[i]);
-        snprintf(text, sizeof(text), fabs(range->ticks[i]) < 1e6 ? "%.7g" : "%.3g",
+        snprintf(text, sizeof(text), fabs(range->ticks[i]) < 1e7 ? "%.7g" : "%.3g",
                  range->ticks[i]);
         const char *label = is_x && axis->category_count ? axis->categories[i] : text;
         if (is_x)
@@ -282,6 +278,11 @@ static bool is_there(const struct plane *plane, const struct ctl_chart_series *s
            isfinite(scaled(plane->y.scale, series->y[i]));
 }
 
+static const char *dashes(const struct ctl_chart_series *series)
+{
+    return series->dashed ? " stroke-dasharray='6 4'" : "";
+}
+
 static void draw_path(FILE *out, const struct plane *plane, const struct ctl_chart_series *series,
                       const char *colour)
 {
@@ -290,7 +291,7 @@ static void draw_path(FILE *out, const struct plane *plane, const struct ctl_cha
         bool there = is_there(plane, series, i);
         if (there && !any)
             fprintf(out, "<path class='line' fill='none' stroke='%s' stroke-width='2'%s d='",
-                    colour, series->dashed ? " stroke-dasharray='6 4'" : "");
+                    colour, dashes(series));
         if (there)
             fprintf(out, "%c%.2f %.2f ", open ? 'L' : 'M',
                     place(&plane->x, value_of(series, true, i)), place(&plane->y, series->y[i]));
@@ -344,6 +345,23 @@ static void draw_series(FILE *out, struct plane *plane, size_t s)
         draw_points(out, plane, series, colour);
 }
 
+/* The series' own mark, 16 pixels wide. */
+static void draw_sample(FILE *out, const struct ctl_chart_series *series, double x, double y,
+                        const char *colour)
+{
+    if (series->mark == CTL_CHART_BARS)
+        fprintf(out, "<rect x='%.2f' y='%.2f' width='16' height='8' fill='%s'/>\n", x, y - 4,
+                colour);
+    if (series->mark == CTL_CHART_LINE || series->mark == CTL_CHART_LINE_POINTS)
+        fprintf(out,
+                "<path class='sample' d='M%.2f %.2fh16' stroke='%s' stroke-width='2' "
+                "fill='none'%s/>\n",
+                x, y, colour, dashes(series));
+    if (series->mark == CTL_CHART_POINTS || series->mark == CTL_CHART_LINE_POINTS)
+        fprintf(out, "<circle class='sample' cx='%.2f' cy='%.2f' r='3.5' fill='%s'/>\n", x + 8, y,
+                colour);
+}
+
 static void draw_legend(FILE *out, const struct plane *plane)
 {
     double x = plane->x.to + 16, y = plane->y.to + 6;
@@ -351,11 +369,26 @@ static void draw_legend(FILE *out, const struct plane *plane)
         const struct ctl_chart_series *series = &plane->chart->series[s];
         if (!series->name)
             continue;
-        fprintf(out, "<rect x='%.2f' y='%.2f' width='14' height='4' fill='%s'/>\n", x, y - 2,
-                colours[s % COLOURS]);
-        print_label(out, x + 20, y + 4, "class='legend'", series->name);
+        draw_sample(out, series, x, y, colours[s % COLOURS]);
+        print_label(out, x + 22, y + 4, "class='legend'", series->name);
         y += 20;
     }
+}
+
+/* Below the point, where a line that peaks there leaves room; not over the frame. */
+static void draw_note_text(FILE *out, const struct plane *plane, double x, double y,
+                           const char *text)
+{
+    bool low = y + 30 > plane->y.from, left = x<plane->x.from + 60, right = x> plane->x.to - 60;
+    print_label(out,
+                left    ? x + 9
+                : right ? x - 9
+                        : x,
+                low ? y - 12 : y + 26,
+                left    ? "class='note-text'"
+                : right ? "class='note-text' text-anchor='end'"
+                        : "class='note-text' text-anchor='middle'",
+                text);
 }
 
 static void draw_notes(FILE *out, const struct plane *plane)
@@ -363,17 +396,15 @@ static void draw_notes(FILE *out, const struct plane *plane)
     for (size_t i = 0; i < plane->chart->note_count; i++) {
         const struct ctl_chart_note *note = &plane->chart->notes[i];
         double x, y;
-        bool late;
         if (!shown(&plane->x, note->x) || !shown(&plane->y, note->y))
             continue;
         x = place(&plane->x, note->x);
         y = place(&plane->y, note->y);
-        late = x > (plane->x.from + plane->x.to) / 2;
         fprintf(out,
                 "<circle class='note' cx='%.2f' cy='%.2f' r='5' fill='none' stroke='" INK
                 "' stroke-width='2'/>\n",
                 x, y);
-        print_label(out, late ? x - 9 : x + 9, y + 16, late ? "text-anchor='end'" : "", note->text);
+        draw_note_text(out, plane, x, y, note->text);
     }
 }
 

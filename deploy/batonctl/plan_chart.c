@@ -4,11 +4,11 @@
 #include "deploy/batonctl/chart.h"
 #include "deploy/batonctl/plan_report.h"
 
-#define ROOF_POINTS 61
+#define ROOF_POINTS 4
 #define GROUPS      5 /* lengths that decode's roofline shows */
 
 struct roof {
-    double x[ROOF_POINTS], peak[ROOF_POINTS], reached[ROOF_POINTS];
+    double x[ROOF_POINTS], peak[ROOF_POINTS], reached[ROOF_POINTS]; /* both ends and both knees */
     char peak_name[64], reached_name[64];
 };
 
@@ -17,10 +17,12 @@ static void fill_roof(const struct bt_plan_hardware *hardware, double peak, doub
                       double share, double low, double high, struct roof *roof)
 {
     double bandwidth = hardware->figure[BT_PLAN_MEMORY_BANDWIDTH];
-    low = fmin(low, peak / bandwidth) / 3;
-    high = fmax(high, peak / bandwidth) * 3;
+    double knee = peak / bandwidth, reached = knee * mfu / share;
+    roof->x[0] = fmin(low, fmin(knee, reached)) / 3;
+    roof->x[1] = fmin(knee, reached);
+    roof->x[2] = fmax(knee, reached);
+    roof->x[3] = fmax(high, fmax(knee, reached)) * 3;
     for (int i = 0; i < ROOF_POINTS; i++) {
-        roof->x[i] = low * pow(high / low, (double)i / (ROOF_POINTS - 1));
         roof->peak[i] = fmin(peak, bandwidth * roof->x[i]) / 1e12;
         roof->reached[i] = fmin(peak * mfu, bandwidth * share * roof->x[i]) / 1e12;
     }
@@ -70,12 +72,9 @@ static struct ctl_chart prefill_chart(const struct ctl_plan_report *report,
     fill_roof(&q->prefill_hardware, report->lengths[0].prefill.peak, q->calibration.prefill_mfu,
               q->calibration.prefill_bandwidth, low, high, &chart->roof);
     add_roof(&chart->roof, chart->series);
-    chart->series[2] = (struct ctl_chart_series){"prompts, 128 tokens to 128 Ki",
-                                                 CTL_CHART_LINE_POINTS,
-                                                 false,
-                                                 chart->x,
-                                                 chart->y,
-                                                 report->length_count};
+    chart->series[2] = (struct ctl_chart_series){
+        "prompts, 128 to 128 Ki", CTL_CHART_LINE_POINTS, false, chart->x, chart->y,
+        report->length_count};
     return roofline("Prefill against its roofline", chart->series, 3);
 }
 

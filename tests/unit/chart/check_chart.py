@@ -38,6 +38,11 @@ def points(series):
     return [(float(c.get("cx")), float(c.get("cy"))) for c in series.iter(SVG + "circle")]
 
 
+def looks(chart):
+    """Circles of the series alone: not those of legend and notes."""
+    return [point for series in chart.findall(f"{SVG}g[@class='series']") for point in points(series)]
+
+
 class Chart(unittest.TestCase):
     XS, RISING = [1, 10, 64, 300, 1000], [0.02, 0.5, 3, 40, 700]
     FALLING = [700, 700, 7, 7, 0.7]
@@ -78,7 +83,7 @@ class Chart(unittest.TestCase):
             left, top = float(frame.get("x")), float(frame.get("y"))
             self.assertGreaterEqual(top, 460 * nth)
             self.assertLessEqual(top + float(frame.get("height")), 460 * (nth + 1))
-            for x, y in points(chart):
+            for x, y in looks(chart):
                 self.assertTrue(left <= x <= left + float(frame.get("width")))
                 self.assertTrue(top <= y <= top + float(frame.get("height")))
 
@@ -86,6 +91,11 @@ class Chart(unittest.TestCase):
         chart = draw("lines")[0]
         self.assertEqual([text.text for text in chart.findall(f"{SVG}text[@class='legend']")],
                          ["rising", "falling"])
+        samples = chart.findall(f"{SVG}path[@class='sample']")
+        drawn = [series.find(f"{SVG}path") for series in chart.findall(f"{SVG}g[@class='series']")]
+        for key in "stroke", "stroke-dasharray":
+            self.assertEqual([s.get(key) for s in samples], [d.get(key) for d in drawn])
+        self.assertNotEqual(drawn[0].get("stroke-dasharray"), drawn[1].get("stroke-dasharray"))
         texts = [text.text for text in chart.findall(f"{SVG}text")]
         self.assertIn("lines", texts)
         self.assertIn("here", texts)
@@ -93,6 +103,10 @@ class Chart(unittest.TestCase):
         note = chart.find(f"{SVG}circle[@class='note']")
         x, y = mapping(chart, "x", float), mapping(chart, "y", float)
         self.near([(float(note.get("cx")), float(note.get("cy")))], [(x(64), y(3))])
+        label, = chart.findall(f"{SVG}text[@class='note-text']")
+        self.assertEqual(label.text, "here")
+        self.assertLess(float(label.get("y")), y(0))    # a note near the axis stands above it
+        self.assertGreater(abs(float(label.get("y")) - y(3)), 8)
         self.assertEqual(chart.find(f".//{SVG}circle/{SVG}title").text, "rising: 1, 0.02")
 
     def test_bars_stand_on_zero(self):
@@ -128,7 +142,7 @@ class Chart(unittest.TestCase):
         charts = draw("degenerate")
         for nth, chart in enumerate(charts):
             counts = [0, 1 if nth < 3 else 0, 3]
-            self.assertEqual(len(points(chart)), counts[nth % 3])
+            self.assertEqual(len(looks(chart)), counts[nth % 3])
         text = subprocess.run([PROGRAM, "degenerate"], capture_output=True, check=True).stdout
         self.assertNotIn(b"nan", text)
         self.assertNotIn(b"inf", text)

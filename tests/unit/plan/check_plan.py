@@ -1,6 +1,7 @@
 """batonctl plan: its JSON against the published formulas done again here, and what it refuses."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -140,7 +141,9 @@ class Plan(unittest.TestCase):
             self.assertFalse(less and less["found"], fewer)
 
     def test_lines_of_the_explanation_add_up(self):
-        lines = self.plan("--explain")["explained"]
+        self.explained_by_numbers(self.plan("--explain")["explained"])
+
+    def explained_by_numbers(self, lines):
         self.assertGreater(len(lines), 20)
         for line in lines:
             name, *_, numbers, value = line.split(" = ")
@@ -167,7 +170,24 @@ class Plan(unittest.TestCase):
         self.plan("--svg", path)
         charts = tree.parse(path).getroot().findall("{http://www.w3.org/2000/svg}g")
         self.assertEqual(len(charts), 3)
+        self.roofs_bend_where_memory_and_peak_meet(charts[:2])
         self.assertIn("/none/a.svg", self.refused_svg())
+
+    # H20: 296e12 of fp8 over 4e12 bytes/s are 74 operations a byte; at 60 % of the peak, 44.4.
+    def roofs_bend_where_memory_and_peak_meet(self, charts):
+        svg = "{http://www.w3.org/2000/svg}"
+        for chart in charts:
+            marks = sorted((float(text.get("x")), math.log(float(text.text)))
+                           for text in chart.findall(f"{svg}text[@class='tick-x']"))
+            (at_low, low), *_, (at_high, high) = marks
+            paths = [series.find(f"{svg}path").get("d").split()
+                     for series in chart.findall(f"{svg}g[@class='series']")[:2]]
+            for path, knee in zip(paths, (74.0, 44.4)):
+                points = [(float(x.lstrip("ML")), float(y)) for x, y in zip(path[::2], path[1::2])]
+                top = min(y for _, y in points)
+                first = min(x for x, y in points if y < top + 0.02)
+                said = low + (first - at_low) / (at_high - at_low) * (high - low)
+                self.assertAlmostEqual(math.exp(said), knee, delta=0.01 * knee)
 
     def refused_svg(self):
         done = self.run_plan("--hardware", "h20", "--svg", "/none/a.svg")
@@ -188,10 +208,33 @@ class Plan(unittest.TestCase):
         half = self.plan(*words, "--weights", "bf16", "--calibration", calibration)
         self.assertEqual(one["question"]["prefill_hardware"]["name"], "mine")
         self.assertEqual(one["question"]["decode_hardware"]["name"], "h20")
+        figures = one["question"]["prefill_hardware"]["figures"]
+        for key, value in ("memory_gb", 1000), ("bf16_tflops", 100), ("between_gb_s", 100), ("cores", 1):
+            self.assertAlmostEqual(figures[key], value, msg=key)
         self.assertEqual(half["question"]["calibration"], {"measured": True, "source": "a test"})
         ratio = (half["prefill_layouts"][0]["prompt"]["compute_s"] /
                  one["prefill_layouts"][0]["prompt"]["compute_s"])
         self.assertAlmostEqual(ratio, 0.6 / 0.25)
+
+    def test_attention_of_cpus_is_bf16(self):
+        figures = {"memory_gb": 2000, "memory_gb_s": 1000, "bf16_tflops": 100, "int8_tops": 400,
+                   "node_cards": 8, "inside_gb_s": 100, "between_gb_s": 100, "reserve_gb": 1,
+                   "price_per_hour": 7}
+        catalogue = self.write("two.json", json.dumps({"accelerators": [
+            {"name": name, "title": name, **{key: {"value": value, "source": "here"}
+                                             for key, value in figures.items()}}
+            for name in ("cpu-x", "card-x")]}))
+        words = ("--catalogue", catalogue, "--weights", "int8", "--ttft", "1h", "--tpot", "1h",
+                 "--rate", "0.001", "--explain", "--hardware")
+        for name, attention_peak in ("cpu-x", 100e12), ("card-x", 400e12):
+            done = self.run_plan(*words, name, "--output", "json")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            plan = json.loads(done.stdout)
+            for cost in (plan["disaggregated"]["prefill"]["prompt"], plan["disaggregated"]["decode"]["step"]):
+                attention = cost["attention_operations"]
+                wanted = ((cost["operations"] - attention) / 400e12 + attention / attention_peak) / 0.6
+                self.assertAlmostEqual(cost["compute_s"] / wanted, 1, places=6)
+            self.explained_by_numbers(plan["explained"])
 
     def test_this_machine(self):
         done = self.run_plan("--hardware", "cpu", "--cores", "1", "--output", "json")
