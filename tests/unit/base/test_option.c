@@ -200,6 +200,63 @@ static void test_rest_of_the_line(void **state)
     assert_int_equal(used, 2);
 }
 
+/* "-c 3" is "--count 3", and nothing else is. */
+static void test_letters(void **state)
+{
+    (void)state;
+    int64_t count;
+    bool fast;
+    struct bt_error error;
+    const struct bt_option options[] = {
+        {"count", BT_OPTION_INT, &count, "1", .letter = 'c'},
+        {"fast", BT_OPTION_BOOL, &fast, "false", .letter = 'f'},
+        {"quiet", BT_OPTION_STRING, &(const char *){NULL}},
+        {0},
+    };
+    assert_int_equal(parse(options, "-c 3 -f", &error, NULL), BT_OK);
+    assert_int_equal(count, 3);
+    assert_true(fast);
+    assert_int_equal(parse(options, "-f", &error, NULL), BT_OK);
+    assert_int_equal(count, 1);
+    assert_int_equal(parse(options, "-c -3", &error, NULL), BT_OK);
+    assert_int_equal(count, -3);
+    static const struct {
+        const char *line, *part;
+    } bad[] = {
+        {"-q x", "'-q'"},           {"-c=3", "'-c=3'"},
+        {"-c3", "'-c3'"},           {"-fc 3", "'-fc'"},
+        {"-C 3", "'-C'"},           {"-c", "--count: needs"},
+        {"--c 3", "'--c'"},         {"-count 3", "'-count'"},
+        {"-c x", "--count"},        {"-c 1 --count 2", "--count: given twice"},
+        {"-f -f", "--fast: given"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(parse(options, bad[i].line, &error, NULL), BT_ERR_INVALID_ARGUMENT);
+        if (!strstr(error.text, bad[i].part)) {
+            fail_msg("'%s': '%s' is not in '%s'", bad[i].line, bad[i].part, error.text);
+        }
+    }
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    bt_option_print_help(options, "usage: program", out);
+    fclose(out);
+    assert_non_null(strstr(text, "\n  -c, --count N\n"));
+    assert_non_null(strstr(text, "\n  -f, --fast\n"));
+    assert_non_null(strstr(text, "\n  --quiet "));
+    free(text);
+}
+
+static void test_the_nearest_is_named(void **state)
+{
+    (void)state;
+    refuse("--colur red", "'--colur'; did you mean --colour?");
+    refuse("--wiat=3", "'--wiat=3'; did you mean --wait?");
+    struct bt_error error;
+    assert_int_equal(parse(table, "--xyzzy 3", &error, NULL), BT_ERR_INVALID_ARGUMENT);
+    assert_null(strstr(error.text, "did you mean"));
+}
+
 static void test_help(void **state)
 {
     (void)state;
@@ -223,10 +280,15 @@ static void test_help(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults), cmocka_unit_test(test_flags),
-        cmocka_unit_test(test_refusals), cmocka_unit_test(test_environment),
-        cmocka_unit_test(test_required), cmocka_unit_test(test_rest_of_the_line),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_flags),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_environment),
+        cmocka_unit_test(test_required),
+        cmocka_unit_test(test_rest_of_the_line),
         cmocka_unit_test(test_help),
+        cmocka_unit_test(test_letters),
+        cmocka_unit_test(test_the_nearest_is_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
