@@ -10,6 +10,7 @@
 #include "common/messaging/waiting_calls.h"
 #include "prefill-node/delivery.h"
 #include "prefill-node/follower_compute.h"
+#include "prefill-node/forward.h"
 #include "prefill-node/node.h"
 #include "prefill-node/request.h"
 
@@ -33,6 +34,8 @@ struct pf_follower {
     struct push **list; /* [max_queued] */
     uint32_t count;
     struct bt_waiting_calls connects;
+    char rank_0_endpoint[PF_ENDPOINT_SIZE];
+    struct bt_rpc_client *rank_0; /* from the first call on that it has to answer */
     bool over;
     struct bt_error error; /* with `over` */
 };
@@ -334,11 +337,44 @@ static void handle_preflight(void *context, struct bt_rpc_call *call,
                              NULL);
 }
 
+/* The worker drains and serves as one, by its rank 0. */
+static void ask_rank_0(struct pf_follower *follower, const char *method,
+                       const ProtobufCMessageDescriptor *response, struct bt_rpc_call *call,
+                       const ProtobufCMessage *request)
+{
+    struct bt_error error;
+    enum bt_status status =
+        follower->over ? bt_error_set(&error, BT_ERR_UNAVAILABLE, "the group is over") : BT_OK;
+    if (status == BT_OK && !follower->rank_0) {
+        status = bt_rpc_client_create(follower->node.loop, follower->rank_0_endpoint, &error,
+                                      &follower->rank_0);
+    }
+    if (status != BT_OK) {
+        bt_rpc_call_end(call, status, error.text, NULL);
+        return;
+    }
+    pf_forward_call(follower->rank_0, method, response, call, request);
+}
+
+static void handle_drain(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    ask_rank_0(context, "baton.v1.Worker/Drain", &baton__v1__drain_response__descriptor, call,
+               request);
+}
+
+static void handle_resume(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    ask_rank_0(context, "baton.v1.Worker/Resume", &baton__v1__resume_response__descriptor, call,
+               request);
+}
+
 static const struct bt_rpc_method methods[] = {
     {"baton.v1.PrefillRank/Connect", &baton__v1__rank_connect_request__descriptor, handle_connect},
     {"baton.v1.PrefillRank/Push", &baton__v1__rank_push_request__descriptor, handle_push},
     {"baton.v1.Worker/Metrics", &baton__v1__metrics_request__descriptor, handle_metrics},
     {"baton.v1.Worker/Preflight", &baton__v1__preflight_request__descriptor, handle_preflight},
+    {"baton.v1.Worker/Drain", &baton__v1__drain_request__descriptor, handle_drain},
+    {"baton.v1.Worker/Resume", &baton__v1__resume_request__descriptor, handle_resume},
     {NULL, NULL, NULL},
 };
 
@@ -389,6 +425,9 @@ static enum bt_status meet(struct pf_follower *follower, struct bt_error *error)
     char(*endpoints)[PF_ENDPOINT_SIZE] = calloc(follower->node.size, sizeof(*endpoints));
     enum bt_status status = endpoints ? pf_node_meet(&follower->node, endpoints, error)
                                       : bt_error_set(error, BT_ERR_NO_MEMORY, "ranks: no memory");
+    if (status == BT_OK) {
+        memcpy(follower->rank_0_endpoint, endpoints[0], PF_ENDPOINT_SIZE);
+    }
     free(endpoints);
     return status;
 }
@@ -433,6 +472,7 @@ void pf_follower_destroy(struct pf_follower *follower)
         return;
     }
     BT_ASSERT(follower->count == 0);
+    bt_rpc_client_destroy(follower->rank_0);
     pf_node_close(&follower->node);
     bt_loop_remove(follower->warm_timer);
     bt_loop_remove(follower->compute_source);

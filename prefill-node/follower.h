@@ -2,7 +2,9 @@
  * A prefill worker's rank other than 0: KV pool, compute thread, pushing thread, RPC server, put
  * together on one event loop. Rank 0 says what it computes and what it pushes, the router does not
  * know it. Serves baton.v1.PrefillRank/Connect, PrefillRank/Push, Worker/Metrics and
- * Worker/Preflight. Control thread only.
+ * Worker/Preflight, which calls it ready while the group runs: whether the worker takes requests,
+ * rank 0 says. Worker/Drain and Worker/Resume go to rank 0, so that a drain of any rank is one of
+ * the worker. Control thread only.
  *
  * A Push call, from acceptance to its one END:
  *

@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import struct
+import subprocess
 import sys
 import tempfile
 
@@ -131,6 +132,48 @@ def moving(requests):
             c.wait_quiet()
 
 
+RANKS = ("prefill-0", "prefill-0.1", "decode-0", "decode-0.1")
+
+
+def directly(c, rank, verb, *words):
+    """(exit code, output) of a verb that asks one rank, as its container's probes and hooks do."""
+    files = pathlib.Path(c.dir, "default")
+    where = ["--ready-file", str(files / f"{rank}.ready")] if verb == "probe" else \
+        ["--worker", json.loads((files / f"{rank}.ready").read_text(encoding="utf-8"))["rpc"]]
+    done = subprocess.run([str(cluster.BATONCTL), verb, *where, "--timeout", "50s", "--curve-secret-file",
+                           str(files / "operator.key"), "--curve-allow-file", str(files / "allow"), *words],
+                          capture_output=True, text=True, timeout=500)
+    return done.returncode, done.stdout + done.stderr
+
+
+def states(c, role):
+    return {w["state"] for w in c.status()["workers"] if w["role"] == role}
+
+
+def by_any_rank():
+    """Every rank answers the probes, and drains and resumes its whole worker."""
+    ask = {"prompt": [5, 6, 7] * 40, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    with cluster.Cluster(prefill_tp=2, decode_dp=2, curve=True) as c:
+        want = openai_http.post(c.http, "/v1/completions", ask, timeout=600)["choices"]
+        for rank in RANKS:
+            for question in ("startup", "ready", "live"):
+                assert directly(c, rank, "probe", question) == (0, "ok\n"), (rank, question)
+        for rank in RANKS:
+            role = rank.partition("-")[0]
+            code, said = directly(c, rank, "drain", "--deadline", "400s")
+            assert code == 0, f"{rank}: {said}"
+            cluster.until(lambda: states(c, role) == {"draining"}, 30, f"{rank} drains its worker")
+            code, said = directly(c, f"{role}-0", "probe", "ready")
+            assert code == 1 and "draining" in said, f"{rank}: {said}"
+            assert directly(c, rank, "probe", "live")[0] == 0, rank
+            code, said = directly(c, rank, "resume")
+            assert code == 0, f"{rank}: {said}"
+            cluster.until(lambda: states(c, role) == {"ready"}, 30, f"{rank} resumes its worker")
+            assert openai_http.post(c.http, "/v1/completions", ask, timeout=600)["choices"] == want
+        c.wait_quiet()
+    print("any rank drains its worker, and resumes it", flush=True)
+
+
 def main():
     seed = int(os.environ.get("BATON_TEST_SEED", "20260531"))
     count = int(os.environ.get("BATON_TEST_PROMPTS", "20"))
@@ -159,6 +202,7 @@ def main():
             c.wait_quiet()
         print(f"{name}: equal", flush=True)
     moving(requests)
+    by_any_rank()
 
 
 if __name__ == "__main__":
