@@ -21,7 +21,8 @@
 #define OPEN_S         120
 #define AIM_BYTES      4096
 #define A_CLIENT       4000 /* calls; a peer may have BT_RPC_MAX_CALLS_PER_PEER */
-#define AT_ONCE        200  /* that have not begun yet: as many as the queues of the workers hold */
+#define SHORT_ANSWERS  4
+#define AT_ONCE        200 /* that have not begun yet: as many as the queues of the workers hold */
 
 static struct bench_router router;
 static pid_t workers;
@@ -148,6 +149,70 @@ static void open_calls(struct bt_loop *loop, struct bt_rpc_client *client, uint3
     }
 }
 
+/* ---- answers that end at their first tokens */
+
+static void on_short_event(void *context, const ProtobufCMessage *message)
+{
+    uint32_t *delivered = context;
+    *delivered = ((const Baton__V1__GenerateEvent *)message)->delivered_tokens;
+}
+
+static uint32_t ended;
+
+static void on_short_end(void *context, enum bt_status status, const char *text,
+                         const ProtobufCMessage *response)
+{
+    (void)context;
+    (void)response;
+    if (status != BT_OK) {
+        bench_die("a short answer failed: %s: %s", bt_status_name(status), text);
+    }
+    ended++;
+}
+
+static void check_short_answers(const struct bench_options *options)
+{
+    static const uint32_t lengths[SHORT_ANSWERS] = {1, 2, 3, 9};
+    uint32_t delivered[SHORT_ANSWERS] = {0}, prompt[] = {300, 301, 302};
+    struct bt_error error;
+    struct bt_rpc_client *client;
+    start(options);
+    atomic_store(&bench_shared->window, UINT32_MAX);
+    struct bt_loop *loop = bt_loop_create(&error);
+    if (!loop || bt_rpc_client_create(loop, router.rpc, &error, &client) != BT_OK) {
+        bench_die("%s", loop ? error.text : "no memory");
+    }
+    for (uint32_t i = 0; i < SHORT_ANSWERS; i++) {
+        Baton__V1__GenerateRequest request = BATON__V1__GENERATE_REQUEST__INIT;
+        request.n_prompt_ids = 3;
+        request.prompt_ids = prompt;
+        request.has_max_tokens = request.has_ignore_eos = request.ignore_eos = true;
+        request.max_tokens = lengths[i];
+        request.has_token_ids = request.token_ids = true;
+        struct bt_rpc_call_spec spec = {.method = "baton.v1.Router/Generate",
+                                        .request = &request.base,
+                                        .data = &baton__v1__generate_event__descriptor,
+                                        .deadline_ns = bt_clock_now_ns() + OPEN_S * BT_NS_PER_S,
+                                        .on_data = on_short_event,
+                                        .on_end = on_short_end,
+                                        .context = &delivered[i]};
+        if (bt_rpc_client_call(client, &spec, &error, NULL) != BT_OK) {
+            bench_die("%s", error.text);
+        }
+    }
+    while (ended < SHORT_ANSWERS) {
+        bt_loop_run_once(loop, bt_clock_now_ns() + 10 * BT_NS_PER_MS, NULL);
+    }
+    for (uint32_t i = 0; i < SHORT_ANSWERS; i++) {
+        if (delivered[i] != lengths[i]) {
+            bench_die("an answer of %u tokens had %u", lengths[i], delivered[i]);
+        }
+    }
+    bt_rpc_client_destroy(client);
+    bt_loop_destroy(loop);
+    stop();
+}
+
 static double measure_rpc(const struct bench_options *options)
 {
     uint32_t count = options->rpc_streams, opened = 0;
@@ -204,6 +269,7 @@ static void in_child(const struct bench_options *options,
 
 void bench_streams(const struct bench_options *options)
 {
+    check_short_answers(options);
     in_child(options, measure_http, "bytes_per_http_stream");
     in_child(options, measure_rpc, "bytes_per_stream");
 }

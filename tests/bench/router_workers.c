@@ -83,7 +83,7 @@ static void start_running(uint32_t at)
         }
     }
     sequence->place = worker->running_count;
-    sequence->next = 1;
+    sequence->next = 0; /* steps repeat the first token: it may come before the prefill worker's */
     worker->running[worker->running_count++] = at;
     atomic_fetch_add(&bench_shared->running, 1);
 }
