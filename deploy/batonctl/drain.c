@@ -20,8 +20,8 @@ struct one_worker {
         CTL_ENGINE_OPTIONS((one).scaling.values), CTL_OUTPUT_OPTION((one).scaling.output),         \
     {                                                                                              \
         "worker", BT_OPTION_STRING, &(one).endpoint, NULL, 0, 0, NULL, "ENDPOINT",                 \
-            "the worker's own endpoint, tcp://HOST:PORT, of a secured one with #KEY, instead of "  \
-            "a name: no router and no cluster is asked",                                           \
+            "the worker's own endpoint, tcp://HOST:PORT, instead of a name: no router and no "     \
+            "cluster is asked; without #KEY of a secured one, its key is taken to be ours",        \
             false                                                                                  \
     }
 

@@ -207,7 +207,8 @@ int ctl_verb_probe(int argc, char **argv)
     struct probe probe = {.question = QUESTIONS};
     const struct bt_option options[] = {
         {"worker", BT_OPTION_STRING, &probe.worker, NULL, 0, 0, NULL, "ENDPOINT",
-         "a worker, tcp://HOST:PORT; without #KEY of a secured one, its keys are ours", false},
+         "a worker, tcp://HOST:PORT; without #KEY of a secured one, its key is taken to be ours",
+         false},
         {"router", BT_OPTION_STRING, &probe.router, NULL, 0, 0, NULL, "URL",
          "a router, http://HOST:PORT or https:// (whose certificate is not looked at)", false},
         {"ready-file", BT_OPTION_STRING, &probe.ready_file, NULL, 0, 0, NULL, "FILE",

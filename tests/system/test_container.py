@@ -209,7 +209,7 @@ def main():
         own = dict((name, steps_) for name, _, steps_ in stages)
         if FULL:
             builder = directory / "builder"
-            shutil.copytree(first, builder, symlinks=True)
+            subprocess.run(["cp", "-a", first, builder], check=True)    # devices stay devices
             for name in ("tools", "build"):
                 run_stage(name, own[name], builder, roots)
         else:
