@@ -164,6 +164,45 @@ static void answer_generate(void *context, struct bt_rpc_call *call,
     bt_rpc_call_end(call, BT_OK, NULL, NULL);
 }
 
+static void answer_models(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    Baton__V1__ModelInfo model = BATON__V1__MODEL_INFO__INIT, *models[] = {&model};
+    Baton__V1__ModelsResponse response = BATON__V1__MODELS_RESPONSE__INIT;
+    model.id = evil;
+    model.max_model_len = 1;
+    response.n_models = 1;
+    response.models = models;
+    bt_rpc_call_end(call, BT_OK, NULL, &response.base);
+}
+
+/* Tokens that were never drawn, some of them taken back, and an end that comes twice. */
+static void answer_too_much(void *context, struct bt_rpc_call *call,
+                            const ProtobufCMessage *request)
+{
+    (void)context;
+    (void)request;
+    Baton__V1__GenerateEvent event = BATON__V1__GENERATE_EVENT__INIT;
+    Baton__V1__Timing timing = BATON__V1__TIMING__INIT;
+    Baton__V1__Usage usage = BATON__V1__USAGE__INIT;
+    event.request_id = event.text = event.finish_reason = evil;
+    const uint32_t delivered[] = {0, 1, UINT32_MAX, 7, 0};
+    for (size_t i = 0; i < sizeof delivered / sizeof delivered[0]; i++) {
+        event.delivered_tokens = delivered[i];
+        bt_rpc_call_send(call, &event.base);
+    }
+    timing.prefill_worker = timing.decode_worker = evil;
+    timing.ttft_ms = -1 / zero;
+    usage.prompt_tokens = usage.completion_tokens = usage.cached_tokens = UINT32_MAX;
+    event.timing = &timing;
+    event.usage = &usage;
+    bt_rpc_call_send(call, &event.base);
+    usage.completion_tokens = 0;
+    bt_rpc_call_send(call, &event.base);
+    bt_rpc_call_end(call, BT_OK, NULL, NULL);
+}
+
 static void refuse(void *context, struct bt_rpc_call *call, const ProtobufCMessage *request)
 {
     (void)context;
@@ -187,6 +226,24 @@ static const struct bt_rpc_method refusals[] = {
     {"baton.v1.Router/Events", &baton__v1__events_request__descriptor, refuse},
     {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, refuse},
     {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, refuse},
+    {NULL, NULL, NULL},
+};
+
+static const struct bt_rpc_method loads[] = {
+    {"baton.v1.Router/Models", &baton__v1__models_request__descriptor, answer_models},
+    {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, answer_tokenize},
+    {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, answer_too_much},
+    {NULL, NULL, NULL},
+};
+static const struct bt_rpc_method refused_loads[] = {
+    {"baton.v1.Router/Models", &baton__v1__models_request__descriptor, answer_models},
+    {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, answer_tokenize},
+    {"baton.v1.Router/Generate", &baton__v1__generate_request__descriptor, refuse},
+    {NULL, NULL, NULL},
+};
+static const struct bt_rpc_method no_tokens[] = {
+    {"baton.v1.Router/Models", &baton__v1__models_request__descriptor, answer_models},
+    {"baton.v1.Router/Tokenize", &baton__v1__tokenize_request__descriptor, refuse},
     {NULL, NULL, NULL},
 };
 
@@ -305,16 +362,57 @@ static void test_refusals_are_flat(void **state)
     expect_flat(refusals, "trace", 1, "a?[2J ????");
 }
 
-static json_t *run_json(const char *verb)
+static json_t *run_json_of(const struct bt_rpc_method *methods, const char *verb)
 {
     int code;
-    char *text = run(lies, verb, "json", &code);
+    char *text = run(methods, verb, "json", &code);
     json_t *json = json_loads(text, 0, NULL);
     if (code != 0 || !json) {
         fail_msg("%d: %.500s", code, text);
     }
     free(text);
     return json;
+}
+
+static json_t *run_json(const char *verb)
+{
+    return run_json_of(lies, verb);
+}
+
+/* A router's counts are counted as they are; times are our own. */
+static void test_bench(void **state)
+{
+    (void)state;
+    with_words("--num-requests=3", "--concurrency=2", NULL);
+    expect_flat(loads, "bench", 0, EVIL_FLAT);
+    expect_flat(refused_loads, "bench", 1, "a?[2J");
+    expect_flat(no_tokens, "bench", 1, "a?[2J");
+    json_t *report = run_json_of(loads, "bench");
+    json_t *bench = json_array_get(json_object_get(report, "runs"), 0);
+    assert_string_equal(json_string_value(json_object_get(report, "model")), EVIL_FLAT);
+    assert_int_equal(json_integer_value(json_object_get(bench, "succeeded")), 3);
+    assert_int_equal(json_integer_value(json_object_get(bench, "output_tokens")), 3L * UINT32_MAX);
+    double itl = json_number_value(json_object_get(json_object_get(bench, "itl_s"), "mean"));
+    double e2e = json_number_value(json_object_get(json_object_get(bench, "e2e_s"), "max"));
+    assert_true(itl >= 0 && itl <= e2e && e2e < (double)PATIENCE_NS / 1e9);
+    json_decref(report);
+    char path[] = "/tmp/test-hostile-XXXXXX", option[64];
+    int fd = mkstemp(path), code;
+    assert_true(fd >= 0);
+    snprintf(option, sizeof option, "--per-request=%s", path);
+    with_words("--num-requests=3", "--concurrency=2", option);
+    free(run(loads, "bench", "table", &code));
+    unlink(path);
+    assert_int_equal(code, 0);
+    FILE *file = fdopen(fd, "r");
+    for (int i = 0; i < 3; i++) {
+        json_t *one = json_loadf(file, JSON_DISABLE_EOF_CHECK, NULL);
+        assert_string_equal(json_string_value(json_object_get(one, "request_id")), EVIL_FLAT);
+        assert_true(json_number_value(json_object_get(one, "router_ttft_s")) == 0);
+        json_decref(one);
+    }
+    fclose(file);
+    with_words(NULL, NULL, NULL);
 }
 
 static void test_json_is_json(void **state)
@@ -371,8 +469,11 @@ int main(int argc, char **argv)
     }
     batonctl = argv[1];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables_are_flat),    cmocka_unit_test(test_day_two_is_flat),
-        cmocka_unit_test(test_refusals_are_flat),  cmocka_unit_test(test_json_is_json),
+        cmocka_unit_test(test_tables_are_flat),
+        cmocka_unit_test(test_day_two_is_flat),
+        cmocka_unit_test(test_refusals_are_flat),
+        cmocka_unit_test(test_json_is_json),
+        cmocka_unit_test(test_bench),
         cmocka_unit_test(test_traces_are_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
