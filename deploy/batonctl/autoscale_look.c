@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "deploy/batonctl/service_name.h"
 #include "deploy/batonctl/stats.h"
 
 /* ---- what routers say */
@@ -141,6 +142,11 @@ static enum bt_status list_routers(struct ctl_autoscale_looker *looker,
                                    const struct ctl_target *target, struct bt_error *error)
 {
     enum bt_status status = BT_OK;
+    if (target->endpoint && ctl_service_is(target->endpoint)) {
+        looker->service = target->endpoint;
+        return ctl_service_resolve(target->endpoint, CTL_AUTOSCALE_ROUTERS_MAX, error,
+                                   looker->endpoints, &looker->router_count);
+    }
     if (target->endpoint) {
         for (const char *at = target->endpoint; status == BT_OK && at;) {
             const char *comma = strchr(at, ',');
@@ -155,6 +161,56 @@ static enum bt_status list_routers(struct ctl_autoscale_looker *looker,
         status = add_router(looker, endpoint, strlen(endpoint), error);
     }
     return status;
+}
+
+static enum bt_status connect_router(struct ctl_autoscale_looker *looker, uint32_t i,
+                                     struct bt_error *error)
+{
+    looker->connections[i] =
+        (struct ctl_connection){.loop = looker->loop, .timeout_ns = looker->timeout_ns};
+    return bt_rpc_client_create(looker->loop, looker->endpoints[i], error,
+                                &looker->connections[i].client);
+}
+
+/* Position of the endpoint in the list; its size: it is not there. */
+static uint32_t position(char (*endpoints)[CTL_ENDPOINT_SIZE], uint32_t count, const char *endpoint)
+{
+    uint32_t i = 0;
+    while (i < count && strcmp(endpoints[i], endpoint) != 0) {
+        i++;
+    }
+    return i;
+}
+
+/* Routers that left the service's name, and came to it. Those that are known stay when the name
+ * can't be resolved now. */
+static void follow_service(struct ctl_autoscale_looker *looker)
+{
+    static char now[CTL_AUTOSCALE_ROUTERS_MAX][CTL_ENDPOINT_SIZE];
+    struct bt_error error;
+    uint32_t count;
+    if (!looker->service || ctl_service_resolve(looker->service, CTL_AUTOSCALE_ROUTERS_MAX, &error,
+                                                now, &count) != BT_OK) {
+        return;
+    }
+    for (uint32_t i = looker->router_count; i-- > 0;) {
+        if (position(now, count, looker->endpoints[i]) == count) {
+            bt_rpc_client_destroy(looker->connections[i].client);
+            uint32_t last = --looker->router_count;
+            looker->connections[i] = looker->connections[last];
+            memmove(looker->endpoints[i], looker->endpoints[last], CTL_ENDPOINT_SIZE);
+        }
+    }
+    for (uint32_t k = 0; k < count; k++) {
+        uint32_t i = looker->router_count;
+        if (position(looker->endpoints, i, now[k]) < i) {
+            continue;
+        }
+        memcpy(looker->endpoints[i], now[k], CTL_ENDPOINT_SIZE);
+        if (connect_router(looker, i, &error) == BT_OK) { /* otherwise at the next look */
+            looker->router_count++;
+        }
+    }
 }
 
 enum bt_status ctl_autoscale_looker_init(struct ctl_autoscale_looker *looker,
@@ -172,12 +228,10 @@ enum bt_status ctl_autoscale_looker_init(struct ctl_autoscale_looker *looker,
     if (!looker->loop) {
         return BT_ERR_NO_MEMORY;
     }
+    looker->timeout_ns = target->timeout_ns;
     status = bt_loop_secure(looker->loop, &looker->address.security, error);
     for (uint32_t i = 0; status == BT_OK && i < looker->router_count; i++) {
-        looker->connections[i] =
-            (struct ctl_connection){.loop = looker->loop, .timeout_ns = target->timeout_ns};
-        status = bt_rpc_client_create(looker->loop, looker->endpoints[i], error,
-                                      &looker->connections[i].client);
+        status = connect_router(looker, i, error);
     }
     if (status != BT_OK) {
         ctl_autoscale_looker_finish(looker);
@@ -205,6 +259,7 @@ static void ask_routers(struct ctl_autoscale_looker *looker, uint32_t window_s,
     Baton__V1__StatusResponse *status = NULL;
     size_t count = 0;
     looker->trouble[0] = '\0';
+    follow_service(looker);
     for (uint32_t i = 0; i < looker->router_count; i++) {
         struct bt_error error = {0};
         struct ctl_connection *connection = &looker->connections[i];

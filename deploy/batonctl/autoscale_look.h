@@ -31,6 +31,8 @@ struct ctl_autoscale_looker {
     char endpoints[CTL_AUTOSCALE_ROUTERS_MAX][CTL_ENDPOINT_SIZE];
     struct ctl_connection connections[CTL_AUTOSCALE_ROUTERS_MAX]; /* of the same loop */
     uint32_t router_count;
+    const char *service; /* whose name all routers have; NULL: they were listed */
+    int64_t timeout_ns;
     struct ctl_autoscale_known *known;
     uint32_t known_count;
     bool begun;
@@ -39,7 +41,8 @@ struct ctl_autoscale_looker {
     char trouble[BT_ERROR_TEXT_SIZE]; /* of the router that did not answer; "": all did */
 };
 
-/* All routers of --name's cluster, or those of --rpc: several with commas between them. */
+/* All routers of --name's cluster, or those of --rpc: several with commas between them, or
+ * all behind a name that is asked again at every look: dns+tcp://HOST:PORT. `target` outlives it. */
 enum bt_status ctl_autoscale_looker_init(struct ctl_autoscale_looker *looker,
                                          const struct ctl_target *target, struct bt_error *error);
 void ctl_autoscale_looker_finish(struct ctl_autoscale_looker *looker);

@@ -1,6 +1,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "deploy/batonctl/service_name.h"
 #include "deploy/batonctl/verbs.h"
 
 const char *const ctl_output_names[] = {"table", "json", NULL};
@@ -168,6 +169,8 @@ enum bt_status ctl_target_find(const struct ctl_target *target, struct bt_error 
     struct ctl_cluster *cluster = &ret_address->cluster;
     ret_address->security = target->security;
     ret_address->endpoint = target->endpoint;
+    if (target->endpoint && ctl_service_is(target->endpoint)) /* any router of it */
+        ret_address->endpoint += strlen(CTL_SERVICE_SCHEME) - strlen("tcp://");
     if (target->endpoint)
         return BT_OK;
     enum bt_status status = ctl_cluster_init(cluster, target->state_dir, target->name, error);
