@@ -15,7 +15,7 @@
 #include "deploy/batonctl/bench_lengths.h"
 #include "deploy/batonctl/bench_prompt.h"
 
-#define DRAWS 20000
+#define DRAWS 200000
 #define SEED  20260101
 
 static int compare(const void *a, const void *b)

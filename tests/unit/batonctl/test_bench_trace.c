@@ -93,15 +93,17 @@ static void test_azure(void **state)
                                "2023-11-16 23:59:59.9799600,374,44\n"
                                "2023-11-17 00:00:01.0319080,396,109\n"
                                "2023-11-17T02:00:01Z,1,2\n"
-                               "2023-11-17 03:00:02.5+01:00,3,4\n";
+                               "2023-11-17 03:00:02.5+01:00,3,4\n"
+                               "2023-11-16 23:00:03-03:30,5,6\n";
     struct bt_error error;
     struct ctl_bench_trace trace;
     assert_int_equal(parse(text, sizeof text - 1, &error, &trace), BT_OK);
-    assert_int_equal(trace.count, 4);
+    assert_int_equal(trace.count, 5);
     check(&trace, 0, 0, 374, 44);
     check_time(&trace, 1, 1051948000);
     check_time(&trace, 2, 7201020040000);
     check_time(&trace, 3, 7202520040000);
+    check_time(&trace, 4, 9003020040000);
     ctl_bench_trace_finish(&trace);
 }
 
