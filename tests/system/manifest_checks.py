@@ -31,7 +31,7 @@ class Programs:
                 return None
             done = subprocess.run([str(self.paths[command[0]]), *command[1:], "--help"], capture_output=True,
                                   text=True, timeout=60)
-            names = set(re.findall(r"^\s+--([a-z0-9-]+)", done.stdout, re.M))
+            names = set(re.findall(r"^\s+(?:-\w, )?--([a-z0-9-]+)", done.stdout, re.M))
             env = set(re.findall(r"env (BATON_[A-Z0-9_]+)", done.stdout))
             self.known[key] = (names, env) if done.returncode == 0 else None
         return self.known[key]
@@ -123,6 +123,8 @@ def check_labels(docs):
     problems = []
     for doc in docs:
         labels = doc["metadata"].get("labels", {})
+        if doc["kind"] != "Namespace" and doc["metadata"].get("namespace") != "baton":
+            problems.append(f"{doc['kind']}/{doc['metadata']['name']}: is not in the namespace")
         if labels.get(NAME) != "baton" or labels.get(INSTANCE) != "baton":
             problems.append(f"{doc['kind']}/{doc['metadata']['name']}: without {NAME} or {INSTANCE}")
     for pod in mp.pods(docs):
@@ -252,9 +254,10 @@ def check_ports(docs):
                 ports = [port["port"] for port in services.get(host, {"spec": {"ports": []}})["spec"]["ports"]]
                 if number not in ports:
                     problems.append(f"{pod.owner}: --{flag}: no Service has {host}:{number}")
-        if "router" in said and pod.component in WORKERS and \
-                services.get(endpoint(said["router"])[0], {"spec": {}})["spec"].get("clusterIP") != "None":
-            problems.append(f"{pod.owner}: registers with one router and not with all")
+        for flag, what in (("router", "registers with"), ("rpc", "hears")):
+            if flag in said and (services.get(endpoint(said[flag])[0], {"spec": {}})["spec"].get("clusterIP") != "None"
+                                 or not said[flag].startswith("dns+tcp://")):
+                problems.append(f"{pod.owner}: {what} one router and not with all")
     return problems
 
 
@@ -453,7 +456,7 @@ def check_network(docs):
         return ["the network: a component is missing"]
     router, prefill, decode = ([p for p in mp.pods(docs) if p.component == c][0]
                                for c in ("router", "prefill", "decode"))
-    operator = operator_pod()
+    operator = next((p for p in mp.pods(docs) if p.component == "operator"), operator_pod())
     https, rpc = router.port("https"), router.port("rpc")
     worker_rpc = prefill.port("rpc")
     need = [(mp.WORLD, router, https), (prefill, router, rpc), (decode, router, rpc),
@@ -476,6 +479,24 @@ def check_network(docs):
         for protocol in ("UDP", "TCP"):
             if not mp.may_connect(docs, source, mp.DNS, 53, protocol):
                 problems.append(f"the network keeps {source.owner} from DNS over {protocol}")
+    return problems
+
+
+def check_operator(docs):
+    """Who changes replicas does so alone, by the engine of pods, and knows the cluster by its label."""
+    problems = []
+    for pod in (pod for pod in mp.pods(docs) if pod.component == "operator"):
+        said = flags(command_of(pod.container)[1])
+        if pod.replicas != 1 or pod.strategy != "Recreate":
+            problems.append(f"{pod.owner}: two of it at the same time")
+        if said.get("engine") != "kubernetes" or said.get("name") != pod.labels[INSTANCE]:
+            problems.append(f"{pod.owner}: does not scale these pods")
+        if pod.spec.get("serviceAccountName") != "baton-operator":
+            problems.append(f"{pod.owner}: has no rights")
+        if seconds(said.get("drain-deadline", "60s")) < max(
+                seconds(flags(words)["deadline"]) for worker in mp.pods(docs) if worker.component in WORKERS
+                for what, words in exec_commands(worker.container) if what == "preStop"):
+            problems.append(f"{pod.owner}: is less patient than preStop")
     return problems
 
 

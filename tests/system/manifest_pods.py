@@ -10,6 +10,7 @@ class Pod:
     spec: dict
     selector: dict      # of the workload; None: it has none
     replicas: int
+    strategy: str = ""
 
     @property
     def component(self):
@@ -37,7 +38,7 @@ def pods(docs):
         else:
             continue
         yield Pod(owner, doc["kind"], template["metadata"].get("labels", {}), template["spec"], selector,
-                  spec.get("replicas", 1))
+                  spec.get("replicas", 1), spec.get("strategy", {}).get("type", ""))
 
 
 def selects(selector, labels):

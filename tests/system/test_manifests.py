@@ -130,7 +130,7 @@ class World:
                 checks.check_ports(docs) + checks.check_files(docs, self.env) + checks.check_probes(docs) +
                 checks.check_end(docs) + checks.check_disruption(docs) + checks.check_security(docs) +
                 checks.check_resources(docs, gpus) + checks.check_rights(docs, self.calls) +
-                checks.check_network(docs) + checks.check_placeholders(docs) +
+                checks.check_network(docs) + checks.check_operator(docs) + checks.check_placeholders(docs) +
                 (check_queries(docs, self.metrics) if self.metrics else []))
 
 
@@ -342,6 +342,7 @@ BROKEN_GPU = [
     (lambda d: pod_of(d, "decode").spec["securityContext"].update(fsGroup=0), "root refuses"),
     (lambda d: drop(the(d, "Namespace", "baton")["metadata"]["labels"], "pod-security.kubernetes.io/enforce"), "does not admit"),
     (lambda d: d.remove(the(d, "PersistentVolumeClaim", "baton-models")), "no PersistentVolumeClaim"),
+    (lambda d: drop(the(d, "PersistentVolumeClaim", "baton-models")["metadata"], "namespace"), "not in the namespace"),
     (lambda d: the(d, "ServiceMonitor", "baton")["spec"]["endpoints"][0].update(port="http"), "no Service has port http"),
     (lambda d: the(d, "ServiceMonitor", "baton")["spec"]["endpoints"][0].update(every="1s"), "schema"),
     (lambda d: the(d, "ServiceMonitor", "baton")["spec"]["endpoints"][0]["tlsConfig"]["ca"]["secret"].update(key="ca"), "no key ca"),
@@ -359,6 +360,22 @@ BROKEN_GROUPS = [
     (lambda d: pod_of(d, "decode").container.update(lifecycles={}), "schema"),
     (lambda d: arg(d, "decode", "$(LWS_GROUP_SIZE)", "$(LWS_SIZE)"), "LWS_SIZE is not in the environment"),
     (lambda d: arg(d, "decode", "--data-parallel-size", "--tensor-parallel-size"), "has no --tensor-parallel-size"),
+]
+# And of the operator, on top of the demo.
+BROKEN_OPERATOR = [
+    (lambda d: drop(the(d, "ConfigMap", "baton-autoscale")["data"], "max-decode"), "no key max-decode"),
+    (lambda d: env(d, "operator", "BATON_TTFT_P90").update(name="BATON_TTFT"), "does not read BATON_TTFT"),
+    (lambda d: arg(d, "operator", "--drain-deadline", "--deadline"), "has no --deadline"),
+    (lambda d: arg(d, "operator", "240s", "60s"), "less patient"),
+    (lambda d: arg(d, "operator", "dns+tcp", "tcp"), "hears one router"),
+    (lambda d: arg(d, "operator", "baton-router-headless", "baton-router"), "hears one router"),
+    (lambda d: arg(d, "operator", "--name=baton", "--name=other"), "does not scale these"),
+    (lambda d: env(d, "operator", "BATON_CURVE_SECRET_FILE").update(value="/etc/baton/curve/worker.key"), "is no item"),
+    (lambda d: the(d, "Deployment", "baton-operator")["spec"].update(replicas=2), "at the same time"),
+    (lambda d: drop(the(d, "Deployment", "baton-operator")["spec"], "strategy"), "at the same time"),
+    (lambda d: pod_of(d, "operator").spec.update(serviceAccountName="baton"), "has no rights"),
+    (lambda d: pod_of(d, "operator").spec.update(automountServiceAccountToken=False), "its token"),
+    (lambda d: drop(rule_of(d, "baton-operator"), "egress"), "keeps Deployment/baton-operator"),
 ]
 
 
@@ -608,11 +625,16 @@ def main():
             assert found == [], f"{name}:\n" + "\n".join(found)
             compare_with_kustomize(name, docs)
             print(f"{name}: {len(docs)} objects are in order", flush=True)
+            with_operator = kustomize.accumulate(HERE / "components/operator", copy.deepcopy(docs))
+            found = world.problems(with_operator, gpus=name != "cpu-demo")
+            assert found == [], f"{name} with the operator:\n" + "\n".join(found)
         check_examples(world)
+        with_operator = kustomize.accumulate(HERE / "components/operator", copy.deepcopy(built["cpu-demo"]))
+        prove(world, with_operator, False, BROKEN_OPERATOR)
         prove(world, built["cpu-demo"], False, BROKEN)
         prove(world, built["nvidia-rdma"], True, BROKEN_GPU)
         prove(world, built["multi-node-ep"], True, BROKEN_GROUPS)
-        print(f"{len(BROKEN) + len(BROKEN_GPU) + len(BROKEN_GROUPS)} broken copies were noticed")
+        print(f"{len(BROKEN) + len(BROKEN_GPU) + len(BROKEN_GROUPS) + len(BROKEN_OPERATOR)} broken copies were noticed")
 
 
 if __name__ == "__main__":
