@@ -431,10 +431,11 @@ const char *dc_stepper_error(const struct dc_stepper *stepper)
     return "";
 }
 
-void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags)
+void dc_stepper_tell(struct dc_stepper *stepper, unsigned flags, uint64_t will)
 {
     (void)stepper;
     (void)flags;
+    (void)will;
 }
 
 void dc_stepper_wake(struct dc_stepper *stepper)
