@@ -129,7 +129,8 @@ int ctl_verb_doctor(int argc, char **argv)
          false},
         {"tokens", BT_OPTION_INT, &tokens, "1024", 1, 1 << 20, NULL, NULL,
          "length of the pushes between two workers", false},
-        {"output", BT_OPTION_CHOICE, &output, "table", 0, 0, outputs, NULL, "how to print", false},
+        {"output", BT_OPTION_CHOICE, &output, "table", 0, 0, outputs, NULL, "how to print", false,
+         .letter = 'o'},
         {0},
     };
     int code = ctl_parse(options, usage, argc, argv, &used);

@@ -49,7 +49,7 @@ static const struct bt_option options[] = {
      .help = "0: one a cpu"},
     {"cpus", BT_OPTION_STRING, &values.cpus, NULL, .metavar = "LIST",
      .help = "pin the threads, as in 0-3,8"},
-    {"output", BT_OPTION_CHOICE, &values.output, "table", .choices = outputs,
+    {"output", BT_OPTION_CHOICE, &values.output, "table", .choices = outputs, .letter = 'o',
      .help = "form of the report"},
     {NULL},
 };

@@ -341,7 +341,7 @@ int ctl_verb_trace(int argc, char **argv)
         CTL_ENDPOINT_OPTIONS(target),
         {"last", BT_OPTION_INT, &last, "1", .min = 1, .max = LAST_MAX,
          .help = "without REQUEST: so many requests that ended last"},
-        {"output", BT_OPTION_CHOICE, &output, "json", .choices = output_names,
+        {"output", BT_OPTION_CHOICE, &output, "json", .choices = output_names, .letter = 'o',
          .help = "Chrome trace JSON, or lines"},
         {"file", BT_OPTION_STRING, &path, NULL, .metavar = "FILE",
          .help = "where to write instead of to the standard output"},
