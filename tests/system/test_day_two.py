@@ -47,7 +47,7 @@ def check_verb(verb, pages):
     assert done.returncode == 0, (verb, done)
     assert re.search(rf"^  (\S+ )*batonctl {verb}\b|^  .*<\(batonctl {verb}\b", done.stdout, re.M), \
         f"{verb}: no example in\n{done.stdout}"
-    assert re.search(r"^  (-o, )?--output \S+$", done.stdout, re.M), f"{verb}: no --output"
+    assert re.search(r"^  -o, --output \S+$", done.stdout, re.M), f"{verb}: no --output"
     assert "--output=json" in complete(verb, "--output=j"), verb
     flags = re.findall(r"^  (?:-\w, )?(--[a-z0-9-]+)", done.stdout, re.M)
     assert set(flags) <= set(complete(verb, "--")), (verb, flags)
