@@ -5,18 +5,87 @@
 
 #include "common/base/file.h"
 
+#define MAX_DEPTH   64
+#define MAX_ANCHORS 1000
+
+static bool begin(yaml_parser_t *parser, const char *text, size_t size)
+{
+    if (!yaml_parser_initialize(parser))
+        return false;
+    yaml_parser_set_input_string(parser, (const unsigned char *)text, size);
+    return true;
+}
+
+static enum bt_status no_yaml(const yaml_parser_t *parser, const char *path, struct bt_error *error)
+{
+    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s:%zu: %s", path,
+                        parser->problem_mark.line + 1,
+                        parser->problem ? parser->problem : "this is not YAML");
+}
+
+/* How much deeper what follows is. */
+static int depth_of(const yaml_event_t *event)
+{
+    switch (event->type) {
+    case YAML_SEQUENCE_START_EVENT:
+    case YAML_MAPPING_START_EVENT:
+        return 1;
+    case YAML_SEQUENCE_END_EVENT:
+    case YAML_MAPPING_END_EVENT:
+        return -1;
+    default:
+        return 0;
+    }
+}
+
+static bool has_anchor(const yaml_event_t *event)
+{
+    return (event->type == YAML_SCALAR_EVENT && event->data.scalar.anchor) ||
+           (event->type == YAML_SEQUENCE_START_EVENT && event->data.sequence_start.anchor) ||
+           (event->type == YAML_MAPPING_START_EVENT && event->data.mapping_start.anchor);
+}
+
+/* Without limits to depth and anchors, a file takes the library a time of the square of its size.
+ */
+static enum bt_status check_limits(const char *path, const char *text, size_t size,
+                                   struct bt_error *error)
+{
+    yaml_parser_t parser;
+    enum bt_status status = BT_OK;
+    bool over = false;
+    int depth = 0, anchors = 0;
+    if (!begin(&parser, text, size))
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "out of memory");
+    while (status == BT_OK && !over) {
+        yaml_event_t event;
+        if (!yaml_parser_parse(&parser, &event)) {
+            status = no_yaml(&parser, path, error);
+            break;
+        }
+        over = event.type == YAML_DOCUMENT_END_EVENT || event.type == YAML_STREAM_END_EVENT;
+        depth += depth_of(&event);
+        anchors += has_anchor(&event);
+        if (depth > MAX_DEPTH || anchors > MAX_ANCHORS)
+            status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                  "%s:%zu: nested too deeply, or too many anchors", path,
+                                  event.start_mark.line + 1);
+        yaml_event_delete(&event);
+    }
+    yaml_parser_delete(&parser);
+    return status;
+}
+
 static enum bt_status parse(struct ctl_kube_yaml *file, const char *path, const char *text,
                             size_t size, struct bt_error *error)
 {
     yaml_parser_t parser;
-    if (!yaml_parser_initialize(&parser))
+    enum bt_status status = check_limits(path, text, size, error);
+    if (status != BT_OK)
+        return status;
+    if (!begin(&parser, text, size))
         return bt_error_set(error, BT_ERR_NO_MEMORY, "out of memory");
-    yaml_parser_set_input_string(&parser, (const unsigned char *)text, size);
-    enum bt_status status = BT_OK;
     if (!yaml_parser_load(&parser, &file->document))
-        status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "%s:%zu: %s", path,
-                              parser.problem_mark.line + 1,
-                              parser.problem ? parser.problem : "this is not YAML");
+        status = no_yaml(&parser, path, error);
     yaml_parser_delete(&parser);
     if (status != BT_OK)
         return status;

@@ -7,7 +7,7 @@
 #include "common/base/status.h"
 
 #define CTL_KUBE_MAX_FILES      8
-#define CTL_KUBE_MAX_YAML_BYTES (4u << 20)
+#define CTL_KUBE_MAX_YAML_BYTES (1u << 20)
 
 struct ctl_kube_yaml {
     yaml_document_t document;

@@ -184,7 +184,7 @@ static void test_hostile_yaml(void **state)
         load((struct ctl_engine_values){.kubeconfig = write_bytes("raw", bytes, sizeof(bytes))},
              (struct ctl_kube_surroundings){0}),
         BT_OK);
-    size_t deep = 200000;
+    size_t deep = 1000000;
     char *nested = malloc(deep + 1);
     memset(nested, '[', deep);
     nested[deep] = '\0';
@@ -193,6 +193,14 @@ static void test_hostile_yaml(void **state)
     for (size_t i = 1; i < deep; i += 2)
         nested[i] = ' ';
     assert_int_not_equal(load_text(nested), BT_OK);
+    size_t used = 0; /* good but for its many anchors */
+    used +=
+        (size_t)sprintf(nested, CLUSTER CONTEXT "users: [{name: u, user: {}}]\nmore: [", "", "");
+    while (used < 900000)
+        used += (size_t)sprintf(nested + used, "&a%zu x,", used);
+    strcpy(nested + used, "]\n");
+    assert_int_equal(load_text(nested), BT_ERR_INVALID_ARGUMENT);
+    assert_non_null(strstr(error.text, "anchors"));
     free(nested);
 }
 
