@@ -84,12 +84,10 @@ static enum bt_status routers_json(const struct ctl_target *target, struct bt_er
     }
     for (uint32_t i = 0; i < address.cluster.router_count; i++) {
         struct ctl_target one = *target;
-        char name[32] = "router";
-        if (i > 0)
-            snprintf(name, sizeof(name), "router-%u", i);
         one.endpoint = address.cluster.routers[i].rpc;
         one.security = address.security;
-        json_array_append_new(*ret_list, router_json(name, one.endpoint, &one));
+        json_array_append_new(*ret_list,
+                              router_json(address.cluster.routers[i].id, one.endpoint, &one));
     }
     return BT_OK;
 }

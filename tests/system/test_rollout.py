@@ -152,6 +152,8 @@ def check_another_model(c, askers):
     assert "other" in askers.seen, askers.seen
     models = openai_http.request(c.http, "GET", "/v1/models")[2]
     assert [m["id"] for m in models["data"]] == ["other"], models
+    routers = json.loads(c.ctl("get", "--output", "json", "routers").stdout)
+    assert {r["router"] for r in routers} == names(c, "router"), (routers, names(c))
     workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
     assert {w["worker"] for w in workers if w["state"] == "ready"} == names(c) - names(c, "router"), workers
 
