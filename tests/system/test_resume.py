@@ -8,6 +8,7 @@ import json
 import random
 import signal
 import sys
+import threading
 import time
 
 import cluster
@@ -61,9 +62,16 @@ def restart(f, port, *also):
 
 def interrupted(f, port, streams, also=()):
     """All streams, with one death of the router in the middle. Returns how many were adopted."""
-    running = run_all(streams, lambda: f.http)
+    again = threading.Event()       # clients come back when the ranks have told what they go on with
+    again.set()
+    running = run_all(streams, lambda: again.wait() and f.http)
     cluster.until(lambda: all(s.tokens() >= 8 for s in streams), 120, "all have begun")
-    restart(f, port, *also)
+    again.clear()
+    try:
+        restart(f, port, *also)
+        f.wait_ready_all()
+    finally:
+        again.set()
     join_all(running)
     assert sum(s.connections >= 2 for s in streams) >= 2, [s.connections for s in streams]
     return adopted(f)
