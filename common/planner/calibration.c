@@ -19,7 +19,8 @@ static const struct field {
     FIELD(prefill_mfu, 1e-6, 1),       FIELD(decode_mfu, 1e-6, 1),
     FIELD(prefill_bandwidth, 1e-6, 1), FIELD(decode_bandwidth, 1e-6, 1),
     FIELD(inside_link, 1e-6, 1),       FIELD(between_link, 1e-6, 1),
-    FIELD(step_overhead_s, 0, 60),     FIELD(score_share, 0, 1),
+    FIELD(step_overhead_s, 0, 60),     FIELD(sequence_overhead_s, 0, 60),
+    FIELD(request_overhead_s, 0, 600), FIELD(score_share, 0, 1),
     FIELD(expert_skew, 1, 4096),       FIELD(memory_limit, 0.01, 1),
 };
 #define FIELDS (sizeof(fields) / sizeof(fields[0]))

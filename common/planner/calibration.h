@@ -22,7 +22,9 @@ struct bt_plan_calibration {
     double prefill_mfu, decode_mfu;             /* of the peak, (0, 1] */
     double prefill_bandwidth, decode_bandwidth; /* of the memory's, (0, 1] */
     double inside_link, between_link;           /* of the links', (0, 1] */
-    double step_overhead_s;                     /* of each step, whatever its size */
+    double step_overhead_s;                     /* of each decode step and each chunk of a prompt */
+    double sequence_overhead_s;                 /* of each sequence of a group in a decode step */
+    double request_overhead_s;                  /* of TTFT, and of no card's time */
     double score_share;  /* of attention's scores that memory sees; 0: fused attention */
     double expert_skew;  /* work of the busiest card over the mean, in experts; from 1 */
     double memory_limit; /* of a card's memory that may be in use */

@@ -104,7 +104,8 @@ static void add_network(const struct bt_plan_instance *instance, const struct bt
     cost->inside_bytes = cost->expert_bytes + cost->tensor_bytes - cost->between_bytes;
 }
 
-static void add_times(const struct bt_plan_instance *instance, struct bt_plan_cost *cost)
+static void add_times(const struct bt_plan_instance *instance, const struct bt_plan_step *step,
+                      struct bt_plan_cost *cost)
 {
     const struct bt_plan_calibration *calibration = &instance->calibration;
     const double *figure = instance->hardware.figure;
@@ -125,6 +126,8 @@ static void add_times(const struct bt_plan_instance *instance, struct bt_plan_co
     cost->network_s = cost->inside_bytes / (figure[BT_PLAN_INSIDE] * calibration->inside_link) +
                       cost->between_bytes / (figure[BT_PLAN_BETWEEN] * calibration->between_link);
     cost->overhead_s = calibration->step_overhead_s;
+    if (!prefill)
+        cost->overhead_s += step->batch * calibration->sequence_overhead_s;
     double card = fmax(cost->compute_s, cost->memory_s);
     if (calibration->overlap == BT_PLAN_OVERLAP_ALL)
         cost->seconds = fmax(card, cost->network_s);
@@ -142,7 +145,7 @@ struct bt_plan_cost bt_plan_step_cost(const struct bt_plan_instance *instance,
     add_operations(instance, step, busy, &cost);
     add_traffic(instance, step, busy, &cost);
     add_network(instance, step, &cost);
-    add_times(instance, &cost);
+    add_times(instance, step, &cost);
     return cost;
 }
 

@@ -136,6 +136,18 @@ static void explain_network(const struct writer *writer, const struct work *work
         instance->calibration.between_link);
 }
 
+static void explain_overhead(const struct writer *writer, const struct work *work)
+{
+    const struct bt_plan_calibration *calibration = &work->instance->calibration;
+    if (work->instance->phase == BT_PLAN_PREFILL)
+        add(writer, "overhead", "chunks*step_overhead_s", "s", work->cost->overhead_s, "%g*%.10g",
+            work->cost->steps, calibration->step_overhead_s);
+    else
+        add(writer, "overhead", "step_overhead_s + b*sequence_overhead_s", "s",
+            work->cost->overhead_s, "%.10g+%.10g*%.10g", calibration->step_overhead_s, work->batch,
+            calibration->sequence_overhead_s);
+}
+
 /* With drafts a step's time is (1 + drafts/L) of its own. */
 static void explain_sum(const struct writer *writer, const struct work *work, uint32_t drafts)
 {
@@ -171,6 +183,7 @@ static void explain_work(const struct writer *writer, const struct work *work, u
     explain_operations(writer, work);
     explain_traffic(writer, work);
     explain_network(writer, work);
+    explain_overhead(writer, work);
     explain_sum(writer, work, drafts);
 }
 
@@ -237,8 +250,9 @@ void bt_plan_explain(const struct bt_plan_question *question, const struct bt_pl
             handoff->layerwise ? "max(transfer/L, transfer - prefill*(1-1/L))" : "transfer", "s",
             handoff->visible_s, "%.10g", handoff->visible_s);
     }
-    add(&whole, "ttft", "wait + service + handoff seen", "s", outcome->ttft_s, "%.10g+%.10g+%.10g",
-        outcome->prefill.wait_s, outcome->prefill.service_s, handoff->visible_s);
+    add(&whole, "ttft", "wait + service + handoff seen + request_overhead_s", "s", outcome->ttft_s,
+        "%.10g+%.10g+%.10g+%.10g", outcome->prefill.wait_s, outcome->prefill.service_s,
+        handoff->visible_s, question->calibration.request_overhead_s);
     explain_decode(question, outcome, ret_lines);
     add(&whole, "cost", "cards*price", "an hour", outcome->cost_per_hour, "%u*%g+%u*%g",
         outcome->aggregated

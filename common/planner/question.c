@@ -58,6 +58,9 @@ static const struct bound {
     BOUND(calibration.inside_link, 1e-6, 1),
     BOUND(calibration.between_link, 1e-6, 1),
     BOUND(calibration.expert_skew, 1, 4096),
+    BOUND(calibration.step_overhead_s, 0, 60),
+    BOUND(calibration.sequence_overhead_s, 0, 60),
+    BOUND(calibration.request_overhead_s, 0, 600),
 };
 
 static enum bt_status check_counts(const struct bt_plan_question *question, struct bt_error *error)

@@ -155,7 +155,7 @@ static void try_pair(const struct bt_plan_question *question,
         .prefiller = prefiller,
         .handoff = bt_plan_handoff_of(question, prefiller, decoder),
     };
-    double ttft = prefiller->cost.seconds + predicate.handoff.visible_s;
+    double ttft = bt_plan_prefiller_ttft(question, prefiller, &predicate.handoff);
     obstacles->least_ttft_s = fmin(obstacles->least_ttft_s, ttft);
     if (ttft > question->slo.ttft_s)
         return;

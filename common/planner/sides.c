@@ -139,6 +139,13 @@ double bt_plan_prefiller_wait(const struct bt_plan_question *question,
                           requests_per_s, question->load.variation, question->slo.quantile);
 }
 
+double bt_plan_prefiller_ttft(const struct bt_plan_question *question,
+                              const struct bt_plan_prefiller *prefiller,
+                              const struct bt_plan_handoff *handoff)
+{
+    return prefiller->cost.seconds + handoff->visible_s + question->calibration.request_overhead_s;
+}
+
 bool bt_plan_prefiller_bears(const struct bt_plan_question *question,
                              const struct bt_plan_prefiller *prefiller,
                              const struct bt_plan_handoff *handoff, uint32_t instances,
@@ -148,7 +155,7 @@ bool bt_plan_prefiller_bears(const struct bt_plan_question *question,
     if (requests_per_s * prefiller->cost.seconds > servers * question->policy.max_utilisation)
         return false;
     double wait = bt_plan_prefiller_wait(question, prefiller, instances, requests_per_s);
-    return wait + prefiller->cost.seconds + handoff->visible_s <= question->slo.ttft_s;
+    return wait + bt_plan_prefiller_ttft(question, prefiller, handoff) <= question->slo.ttft_s;
 }
 
 struct bt_plan_handoff bt_plan_handoff_of(const struct bt_plan_question *question,
@@ -257,7 +264,8 @@ struct bt_plan_outcome bt_plan_outcome_of(const struct bt_plan_question *questio
                          decode_cards * second->figure[BT_PLAN_PRICE],
     };
     outcome.prefill.wait_s = bt_plan_prefiller_wait(question, prefiller, prefill_instances, rate);
-    outcome.ttft_s = outcome.prefill.wait_s + outcome.prefill.service_s + outcome.handoff.visible_s;
+    outcome.ttft_s =
+        outcome.prefill.wait_s + bt_plan_prefiller_ttft(question, prefiller, &outcome.handoff);
     outcome.tpot_s = outcome.decode.cost.seconds / outcome.decode.tokens_of_step;
     outcome.worst_gap_s = outcome.decode.cost.seconds;
     judge(question, outcome.prefill.memory.fits, &outcome);
@@ -284,7 +292,7 @@ struct bt_plan_outcome bt_plan_aggregated_of(const struct bt_plan_question *ques
     outcome.prefill = prefill_side(prefiller, instances, requests_per_s, service);
     outcome.prefill.wait_s = bt_plan_wait_s(groups, service, requests_per_s,
                                             question->load.variation, question->slo.quantile);
-    outcome.ttft_s = outcome.prefill.wait_s + service;
+    outcome.ttft_s = outcome.prefill.wait_s + service + question->calibration.request_overhead_s;
     outcome.tpot_s = busy < 1 ? step / outcome.decode.tokens_of_step / (1 - busy) : INFINITY;
     outcome.worst_gap_s = prefiller->cost.seconds / chunks + step;
     outcome.cost_per_hour = outcome.cards * hardware->figure[BT_PLAN_PRICE];

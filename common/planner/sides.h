@@ -41,6 +41,10 @@ double bt_plan_decoder_rate(const struct bt_plan_question *question,
 double bt_plan_prefiller_wait(const struct bt_plan_question *question,
                               const struct bt_plan_prefiller *prefiller, uint32_t instances,
                               double requests_per_s);
+/* TTFT of a request that waits for nobody. */
+double bt_plan_prefiller_ttft(const struct bt_plan_question *question,
+                              const struct bt_plan_prefiller *prefiller,
+                              const struct bt_plan_handoff *handoff);
 bool bt_plan_prefiller_bears(const struct bt_plan_question *question,
                              const struct bt_plan_prefiller *prefiller,
                              const struct bt_plan_handoff *handoff, uint32_t instances,

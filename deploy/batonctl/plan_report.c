@@ -154,7 +154,8 @@ static void fill_lengths(struct ctl_plan_report *report)
         length->handoff =
             bt_plan_handoff_cost(&prefill, &decode, lengths[i], length->prefill.seconds,
                                  lengths[i] >= question->policy.layerwise_from_tokens);
-        length->ttft_s = length->prefill.seconds + length->handoff.visible_s;
+        length->ttft_s = length->prefill.seconds + length->handoff.visible_s +
+                         question->calibration.request_overhead_s;
         fill_steps(report, &decode, length);
     }
 }

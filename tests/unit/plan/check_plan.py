@@ -216,6 +216,27 @@ class Plan(unittest.TestCase):
                  one["prefill_layouts"][0]["prompt"]["compute_s"])
         self.assertAlmostEqual(ratio, 0.6 / 0.25)
 
+    def test_overheads_of_a_calibration(self):
+        words = ("--weights", "w4a8", "--output-tokens", "2", "--ttft", "1h", "--tpot", "1h",
+                 "--rate", "1e-6", "--chunk", "1024", "--prefill-layout", "tp8", "--decode-layout", "dp8",
+                 "--prefill-instances", "1", "--decode-instances", "1", "--explain", "--calibration")
+        plain = self.plan(*words, self.write("none.json", "{}"))
+        late = self.plan(*words, self.write("late.json", json.dumps(
+            {"step_overhead_s": 0.125, "sequence_overhead_s": 0.25, "request_overhead_s": 3})))
+        for before, after in zip(plain["lengths"], late["lengths"]):
+            chunks = -(-before["tokens"] // 1024)
+            for name, of_each in ("prompt", 0.125 * chunks), ("ttft_s", 3 + 0.125 * chunks):
+                one, other = (e[name]["seconds_s"] if name == "prompt" else e[name] - e["handoff_visible_s"]
+                              for e in (before, after))
+                self.assertAlmostEqual(other - one, of_each)
+            for one, other in zip(before["steps"], after["steps"]):
+                self.assertAlmostEqual(other["tpot_s"] - one["tpot_s"], 0.125 + 0.25 * one["batch"])
+        explained = {line.split(" = ")[0]: line for line in late["explained"]}
+        self.assertIn("*0.125", explained["prefill.overhead"])
+        self.assertIn("0.125+1*0.25", explained["decode.overhead"])
+        self.assertIn("+3 = ", explained["ttft"])
+        self.explained_by_numbers(late["explained"])
+
     def test_attention_of_cpus_is_bf16(self):
         figures = {"memory_gb": 2000, "memory_gb_s": 1000, "bf16_tflops": 100, "int8_tops": 400,
                    "node_cards": 8, "inside_gb_s": 100, "between_gb_s": 100, "reserve_gb": 1,

@@ -182,12 +182,18 @@ static void a_calibration_keeps_what_it_leaves_out(void **state)
     struct bt_error error = {0};
     struct bt_plan_calibration calibration;
     scratch_file_open("measured.json",
-                      "{\"prefill_mfu\":0.42,\"overlap\":\"card\",\"source\":\"a run\"}", &file);
+                      "{\"prefill_mfu\":0.42,\"overlap\":\"card\",\"source\":\"a run\","
+                      "\"sequence_overhead_s\":0.002,\"request_overhead_s\":0.03}",
+                      &file);
     assert_int_equal(bt_plan_calibration_load(file.path, &error, &calibration), BT_OK);
     scratch_file_close(&file);
     struct bt_plan_calibration rules = bt_plan_calibration_default();
     assert_near("given", calibration.prefill_mfu, 0.42, 0);
+    assert_near("of a sequence", calibration.sequence_overhead_s, 0.002, 0);
+    assert_near("of a request", calibration.request_overhead_s, 0.03, 0);
     assert_near("left out", calibration.decode_mfu, rules.decode_mfu, 0);
+    assert_near("left out: of a step", calibration.step_overhead_s, 0, 0);
+    assert_near("no rule of thumb", rules.sequence_overhead_s + rules.request_overhead_s, 0, 0);
     assert_int_equal(calibration.overlap, BT_PLAN_OVERLAP_CARD);
     assert_int_equal(calibration.routing, BT_PLAN_ROUTING_EXPECTED);
     assert_string_equal(calibration.source, "a run");
@@ -201,9 +207,14 @@ static void faults_of_a_calibration_name_file_and_key(void **state)
 {
     (void)state;
     static const char *const cases[][2] = {
-        {"{\"prefill_mfu\":0}", "prefill_mfu"},   {"{\"prefill_mfu\":1.1}", "prefill_mfu"},
-        {"{\"expert_skew\":0.9}", "expert_skew"}, {"{\"mfu\":0.5}", "mfu"},
-        {"{\"overlap\":\"some\"}", "overlap"},    {"{\"routing\":3}", "routing"},
+        {"{\"prefill_mfu\":0}", "prefill_mfu"},
+        {"{\"prefill_mfu\":1.1}", "prefill_mfu"},
+        {"{\"expert_skew\":0.9}", "expert_skew"},
+        {"{\"mfu\":0.5}", "mfu"},
+        {"{\"overlap\":\"some\"}", "overlap"},
+        {"{\"routing\":3}", "routing"},
+        {"{\"sequence_overhead_s\":-1e-9}", "sequence_overhead_s"},
+        {"{\"request_overhead_s\":601}", "request_overhead_s"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct scratch_file file;

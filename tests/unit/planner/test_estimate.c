@@ -113,6 +113,32 @@ static void overlap_takes_the_longest(void **state)
                 1e-12);
 }
 
+/* A decode step of 32 sequences: 0.5 + 32 * 0.01; five chunks of a prompt: 5 * 0.5, whatever is in
+ * them. Neither makes a card's work more. */
+static void overheads_are_of_steps_and_of_sequences(void **state)
+{
+    (void)state;
+    struct bt_plan_decoding decoding = {.batch = 32, .context = 3260, .reserved = 3260};
+    struct bt_plan_prompt prompt = {.batch = 2, .tokens = 4096, .chunk_tokens = 1000};
+    struct bt_plan_instance decode = decode_instance(8), prefill = decode;
+    prefill.phase = BT_PLAN_PREFILL;
+    struct bt_plan_cost step = bt_plan_decode_cost(&decode, &decoding);
+    struct bt_plan_cost chunks = bt_plan_prefill_cost(&prefill, &prompt);
+    assert_near("published: none", step.overhead_s + chunks.overhead_s, 0, 0);
+    decode.calibration.step_overhead_s = 0.5;
+    decode.calibration.sequence_overhead_s = 0.01;
+    decode.calibration.request_overhead_s = 7;
+    prefill.calibration = decode.calibration;
+    struct bt_plan_cost later_step = bt_plan_decode_cost(&decode, &decoding);
+    struct bt_plan_cost later_chunks = bt_plan_prefill_cost(&prefill, &prompt);
+    assert_near("step", later_step.overhead_s, 0.82, 1e-12);
+    assert_near("step's sum", later_step.seconds - step.seconds, 0.82, 1e-12);
+    assert_near("chunks", later_chunks.overhead_s, 2.5, 1e-12);
+    assert_near("chunks' sum", later_chunks.seconds - chunks.seconds, 2.5, 1e-9);
+    assert_near("compute", later_step.compute_s, step.compute_s, 0);
+    assert_near("memory", later_chunks.memory_s, chunks.memory_s, 0);
+}
+
 /* Each efficiency scales its own time alone. */
 static void efficiencies_scale_their_times(void **state)
 {
@@ -356,6 +382,7 @@ int main(void)
         cmocka_unit_test(waits_end_nowhere_from_the_full_load_on),
         cmocka_unit_test(a_step_takes_what_table_9_prints),
         cmocka_unit_test(overlap_takes_the_longest),
+        cmocka_unit_test(overheads_are_of_steps_and_of_sequences),
         cmocka_unit_test(efficiencies_scale_their_times),
         cmocka_unit_test(attention_of_bf16_takes_the_peak_of_bf16),
         cmocka_unit_test(the_embedding_is_held_and_not_read),

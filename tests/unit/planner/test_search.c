@@ -165,7 +165,10 @@ static void check_laws(const struct bt_plan_question *question, const struct bt_
     assert_true(out->decode.batch <= out->decode.max_batch);
     double seen = out->aggregated ? 0 : out->handoff.visible_s;
     assert_true(out->aggregated || seen > 0);
-    assert_near("TTFT", out->ttft_s, out->prefill.wait_s + out->prefill.service_s + seen, 1e-12);
+    assert_near("TTFT", out->ttft_s,
+                out->prefill.wait_s + out->prefill.service_s + seen +
+                    question->calibration.request_overhead_s,
+                1e-12);
     uint32_t servers = out->prefill.pool.instances * prefill->dp;
     assert_near("wait", out->prefill.wait_s,
                 bt_plan_wait_s(servers, out->prefill.service_s, rate, 0, 0), 1e-12);
@@ -333,6 +336,59 @@ static void a_curve_keeps_to_its_room(void **state)
     assert_int_equal(points[4].prefill_cards, 0x5a5a5a5a);
     assert_int_equal(bt_plan_goodput(&question, &prefill, &decode, 15, NULL, &curve), BT_OK);
     assert_int_equal(curve.count, 0);
+}
+
+/* ---- overheads */
+
+/* A request's is in TTFT and in no utilisation; a sequence's makes batches larger, by Little's law.
+ */
+static void overheads_delay_requests_and_widen_batches(void **state)
+{
+    (void)state;
+    struct bt_plan_question question = v3_question();
+    struct bt_plan_pool prefill = {{8, 1, 8}, 0, 6}, decode = {{1, 8, 8}, 0, 6};
+    struct bt_plan_outcome before, after, together[2];
+    assert_int_equal(bt_plan_evaluate(&question, &prefill, &decode, NULL, &before), BT_OK);
+    assert_int_equal(bt_plan_evaluate_aggregated(&question, &question.decode_hardware, &decode,
+                                                 NULL, &together[0]),
+                     BT_OK);
+    question.calibration.request_overhead_s = 0.25;
+    question.slo.ttft_s = before.ttft_s + 0.2499;
+    assert_int_equal(bt_plan_evaluate(&question, &prefill, &decode, NULL, &after), BT_OK);
+    assert_int_equal(bt_plan_evaluate_aggregated(&question, &question.decode_hardware, &decode,
+                                                 NULL, &together[1]),
+                     BT_OK);
+    assert_near("apart", after.ttft_s - before.ttft_s, 0.25, 1e-12);
+    assert_near("together", together[1].ttft_s - together[0].ttft_s, 0.25, 1e-12);
+    assert_near("cards", after.prefill.utilisation, before.prefill.utilisation, 0);
+    assert_near("TPOT", after.tpot_s, before.tpot_s, 0);
+    assert_false(after.meets_ttft);
+    question.slo.ttft_s += 0.0002;
+    assert_int_equal(bt_plan_evaluate(&question, &prefill, &decode, NULL, &after), BT_OK);
+    assert_true(after.meets_ttft);
+    question.calibration.sequence_overhead_s = 1e-4;
+    assert_int_equal(bt_plan_evaluate(&question, &prefill, &decode, NULL, &after), BT_OK);
+    assert_true(after.decode.batch > before.decode.batch);
+    assert_near("in a step", after.decode.cost.overhead_s, 1e-4 * fmax(after.decode.batch, 1),
+                1e-12);
+}
+
+/* Answers keep to TTFT with a request's overhead in it, or say how much is over. */
+static void answers_count_overheads(void **state)
+{
+    (void)state;
+    struct bt_plan_question question = v3_question();
+    struct bt_plan_answer answer;
+    question.calibration.step_overhead_s = 1e-3;
+    question.calibration.sequence_overhead_s = 1e-5;
+    question.calibration.request_overhead_s = question.slo.ttft_s / 4;
+    assert_int_equal(bt_plan_solve(&question, NULL, &answer), BT_OK);
+    assert_true(answer.found);
+    check_laws(&question, &answer.best);
+    question.calibration.request_overhead_s = question.slo.ttft_s;
+    assert_int_equal(bt_plan_solve(&question, NULL, &answer), BT_OK);
+    assert_false(answer.found || answer.aggregated_found);
+    assert_non_null(strstr(answer.why_not, "of TTFT"));
 }
 
 /* ---- aggregated serving */
@@ -608,6 +664,9 @@ static void every_figure_follows_from_its_line(void **state)
         question.load.cached_share = 0.2;
         question.slo.ttft_s = 20;
         question.dtypes.kv_latent_bytes = question.dtypes.kv_rope_bytes = 2;
+        question.calibration.step_overhead_s = variant * 1e-4;
+        question.calibration.sequence_overhead_s = variant * 1e-5;
+        question.calibration.request_overhead_s = variant * 0.1;
         if (bt_plan_variant_apply(&question, (enum bt_plan_variant)variant, NULL, &changed) !=
             BT_OK)
             continue;
@@ -630,6 +689,8 @@ int main(void)
         cmocka_unit_test(cost_rises_with_load_and_falls_with_patience),
         cmocka_unit_test(the_curve_is_what_deployments_bear),
         cmocka_unit_test(a_curve_keeps_to_its_room),
+        cmocka_unit_test(overheads_delay_requests_and_widen_batches),
+        cmocka_unit_test(answers_count_overheads),
         cmocka_unit_test(prefill_among_decode_inflates_tpot),
         cmocka_unit_test(short_gaps_ask_for_short_chunks),
         cmocka_unit_test(failures_say_what_stands_in_the_way),
