@@ -52,6 +52,7 @@ struct ctl_rollout {
     const char *dtype;             /* with model */
     const char *args[CTL_ROLES];   /* more options of workers */
     const char *router_args;       /* with model */
+    const char *image;             /* of pods; kubernetes takes this alone */
     int64_t drain_ns, wait_ns;     /* of each; as in ctl_scale */
 };
 
@@ -81,7 +82,8 @@ struct ctl_engine_ops {
                                   const struct ctl_scale *scale, struct bt_error *error);
     /* One by one: a new one, and when it is ready an old one goes. Those of another model, or that
      * compute otherwise, get routers of their own, that take over the HTTP ports from those before:
-     * what can't work together never meets. NULL: not by this engine. */
+     * what can't work together never meets. INVALID_ARGUMENT: not by this engine. Pods go as
+     * their workload says, role by role; a role whose new ones don't get ready is taken back. */
     enum bt_status (*rollout)(struct ctl_engine *engine, const struct ctl_rollout *rollout,
                               struct bt_error *error);
     /* Lines of a process's log to stdout, the last `tail` (-1: all); `follow`: until it ends. */

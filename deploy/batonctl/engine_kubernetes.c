@@ -438,6 +438,7 @@ static const struct ctl_engine_ops ops = {
     .drain = drain,
     .resume = resume,
     .switch_role = switch_role,
+    .rollout = ctl_kube_rollout,
     .logs = logs,
     .destroy = destroy,
 };

@@ -19,9 +19,12 @@
     X(PATCH_POD,         "patch",  "",                          "v1",    "pods",                     "",          false) \
     X(GET_POD_LOG,       "get",    "",                          "v1",    "pods",                     "log",       false) \
     X(LIST_DEPLOYMENTS,  "list",   "apps",                      "v1",    "deployments",              "",          false) \
+    X(WATCH_DEPLOYMENTS, "watch",  "apps",                      "v1",    "deployments",              "",          false) \
+    X(PATCH_DEPLOYMENT,  "patch",  "apps",                      "v1",    "deployments",              "",          false) \
     X(GET_DEPLOYMENT,    "get",    "apps",                      "v1",    "deployments",              "scale",     false) \
     X(SCALE_DEPLOYMENT,  "update", "apps",                      "v1",    "deployments",              "scale",     false) \
     X(LIST_GROUPS,       "list",   "leaderworkerset.x-k8s.io",  "v1",    "leaderworkersets",         "",          false) \
+    X(PATCH_GROUPS,      "patch",  "leaderworkerset.x-k8s.io",  "v1",    "leaderworkersets",         "",          false) \
     X(GET_GROUPS,        "get",    "leaderworkerset.x-k8s.io",  "v1",    "leaderworkersets",         "scale",     false) \
     X(SCALE_GROUPS,      "update", "leaderworkerset.x-k8s.io",  "v1",    "leaderworkersets",         "scale",     false) \
     X(LIST_AUTOSCALERS,  "list",   "autoscaling",               "v2",    "horizontalpodautoscalers", "",          true)

@@ -45,6 +45,8 @@ enum bt_status ctl_kube_set_replicas(struct ctl_kube_engine *engine,
 /* Ops of the engine. `forced`, where not NULL, is the worker that goes. */
 enum bt_status ctl_kube_rescale(struct ctl_kube_engine *engine, const struct ctl_scale *scale,
                                 const char *forced, struct bt_error *error);
+enum bt_status ctl_kube_rollout(struct ctl_engine *base, const struct ctl_rollout *rollout,
+                                struct bt_error *error);
 
 /* Pods chosen to go. */
 struct ctl_kube_victim {

@@ -43,12 +43,7 @@ static int run(struct ctl_scaling *scaling, const struct ctl_rollout *rollout)
     code = ctl_scaling_look(scaling, engine, &before);
     if (code == CTL_EXIT_OK) {
         enum bt_status status = BT_OK;
-        if (!engine->ops->rollout)
-            status = bt_error_set(&error, BT_ERR_UNSUPPORTED,
-                                  "the %s engine has no rollout: change the workload's image or "
-                                  "arguments there",
-                                  engine->ops->name);
-        else if (!scaling->dry_run)
+        if (!scaling->dry_run)
             status = engine->ops->rollout(engine, rollout, &error);
         code = status == BT_OK ? ctl_scaling_print(scaling, engine, &before)
                                : ctl_fail(scaling->verb, &error);
@@ -79,6 +74,8 @@ int ctl_verb_rollout(int argc, char **argv)
          "more options for each prefill worker, instead of those before", false},
         {"decode-args", BT_OPTION_STRING, &rollout.args[CTL_DECODE], NULL, 0, 0, NULL, "ARGS",
          "more options for each decode worker, instead of those before", false},
+        {"image", BT_OPTION_STRING, &rollout.image, NULL, 0, 0, NULL, "IMAGE",
+         "of pods; without it they are replaced by others of the same image", false},
         {0},
     };
     int code = ctl_parse(
@@ -87,9 +84,12 @@ int ctl_verb_rollout(int argc, char **argv)
         "Replaces workers one by one, by those of this batonctl's version: a new one starts, and "
         "when it is\nready an old one is drained and ends. With --model what can't work together "
         "never meets: the new\nmodel's routers take the HTTP port over, without closing it, when "
-        "its first workers are ready.\n\n"
+        "its first workers are ready.\n"
+        "Pods are replaced role by role; a role whose new pods don't get ready within --wait is "
+        "taken back.\n\n"
         "  batonctl rollout decode --decode-args '--max-num-seqs 128'\n"
-        "  batonctl rollout --model tests/models/tiny --dtype float32",
+        "  batonctl rollout --model tests/models/tiny --dtype float32\n"
+        "  batonctl rollout --engine kubernetes --namespace baton --image baton:2",
         argc, argv, &used);
     if (code >= 0)
         return code;

@@ -327,6 +327,10 @@ enum bt_status ctl_local_rollout(struct ctl_engine *engine, const struct ctl_rol
                                  struct bt_error *error)
 {
     struct local *local = ctl_local_of(engine);
+    if (rollout->image)
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "--image is for pods (--engine kubernetes): processes of this machine "
+                            "run the programs beside this batonctl");
     enum bt_status status = ctl_local_begin(local, "rollout", error);
     if (status != BT_OK)
         return status;

@@ -1,11 +1,12 @@
 """A Kubernetes API server in small: objects with versions, watches, scale subresources, rights, and a
-controller of Deployments and LeaderWorkerSets that makes pods and takes those of the lowest deletion
-cost. Everything that it is asked is kept, in order; what goes wrong is put in by the test.
+controller of Deployments and LeaderWorkerSets that makes pods, takes those of the lowest deletion
+cost, and replaces them one by one when their template is another. Everything that it is asked is kept, in order; what goes wrong is put in by the test.
 
 The rights are the table of deploy/batonctl/kube_calls.h: whatever is not there is forbidden.
 """
 import copy
 import dataclasses
+import hashlib
 import http.server
 import json
 import pathlib
@@ -21,7 +22,30 @@ CALL = re.compile(r'X\((\w+), +"(\w+)", +"([^"]*)", +"([^"]*)", +"([^"]*)", +"([
 COST = "controller.kubernetes.io/pod-deletion-cost"
 NAME, INSTANCE, COMPONENT = ("app.kubernetes.io/" + word for word in ("name", "instance", "component"))
 GROUP, RANK, SIZE = ("leaderworkerset.sigs.k8s.io/" + word for word in ("group-index", "worker-index", "size"))
+HASH = "pod-template-hash"
 APPS, LWS = "apps", "leaderworkerset.x-k8s.io"
+
+
+def hash_of(template):
+    return hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def merged(old, change):
+    """RFC 7386."""
+    if not isinstance(change, dict):
+        return copy.deepcopy(change)
+    new = copy.deepcopy(old) if isinstance(old, dict) else {}
+    for key, value in change.items():
+        if value is None:
+            new.pop(key, None)
+        else:
+            new[key] = merged(new.get(key), value)
+    return new
+
+
+def template_of(obj):
+    spec = obj["spec"]
+    return spec["leaderWorkerTemplate"]["workerTemplate"] if "leaderWorkerTemplate" in spec else spec["template"]
 
 
 def rights():
@@ -68,6 +92,7 @@ class Server:
                       "horizontalpodautoscalers": "autoscaling"}
         self.missing = set()             # resources that this cluster has not
         self.new_pods_ready = True
+        self.bad_images = set()          # whose pods never get ready
         self.born = 0
         self.log_text, self.log_open = {}, threading.Event()
         self.page = None                 # at most so many items at a time, whatever the limit
@@ -144,9 +169,13 @@ class Server:
         obj = {"metadata": {"name": name or f"baton-{role}", "generation": 1, "uid": f"uid-{role}",
                             "labels": {NAME: "baton", INSTANCE: instance, COMPONENT: role}},
                "spec": {"replicas": replicas, "size": size}, "status": {}}
+        template = {"metadata": {"labels": {COMPONENT: role}}, "spec": {"containers": [
+            {"name": "aside", "image": "aside:1"},
+            {"name": role, "image": "baton:1", "args": ["--listen=tcp://0.0.0.0:5601"]}]}}
+        obj["spec"].update({"leaderWorkerTemplate": {"workerTemplate": template}} if size else {"template": template})
         self.put(resource, obj)
         self.control(resource, obj["metadata"]["name"])
-        return obj
+        return self.objects[resource][obj["metadata"]["name"]]
 
     def pod(self, owner, name, labels, annotations=None, ready=True, created=None):
         self.born += 1
@@ -186,7 +215,6 @@ class Server:
         """What the controllers do after replicas were set."""
         with self.lock:
             owner = self.objects[resource][name]
-            labels = owner["metadata"]["labels"]
             wanted = owner["spec"]["replicas"]
             if resource == "leaderworkersets":
                 size = owner["spec"]["size"]
@@ -194,14 +222,13 @@ class Server:
                     for rank in range(size):
                         pod = f"{name}-{group}" + (f"-{rank}" if rank else "")
                         if group < wanted and pod not in self.objects["pods"]:
-                            self.pod(name, pod, {**labels, GROUP: str(group), RANK: str(rank)},
-                                     {SIZE: str(size)}, self.new_pods_ready)
+                            self.make(resource, owner, pod, {GROUP: str(group), RANK: str(rank)}, {SIZE: str(size)})
                         elif group >= wanted and pod in self.objects["pods"]:
                             self.remove(pod)
             else:
                 there = self.pods_of(name)
                 for _ in range(wanted - len(there)):
-                    self.pod(name, f"{name}-{self.born + 1:x}", labels, None, self.new_pods_ready)
+                    self.make(resource, owner, f"{name}-{self.born + 1:x}")
 
                 def turn(pod_name):
                     pod = self.objects["pods"][pod_name]
@@ -211,8 +238,69 @@ class Server:
                             int(pod["metadata"]["annotations"].get(COST, 0)), [-ord(c) for c in created])
                 for gone in sorted(there, key=turn)[:max(0, len(there) - wanted)]:
                     self.remove(gone)
-            owner["status"] = {"observedGeneration": owner["metadata"]["generation"], "replicas": wanted,
-                               "updatedReplicas": wanted}
+            self.tell(resource, name)
+
+    def tell(self, resource, name):
+        """The workload's status is as its pods are."""
+        obj = copy.deepcopy(self.objects[resource][name])
+        pods = [self.objects["pods"][pod] for pod in self.pods_of(name)]
+        mine = hash_of(template_of(obj))
+        new = [p for p in pods if p["metadata"]["labels"].get(HASH, mine) == mine]
+        ready = [p for p in pods if p["status"]["conditions"][0]["status"] == "True"]
+        obj["status"] = {"observedGeneration": obj["metadata"]["generation"], "replicas": len(pods),
+                         "updatedReplicas": len(new), "readyReplicas": len(ready)}
+        self.put(resource, obj)
+
+    def make(self, resource, owner, name, extra=None, notes=None):
+        """A pod of the workload's template."""
+        template = template_of(owner)
+        images = {c["image"] for c in template["spec"]["containers"]}
+        labels = {**owner["metadata"]["labels"], HASH: hash_of(template), **(extra or {})}
+        return self.pod(owner["metadata"]["name"], name, labels,
+                        {**template["metadata"].get("annotations", {}), **(notes or {})},
+                        self.new_pods_ready and not images & self.bad_images)
+
+    def replace_pods(self, resource, name, asked):
+        """What the controllers do after the template was changed: with Deployments a new pod, and when it is ready
+        an old one goes; with groups one goes, and comes again. Not before somebody watches."""
+        with self.lock:
+            mine = hash_of(template_of(self.objects[resource][name]))
+
+            def due():
+                obj = self.objects[resource].get(name)
+                return not self.stopping and obj is not None and hash_of(template_of(obj)) == mine
+            if any(self.objects["pods"][p]["metadata"]["labels"][HASH] == mine for p in self.pods_of(name)):
+                asked = 0      # back to what is there
+            self.lock.wait_for(lambda: not due() or not asked or any(r.verb == "watch" for r in self.requests[asked:]), 60)
+            while due():
+                there = {p: self.objects["pods"][p] for p in self.pods_of(name)}
+                new = {p: o for p, o in there.items() if o["metadata"]["labels"][HASH] == mine}
+                old = sorted(set(there) - set(new))
+                if not old:
+                    break
+                owner = self.objects[resource][name]
+                ill = [p for p, o in new.items() if o["status"]["conditions"][0]["status"] != "True"]
+                if resource == "deployments":
+                    if len(there) > owner["spec"]["replicas"] and not ill:
+                        self.remove(next((p for p in old if there[p]["status"]["phase"] != "Running"), old[0]))
+                    elif ill:
+                        break
+                    else:
+                        self.make(resource, owner, f"{name}-{self.born + 1:x}")
+                elif ill:
+                    break
+                else:
+                    group = there[old[-1]]["metadata"]["labels"][GROUP]
+                    whole = sorted(p for p, o in there.items() if o["metadata"]["labels"][GROUP] == group)
+                    for pod in whole:
+                        self.remove(pod)
+                    for pod in whole:
+                        labels = there[pod]["metadata"]["labels"]
+                        self.make(resource, owner, pod, {GROUP: group, RANK: labels[RANK]}, {SIZE: str(len(whole))})
+                self.tell(resource, name)
+                self.lock.wait(0.01)    # who watches sees each step
+            if due():
+                self.tell(resource, name)
 
     # ------------------------------------------------------------------ requests
 
@@ -237,6 +325,7 @@ class Server:
         request.what = resource + (f"/{sub}" if sub else "")
         with self.lock:
             self.requests.append(request)
+            self.lock.notify_all()
             fault = next((f for f in self.faults if f.of == f"{request.verb} {request.what}" and f.times > 0), None)
             if fault:
                 fault.times -= 1
@@ -347,16 +436,20 @@ class Server:
     def patch(self, request, resource, obj):
         if request.headers.get("Content-Type") != "application/merge-patch+json":
             return 415, self.status(415, "the body of the request was in an unknown format")
-        change = request.body["metadata"]
+        change = request.body.get("metadata", {})
         if "uid" in change and change["uid"] != obj["metadata"]["uid"]:
             return 409, self.status(409, "the uid in the precondition does not match")
-        new = copy.deepcopy(obj)
-        for key, value in change.get("annotations", {}).items():
-            if value is None:
-                new["metadata"]["annotations"].pop(key, None)
-            else:
-                new["metadata"]["annotations"][key] = value
+        if "resourceVersion" in change and change["resourceVersion"] != obj["metadata"]["resourceVersion"]:
+            return 409, self.status(409, "the object has been modified; please apply your changes to the latest version")
+        new = merged(obj, request.body)
+        if resource != "pods" and template_of(new)["metadata"].get("annotations") == {}:
+            del template_of(new)["metadata"]["annotations"]    # servers keep no empty ones
+        if new["spec"] != obj["spec"]:
+            new["metadata"]["generation"] += 1
         self.put(resource, new)
+        if resource != "pods" and template_of(new) != template_of(obj):
+            threading.Thread(target=self.replace_pods, args=(resource, obj["metadata"]["name"], len(self.requests)),
+                             daemon=True).start()
         return 200, copy.deepcopy(new)
 
     # ------------------------------------------------------------------ streams

@@ -5,6 +5,7 @@ what is begun is whole or taken back. At last with workers that really drain."""
 import base64
 import concurrent.futures
 import contextlib
+import copy
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import tempfile
 import threading
 
 import cluster
-from kubernetes_double import COST, Fault, Server
+from kubernetes_double import COST, Fault, HASH, Server, hash_of, template_of
 
 FIRST = "-2147483648"
 CHANGES = ("update", "patch", "create", "delete")
@@ -247,6 +248,92 @@ def test_rights():
         assert replicas(server) == 4
 
 
+def image(server, name, resource="deployments"):
+    return next(c["image"] for c in template_of(server.objects[resource][name])["spec"]["containers"] if c["name"] != "aside")
+
+
+def all_new(server, name, old, resource="deployments"):
+    with server.lock:
+        uids = {server.objects["pods"][p]["metadata"]["uid"] for p in server.pods_of(name)}
+        current = hash_of(template_of(server.objects[resource][name]))
+        return not uids & old and all(server.objects["pods"][p]["metadata"]["labels"][HASH] == current
+                                      for p in server.pods_of(name))
+
+
+def uids(server):
+    return {p["metadata"]["uid"] for p in server.objects["pods"].values()}
+
+
+def test_rollout():
+    with fleet(decode=2) as server:
+        old = uids(server)
+
+        def touch():    # as a status does that comes in between
+            server.put("deployments", copy.deepcopy(server.objects["deployments"]["baton-decode"]))
+        server.faults = [Fault("patch deployments", "none", before=touch)]
+        done = ctl(server, "rollout", "--image", "baton:2")
+        assert [r.path.rsplit("/", 1)[1] for r in server.requests if r.verb == "patch"] == [
+            "baton-decode", "baton-decode", "baton-prefill"], changes(server)
+        for role in ("decode", "prefill"):
+            assert image(server, f"baton-{role}") == "baton:2" and all_new(server, f"baton-{role}", old), done.err
+        body = changes(server)[1][2]
+        assert body["spec"]["template"]["spec"] == {"containers": [
+            {"name": "aside", "image": "aside:1"},
+            {"name": "decode", "image": "baton:2", "args": ["--listen=tcp://0.0.0.0:5601"]}]}, body
+        assert "baton-decode: 2 of 2 replaced" in done.err and "watch deployments" in server.asked(), done.err
+        # The same again is nothing; without an image there are new pods, and nothing else is another.
+        assert "has this image already" in ctl(server, "rollout", "--image", "baton:2").err and len(changes(server)) == 3
+        old = uids(server)
+        ctl(server, "rollout", "decode")
+        (_, what, body), = changes(server)[3:]
+        assert what == "deployments" and list(body["spec"]["template"]) == ["metadata"], body
+        assert list(body["spec"]["template"]["metadata"]["annotations"]) == ["kubectl.kubernetes.io/restartedAt"], body
+        assert all_new(server, "baton-decode", old) and image(server, "baton-decode") == "baton:2"
+        for flag in ("--model", "--decode-args", "--router-args", "--dtype"):
+            also = [] if flag in ("--model", "--decode-args") else ["--model", "."]
+            done = ctl(server, "rollout", flag, "x", *also, code=2)
+            assert "ConfigMap" in done.err or "overlay" in done.err, done.err
+        ctl(server, "rollout", "--image", "two words", code=2)
+        assert len(changes(server)) == 4
+    with Server() as server:
+        server.workload("prefill", 1)
+        server.workload("decode", 2, size=2)
+        old = uids(server)
+        ctl(server, "rollout", "decode", "--image", "baton:2")
+        assert [(v, w) for v, w, _ in changes(server)] == [("patch", "leaderworkersets")]
+        assert all_new(server, "baton-decode", old, "leaderworkersets") and len(server.pods_of("baton-decode")) == 4
+        assert image(server, "baton-decode", "leaderworkersets") == "baton:2" and image(server, "baton-prefill") == "baton:1"
+
+
+def test_rollout_is_taken_back():
+    with fleet(decode=2) as server:
+        server.bad_images = {"baton:2"}
+        old, before = server.pods_of("baton-decode"), copy.deepcopy(template_of(server.objects["deployments"]["baton-decode"]))
+        done = ctl(server, "rollout", "--image", "baton:2", "--wait", "2s", code=1)
+        assert "not ready in time" in done.err and "ContainersNotReady" in done.err, done.err
+        assert "baton-decode: taken back, to baton:1" in done.err, done.err
+        assert template_of(server.objects["deployments"]["baton-decode"]) == before
+        cluster.until(lambda: server.pods_of("baton-decode") == old, 20, "the pods of before alone")
+        assert len(changes(server)) == 2 and image(server, "baton-prefill") == "baton:1"
+        process = subprocess.Popen(command(server, "rollout", "decode", "--image", "baton:2"), env=ENV,
+                                   stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        cluster.until(lambda: len(server.pods_of("baton-decode")) == 3, 30, "a new pod")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 1 and b"SIGINT" in err and b"taken back" in err, err
+        cluster.until(lambda: server.pods_of("baton-decode") == old, 20, "the pods of before alone")
+        assert template_of(server.objects["deployments"]["baton-decode"]) == before
+
+
+def test_rollout_forbidden():
+    with fleet() as server:
+        server.rights -= {("patch", "apps", "deployments", "")}
+        old = uids(server)
+        done = ctl(server, "rollout", "--image", "baton:2", code=1)
+        assert all(word in done.err for word in ("patch", "deployments", "apps", "baton-operator", "403")), done.err
+        assert "taken back" not in done.err and image(server, "baton-decode") == "baton:1" and uids(server) == old
+
+
 def test_autoscaler_is_told_of():
     with fleet() as server:
         server.put("horizontalpodautoscalers", {"metadata": {"name": "auto", "labels": {}}, "spec": {
@@ -343,6 +430,9 @@ def test_real_workers():
     with cluster.Cluster(prefill=1, decode=3) as c, Server() as server:
         adopt(server, c)
         rpc = ["--rpc", c.rpc]
+        done = subprocess.run([str(cluster.BATONCTL), "rollout", "--state-dir", c.dir, "--image", "baton:2"], env=ENV,
+                              capture_output=True, timeout=200)
+        assert done.returncode == 2 and b"--image is for pods" in done.stderr, done.stderr
         ctl(server, "drain", "decode-0", *rpc)
         cluster.until(lambda: states(c)["decode-0"] == "draining", 20, "decode-0 drains")
         ctl(server, "resume", "decode-0", *rpc)
