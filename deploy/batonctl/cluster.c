@@ -86,6 +86,15 @@ bool ctl_cluster_alive(const struct ctl_cluster *cluster)
     return false;
 }
 
+bool ctl_cluster_router_dead(const struct ctl_cluster *cluster, const struct ctl_router *router)
+{
+    for (uint32_t i = 0; i < cluster->process_count; i++)
+        if (strcmp(router->id, cluster->processes[i].id) == 0 &&
+            bt_process_probe(&cluster->processes[i].process) != BT_PROCESS_DEAD)
+            return false;
+    return true;
+}
+
 const struct ctl_router *ctl_cluster_router(const struct ctl_cluster *cluster)
 {
     for (uint32_t i = 0; i < cluster->router_count; i++)

@@ -65,6 +65,9 @@ struct ctl_cluster {
     bool local_prefill; /* routers may have prompts computed by decode workers */
     struct ctl_workers workers[CTL_ROLES];
     int lock; /* -1: see ctl_cluster_lock */
+    /* While it is being made another: what it is until then, and after a batonctl that was killed
+     * on the way. Processes behind this one's are remembered as those that have to end. */
+    const struct ctl_cluster *settled; /* NULL: it is not */
     struct ctl_process processes[CTL_MAX_PROCESSES];
     uint32_t process_count;
 };
@@ -138,6 +141,15 @@ enum bt_status ctl_cluster_add(struct ctl_cluster *cluster, enum ctl_role role, 
 enum bt_status ctl_cluster_succeed_routers(struct ctl_cluster *cluster,
                                            const struct ctl_patience *patience,
                                            struct bt_error *error);
+/*
+ * Another in place of each router that is dead, at the same endpoints, where its workers wait for
+ * it. Locked. On any error the rest of the dead stay dead.
+ */
+enum bt_status ctl_cluster_revive_routers(struct ctl_cluster *cluster,
+                                          const struct ctl_patience *patience,
+                                          struct bt_error *error);
+/* Its process is not there any more. */
+bool ctl_cluster_router_dead(const struct ctl_cluster *cluster, const struct ctl_router *router);
 /* Where router `index` hands its port over; PATH_MAX bytes. */
 void ctl_cluster_handover_path(const struct ctl_cluster *cluster, uint32_t index, char *ret_path);
 

@@ -47,12 +47,25 @@ static json_t *cluster_json(const struct ctl_cluster *cluster)
                      processes);
 }
 
+static const struct ctl_cluster *remembered(const struct ctl_cluster *cluster)
+{
+    static struct ctl_cluster settled;
+    if (!cluster->settled)
+        return cluster;
+    settled = *cluster->settled;
+    settled.process_count = cluster->process_count;
+    memcpy(settled.processes, cluster->processes, sizeof(settled.processes));
+    for (uint32_t i = cluster->settled->process_count; i < settled.process_count; i++)
+        settled.processes[i].ending = true;
+    return &settled;
+}
+
 enum bt_status ctl_cluster_save(const struct ctl_cluster *cluster, struct bt_error *error)
 {
     char path[PATH_MAX], next[PATH_MAX];
     ctl_cluster_path(cluster, "cluster", ".json", path);
     ctl_cluster_path(cluster, "cluster", ".json.next", next);
-    json_t *root = cluster_json(cluster);
+    json_t *root = cluster_json(remembered(cluster));
     int failed = root ? json_dump_file(root, next, JSON_INDENT(2)) : -1;
     json_decref(root);
     if (failed || rename(next, path) != 0)

@@ -88,20 +88,44 @@ static bool fits_socket(const char *path)
     return strlen(path) < sizeof(((struct sockaddr_un *)NULL)->sun_path);
 }
 
-/* `port` counts where there is none to take over. */
-static enum bt_status start_router(struct ctl_cluster *cluster, const char *id, int64_t port,
+/* A router that is about to be. */
+struct place {
+    char id[CTL_NAME_SIZE];
+    uint32_t index;                   /* among the cluster's routers */
+    int64_t port;                     /* counts where there is none to take over; 0: any */
+    char endpoint[CTL_ENDPOINT_SIZE]; /* for workers */
+};
+
+static struct place any_place(uint32_t index, int64_t port)
+{
+    return (struct place){.index = index, .port = port, .endpoint = "tcp://127.0.0.1:*"};
+}
+
+/* Where it was; its key's part of the endpoint is in a file. */
+static struct place place_of(const struct ctl_cluster *cluster, uint32_t index)
+{
+    const struct ctl_router *router = &cluster->routers[index];
+    const char *port = strrchr(router->http, ':');
+    struct place place = {.index = index, .port = port ? strtol(port + 1, NULL, 10) : 0};
+    snprintf(place.id, sizeof(place.id), "%s", router->id);
+    snprintf(place.endpoint, sizeof(place.endpoint), "%.*s", (int)strcspn(router->rpc, "#"),
+             router->rpc);
+    return place;
+}
+
+static enum bt_status start_router(struct ctl_cluster *cluster, const struct place *place,
                                    const struct ctl_patience *patience, struct bt_error *error)
 {
     struct ctl_command command;
     struct ctl_process next = {.role = "router", .part = -1};
     char port_text[16], handover[PATH_MAX];
-    snprintf(next.id, sizeof(next.id), "%s", id);
-    snprintf(port_text, sizeof(port_text), "%d", (int)port);
-    ctl_cluster_handover_path(cluster, cluster->router_count, handover);
+    snprintf(next.id, sizeof(next.id), "%s", place->id);
+    snprintf(port_text, sizeof(port_text), "%d", (int)place->port);
+    ctl_cluster_handover_path(cluster, place->index, handover);
     ctl_command_init(&command, "router/baton-router");
     ctl_command_add_all(&command, (const char *[]){"--model", cluster->model, "--host",
                                                    cluster->host, "--port", port_text,
-                                                   "--worker-endpoint", "tcp://127.0.0.1:*", NULL});
+                                                   "--worker-endpoint", place->endpoint, NULL});
     if (fits_socket(handover))
         ctl_command_add_all(&command, (const char *[]){"--handover", handover, NULL});
     if (cluster->served_model_name[0])
@@ -119,8 +143,10 @@ static enum bt_status start_router(struct ctl_cluster *cluster, const char *id, 
                                 &ready);
     if (status != BT_OK)
         return status;
-    struct ctl_router *router = &cluster->routers[cluster->router_count++];
-    snprintf(router->id, sizeof(router->id), "%s", id);
+    struct ctl_router *router = &cluster->routers[place->index];
+    if (place->index == cluster->router_count)
+        cluster->router_count++;
+    snprintf(router->id, sizeof(router->id), "%s", place->id);
     snprintf(router->http, sizeof(router->http), "%s", ready.http);
     snprintf(router->rpc, sizeof(router->rpc), "%s", ready.rpc);
     return ctl_cluster_save(cluster, error);
@@ -136,15 +162,16 @@ static enum bt_status start_successors(struct ctl_cluster *cluster, uint32_t cou
     int64_t number = 0;
     cluster->router_count = 0;
     for (uint32_t i = 0; i < count && status == BT_OK; i++) {
-        char id[CTL_NAME_SIZE], key[PATH_MAX];
+        struct place place = any_place(i, 0);
+        char key[PATH_MAX];
         do
-            router_id(number++, id);
-        while (is_taken(cluster, id));
-        ctl_cluster_path(cluster, id, ".key", key);
+            router_id(number++, place.id);
+        while (is_taken(cluster, place.id));
+        ctl_cluster_path(cluster, place.id, ".key", key);
         if (cluster->curve && access(key, F_OK) != 0)
-            status = ctl_keys_add(cluster->dir, id, error);
+            status = ctl_keys_add(cluster->dir, place.id, error);
         if (status == BT_OK)
-            status = start_router(cluster, id, 0, patience, error);
+            status = start_router(cluster, &place, patience, error);
     }
     return status;
 }
@@ -174,6 +201,30 @@ enum bt_status ctl_cluster_succeed_routers(struct ctl_cluster *cluster,
     memcpy(cluster->routers, before, sizeof(before));
     cluster->router_count = count;
     ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])names, started, TAKE_BACK_NS, NULL);
+    return status;
+}
+
+enum bt_status ctl_cluster_revive_routers(struct ctl_cluster *cluster,
+                                          const struct ctl_patience *patience,
+                                          struct bt_error *error)
+{
+    enum bt_status status = BT_OK;
+    BT_ASSERT(cluster->lock >= 0);
+    for (uint32_t i = 0; i < cluster->router_count && status == BT_OK; i++) {
+        if (!ctl_cluster_router_dead(cluster, &cluster->routers[i]))
+            continue;
+        struct place place = place_of(cluster, i);
+        char id[1][CTL_NAME_SIZE];
+        memcpy(id[0], place.id, CTL_NAME_SIZE);
+        status = ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])id, 1, TAKE_BACK_NS, error);
+        if (status != BT_OK)
+            return status;
+        if (cluster->process_count >= CTL_MAX_PROCESSES)
+            return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "too many processes");
+        status = start_router(cluster, &place, patience, error);
+        if (status != BT_OK)
+            ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])id, 1, TAKE_BACK_NS, NULL);
+    }
     return status;
 }
 
@@ -499,12 +550,11 @@ static enum bt_status start_routers(struct ctl_cluster *cluster,
                                     const struct ctl_up_options *options,
                                     const struct ctl_patience *patience, struct bt_error *error)
 {
-    char id[CTL_NAME_SIZE];
     enum bt_status status = cluster->curve ? make_first_keys(cluster, options, error) : BT_OK;
     for (int64_t i = 0; i < options->routers && status == BT_OK; i++) {
-        router_id(i, id);
-        status =
-            start_router(cluster, id, options->port > 0 ? options->port + i : 0, patience, error);
+        struct place place = any_place((uint32_t)i, options->port > 0 ? options->port + i : 0);
+        router_id(i, place.id);
+        status = start_router(cluster, &place, patience, error);
     }
     return status;
 }

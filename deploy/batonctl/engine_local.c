@@ -303,8 +303,37 @@ static void fill_wanted(const struct ctl_cluster *cluster, const struct ctl_scal
             scale->wanted[role] >= 0 ? scale->wanted[role] : cluster->workers[role].wanted;
 }
 
-/* Workers that ended by themselves, or that a batonctl before this one had told to end. */
-static enum bt_status bury(struct local *local, struct bt_error *error)
+enum bt_status ctl_local_mend_routers(struct local *local, const struct ctl_patience *patience,
+                                      int64_t drain_ns, struct bt_error *error)
+{
+    struct ctl_cluster *cluster = &local->cluster;
+    static struct list ending, dead;
+    enum bt_status status = BT_OK;
+    char text[400];
+    ending.count = dead.count = 0;
+    for (uint32_t i = 0; i < cluster->process_count; i++)
+        if (strcmp(cluster->processes[i].role, "router") == 0 && cluster->processes[i].ending)
+            ctl_list_add(&ending, cluster->processes[i].id);
+    if (ending.count > 0)
+        status = ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])ending.names, ending.count,
+                                 CTL_LOCAL_END_NS + drain_ns, error);
+    if (status != BT_OK)
+        return status;
+    for (uint32_t i = 0; i < cluster->router_count; i++)
+        if (ctl_cluster_router_dead(cluster, &cluster->routers[i]))
+            ctl_list_add(&dead, cluster->routers[i].id);
+    if (dead.count == 0)
+        return BT_OK;
+    ctl_local_say(local, "ended by %s: %s; starting again",
+                  dead.count > 1 ? "themselves" : "itself", ctl_list_text(&dead, text));
+    status = ctl_cluster_revive_routers(cluster, patience, error);
+    if (status == BT_OK)
+        ctl_local_say(local, "%s: workers register with %s now", ctl_list_text(&dead, text),
+                      dead.count > 1 ? "them" : "it");
+    return status;
+}
+
+enum bt_status ctl_local_bury(struct local *local, struct bt_error *error)
 {
     static struct list gone;
     gone.count = 0;
@@ -433,11 +462,13 @@ static enum bt_status scale_locked(struct local *local, const struct ctl_scale *
     if (status != BT_OK)
         return status;
     tell_gone(local);
-    status = grow(local, CTL_DECODE, wanted[CTL_DECODE], &patience, error);
+    status = ctl_local_mend_routers(local, &patience, scale->drain_ns, error);
+    if (status == BT_OK)
+        status = grow(local, CTL_DECODE, wanted[CTL_DECODE], &patience, error);
     if (status == BT_OK)
         status = grow(local, CTL_PREFILL, wanted[CTL_PREFILL], &patience, error);
     if (status == BT_OK)
-        status = bury(local, error);
+        status = ctl_local_bury(local, error);
     if (status == BT_OK)
         status = shrink(local, wanted, scale->drain_ns, error);
     return status;

@@ -34,6 +34,12 @@ const char *ctl_list_text(const struct list *list, char ret_text[400]); /* "deco
 /* Alone with the cluster, as it is now; ended by ctl_cluster_unlock. */
 enum bt_status ctl_local_begin(struct local *local, const char *verb, struct bt_error *error);
 
+/* Routers that were told to end do, and others come in place of those that are dead. */
+enum bt_status ctl_local_mend_routers(struct local *local, const struct ctl_patience *patience,
+                                      int64_t drain_ns, struct bt_error *error);
+/* Workers that ended by themselves, or that a batonctl before this one had told to end. */
+enum bt_status ctl_local_bury(struct local *local, struct bt_error *error);
+
 /* Those of a role that serve or will, in place of what was in the list. */
 void ctl_local_living(const struct ctl_cluster *cluster, enum ctl_role role, struct list *list);
 

@@ -126,37 +126,68 @@ static enum bt_status set_model(struct ctl_cluster *cluster, const struct ctl_ro
     return status == BT_OK ? set_args(cluster, rollout, error) : status;
 }
 
-/* The file is another one once the successor has the port. */
-static ino_t handover_file(const struct ctl_cluster *cluster, uint32_t index)
+/* The file is another one once the successor has the port; where the one before was left by a
+ * router that is dead, it may have the same inode. */
+struct handover_file {
+    ino_t inode; /* 0: none */
+    struct timespec changed;
+};
+
+static struct handover_file handover_file(const struct ctl_cluster *cluster, uint32_t index)
 {
     char path[PATH_MAX];
     struct stat file;
     ctl_cluster_handover_path(cluster, index, path);
-    return stat(path, &file) == 0 ? file.st_ino : 0;
+    return stat(path, &file) == 0 ? (struct handover_file){file.st_ino, file.st_ctim}
+                                  : (struct handover_file){0};
 }
 
-static bool have_taken_over(const struct ctl_cluster *cluster, const ino_t *before)
+/* Routers that have the port. */
+static uint32_t count_taken_over(const struct ctl_cluster *cluster,
+                                 const struct handover_file *before)
 {
+    uint32_t count = 0;
     for (uint32_t i = 0; i < cluster->router_count; i++) {
-        ino_t now = handover_file(cluster, i);
-        if (now == 0 || now == before[i])
-            return false;
+        struct handover_file now = handover_file(cluster, i);
+        count += now.inode != 0 &&
+                 (now.inode != before[i].inode || now.changed.tv_sec != before[i].changed.tv_sec ||
+                  now.changed.tv_nsec != before[i].changed.tv_nsec);
     }
-    return true;
+    return count;
 }
 
-static enum bt_status wait_taken_over(const struct local *local, const ino_t *before,
+/* One of the newcomers is dead: what was waited for does not come. */
+static enum bt_status check_newcomers(const struct ctl_cluster *cluster, struct bt_error *error)
+{
+    for (uint32_t i = cluster->settled->process_count; i < cluster->process_count; i++)
+        if (bt_process_probe(&cluster->processes[i].process) == BT_PROCESS_DEAD)
+            return bt_error_set(error, BT_ERR_INTERNAL, "%s ended; its log is in %s",
+                                cluster->processes[i].id, cluster->dir);
+    return BT_OK;
+}
+
+/* Where one has the port, the one before it serves no more: there is no way back. */
+static enum bt_status wait_taken_over(const struct local *local, const struct handover_file *before,
                                       const struct ctl_patience *patience, struct bt_error *error)
 {
-    while (!have_taken_over(&local->cluster, before)) {
+    const struct ctl_cluster *cluster = &local->cluster;
+    uint32_t taken;
+    while ((taken = count_taken_over(cluster, before)) < cluster->router_count) {
         enum bt_status status = ctl_interrupt_check(patience->interrupt, error);
-        if (status != BT_OK)
+        if (status == BT_OK)
+            status = check_newcomers(cluster, error);
+        if (status == BT_OK && bt_clock_now_ns() >= patience->until_ns)
+            status = bt_error_set(error, BT_ERR_DEADLINE,
+                                  "the new routers do not take over the HTTP port; their logs are "
+                                  "in %s",
+                                  cluster->dir);
+        if (status != BT_OK && taken == 0)
             return status;
-        if (bt_clock_now_ns() >= patience->until_ns)
-            return bt_error_set(error, BT_ERR_DEADLINE,
-                                "the new routers do not take over the HTTP port; their logs are in "
-                                "%s",
-                                local->cluster.dir);
+        if (status != BT_OK) {
+            ctl_local_say(local, "%u of %u routers took over: %s", taken, cluster->router_count,
+                          error->text);
+            return BT_OK;
+        }
         poll(NULL, 0, LOOK_MS);
     }
     return BT_OK;
@@ -168,7 +199,7 @@ static enum bt_status begin_generation(struct local *local, const struct ctl_rol
 {
     struct ctl_cluster *cluster = &local->cluster;
     struct ctl_patience patience = patience_of(local, rollout->wait_ns);
-    ino_t before[CTL_MAX_ROUTERS];
+    struct handover_file before[CTL_MAX_ROUTERS];
     for (uint32_t i = 0; i < cluster->router_count; i++)
         before[i] = handover_file(cluster, i);
     ctl_local_say(local, "starting %u router%s for %s", cluster->router_count,
@@ -198,7 +229,8 @@ static void names_from(const struct ctl_cluster *cluster, uint32_t first, uint32
     }
 }
 
-/* Nothing has been handed over: the cluster is what it was. */
+/* Nothing has been handed over: the cluster is what it was, and what of the newcomers does not end
+ * is remembered. */
 static void undo(struct local *local, const struct ctl_cluster *before)
 {
     struct ctl_cluster *cluster = &local->cluster;
@@ -208,9 +240,12 @@ static void undo(struct local *local, const struct ctl_cluster *before)
     if (names.count > 0 && ctl_cluster_end(cluster, (const char(*)[CTL_NAME_SIZE])names.names,
                                            names.count, CTL_LOCAL_END_NS, NULL) == BT_OK)
         ctl_local_say(local, "taken back: %s", ctl_list_text(&names, text));
-    int lock = cluster->lock;
+    static struct ctl_cluster now;
+    now = *cluster;
     *cluster = *before;
-    cluster->lock = lock;
+    cluster->lock = now.lock;
+    cluster->process_count = now.process_count;
+    memcpy(cluster->processes, now.processes, sizeof(now.processes));
     ctl_cluster_save(cluster, NULL);
 }
 
@@ -304,6 +339,7 @@ static enum bt_status roll_model(struct local *local, const struct ctl_rollout *
     struct ctl_cluster *cluster = &local->cluster;
     static struct ctl_cluster before;
     before = *cluster;
+    cluster->settled = &before;
     enum bt_status status = set_model(cluster, rollout, error);
     if (status == BT_OK)
         status = begin_generation(local, rollout, error);
@@ -311,6 +347,7 @@ static enum bt_status roll_model(struct local *local, const struct ctl_rollout *
         undo(local, &before);
         return status;
     }
+    cluster->settled = NULL;
     ctl_local_say(local, "new requests go to %s from now on", cluster->model);
     for (uint32_t i = 0; i < before.process_count; i++)
         cluster->processes[i].ending = true;
@@ -319,6 +356,8 @@ static enum bt_status roll_model(struct local *local, const struct ctl_rollout *
         status = shift_role(local, (enum ctl_role)role, rollout, error);
     if (status != BT_OK)
         ctl_local_say(local, "the new model serves; `batonctl scale` starts what is missing");
+    if (status == BT_ERR_CANCELLED)
+        return status; /* what is left of the others is remembered as what has to end */
     enum bt_status ended = end_generation(local, rollout->drain_ns, status == BT_OK ? error : NULL);
     return status == BT_OK ? ended : status;
 }
@@ -334,8 +373,13 @@ enum bt_status ctl_local_rollout(struct ctl_engine *engine, const struct ctl_rol
     enum bt_status status = ctl_local_begin(local, "rollout", error);
     if (status != BT_OK)
         return status;
-    status =
-        rollout->model ? roll_model(local, rollout, error) : roll_workers(local, rollout, error);
+    struct ctl_patience patience = patience_of(local, rollout->wait_ns);
+    status = ctl_local_mend_routers(local, &patience, rollout->drain_ns, error);
+    if (status == BT_OK)
+        status = ctl_local_bury(local, error);
+    if (status == BT_OK)
+        status = rollout->model ? roll_model(local, rollout, error)
+                                : roll_workers(local, rollout, error);
     ctl_cluster_unlock(&local->cluster);
     return status;
 }

@@ -34,8 +34,8 @@ int ctl_verb_scale(int argc, char **argv)
     int code = ctl_parse(options,
                          "batonctl scale [prefill=N] [decode=M] [OPTIONS]\n\n"
                          "New workers start first; when they are ready the least loaded of those "
-                         "that are too\nmany are drained and end. Workers that ended by themselves "
-                         "are replaced.\n\n"
+                         "that are too\nmany are drained and end. Workers and "
+                         "routers that ended by themselves are replaced.\n\n"
                          "  batonctl scale prefill=4 decode=6\n"
                          "  batonctl scale --dry-run decode=2",
                          argc, argv, &used);

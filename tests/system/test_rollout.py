@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """`batonctl rollout` under load: workers are replaced one by one while every answer stays the same,
-bit for bit; another model takes over without a refused connection; what fails or is interrupted
+bit for bit; another model takes over without a refused connection; what fails, is interrupted or killed
 leaves the cluster as it was."""
 import json
 import os
@@ -137,6 +137,25 @@ def check_interrupted(c, askers):
     askers.more(3)
 
 
+def check_killed(c, askers):
+    """SIGKILL of batonctl while the other model's routers wait: what it began has to end, and does."""
+    before = state(c)
+    child = subprocess.Popen([str(cluster.BATONCTL), "rollout", "--state-dir", c.dir, "--model",
+                              str(OTHER)],
+                             stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        cluster.until(lambda: len(names(c, "router")) == 4, 60, "the other routers start")
+    finally:
+        child.kill()
+        child.wait()
+    left = state(c)
+    assert all(p["ending"] for p in left["processes"][len(before["processes"]):]), left
+    assert {**left, "processes": 0} == {**before, "processes": 0}, left
+    c.ctl("scale", "decode=2")
+    assert state(c) == before, state(c)
+    askers.more(3)
+
+
 def check_another_model(c, askers):
     before = pids(c)
     http = c.http
@@ -170,6 +189,7 @@ def main():
             check_one_by_one(c, askers)
             check_bad_arguments_change_nothing(c, askers)
             check_interrupted(c, askers)
+            check_killed(c, askers)
             check_another_model(c, askers)
         finally:
             askers.stop.set()

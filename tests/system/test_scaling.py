@@ -165,6 +165,18 @@ def check_killed(c, load):
     print(f"{worker} was killed, and is replaced", flush=True)
 
 
+def check_dead_router(c):
+    """Another comes in its place, where clients and workers look for it; once nobody asks it."""
+    before = state_of(c)["routers"]
+    c.kill("router")
+    cluster.until(lambda: not c.alive("router"), 30, "the router is dead")
+    done = c.ctl("scale", "decode=2")
+    assert "ended by itself: router" in done.stderr, done.stderr
+    assert state_of(c)["routers"] == before
+    check_counts(c, 2, 2)
+    print("the router was killed, and is replaced", flush=True)
+
+
 def interrupt(c, at, *args):
     """SIGINT when it says that it is at that; its exit code and all it says."""
     process = start(c, "scale", *args)
@@ -206,6 +218,10 @@ def check_load(r):
             check_killed(c, load)
             check_interrupted(c, load)
         load.check()
+        check_dead_router(c)
+        answers = dict(load.want)
+        load.undisturbed()
+        assert load.want == answers, "another answer"
         print(f"{load.ended} answers equal", flush=True)
         refused = c.ctl("scale", "decode=0", check=False)
         assert refused.returncode == 2 and "decode worker" in refused.stderr, refused
