@@ -20,7 +20,7 @@
 
 struct rt_handover {
     struct bt_loop *loop;
-    int listener, fd, peer; /* peer -1: none; one at a time, the last */
+    int listener, fd, peer; /* peer -1: none; one at a time */
     struct bt_loop_source *source, *peer_source;
     dev_t device;
     ino_t inode; /* of the socket's file */
@@ -215,11 +215,14 @@ static void on_connection(void *context)
     int peer = accept4(handover->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (peer < 0)
         return;
-    if (handover->taken == NULL || !is_same_user(peer) || !send_listener(handover, peer)) {
+    if (handover->peer >= 0)
+        on_peer(handover); /* which may have left, or have taken it */
+    /* One successor at a time: two would both serve. */
+    if (handover->peer >= 0 || handover->taken == NULL || !is_same_user(peer) ||
+        !send_listener(handover, peer)) {
         close(peer);
         return;
     }
-    forget_peer(handover);
     handover->peer = peer;
     handover->peer_source = bt_loop_add_fd(handover->loop, peer, on_peer, handover);
     if (handover->peer_source == NULL)

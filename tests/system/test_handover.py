@@ -134,6 +134,9 @@ def check_strangers(f, path):
             s.sendall(data)
     openai_http.request(f.http, "GET", "/health")
     dead = start_successor(f, path, 4)
+    second = f.add("router", "router-6", "--worker-endpoint", "tcp://127.0.0.1:*", "--handover", path)
+    second.start().child.wait()     # while another waits for its workers
+    assert second.child.returncode != 0 and "does not hand its port over" in second.text()
     dead.kill()  # has the listener, and never took it
     status, _, _ = openai_http.request(f.http, "GET", "/ready")
     assert status == 200 and owner.child.poll() is None
