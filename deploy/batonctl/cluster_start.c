@@ -31,6 +31,15 @@ static const struct kind {
 
 /* ------------------------------------------------------------------ processes */
 
+/* Before it runs, so that `down` finds it, whatever happens to us. */
+static enum bt_status remember(void *context, const struct bt_process_id *process,
+                               struct bt_error *error)
+{
+    struct ctl_cluster *cluster = context;
+    cluster->processes[cluster->process_count++].process = *process;
+    return ctl_cluster_save(cluster, error);
+}
+
 /* `next`, not waited for. */
 static enum bt_status start_process(struct ctl_cluster *cluster, const struct ctl_process *next,
                                     struct ctl_command *command, int interrupt,
@@ -50,13 +59,14 @@ static enum bt_status start_process(struct ctl_cluster *cluster, const struct ct
         ctl_command_add_all(command, (const char *[]){"--curve-secret-file", keys.secret_file,
                                                       "--curve-allow-file", keys.allow_file, NULL});
     }
-    struct ctl_process *process = &cluster->processes[cluster->process_count];
-    *process = *next;
-    status = ctl_command_start(command, log, error, &process->process);
-    if (status != BT_OK)
-        return status;
-    cluster->process_count++;
-    return ctl_cluster_save(cluster, error); /* so that `down` finds it, whatever happens to us */
+    uint32_t before = cluster->process_count;
+    cluster->processes[before] = *next;
+    status = ctl_command_start(command, log, remember, cluster, error);
+    if (status != BT_OK && cluster->process_count > before) {
+        cluster->process_count = before;
+        ctl_cluster_save(cluster, NULL);
+    }
+    return status;
 }
 
 /* ------------------------------------------------------------------ routers */

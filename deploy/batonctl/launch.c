@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -80,10 +81,13 @@ void ctl_command_init(struct ctl_command *command, const char *program)
     ctl_command_add(command, name);
 }
 
-/* In the child: never returns. A failed exec is told through `report`. */
-_Noreturn static void become(struct ctl_command *command, int log, int report)
+/* In the child: never returns. Waits for a byte from `go`; a failed exec is told by `report`. */
+_Noreturn static void become(struct ctl_command *command, int log, int go, int report)
 {
     sigset_t held;
+    char byte;
+    if (read(go, &byte, 1) != 1)
+        _exit(127);
     ctl_interrupt_signals(&held);
     sigprocmask(SIG_UNBLOCK, &held, NULL);
     setsid();
@@ -98,35 +102,70 @@ _Noreturn static void become(struct ctl_command *command, int log, int report)
     _exit(127);
 }
 
+/* Both ends of two, or none. */
+static bool make_pipes(int go[2], int report[2])
+{
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, go) != 0)
+        return false;
+    if (pipe2(report, O_CLOEXEC) == 0)
+        return true;
+    int reason = errno;
+    close(go[0]);
+    close(go[1]);
+    errno = reason;
+    return false;
+}
+
+/* Lets it run; what exec says. */
+static enum bt_status let_run(const struct ctl_command *command, int go, int report,
+                              struct bt_error *error)
+{
+    int reason = 0;
+    bool told = send(go, "", 1, MSG_NOSIGNAL) == 1;
+    ssize_t got = read(report, &reason, sizeof(reason));
+    if (told && got != (ssize_t)sizeof(reason))
+        return BT_OK;
+    return bt_error_set(error, BT_ERR_IO, "can not run %s: %s", command->args[0],
+                        strerror(told ? reason : ECHILD));
+}
+
 enum bt_status ctl_command_start(struct ctl_command *command, const char *log,
-                                 struct bt_error *error, struct bt_process_id *ret_process)
+                                 enum bt_status (*remember)(void *context,
+                                                            const struct bt_process_id *process,
+                                                            struct bt_error *error),
+                                 void *context, struct bt_error *error)
 {
     if (command->overflow)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "the arguments for %s are too long",
                             command->args[0]);
-    int report[2];
+    int go[2], report[2];
     int out = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (out < 0)
         return bt_error_set(error, BT_ERR_IO, "can not write %s: %s", log, strerror(errno));
-    if (pipe2(report, O_CLOEXEC) != 0) {
+    if (!make_pipes(go, report)) {
         close(out);
         return bt_error_set(error, BT_ERR_IO, "pipe: %s", strerror(errno));
     }
     pid_t pid = fork();
-    if (pid == 0)
-        become(command, out, report[1]);
-    int fork_errno = errno;
-    close(out);
-    close(report[1]);
-    int reason = 0;
-    ssize_t got = pid > 0 ? read(report[0], &reason, sizeof(reason)) : 0;
-    close(report[0]);
-    if (pid < 0)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "fork: %s", strerror(fork_errno));
-    if (got == (ssize_t)sizeof(reason)) {
-        waitpid(pid, NULL, 0);
-        return bt_error_set(error, BT_ERR_IO, "can not run %s: %s", command->args[0],
-                            strerror(reason));
+    if (pid == 0) {
+        close(go[1]);
+        become(command, out, go[0], report[1]);
     }
-    return bt_process_of(pid, error, ret_process);
+    enum bt_status status =
+        pid > 0 ? BT_OK : bt_error_set(error, BT_ERR_NO_MEMORY, "fork: %s", strerror(errno));
+    close(out);
+    close(go[0]);
+    close(report[1]);
+    struct bt_process_id process;
+    if (status == BT_OK)
+        status = bt_process_of(pid, error, &process);
+    if (status == BT_OK)
+        status = remember(context, &process, error);
+    if (status == BT_OK)
+        status = let_run(command, go[1], report[0], error);
+    close(go[1]); /* whoever waits still ends by it */
+    close(report[0]);
+    if (status != BT_OK && pid > 0)
+        waitpid(pid, NULL, 0);
+    return status;
 }

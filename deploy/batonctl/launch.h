@@ -29,8 +29,15 @@ void ctl_command_add(struct ctl_command *command, const char *arg);
 void ctl_command_add_all(struct ctl_command *command, const char *const *args);
 void ctl_command_add_words(struct ctl_command *command, const char *words); /* NULL is fine */
 
-/* In a session of its own, stdin /dev/null, stdout and stderr to the end of the file `log`. */
+/*
+ * In a session of its own, stdin /dev/null, stdout and stderr to the file `log`. The program begins
+ * when `remember` has returned BT_OK: one that nobody knows, as we died or failed before, never
+ * runs.
+ */
 enum bt_status ctl_command_start(struct ctl_command *command, const char *log,
-                                 struct bt_error *error, struct bt_process_id *ret_process);
+                                 enum bt_status (*remember)(void *context,
+                                                            const struct bt_process_id *process,
+                                                            struct bt_error *error),
+                                 void *context, struct bt_error *error);
 
 #endif
