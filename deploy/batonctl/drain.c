@@ -103,6 +103,12 @@ static int take_name(struct one_worker *one, int argc, char **argv, int used)
     return CTL_EXIT_USAGE;
 }
 
+static int run_named(struct one_worker *one, int argc, char **argv, int used)
+{
+    int code = take_name(one, argc, argv, used);
+    return code == CTL_EXIT_OK ? run(one) : code;
+}
+
 int ctl_verb_drain(int argc, char **argv)
 {
     struct one_worker one = {.verb = "drain"};
@@ -120,11 +126,7 @@ int ctl_verb_drain(int argc, char **argv)
                          "  batonctl drain decode-1\n"
                          "  batonctl drain --worker tcp://127.0.0.1:6001 --deadline 25s",
                          argc, argv, &used);
-    if (code < 0)
-        code = take_name(&one, argc, argv, used);
-    else
-        return code;
-    return code == CTL_EXIT_OK ? run(&one) : code;
+    return code < 0 ? run_named(&one, argc, argv, used) : code;
 }
 
 int ctl_verb_resume(int argc, char **argv)
@@ -137,9 +139,5 @@ int ctl_verb_resume(int argc, char **argv)
                          "It takes requests again after a drain.\n\n"
                          "  batonctl resume decode-1",
                          argc, argv, &used);
-    if (code < 0)
-        code = take_name(&one, argc, argv, used);
-    else
-        return code;
-    return code == CTL_EXIT_OK ? run(&one) : code;
+    return code < 0 ? run_named(&one, argc, argv, used) : code;
 }
