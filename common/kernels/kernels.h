@@ -7,6 +7,8 @@
  *     avx512        x86 with AVX-512 F/BW/VL/DQ
  *     avx512_bf16   with AVX512_BF16 and VNNI
  *     amx           with AMX-TILE, AMX-BF16 and AMX-INT8
+ *     cuda          GPUs (device.h): activations, routing and weights are in the device's memory,
+ *                   sequences, tokens and lists of rows in the host's; calls queue work
  *
  * Arithmetic is a property of the weights. A matrix in BT_LAYOUT_ROWS is multiplied in f32. One in
  * BT_LAYOUT_TILES (see `pack`) is multiplied by units that take 16- or 8-bit inputs: the rows of
@@ -32,6 +34,7 @@
 
 #include "common/base/status.h"
 #include "common/kernels/dtype.h"
+#include "common/kernels/page_span.h"
 #include "common/kernels/team.h"
 
 #define BT_PAGE_TOKENS 64
@@ -151,10 +154,53 @@ struct bt_routing {
     uint32_t *begin;   /* [experts + 1] where each expert's picks begin in `order` */
 };
 
+/* How a row's token is drawn; see common/model/sampler.h, of which this is the part without
+ * penalties, bias, masks and logprobs. */
+struct bt_draw {
+    uint64_t seed;
+    uint32_t position; /* tokens generated before this one */
+    float temperature; /* 0: the best */
+    float top_p, min_p;
+    int32_t top_k; /* <= 0: off */
+};
+
+/*
+ * A batch whose pass comes next. With padded_rows > rows the pass works on so many rows, those past
+ * `rows` being padding: their KV is not written, they have no experts, and what becomes of them
+ * elsewhere is any finite number; likewise padded_wanted. A pass of the same padded counts may be
+ * captured in a graph and replayed after another `stage`. All arrays are read during the call.
+ */
+struct bt_stage {
+    const uint32_t *tokens; /* [rows] */
+    /* [rows] the row of the last `draw` of this stream whose token it is, or BT_TOKEN_GIVEN:
+     * tokens[row]. NULL: all are given. */
+    const uint32_t *token_from;
+    uint32_t rows, padded_rows;
+    const struct bt_sequence_rows *sequences; /* covering all rows in order */
+    uint32_t sequence_count;
+    const uint32_t *wanted; /* [wanted_count] ascending: what gather_rows keeps */
+    uint32_t wanted_count, padded_wanted;
+    const struct bt_sequence_rows *wanted_sequences; /* covering the wanted rows in order */
+    uint32_t wanted_sequence_count;
+    const struct bt_draw *draws; /* [wanted_count], or NULL */
+};
+#define BT_TOKEN_GIVEN 0xffffffffu
+
 struct bt_stream;
 
 struct bt_kernels {
     const char *name;
+    /* Rows for F8_E4M3 weights in TILES are not rounded to bf16 but quantised to e4m3, with a scale
+     * (max |x| / 448, 1 when all are 0) for every 128 inputs; weights keep their own scales, which
+     * multiply the f32 sum of each 128 inputs. */
+    bool f8_inputs;
+
+    /*
+     * NULL where nothing is gained: CPUs. Until the next stage, operations that are given these
+     * very lists (tokens, sequences, wanted, wanted_sequences, draws: the same pointers) use what
+     * was staged of them; any other list is copied in the call.
+     */
+    void (*stage)(struct bt_stream *stream, const struct bt_stage *stage);
 
     /*
      * Bytes that `pack` needs for a matrix in ROWS (64-byte aligned). `shape` for BT_USE_KV_B.
@@ -265,6 +311,21 @@ struct bt_kernels {
     void (*moe_expert_rows)(struct bt_stream *stream, const float *x, uint32_t rows,
                             const struct bt_route_shape *shape, const struct bt_routing *routing,
                             const struct bt_expert_weights *expert_weights, void *y);
+
+    /*
+     * NULL on CPUs. tokens[row] = the token that bt_sampler_draw (common/model/sampler.h) draws
+     * from the same logits [rows][vocab_size]. draws [rows] is the host's; tokens the device's, and
+     * also kept by the stream for token_from.
+     */
+    void (*draw)(struct bt_stream *stream, const float *logits, uint32_t rows, uint32_t vocab_size,
+                 const struct bt_draw *draws, uint32_t *tokens);
+
+    /*
+     * NULL on CPUs. sums[i] = the hash of kvtransfer/checksum.h, of spans[i].bytes bytes at base +
+     * spans[i].offset, seeded with spans[i].seed. All memory is the device's.
+     */
+    void (*hash_pages)(struct bt_stream *stream, const void *base, const struct bt_page_span *spans,
+                       uint32_t count, uint64_t *sums);
 };
 
 /*
@@ -290,6 +351,10 @@ struct bt_stream_limits {
     /* hidden: the row width of moe_experts, exactly; the others are maxima. experts 0: no MoE. */
     uint32_t hidden, moe_intermediate, experts, experts_per_token;
     struct bt_mla_shape mla;
+    /* Of one batch on a GPU, page numbers of all its sequences; 0: room is made as it is needed,
+     * and nothing can be captured. */
+    uint32_t max_page_numbers;
+    uint32_t vocab_size; /* of `draw`; 0: none */
 };
 enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_team *team,
                                 struct bt_error *error, struct bt_stream **ret_stream);

@@ -18,6 +18,10 @@ struct bt_stream {
     size_t used_bytes;
 };
 
+/* INVALID_ARGUMENT names the limit that is nonsense. For every backend's streams. */
+enum bt_status bt_stream_check_limits(const struct bt_stream_limits *limits,
+                                      struct bt_error *error);
+
 /* What one block of `count` elements takes out of the arena. */
 static inline size_t bt_scratch_bytes(size_t count, size_t element_bytes)
 {

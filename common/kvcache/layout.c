@@ -88,7 +88,7 @@ static enum bt_status read_arithmetic(const char *name, struct bt_error *error, 
     size_t length = name == NULL ? 0 : strlen(name);
 
     if (length == 0 || length >= BT_ARITHMETIC_SIZE ||
-        strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") != length)
+        strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_+") != length)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "fingerprint: arithmetic is no name such as float32 or bfloat16");
     memcpy(ret_name, name, length + 1);

@@ -63,7 +63,7 @@ struct bt_fingerprint {
     uint32_t layout_version;
     uint64_t model_hash;                 /* bt_model_hash */
     char model_name[BT_MODEL_NAME_SIZE]; /* for messages, not compared */
-    char arithmetic[BT_ARITHMETIC_SIZE]; /* "float32", "bfloat16": it changes the KV's bits */
+    char arithmetic[BT_ARITHMETIC_SIZE]; /* "float32", "bfloat16+fp8": it changes the KV's bits */
     struct bt_kv_layout layout;
 };
 

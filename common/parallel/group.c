@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "common/kernels/cuda/module.h"
 #include "common/parallel/group_ops.h"
 
 /* ---- creation ---- */
@@ -44,6 +45,14 @@ static enum bt_status check(const struct bt_group_options *options, struct bt_er
     return status == BT_OK ? check_limits(&options->limits, error) : status;
 }
 
+static enum bt_status create_on_gpus(const struct bt_group_options *options, struct bt_error *error,
+                                     struct bt_group **ret_group)
+{
+    const struct bt_cuda_module *module;
+    enum bt_status status = bt_cuda_module_load(error, &module);
+    return status == BT_OK ? module->group_create(options, error, ret_group) : status;
+}
+
 enum bt_status bt_group_create(const struct bt_group_options *options, struct bt_error *error,
                                struct bt_group **ret_group)
 {
@@ -51,10 +60,8 @@ enum bt_status bt_group_create(const struct bt_group_options *options, struct bt
     enum bt_status status = check(options, error);
     if (status != BT_OK)
         return status;
-    if (strcmp(transport, "nccl") == 0 && !bt_nccl_group_create)
-        return bt_error_set(error, BT_ERR_UNSUPPORTED, "group: this program is built without nccl");
     if (strcmp(transport, "nccl") == 0)
-        return bt_nccl_group_create(options, error, ret_group);
+        return create_on_gpus(options, error, ret_group);
     if (strcmp(transport, "self") == 0 && options->size != 1)
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "group: self is one rank, not %u",
                             options->size);
@@ -96,18 +103,35 @@ void bt_group_traffic(const struct bt_group *group, struct bt_group_traffic *ret
     *ret_traffic = group->traffic;
 }
 
-struct bt_share bt_group_share(const struct bt_group *group, uint32_t rank, uint32_t rows)
-{
-    uint32_t each = rows / group->size, more = rows % group->size;
-    return (struct bt_share){.first = each * rank + (rank < more ? rank : more),
-                             .count = each + (rank < more)};
-}
-
 /* ---- calls ---- */
 
 static enum bt_status over(const struct bt_group *group)
 {
     return group->ops->error(group)->status;
+}
+
+bool bt_group_use_stream(struct bt_group *group, struct bt_stream *stream)
+{
+    return group->ops->use_stream && group->ops->use_stream(group, stream);
+}
+
+void bt_group_expect_rows(struct bt_group *group, uint32_t rows)
+{
+    BT_ASSERT(rows <= group->limits.rows);
+    if (group->ops->expect_rows)
+        group->ops->expect_rows(group, rows);
+}
+
+bool bt_group_queues(const struct bt_group *group, enum bt_dispatch_mode mode)
+{
+    return group->ops->queues && group->ops->queues(group, mode);
+}
+
+enum bt_status bt_group_await(struct bt_group *group, bool (*is_done)(void *context), void *context)
+{
+    enum bt_status status = over(group);
+    BT_ASSERT(group->ops->await);
+    return status != BT_OK ? status : group->ops->await(group, is_done, context);
 }
 
 enum bt_status bt_group_barrier(struct bt_group *group)
@@ -167,6 +191,14 @@ enum bt_status bt_group_all_gather(struct bt_group *group, const float *mine, ui
     enum bt_status status = over(group);
     BT_ASSERT((uint64_t)rows * width <= group->limits.floats);
     return status != BT_OK ? status : group->ops->all_gather(group, mine, rows, width, out);
+}
+
+enum bt_status bt_group_repeat(struct bt_group *group, uint64_t dispatch_bytes,
+                               uint64_t combine_bytes)
+{
+    group->traffic.dispatch += dispatch_bytes;
+    group->traffic.combine += combine_bytes;
+    return over(group);
 }
 
 enum bt_status bt_group_dispatch_begin(struct bt_group *group, enum bt_dispatch_mode mode,

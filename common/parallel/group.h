@@ -81,6 +81,24 @@ uint32_t bt_group_machines(const struct bt_group *group);
 /* Why the group is over; "" while it is not. */
 const char *bt_group_error(const struct bt_group *group);
 
+/*
+ * From here on all calls go behind what is queued on `stream`, a stream of the device that was
+ * current when the group was made, and see buffers in its order; nothing has to be waited for
+ * before a call. all_reduce, reduce_scatter, all_gather, and dispatch and combine where
+ * bt_group_queues, only queue their work and return: what is wrong with it a later call says, or
+ * bt_group_await. The others return when all that is on the stream is done. NULL: as at the
+ * beginning. Before the stream goes, and when another is named, what is on it is waited for.
+ *
+ * False: the group knows no streams (self, ucx); it works on buffers of which nothing is queued,
+ * and is done on return.
+ */
+bool bt_group_use_stream(struct bt_group *group, struct bt_stream *stream);
+
+/* Until is_done(context), which is asked again and again, is true of what was queued; not longer
+ * than wait_timeout_ns. MISMATCH: rows came for experts that are not here. */
+enum bt_status bt_group_await(struct bt_group *group, bool (*is_done)(void *context),
+                              void *context);
+
 enum bt_status bt_group_barrier(struct bt_group *group);
 
 /* data of `root` to everybody's data. Only root's `bytes` need be known: the others give their
@@ -127,11 +145,30 @@ enum bt_dispatch_mode {
  * [experts + 1]: experts that are not here have no picks.
  */
 struct bt_arrivals {
+    /* Queued: rows and picks are more than there are; x has zeros for those that are none, what is
+     * known of picks is in routing.begin, the device's. */
+    bool on_device;
     uint32_t rows;
     const float *x; /* [rows][hidden], expanded from the payload; the group's until combine */
     struct bt_routing routing;
     uint32_t picks; /* routing.begin[experts] */
 };
+
+/*
+ * How many rows the rank that has most will have in the dispatches to come: the same number on all
+ * ranks, 0 (as at the beginning) for limits.rows. What is queued is of this size.
+ */
+void bt_group_expect_rows(struct bt_group *group, uint32_t rows);
+/* Whether dispatch and combine of this mode only queue their work. Routing is the device's, then:
+ * experts, weights, and begin[experts], the number of its picks, rows after which are padding
+ * (NULL: none are); nothing is known of a rank that sends to experts which are not here, but to
+ * bt_group_await. */
+bool bt_group_queues(const struct bt_group *group, enum bt_dispatch_mode mode);
+
+/* Queued calls were captured in a graph, which is launched again, on all ranks: so much more is
+ * sent. Fails as they would. */
+enum bt_status bt_group_repeat(struct bt_group *group, uint64_t dispatch_bytes,
+                               uint64_t combine_bytes);
 
 /*
  * Sends each row of x [rows][hidden] to the ranks that hold its experts by `placement`, once a

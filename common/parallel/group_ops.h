@@ -11,6 +11,11 @@ struct bt_group_ops {
     void (*destroy)(struct bt_group *group);
     /* Status BT_OK while it is not over. */
     const struct bt_error *(*error)(const struct bt_group *group);
+    /* NULL: it knows no streams. */
+    bool (*use_stream)(struct bt_group *group, struct bt_stream *stream);
+    enum bt_status (*await)(struct bt_group *group, bool (*is_done)(void *), void *context);
+    bool (*queues)(const struct bt_group *group, enum bt_dispatch_mode mode);
+    void (*expect_rows)(struct bt_group *group, uint32_t rows);
     enum bt_status (*barrier)(struct bt_group *group);
     enum bt_status (*broadcast)(struct bt_group *group, uint32_t root, void *data, size_t bytes,
                                 size_t *ret_bytes);
@@ -45,9 +50,5 @@ struct bt_group {
 /* self and ucx */
 enum bt_status bt_memory_group_create(const struct bt_group_options *options,
                                       struct bt_error *error, struct bt_group **ret_group);
-/* UNSUPPORTED: the machine has no GPU. NULL: this program is not linked with it. */
-__attribute__((weak)) enum bt_status bt_nccl_group_create(const struct bt_group_options *options,
-                                                          struct bt_error *error,
-                                                          struct bt_group **ret_group);
 
 #endif

@@ -1,61 +1,36 @@
 /*
- * Ranks on GPUs, one each: the device that is current when the group is made. Metadata of dispatch
- * and combine are worked out on the host, as on CPUs; rows stay on the device.
+ * Ranks on GPUs, one each: the device that is current when the group is made. Of reductions the
+ * work is queued. Metadata of dispatch and combine are worked out on the host, as on CPUs; rows
+ * stay on the device.
  *
- * A call but dispatch_begin returns when its work on the group's own stream is over; the caller's
- * work on the buffers must be over before. Routing and words may be in either memory. The loss of a
- * rank is what NCCL makes of it: an error, or silence until the wait timeout. Then the communicator
- * is aborted.
+ * All work of a group is on one stream at a time, the caller's or its own. On its own, a call but
+ * dispatch_begin returns when its work is over, and the caller's work on the buffers must be over
+ * before. Routing and words may be in either memory. The loss of a rank is what NCCL makes of it:
+ * an error, or silence until the wait timeout. Then the communicator is aborted, which ends what is
+ * queued.
  */
-#include <cuda_runtime_api.h>
-#include <nccl.h>
+#include "common/parallel/nccl.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "common/base/clock.h"
-#include "common/parallel/experts.h"
+#include "common/kernels/cuda/device_ops.h"
 #include "common/parallel/meeting.h"
+#include "common/parallel/nccl_group.h"
+#include "common/parallel/nccl_latency.h"
 #include "common/parallel/rows_cuda.h"
 
 #define LOOK_NS 20000 /* between looks whether the stream is done, after the first few */
 #define LOOKS   200
-
-/* Device memory, and what of it a call uses. */
-struct nccl_buffers {
-    float *x;                  /* [arrivals][hidden] */
-    char *outgoing, *incoming; /* rows or y */
-    uint32_t *list;            /* [picks] rows to pack, or slots */
-    float *weights;            /* [own picks] */
-    uint32_t *order, *begin;   /* managed: of the arrivals' routing */
-    uint64_t *words, *all_words;
-    char *meta_out, *meta_in; /* lists of picks */
-    float *scratch;           /* [share] of an all_reduce that is not used: barrier */
-};
-
-struct nccl_group {
-    struct bt_group base;
-    ncclComm_t comm;
-    cudaStream_t stream;
-    int64_t timeout_ns;
-    struct bt_error error;
-    struct bt_ranks ranks;
-    struct bt_experts *experts;
-    uint32_t *routed; /* [own pick] on the host; then slots of a combine */
-    float *weights;   /* likewise */
-    const float *x;   /* of the dispatch that is under way */
-    uint64_t own_counts[BT_GROUP_RANKS_MAX], counts[BT_GROUP_RANKS_MAX * BT_GROUP_RANKS_MAX];
-    struct nccl_buffers device;
-};
-
-static struct nccl_group *nccl_group(struct bt_group *base)
-{
-    return (struct nccl_group *)base;
-}
+/* A rank's part of a reduction may have a row more than others, which is done in one go up to so
+ * many floats. */
+#define PART_MORE 16384
 
 /* ---- errors ---- */
 
-static enum bt_status fail(struct nccl_group *g, enum bt_status status, const char *what)
+enum bt_status bt_nccl_fail(struct bt_nccl_group *g, enum bt_status status, const char *what)
 {
     if (g->error.status == BT_OK) {
         bt_error_set(&g->error, status, "nccl: %s", what);
@@ -66,29 +41,29 @@ static enum bt_status fail(struct nccl_group *g, enum bt_status status, const ch
     return g->error.status;
 }
 
-static bool nccl_ok(struct nccl_group *g, ncclResult_t result)
+bool bt_nccl_ok(struct bt_nccl_group *g, ncclResult_t result)
 {
     if (result != ncclSuccess && result != ncclInProgress)
-        fail(g,
-             result == ncclRemoteError || result == ncclSystemError ? BT_ERR_PEER_LOST
-                                                                    : BT_ERR_INTERNAL,
-             ncclGetErrorString(result));
+        bt_nccl_fail(g,
+                     result == ncclRemoteError || result == ncclSystemError ? BT_ERR_PEER_LOST
+                                                                            : BT_ERR_INTERNAL,
+                     ncclGetErrorString(result));
     return g->error.status == BT_OK;
 }
 
-static bool cuda_ok(struct nccl_group *g, cudaError_t result)
+bool bt_nccl_cuda_ok(struct bt_nccl_group *g, cudaError_t result)
 {
     if (result != cudaSuccess)
-        fail(g, result == cudaErrorMemoryAllocation ? BT_ERR_NO_MEMORY : BT_ERR_INTERNAL,
-             cudaGetErrorString(result));
+        bt_nccl_fail(g, result == cudaErrorMemoryAllocation ? BT_ERR_NO_MEMORY : BT_ERR_INTERNAL,
+                     cudaGetErrorString(result));
     return g->error.status == BT_OK;
 }
 
-static bool out_of_time(struct nccl_group *g, int look, int64_t deadline_ns)
+static bool out_of_time(struct bt_nccl_group *g, int look, int64_t deadline_ns)
 {
     const struct timespec pause = {.tv_nsec = LOOK_NS};
     if (bt_clock_now_ns() >= deadline_ns) {
-        fail(g, BT_ERR_DEADLINE, "a rank said nothing in time");
+        bt_nccl_fail(g, BT_ERR_DEADLINE, "a rank said nothing in time");
         return true;
     }
     if (look > LOOKS)
@@ -97,120 +72,248 @@ static bool out_of_time(struct nccl_group *g, int look, int64_t deadline_ns)
 }
 
 /* Until the communicator has taken the last call: it does not block. */
-static enum bt_status settle(struct nccl_group *g, int64_t timeout_ns)
+static enum bt_status settle(struct bt_nccl_group *g, int64_t timeout_ns)
 {
     int64_t deadline_ns = bt_clock_now_ns() + timeout_ns;
     for (int look = 0; g->error.status == BT_OK; look++) {
         ncclResult_t state = ncclSuccess;
-        if (!nccl_ok(g, ncclCommGetAsyncError(g->comm, &state)) || !nccl_ok(g, state) ||
+        if (!bt_nccl_ok(g, ncclCommGetAsyncError(g->comm, &state)) || !bt_nccl_ok(g, state) ||
             state != ncclInProgress || out_of_time(g, look, deadline_ns))
             break;
     }
     return g->error.status;
 }
 
-/* Until the stream is empty. */
-static enum bt_status finish(struct nccl_group *g)
+enum bt_status bt_nccl_settle(struct bt_nccl_group *g)
 {
+    return settle(g, g->timeout_ns);
+}
+
+static enum bt_status await(struct bt_group *base, bool (*is_done)(void *context), void *context)
+{
+    struct bt_nccl_group *g = bt_nccl_group(base);
     int64_t deadline_ns = bt_clock_now_ns() + g->timeout_ns;
-    settle(g, g->timeout_ns);
-    for (int look = 0; g->error.status == BT_OK; look++) {
+    bt_nccl_settle(g);
+    for (int look = 0; g->error.status == BT_OK && !is_done(context); look++) {
         ncclResult_t state = ncclSuccess;
-        cudaError_t done = cudaStreamQuery(g->stream);
-        if (done == cudaSuccess)
-            break;
-        if ((done != cudaErrorNotReady && !cuda_ok(g, done)) ||
-            !nccl_ok(g, ncclCommGetAsyncError(g->comm, &state)) || !nccl_ok(g, state) ||
+        if (!bt_nccl_ok(g, ncclCommGetAsyncError(g->comm, &state)) || !bt_nccl_ok(g, state) ||
             out_of_time(g, look, deadline_ns))
             break;
     }
+    if (g->error.status == BT_OK && bt_nccl_latency_is_confused(g))
+        bt_nccl_fail(g, BT_ERR_MISMATCH, "rows came for experts that are not here");
     return g->error.status;
 }
 
-static void copy(struct nccl_group *g, void *to, const void *from, size_t bytes)
+static bool stream_is_empty(void *context)
+{
+    struct bt_nccl_group *g = context;
+    cudaError_t done = cudaStreamQuery(g->stream);
+    if (done == cudaErrorNotReady) {
+        (void)cudaGetLastError(); /* it is no error of what comes next */
+        return false;
+    }
+    return done == cudaSuccess || !bt_nccl_cuda_ok(g, done);
+}
+
+/* Until the stream is empty: a wait for the device, where it has something to do. */
+static enum bt_status finish(struct bt_nccl_group *g)
+{
+    if (bt_nccl_settle(g) != BT_OK || stream_is_empty(g))
+        return g->error.status;
+    if (g->callers)
+        bt_cuda_count_wait(g->callers->device);
+    return await(&g->base, stream_is_empty, g);
+}
+
+static bool use_stream(struct bt_group *base, struct bt_stream *stream)
+{
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    struct bt_cuda_stream *callers = stream ? bt_cuda_stream(stream) : NULL;
+    if (callers != g->callers)
+        finish(g);
+    g->callers = callers;
+    g->stream = callers ? callers->stream : g->own_stream;
+    return true;
+}
+
+static void copy(struct bt_nccl_group *g, void *to, const void *from, size_t bytes)
 {
     if (g->error.status == BT_OK && bytes > 0)
-        cuda_ok(g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, g->stream));
+        bt_nccl_cuda_ok(g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, g->stream));
+}
+
+/* To memory of the host, when it is there: a copy to what is not pinned returns when it is done,
+ * and would wait for ranks that are lost. */
+static enum bt_status copy_down(struct bt_nccl_group *g, void *to, const void *from, size_t bytes)
+{
+    if (finish(g) != BT_OK)
+        return g->error.status;
+    copy(g, to, from, bytes);
+    if (g->error.status == BT_OK && bytes > 0)
+        bt_nccl_cuda_ok(g, cudaStreamSynchronize(g->stream));
+    return g->error.status;
 }
 
 /* ---- reductions, words ---- */
 
-static enum bt_status run(struct nccl_group *g, ncclResult_t result)
+/* A call that is still on its way into the stream would come behind what is queued next. */
+static enum bt_status taken(struct bt_nccl_group *g, ncclResult_t result)
 {
-    return nccl_ok(g, result) ? finish(g) : g->error.status;
+    if (bt_nccl_ok(g, result) && result == ncclInProgress)
+        settle(g, g->timeout_ns);
+    return g->error.status;
+}
+
+/* Queued; done, too, where the caller named no stream. */
+static enum bt_status run(struct bt_nccl_group *g, ncclResult_t result)
+{
+    enum bt_status status = taken(g, result);
+    return status == BT_OK && !g->callers ? finish(g) : status;
+}
+
+/* Of `floats` that are shared out, the part of each rank, contiguous by rank. */
+struct parts {
+    size_t first[BT_GROUP_RANKS_MAX + 1];
+};
+
+/* From `done` of each part on, as much as there is room for: how much of this rank's. */
+static size_t piece_of(const struct bt_nccl_group *g, const struct parts *parts, uint32_t rank,
+                       size_t done)
+{
+    size_t count = parts->first[rank + 1] - parts->first[rank];
+    size_t left = count > done ? count - done : 0;
+    return left < g->device.part_floats ? left : g->device.part_floats;
+}
+
+/* NCCL's own reductions add in orders that depend on sizes, roots and channels. */
+static void reduce_piece(struct bt_nccl_group *g, const float *x, const struct parts *parts,
+                         size_t done, float *out)
+{
+    uint32_t rank = g->base.rank;
+    size_t own = piece_of(g, parts, rank, done);
+    if (g->error.status != BT_OK)
+        return;
+    ncclGroupStart();
+    for (uint32_t r = 0; r < g->base.size; r++) {
+        size_t theirs = piece_of(g, parts, r, done);
+        if (r != rank && theirs > 0)
+            bt_nccl_ok(g, ncclSend(x + parts->first[r] + done, theirs * sizeof(*x), ncclUint8,
+                                   (int)r, g->comm, g->stream));
+        if (r != rank && own > 0)
+            bt_nccl_ok(g, ncclRecv(g->device.parts + r * g->device.part_floats, own * sizeof(*x),
+                                   ncclUint8, (int)r, g->comm, g->stream));
+    }
+    if (taken(g, ncclGroupEnd()) == BT_OK && own > 0)
+        bt_rows_cuda_sum(g->stream, g->device.parts, g->device.part_floats,
+                         x + parts->first[rank] + done, rank, g->base.size, own, out + done);
+}
+
+/* out [own part] = the sum of all ranks' own part, in ascending order of ranks. */
+static void reduce_parts(struct bt_nccl_group *g, const float *x, const struct parts *parts,
+                         float *out)
+{
+    size_t most = 0;
+    for (uint32_t r = 0; r < g->base.size; r++) {
+        size_t count = parts->first[r + 1] - parts->first[r];
+        most = count > most ? count : most;
+        if (r != g->base.rank)
+            g->base.traffic.reduce += count * sizeof(*x);
+    }
+    for (size_t done = 0; done < most; done += g->device.part_floats)
+        reduce_piece(g, x, parts, done, out);
+}
+
+/* to: where the parts of all ranks are, `mine` aside. */
+static ncclResult_t gather_parts(struct bt_nccl_group *g, const struct parts *parts,
+                                 const float *mine, float *to)
+{
+    uint32_t rank = g->base.rank;
+    size_t own = parts->first[rank + 1] - parts->first[rank];
+    ncclGroupStart();
+    for (uint32_t r = 0; r < g->base.size; r++) {
+        float *part = to + parts->first[r];
+        bt_nccl_ok(g, ncclBroadcast(r == rank ? mine : part, part,
+                                    parts->first[r + 1] - parts->first[r], ncclFloat, (int)r,
+                                    g->comm, g->stream));
+    }
+    g->base.traffic.reduce += own * sizeof(*mine) * (g->base.size - 1);
+    return ncclGroupEnd();
+}
+
+static struct parts parts_of_rows(const struct bt_group *base, uint32_t rows, uint32_t width)
+{
+    struct parts parts = {{0}};
+    for (uint32_t r = 0; r < base->size; r++) {
+        struct bt_share share = bt_group_share(base, r, rows);
+        parts.first[r] = (size_t)share.first * width;
+        parts.first[r + 1] = parts.first[r] + (size_t)share.count * width;
+    }
+    return parts;
 }
 
 static enum bt_status all_reduce(struct bt_group *base, float *x, size_t count)
 {
-    struct nccl_group *g = nccl_group(base);
-    base->traffic.reduce += 2 * (base->size - 1) * count * sizeof(float) / base->size;
-    return run(g, ncclAllReduce(x, x, count, ncclFloat, ncclSum, g->comm, g->stream));
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    struct parts parts = {{0}};
+    for (uint32_t r = 0; r <= base->size; r++)
+        parts.first[r] = count / base->size * r + (r < count % base->size ? r : count % base->size);
+    float *mine = x + parts.first[base->rank];
+    reduce_parts(g, x, &parts, mine);
+    return g->error.status == BT_OK ? run(g, gather_parts(g, &parts, mine, x)) : g->error.status;
 }
 
-/* Shares differ in size, so each rank's is a reduction of its own, in one group of calls. */
 static enum bt_status reduce_scatter(struct bt_group *base, const float *x, uint32_t rows,
                                      uint32_t width, float *out)
 {
-    struct nccl_group *g = nccl_group(base);
-    ncclGroupStart();
-    for (uint32_t r = 0; r < base->size; r++) {
-        struct bt_share share = bt_group_share(base, r, rows);
-        nccl_ok(g, ncclReduce(x + (size_t)share.first * width, out, (size_t)share.count * width,
-                              ncclFloat, ncclSum, (int)r, g->comm, g->stream));
-        if (r != base->rank)
-            base->traffic.reduce += (size_t)share.count * width * sizeof(*x);
-    }
-    return run(g, ncclGroupEnd());
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    struct parts parts = parts_of_rows(base, rows, width);
+    reduce_parts(g, x, &parts, out);
+    return g->error.status == BT_OK ? run(g, ncclSuccess) : g->error.status;
 }
 
 static enum bt_status all_gather(struct bt_group *base, const float *mine, uint32_t rows,
                                  uint32_t width, float *out)
 {
-    struct nccl_group *g = nccl_group(base);
-    struct bt_share own = bt_group_share(base, base->rank, rows);
-    ncclGroupStart();
-    for (uint32_t r = 0; r < base->size; r++) {
-        struct bt_share share = bt_group_share(base, r, rows);
-        float *to = out + (size_t)share.first * width;
-        nccl_ok(g, ncclBroadcast(r == base->rank ? mine : to, to, (size_t)share.count * width,
-                                 ncclFloat, (int)r, g->comm, g->stream));
-    }
-    base->traffic.reduce += (size_t)own.count * width * sizeof(*mine) * (base->size - 1);
-    return run(g, ncclGroupEnd());
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    struct parts parts = parts_of_rows(base, rows, width);
+    return run(g, gather_parts(g, &parts, mine, out));
 }
 
-static enum bt_status gather_words(struct nccl_group *g, const uint64_t *words, uint32_t count)
+static enum bt_status gather_words(struct bt_nccl_group *g, const uint64_t *words, uint32_t count)
 {
     copy(g, g->device.words, words, count * sizeof(*words));
     if (g->error.status == BT_OK)
-        nccl_ok(g, ncclAllGather(g->device.words, g->device.all_words, count, ncclUint64, g->comm,
-                                 g->stream));
+        taken(g, ncclAllGather(g->device.words, g->device.all_words, count, ncclUint64, g->comm,
+                               g->stream));
     return g->error.status;
 }
 
 static enum bt_status agree_begin(struct bt_group *base, const uint64_t *words, uint32_t count)
 {
     base->traffic.other += count * sizeof(*words) * (base->size - 1);
-    return gather_words(nccl_group(base), words, count);
+    return gather_words(bt_nccl_group(base), words, count);
 }
 
 /* The words stay where they are until the next agreement. */
 static enum bt_status agree_finish(struct bt_group *base, uint64_t *ret_words)
 {
-    struct nccl_group *g = nccl_group(base);
-    copy(g, ret_words, g->device.all_words,
-         (size_t)base->size * base->agreeing * sizeof(*ret_words));
-    return finish(g);
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    return copy_down(g, ret_words, g->device.all_words,
+                     (size_t)base->size * base->agreeing * sizeof(*ret_words));
 }
 
 static enum bt_status barrier(struct bt_group *base)
 {
-    return all_reduce(base, nccl_group(base)->device.scratch, 1);
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    enum bt_status status = run(g, ncclAllReduce(g->device.scratch, g->device.scratch, 1, ncclFloat,
+                                                 ncclSum, g->comm, g->stream));
+    return status == BT_OK ? finish(g) : status;
 }
 
 /* Through memory of the device, as `data` may be the host's. */
-static enum bt_status broadcast_piece(struct nccl_group *g, uint32_t root, char *data, size_t bytes,
-                                      size_t room, size_t piece)
+static enum bt_status broadcast_piece(struct bt_nccl_group *g, uint32_t root, char *data,
+                                      size_t bytes, size_t room, size_t piece)
 {
     for (size_t at = 0; at < bytes && g->error.status == BT_OK; at += piece) {
         size_t now = bytes - at < piece ? bytes - at : piece;
@@ -218,11 +321,12 @@ static enum bt_status broadcast_piece(struct nccl_group *g, uint32_t root, char 
         if (g->base.rank == root)
             copy(g, g->device.meta_out, data + at, now);
         if (g->error.status == BT_OK)
-            nccl_ok(g, ncclBroadcast(g->device.meta_out, g->device.meta_in, now, ncclUint8,
-                                     (int)root, g->comm, g->stream));
+            taken(g, ncclBroadcast(g->device.meta_out, g->device.meta_in, now, ncclUint8, (int)root,
+                                   g->comm, g->stream));
         if (g->base.rank != root)
-            copy(g, data + at, g->device.meta_in, kept);
-        finish(g);
+            copy_down(g, data + at, g->device.meta_in, kept);
+        else
+            finish(g);
     }
     return g->error.status;
 }
@@ -232,14 +336,13 @@ static enum bt_status broadcast_piece(struct nccl_group *g, uint32_t root, char 
 static enum bt_status broadcast(struct bt_group *base, uint32_t root, void *data, size_t bytes,
                                 size_t *ret_bytes)
 {
-    struct nccl_group *g = nccl_group(base);
+    struct bt_nccl_group *g = bt_nccl_group(base);
     uint64_t total = bytes;
     copy(g, g->device.scratch, &total, sizeof(total));
     if (g->error.status == BT_OK)
-        nccl_ok(g, ncclBroadcast(g->device.scratch, g->device.scratch, sizeof(total), ncclUint8,
-                                 (int)root, g->comm, g->stream));
-    copy(g, &total, g->device.scratch, sizeof(total));
-    if (finish(g) != BT_OK)
+        taken(g, ncclBroadcast(g->device.scratch, g->device.scratch, sizeof(total), ncclUint8,
+                               (int)root, g->comm, g->stream));
+    if (copy_down(g, &total, g->device.scratch, sizeof(total)) != BT_OK)
         return g->error.status;
     if (base->rank == root)
         base->traffic.other += total * (base->size - 1);
@@ -251,13 +354,13 @@ static enum bt_status broadcast(struct bt_group *base, uint32_t root, void *data
 
 /* ---- experts ---- */
 
-static int payload_code(enum bt_dtype payload)
+int bt_nccl_payload_code(enum bt_dtype payload)
 {
     return payload == BT_F32 ? 0 : payload == BT_BF16 ? 1 : 2;
 }
 
 /* counts [rank] elements to and from each rank, contiguous by rank; the own ones, too. */
-static void exchange(struct nccl_group *g, const void *out, const uint32_t *to, void *in,
+static void exchange(struct bt_nccl_group *g, const void *out, const uint32_t *to, void *in,
                      const uint32_t *from, size_t element)
 {
     const char *out_at = out;
@@ -267,17 +370,18 @@ static void exchange(struct nccl_group *g, const void *out, const uint32_t *to, 
     ncclGroupStart();
     for (uint32_t r = 0; r < g->base.size; r++) {
         if (to[r] > 0)
-            nccl_ok(g, ncclSend(out_at, to[r] * element, ncclUint8, (int)r, g->comm, g->stream));
+            bt_nccl_ok(g, ncclSend(out_at, to[r] * element, ncclUint8, (int)r, g->comm, g->stream));
         if (from[r] > 0)
-            nccl_ok(g, ncclRecv(in_at, from[r] * element, ncclUint8, (int)r, g->comm, g->stream));
+            bt_nccl_ok(g,
+                       ncclRecv(in_at, from[r] * element, ncclUint8, (int)r, g->comm, g->stream));
         out_at += to[r] * element;
         in_at += from[r] * element;
     }
-    nccl_ok(g, ncclGroupEnd());
+    taken(g, ncclGroupEnd());
 }
 
 /* How many rows and picks go to each rank, told to all. */
-static enum bt_status tell_counts(struct nccl_group *g)
+static enum bt_status tell_counts(struct bt_nccl_group *g)
 {
     struct bt_experts *e = g->experts;
     uint64_t *held = g->device.words, *held_all = g->device.all_words;
@@ -288,16 +392,16 @@ static enum bt_status tell_counts(struct nccl_group *g)
     g->device.words = (uint64_t *)g->device.meta_out;
     g->device.all_words = (uint64_t *)g->device.meta_in;
     gather_words(g, g->own_counts, e->size);
-    copy(g, g->counts, g->device.all_words, (size_t)e->size * e->size * sizeof(*g->counts));
     g->device.words = held;
     g->device.all_words = held_all;
     return g->error.status;
 }
 
-static enum bt_status learn_counts(struct nccl_group *g)
+static enum bt_status learn_counts(struct bt_nccl_group *g)
 {
     struct bt_experts *e = g->experts;
-    if (finish(g) != BT_OK)
+    size_t bytes = (size_t)e->size * e->size * sizeof(*g->counts);
+    if (copy_down(g, g->counts, g->device.meta_in, bytes) != BT_OK)
         return g->error.status;
     e->arrived_rows = e->arrived_picks = 0;
     for (uint32_t r = 0; r < e->size; r++) {
@@ -305,7 +409,7 @@ static enum bt_status learn_counts(struct nccl_group *g)
         e->rows_of[r] = (uint32_t)(count >> 32);
         e->picks_of[r] = (uint32_t)count;
         if (e->rows_of[r] > g->base.limits.rows || e->picks_of[r] > (uint64_t)e->rows_of[r] * e->k)
-            return fail(g, BT_ERR_PROTOCOL, "a rank sent rows that are none");
+            return bt_nccl_fail(g, BT_ERR_PROTOCOL, "a rank sent rows that are none");
         e->base_row[r] = e->arrived_rows;
         e->base_pick[r] = e->arrived_picks;
         e->arrived_rows += e->rows_of[r];
@@ -315,7 +419,7 @@ static enum bt_status learn_counts(struct nccl_group *g)
 }
 
 /* Rows and picks for each rank, one rank's behind the other's. On the host. */
-static void make_lists(struct nccl_group *g, uint32_t *rows, struct bt_dispatch_pick *picks)
+static void make_lists(struct bt_nccl_group *g, uint32_t *rows, struct bt_dispatch_pick *picks)
 {
     const struct bt_experts *e = g->experts;
     uint32_t row_at[BT_GROUP_RANKS_MAX], pick_at[BT_GROUP_RANKS_MAX], first = 0, first_pick = 0;
@@ -338,13 +442,13 @@ static void make_lists(struct nccl_group *g, uint32_t *rows, struct bt_dispatch_
     }
 }
 
-static enum bt_status take_picks(struct nccl_group *g, const struct bt_dispatch_pick *picks)
+static enum bt_status take_picks(struct bt_nccl_group *g, const struct bt_dispatch_pick *picks)
 {
     struct bt_experts *e = g->experts;
     for (uint32_t r = 0; r < e->size; r++) {
         for (uint32_t i = e->base_pick[r]; i < e->base_pick[r] + e->picks_of[r]; i++) {
             if (picks[i].expert >= e->experts || picks[i].at / e->k >= e->rows_of[r])
-                return fail(g, BT_ERR_PROTOCOL, "a rank sent picks that are none");
+                return bt_nccl_fail(g, BT_ERR_PROTOCOL, "a rank sent picks that are none");
             e->pick_expert[i] = picks[i].expert;
             e->pick_at[i] = e->base_row[r] * e->k + picks[i].at;
         }
@@ -361,7 +465,7 @@ static uint32_t total(const uint32_t *counts, uint32_t size)
 }
 
 /* The lists travel, then the rows. */
-static enum bt_status send_rows(struct nccl_group *g, const float *x)
+static enum bt_status send_rows(struct bt_nccl_group *g, const float *x)
 {
     struct bt_experts *e = g->experts;
     uint32_t own_rows = total(e->rows_to, e->size), own_picks = e->rows * e->k;
@@ -371,28 +475,44 @@ static enum bt_status send_rows(struct nccl_group *g, const float *x)
     struct bt_dispatch_pick *lists = malloc((picks + 1) * sizeof(*lists));
 
     if (!rows || !lists) {
-        fail(g, BT_ERR_NO_MEMORY, "no memory for lists");
+        bt_nccl_fail(g, BT_ERR_NO_MEMORY, "no memory for lists");
         goto out;
     }
     make_lists(g, rows, lists);
     copy(g, g->device.meta_out, lists, own_picks * sizeof(*lists));
     copy(g, g->device.list, rows, own_rows * sizeof(*rows));
     exchange(g, g->device.meta_out, e->picks_to, g->device.meta_in, e->picks_of, sizeof(*lists));
-    bt_rows_cuda_round(g->stream, payload_code(e->payload), x, g->device.list, own_rows, e->hidden,
-                       (uint32_t)row_bytes, g->device.outgoing);
+    bt_rows_cuda_round(g->stream, bt_nccl_payload_code(e->payload), x, e->rows, g->device.list,
+                       own_rows, e->hidden, (uint32_t)row_bytes, g->device.outgoing);
     exchange(g, g->device.outgoing, e->rows_to, g->device.incoming, e->rows_of, row_bytes);
-    bt_rows_cuda_expand(g->stream, payload_code(e->payload), g->device.incoming, e->arrived_rows,
-                        e->hidden, (uint32_t)row_bytes, g->device.x);
-    if (finish(g) != BT_OK)
-        goto out;
-    copy(g, lists, g->device.meta_in, e->arrived_picks * sizeof(*lists));
-    if (finish(g) == BT_OK)
+    bt_rows_cuda_expand(g->stream, bt_nccl_payload_code(e->payload), g->device.incoming,
+                        e->arrived_rows, e->hidden, (uint32_t)row_bytes, g->device.x);
+    if (copy_down(g, lists, g->device.meta_in, e->arrived_picks * sizeof(*lists)) == BT_OK)
         take_picks(g, lists);
+    else
+        goto out;
     g->base.traffic.dispatch += (own_rows - e->rows_to[e->rank]) * row_bytes;
 out:
     free(rows);
     free(lists);
     return g->error.status;
+}
+
+/* 0: dispatch waits. */
+static uint32_t queued_rows(const struct bt_nccl_group *g, enum bt_dispatch_mode mode)
+{
+    uint32_t rows = g->expected_rows ? g->expected_rows : g->base.limits.rows;
+    return mode == BT_DISPATCH_LATENCY && g->callers && rows <= BT_NCCL_LATENCY_ROWS ? rows : 0;
+}
+
+static bool queues(const struct bt_group *base, enum bt_dispatch_mode mode)
+{
+    return queued_rows((const struct bt_nccl_group *)base, mode) > 0;
+}
+
+static void expect_rows(struct bt_group *base, uint32_t rows)
+{
+    bt_nccl_group(base)->expected_rows = rows;
 }
 
 static enum bt_status dispatch_begin(struct bt_group *base, enum bt_dispatch_mode mode,
@@ -401,13 +521,17 @@ static enum bt_status dispatch_begin(struct bt_group *base, enum bt_dispatch_mod
                                      const struct bt_placement_layer *placement,
                                      enum bt_dtype payload)
 {
-    struct nccl_group *g = nccl_group(base);
+    struct bt_nccl_group *g = bt_nccl_group(base);
     struct bt_experts *e = g->experts;
-    (void)mode;
+    uint32_t queued = queued_rows(g, mode);
+    BT_ASSERT(rows <= queued || queued == 0);
+    g->is_queued = queued > 0;
+    if (g->is_queued)
+        return bt_nccl_latency_begin(g, queued, x, rows, routing, placement, payload);
     e->payload = payload;
     g->x = x;
-    copy(g, g->routed, routing->experts, (size_t)rows * e->k * sizeof(*g->routed));
-    if (finish(g) != BT_OK)
+    if (copy_down(g, g->routed, routing->experts, (size_t)rows * e->k * sizeof(*g->routed)) !=
+        BT_OK)
         return g->error.status;
     bt_experts_choose(e, &g->ranks, g->routed, placement, rows);
     return tell_counts(g);
@@ -415,8 +539,10 @@ static enum bt_status dispatch_begin(struct bt_group *base, enum bt_dispatch_mod
 
 static enum bt_status dispatch_finish(struct bt_group *base, struct bt_arrivals *ret_arrivals)
 {
-    struct nccl_group *g = nccl_group(base);
+    struct bt_nccl_group *g = bt_nccl_group(base);
     struct bt_experts *e = g->experts;
+    if (g->is_queued)
+        return bt_nccl_latency_finish(g, ret_arrivals);
     if (learn_counts(g) != BT_OK || send_rows(g, g->x) != BT_OK)
         return g->error.status;
     bt_experts_sort(e);
@@ -434,7 +560,7 @@ static enum bt_status dispatch_finish(struct bt_group *base, struct bt_arrivals 
 
 /* Slots of the incoming rows and their weights, each row's by ascending expert. In place of
  * `routed` and `weights`. */
-static void sort_slots(struct nccl_group *g)
+static void sort_slots(struct bt_nccl_group *g)
 {
     const struct bt_experts *e = g->experts;
     uint32_t base[BT_GROUP_RANKS_MAX], next = 0;
@@ -464,21 +590,22 @@ static void sort_slots(struct nccl_group *g)
 static enum bt_status combine(struct bt_group *base, const void *y, enum bt_dtype payload,
                               const struct bt_routing *routing, float *out)
 {
-    struct nccl_group *g = nccl_group(base);
+    struct bt_nccl_group *g = bt_nccl_group(base);
     struct bt_experts *e = g->experts;
     size_t row_bytes = e->hidden * bt_dtype_bytes(payload), picks = (size_t)e->rows * e->k;
 
-    copy(g, g->weights, routing->weights, picks * sizeof(*g->weights));
+    if (g->is_queued)
+        return bt_nccl_latency_combine(g, y, payload, routing, out);
     copy(g, g->device.list, e->position, e->arrived_picks * sizeof(*e->position));
     bt_rows_cuda_gather(g->stream, y, g->device.list, e->arrived_picks, (uint32_t)(row_bytes / 2),
                         (uint16_t *)g->device.outgoing);
     exchange(g, g->device.outgoing, e->picks_of, g->device.incoming, e->picks_to, row_bytes);
-    if (finish(g) != BT_OK)
+    if (copy_down(g, g->weights, routing->weights, picks * sizeof(*g->weights)) != BT_OK)
         return g->error.status;
     sort_slots(g);
     copy(g, g->device.list, e->index, picks * sizeof(*e->index));
     copy(g, g->device.weights, g->weights, picks * sizeof(*g->weights));
-    bt_rows_cuda_add(g->stream, payload_code(payload), g->device.incoming, g->device.list,
+    bt_rows_cuda_add(g->stream, bt_nccl_payload_code(payload), g->device.incoming, g->device.list,
                      g->device.weights, e->rows, e->k, e->hidden, out);
     base->traffic.combine += (e->arrived_picks - e->picks_of[e->rank]) * row_bytes;
     return finish(g);
@@ -488,17 +615,19 @@ static enum bt_status combine(struct bt_group *base, const void *y, enum bt_dtyp
 
 static void destroy(struct bt_group *base)
 {
-    struct nccl_group *g = nccl_group(base);
+    struct bt_nccl_group *g = bt_nccl_group(base);
     void *const memories[] = {g->device.x,        g->device.outgoing, g->device.incoming,
                               g->device.list,     g->device.weights,  g->device.order,
                               g->device.begin,    g->device.words,    g->device.all_words,
-                              g->device.meta_out, g->device.meta_in,  g->device.scratch};
+                              g->device.meta_out, g->device.meta_in,  g->device.scratch,
+                              g->device.parts};
     if (g->comm)
         ncclCommAbort(g->comm); /* does not wait for the others, as a destroy would */
     for (size_t i = 0; i < sizeof(memories) / sizeof(memories[0]); i++)
         cudaFree(memories[i]);
-    if (g->stream)
-        cudaStreamDestroy(g->stream);
+    if (g->own_stream)
+        cudaStreamDestroy(g->own_stream);
+    bt_nccl_latency_destroy(g);
     bt_experts_destroy(g->experts);
     free(g->routed);
     free(g->weights);
@@ -507,12 +636,16 @@ static void destroy(struct bt_group *base)
 
 static const struct bt_error *error_of(const struct bt_group *base)
 {
-    return &((const struct nccl_group *)base)->error;
+    return &((const struct bt_nccl_group *)base)->error;
 }
 
 static const struct bt_group_ops nccl_ops = {
     .destroy = destroy,
     .error = error_of,
+    .use_stream = use_stream,
+    .await = await,
+    .queues = queues,
+    .expect_rows = expect_rows,
     .barrier = barrier,
     .broadcast = broadcast,
     .agree_begin = agree_begin,
@@ -525,18 +658,18 @@ static const struct bt_group_ops nccl_ops = {
     .combine = combine,
 };
 
-static void *device_memory(struct nccl_group *g, size_t bytes)
+static void *device_memory(struct bt_nccl_group *g, size_t bytes)
 {
     void *memory = NULL;
     if (g->error.status == BT_OK)
-        cuda_ok(g, cudaMalloc(&memory, bytes + 64));
+        bt_nccl_cuda_ok(g, cudaMalloc(&memory, bytes + 64));
     return memory;
 }
 
-static void make_expert_buffers(struct nccl_group *g)
+static void make_expert_buffers(struct bt_nccl_group *g)
 {
     const struct bt_group_limits *limits = &g->base.limits;
-    struct nccl_buffers *d = &g->device;
+    struct bt_nccl_buffers *d = &g->device;
     size_t own = (size_t)limits->rows * limits->experts_per_token, picks = own * g->base.size;
     size_t row = bt_row_bytes(BT_F32, limits->hidden);
 
@@ -548,19 +681,20 @@ static void make_expert_buffers(struct nccl_group *g)
     g->routed = malloc((own + 1) * sizeof(*g->routed));
     g->weights = malloc((own + 1) * sizeof(*g->weights));
     if (!g->routed || !g->weights)
-        fail(g, BT_ERR_NO_MEMORY, "no memory for routing");
+        bt_nccl_fail(g, BT_ERR_NO_MEMORY, "no memory for routing");
     if (g->error.status == BT_OK)
-        cuda_ok(g, cudaMallocManaged((void **)&d->order, picks * sizeof(*d->order) + 64,
-                                     cudaMemAttachGlobal));
+        bt_nccl_cuda_ok(g, cudaMallocManaged((void **)&d->order, picks * sizeof(*d->order) + 64,
+                                             cudaMemAttachGlobal));
     if (g->error.status == BT_OK)
-        cuda_ok(g, cudaMallocManaged((void **)&d->begin, (limits->experts + 1) * sizeof(*d->begin),
-                                     cudaMemAttachGlobal));
+        bt_nccl_cuda_ok(g, cudaMallocManaged((void **)&d->begin,
+                                             (limits->experts + 1) * sizeof(*d->begin),
+                                             cudaMemAttachGlobal));
 }
 
-static void make_buffers(struct nccl_group *g)
+static void make_buffers(struct bt_nccl_group *g)
 {
     const struct bt_group_limits *limits = &g->base.limits;
-    struct nccl_buffers *d = &g->device;
+    struct bt_nccl_buffers *d = &g->device;
     size_t picks = (size_t)limits->rows * limits->experts_per_token * g->base.size;
     size_t meta = picks * sizeof(struct bt_dispatch_pick), words = BT_GROUP_WORDS_MAX;
 
@@ -570,10 +704,17 @@ static void make_buffers(struct nccl_group *g)
     d->meta_out = device_memory(g, meta);
     d->meta_in = device_memory(g, meta);
     d->scratch = device_memory(g, sizeof(uint64_t));
-    if (limits->rows > 0)
+    if (limits->floats > 0) {
+        d->part_floats = limits->floats / g->base.size + PART_MORE;
+        d->parts = device_memory(g, g->base.size * d->part_floats * sizeof(*d->parts));
+    }
+    if (limits->rows > 0) {
         make_expert_buffers(g);
+        bt_nccl_latency_create(g);
+    }
     if (g->error.status == BT_OK)
-        cuda_ok(g, cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+        bt_nccl_cuda_ok(g, cudaStreamCreateWithFlags(&g->own_stream, cudaStreamNonBlocking));
+    g->stream = g->own_stream;
 }
 
 /* Rank 0 draws the id that NCCL's ranks find each other by. */
@@ -606,7 +747,7 @@ static enum bt_status meet(const struct bt_group_options *options, struct bt_err
     return status;
 }
 
-static enum bt_status open_group(struct nccl_group *g, const struct bt_group_options *options,
+static enum bt_status open_group(struct bt_nccl_group *g, const struct bt_group_options *options,
                                  struct bt_error *error)
 {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
@@ -623,8 +764,8 @@ static enum bt_status open_group(struct nccl_group *g, const struct bt_group_opt
     make_buffers(g);
     config.blocking = 0;
     if (g->error.status == BT_OK)
-        nccl_ok(g, ncclCommInitRankConfig(&g->comm, (int)options->size, id, (int)options->rank,
-                                          &config));
+        bt_nccl_ok(g, ncclCommInitRankConfig(&g->comm, (int)options->size, id, (int)options->rank,
+                                             &config));
     settle(g, options->connect_timeout_ns > 0 ? options->connect_timeout_ns : g->timeout_ns);
     if (g->error.status != BT_OK)
         return bt_error_set(error, g->error.status, "%s", g->error.text);
@@ -638,7 +779,7 @@ enum bt_status bt_nccl_group_create(const struct bt_group_options *options, stru
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
         return bt_error_set(error, BT_ERR_UNSUPPORTED, "nccl: this machine has no GPU");
-    struct nccl_group *g = calloc(1, sizeof(*g));
+    struct bt_nccl_group *g = calloc(1, sizeof(*g));
     if (!g)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for a group");
     for (uint32_t r = 0; r < options->size; r++)

@@ -1,0 +1,67 @@
+/* Dense networks, shared experts among them: kernels.h. In runs of rows, so that scratch is
+ * bounded; no row's bits depend on them. */
+#include "common/kernels/cuda/grouped_gemm.h"
+#include "common/kernels/cuda/silu.h"
+#include "common/kernels/cuda/table.h"
+
+#define RUN_ROWS 1024
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t most(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+static size_t round_up(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+static size_t most_inputs(uint32_t rows, uint32_t cols)
+{
+    return most(bt_cuda_inputs_bytes(BT_BF16, rows, cols),
+                most(bt_cuda_inputs_bytes(BT_F8_E4M3, rows, cols),
+                     bt_cuda_inputs_bytes(BT_I8, rows, cols)));
+}
+
+size_t bt_cuda_mlp_scratch(const struct bt_cuda_stream *stream)
+{
+    const struct bt_stream_limits *limits = &stream->base.limits;
+    uint32_t rows = least(limits->max_rows, RUN_ROWS);
+    uint32_t cols = (uint32_t)most(limits->max_cols, limits->hidden);
+    return 2 * most_inputs(rows, cols) + 2 * round_up((size_t)rows * cols * sizeof(float)) +
+           bt_cuda_dense_bytes(cols);
+}
+
+static void run_rows(struct bt_cuda_stream *stream, const float *x, uint32_t rows,
+                     const struct bt_mlp *mlp, float *out)
+{
+    uint32_t inner = mlp->gate.rows;
+    size_t bytes = (size_t)rows * inner * sizeof(float);
+    bt_cuda_scratch_reset(stream);
+    struct bt_cuda_inputs in = bt_cuda_inputs_of(stream, &mlp->gate, x, rows);
+    struct bt_cuda_inputs middle =
+        bt_cuda_inputs_take(stream, bt_cuda_input_dtype(&mlp->down), rows, inner);
+    float *gate = bt_cuda_scratch_take(stream, bytes), *up = bt_cuda_scratch_take(stream, bytes);
+    if (middle.dtype == BT_F32)
+        middle.data = gate;
+    bt_cuda_dense(stream, &in, rows, &mlp->gate, BT_F32, gate);
+    bt_cuda_dense(stream, &in, rows, &mlp->up, BT_F32, up);
+    bt_cuda_launch_silu(gate, up, rows, NULL, &middle, stream->stream);
+    bt_cuda_dense(stream, &middle, rows, &mlp->down, BT_F32, out);
+}
+
+void bt_cuda_mlp(struct bt_stream *stream, const float *x, uint32_t rows, const struct bt_mlp *mlp,
+                 float *out)
+{
+    BT_ASSERT(rows <= stream->limits.max_rows && mlp->up.rows == mlp->gate.rows &&
+              mlp->down.cols == mlp->gate.rows && mlp->up.cols == mlp->gate.cols);
+    BT_ASSERT(bt_cuda_input_dtype(&mlp->up) == bt_cuda_input_dtype(&mlp->gate));
+    for (uint32_t first = 0; first < rows; first += RUN_ROWS)
+        run_rows(bt_cuda_stream(stream), x + (size_t)first * mlp->gate.cols,
+                 least(rows - first, RUN_ROWS), mlp, out + (size_t)first * mlp->down.rows);
+}

@@ -1,0 +1,26 @@
+#include "common/kernels/cuda/table.h"
+
+const struct bt_kernels bt_kernels_cuda = {
+    .name = "cuda",
+    .f8_inputs = true,
+    .stage = bt_cuda_stage,
+    .packed_bytes = bt_cuda_packed_bytes,
+    .pack = bt_cuda_pack,
+    .embed = bt_cuda_embed,
+    .rms_norm = bt_cuda_rms_norm,
+    .add_rms_norm = bt_cuda_add_rms_norm,
+    .linear = bt_cuda_linear,
+    .mlp = bt_cuda_mlp,
+    .add = bt_cuda_add,
+    .zero = bt_cuda_zero,
+    .gather_rows = bt_cuda_gather_rows,
+    .rope_q = bt_cuda_rope_q,
+    .kv_write = bt_cuda_kv_write,
+    .mla_prefill = bt_cuda_mla_prefill,
+    .mla_decode = bt_cuda_mla_decode,
+    .moe_route = bt_cuda_moe_route,
+    .moe_experts = bt_cuda_moe_experts,
+    .moe_expert_rows = bt_cuda_moe_expert_rows,
+    .draw = bt_cuda_draw,
+    .hash_pages = bt_cuda_hash_pages,
+};
