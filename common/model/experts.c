@@ -6,12 +6,14 @@
 #include <unistd.h>
 
 #include "common/model/loader.h"
+#include "common/model/weights.h"
 
 struct bt_expert_change {
+    const struct bt_model *model;
     uint32_t moe_index;
-    bool *here;                     /* [experts] after the switch */
-    struct bt_matrix *matrices;     /* [3][experts] what was loaded, else without data */
-    struct bt_expert_memory *block; /* of what was packed; NULL: nothing */
+    bool *here;                      /* [experts] after the switch */
+    struct bt_matrix *matrices;      /* [3][experts] what was loaded, else without data */
+    struct bt_expert_memory *blocks; /* of what was packed; NULL: nothing */
 };
 
 void bt_model_experts_here(const struct bt_model *model, const struct bt_placement *placement,
@@ -57,15 +59,13 @@ static enum bt_status load_missing(const struct bt_model *model, struct bt_exper
     uint32_t experts = model->config.n_routed_experts;
     const struct bt_matrix *held = matrices_of(model, change->moe_index);
     bool *missing = calloc(experts, sizeof(*missing));
-    struct bt_weight_memory memory = {0};
     if (!missing)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for the experts", model->dir);
     for (uint32_t e = 0; e < experts; e++)
         missing[e] = change->here[e] && !held[e].data;
     enum bt_status status =
         bt_load_experts(model, layer_at(model, change->moe_index), missing, room_for_more(model),
-                        cancel, error, change->matrices, &memory);
-    change->block->memory = memory;
+                        cancel, error, change->matrices, &change->blocks);
     free(missing);
     return status;
 }
@@ -77,6 +77,8 @@ enum bt_status bt_model_load_experts(const struct bt_model *model, uint32_t moe_
     size_t experts = model->config.n_routed_experts;
     enum bt_status status = bt_model_check_placement(model, to, error);
     struct bt_expert_change *change = calloc(1, sizeof(*change));
+    if (change)
+        change->model = model;
     if (status != BT_OK)
         goto err_change;
     status = BT_ERR_NO_MEMORY;
@@ -85,8 +87,7 @@ enum bt_status bt_model_load_experts(const struct bt_model *model, uint32_t moe_
     change->moe_index = moe_index;
     change->here = calloc(experts, sizeof(*change->here));
     change->matrices = calloc(3 * experts, sizeof(*change->matrices));
-    change->block = calloc(1, sizeof(*change->block));
-    if (!change->here || !change->matrices || !change->block)
+    if (!change->here || !change->matrices)
         goto err_memory;
     bt_model_experts_here(model, to, moe_index, change->here);
     status = load_missing(model, change, cancel, error);
@@ -106,9 +107,7 @@ void bt_expert_change_destroy(struct bt_expert_change *change)
 {
     if (!change)
         return;
-    if (change->block && change->block->memory.data)
-        munmap(change->block->memory.data, change->block->memory.bytes);
-    free(change->block);
+    bt_expert_memory_free(change->model, change->blocks);
     free(change->matrices);
     free(change->here);
     free(change);
@@ -121,8 +120,9 @@ static size_t matrix_bytes(const struct bt_model *model, const struct bt_matrix 
     return (size_t)matrix->rows * matrix->cols * bt_dtype_bits(matrix->dtype) / 8;
 }
 
-/* Its whole pages go back to where they came from: the file, or the free memory. */
-static void let_go(struct bt_model *model, struct bt_matrix *matrix)
+/* Of the host its whole pages go back to where they came from: the file, or the free memory. Of a
+ * device its block does (free_blocks). */
+static void let_go_pages(struct bt_model *model, const struct bt_matrix *matrix)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)matrix->data;
     uintptr_t packed = (uintptr_t)model->memory.data;
@@ -133,6 +133,12 @@ static void let_go(struct bt_model *model, struct bt_matrix *matrix)
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
         model->let_go_bytes += is_packed ? end - begin : 0;
     }
+}
+
+static void let_go(struct bt_model *model, struct bt_matrix *matrix)
+{
+    if (!bt_model_is_remote(model))
+        let_go_pages(model, matrix);
     *matrix =
         (struct bt_matrix){.rows = matrix->rows, .cols = matrix->cols, .dtype = matrix->dtype};
 }
@@ -149,7 +155,7 @@ static bool block_is_used(const struct bt_expert_memory *block, const struct bt_
     return false;
 }
 
-/* Blocks of earlier changes of this layer that none of its experts is in any more. */
+/* Blocks of this layer that none of its experts is in any more. */
 static void free_blocks(struct bt_model *model, uint32_t moe_index,
                         const struct bt_matrix *matrices)
 {
@@ -161,8 +167,8 @@ static void free_blocks(struct bt_model *model, uint32_t moe_index,
             continue;
         }
         *at = block->next;
-        munmap(block->memory.data, block->memory.bytes);
-        free(block);
+        block->next = NULL;
+        bt_expert_memory_free(model, block);
     }
 }
 
@@ -176,12 +182,12 @@ void bt_model_switch_experts(struct bt_model *model, struct bt_expert_change *ch
         else if (!change->here[i % experts] && matrices[i].data)
             let_go(model, &matrices[i]);
     }
-    if (change->block->memory.data) {
-        change->block->moe_index = change->moe_index;
-        change->block->next = model->expert_memory;
-        model->expert_memory = change->block;
-        change->block = NULL;
-    }
+    struct bt_expert_memory **last = &change->blocks;
+    while (*last)
+        last = &(*last)->next;
+    *last = model->expert_memory;
+    model->expert_memory = change->blocks;
+    change->blocks = NULL;
     free_blocks(model, change->moe_index, matrices);
     bt_expert_change_destroy(change);
 }

@@ -4,334 +4,27 @@
  * N qk_nope_head_dim, P qk_rope_head_dim, V v_head_dim, L kv_lora_rank, K experts_per_token. In a
  * tp group A are this rank's heads, and S its share of the rows; alone S is R.
  */
-#include "common/model/forward.h"
-
-#include <stdlib.h>
-#include <string.h>
-
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "common/model/experts.h"
-
-struct bt_forward {
-    const struct bt_model *model;
-    const struct bt_kernels *k;
-    struct bt_profile *profile; /* NULL: off */
-    struct bt_stream *stream;
-    struct bt_mla_shape mla;
-    uint32_t max_rows, max_logits;
-    uint32_t share_rows;      /* S at most */
-    struct bt_group *tp, *ep; /* NULL: alone */
-    enum bt_dispatch_mode dispatch;
-    struct bt_expert_loads *loads; /* may be NULL */
-
-    float *x;                        /* [S][H] the residual stream */
-    float *normed;                   /* [R][H] */
-    float *update;                   /* [R][H] what a block adds to x */
-    float *summed;                   /* [S][H] with tp: the sum of all ranks' updates */
-    float *q_a;                      /* [R][q_lora_rank] */
-    float *q;                        /* [R][A][N + P] */
-    float *kv_a;                     /* [R][L + P] */
-    float *heads;                    /* [R][A][V] */
-    struct bt_routing routing;       /* of S rows */
-    float *logits;                   /* [max_logits][vocab_size] */
-    struct bt_sequence_rows *wanted; /* [max_logits] */
-    uint32_t *wanted_mine;           /* [max_logits] those of the share, counted from its first */
-
-    /* With ep, of MoE layers. */
-    const struct bt_placement_layer **placements;
-    enum bt_dtype *payloads;
-    uint32_t arriving_rows; /* at most, of all ranks */
-    void *y;                /* [arriving rows * K][H] of y_dtype: what experts make of them */
-    enum bt_dtype y_dtype;
-};
-
-/* What the layers work on: at first the whole batch, at the end only the rows with logits. */
-struct rows {
-    uint32_t count;
-    const struct bt_sequence_rows *sequences;
-    uint32_t sequence_count;
-    struct bt_share mine;
-};
-
-static float *floats(size_t rows, size_t width)
-{
-    return calloc(rows * width + 1, sizeof(float));
-}
-
-/* The widest input of a product. */
-static uint32_t widest(const struct bt_model_config *c)
-{
-    uint32_t widths[] = {c->hidden_size,
-                         c->intermediate_size,
-                         c->q_lora_rank,
-                         c->kv_lora_rank,
-                         c->n_shared_experts * c->moe_intermediate_size,
-                         c->num_attention_heads * c->v_head_dim};
-    uint32_t most = 0;
-    for (size_t i = 0; i < sizeof(widths) / sizeof(widths[0]); i++)
-        most = widths[i] > most ? widths[i] : most;
-    return most;
-}
-
-static bool allocate_routing(struct bt_forward *f)
-{
-    const struct bt_model_config *c = &f->model->config;
-    size_t picks = (size_t)f->share_rows * c->route.experts_per_token;
-    f->routing.experts = calloc(picks + 1, sizeof(uint32_t));
-    f->routing.weights = floats(picks, 1);
-    f->routing.order = calloc(picks + 1, sizeof(uint32_t));
-    f->routing.begin = calloc((size_t)c->n_routed_experts + 1, sizeof(uint32_t));
-    return f->routing.experts && f->routing.weights && f->routing.order && f->routing.begin;
-}
-
-/* Of y, which has room for the worst case, only what is written is ever touched. */
-static bool allocate_exchange(struct bt_forward *f)
-{
-    const struct bt_model_config *c = &f->model->config;
-    size_t layers = bt_model_moe_layers(c), row = c->hidden_size * bt_dtype_bytes(f->y_dtype);
-    if (f->tp)
-        f->summed = floats(f->share_rows, c->hidden_size);
-    if (f->ep) {
-        f->placements = calloc(layers + 1, sizeof(const struct bt_placement_layer *));
-        f->payloads = calloc(layers + 1, sizeof(*f->payloads));
-        f->y = calloc((size_t)f->arriving_rows * c->route.experts_per_token + 1, row);
-    }
-    return (!f->tp || f->summed) && (!f->ep || (f->placements && f->payloads && f->y));
-}
-
-static bool allocate(struct bt_forward *f)
-{
-    const struct bt_model_config *c = &f->model->config;
-    uint32_t rows = f->max_rows, heads = f->mla.heads;
-
-    f->x = floats(f->share_rows, c->hidden_size);
-    f->normed = floats(rows, c->hidden_size);
-    f->update = floats(rows, c->hidden_size);
-    f->q_a = floats(rows, c->q_lora_rank);
-    f->q = floats(rows, (size_t)heads * (c->qk_nope_head_dim + c->qk_rope_head_dim));
-    f->kv_a = floats(rows, c->kv_lora_rank + c->qk_rope_head_dim);
-    f->heads = floats(rows, (size_t)heads * c->v_head_dim);
-    f->logits = floats(f->model->shard.tp_rank == 0 ? f->max_logits : 0, c->vocab_size);
-    f->wanted = calloc((size_t)f->max_logits + 1, sizeof(*f->wanted));
-    f->wanted_mine = calloc((size_t)f->max_logits + 1, sizeof(*f->wanted_mine));
-    return f->x && f->normed && f->update && f->q_a && f->q && f->kv_a && f->heads && f->logits &&
-           f->wanted && f->wanted_mine && allocate_routing(f) && allocate_exchange(f);
-}
-
-static uint32_t share_of(uint32_t rows, uint32_t size)
-{
-    return rows / size + (rows % size > 0);
-}
-
-static bool is_int8(enum bt_dtype dtype)
-{
-    return dtype == BT_I8 || dtype == BT_I4;
-}
-
-/* Of the layer's rows on their way to the experts; the same on all ranks. */
-static enum bt_dtype payload_of(const struct bt_model *model, const struct bt_layer_weights *w,
-                                enum bt_forward_payload payload)
-{
-    if (payload != BT_PAYLOAD_EXACT)
-        return payload == BT_PAYLOAD_BF16 ? BT_BF16 : BT_F8_E4M3;
-    bool rounds = model->dtype == BT_MODEL_BFLOAT16;
-    for (uint32_t e = 0; e < w->experts.experts; e++)
-        rounds = rounds && !is_int8(w->experts.gate[e].dtype) && !is_int8(w->experts.up[e].dtype);
-    return rounds ? BT_BF16 : BT_F32;
-}
-
-static void fill_exchange(struct bt_forward *f, const struct bt_forward_options *options)
-{
-    for (uint32_t i = 0; f->ep && i < f->model->config.num_hidden_layers; i++) {
-        const struct bt_layer_weights *w = &f->model->layers[i];
-        if (!w->experts.experts)
-            continue;
-        f->placements[w->moe_index] = &options->placement->layer[w->moe_index];
-        f->payloads[w->moe_index] = payload_of(f->model, w, options->payload);
-    }
-}
-
-/* ---- groups, placement and the model's part belong together ---- */
-
-static enum bt_status check_tp(const struct bt_model *model, const struct bt_group *tp,
-                               struct bt_error *error)
-{
-    uint32_t rank = tp ? bt_group_rank(tp) : 0, size = tp ? bt_group_size(tp) : 1;
-    const struct bt_shard *shard = &model->shard;
-    if (rank == shard->tp_rank && size == shard->tp_size)
-        return BT_OK;
-    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                        "forward pass: tp rank %u of %u with the weights of rank %u of %u", rank,
-                        size, shard->tp_rank, shard->tp_size);
-}
-
-static enum bt_status check_ep(const struct bt_model *model,
-                               const struct bt_forward_options *options, struct bt_error *error)
-{
-    const struct bt_group *ep = options->ep;
-    if (!ep)
-        return BT_OK;
-    if (!options->placement)
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "forward pass: ep without a placement");
-    if (bt_group_rank(ep) == model->shard.ep_rank && bt_group_size(ep) == options->placement->ranks)
-        return bt_model_check_placement(model, options->placement, error);
-    return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                        "forward pass: ep rank %u of %u with experts of rank %u and a placement "
-                        "on %u ranks",
-                        bt_group_rank(ep), bt_group_size(ep), model->shard.ep_rank,
-                        options->placement->ranks);
-}
-
-static enum bt_status check_experts(const struct bt_model *model,
-                                    const struct bt_placement *placement, struct bt_error *error)
-{
-    enum bt_status status = BT_OK;
-    bool *here = calloc((size_t)model->config.n_routed_experts + 1, sizeof(*here));
-    if (!here)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "forward pass: no memory");
-    for (uint32_t i = 0; i < model->config.num_hidden_layers; i++) {
-        const struct bt_layer_weights *w = &model->layers[i];
-        if (w->experts.experts)
-            bt_model_experts_here(model, placement, w->moe_index, here);
-        for (uint32_t e = 0; status == BT_OK && e < w->experts.experts; e++)
-            if (here[e] && !w->experts.gate[e].data)
-                status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                                      "forward pass: expert %u of layer %u was not loaded", e, i);
-    }
-    free(here);
-    return status;
-}
-
-static enum bt_status check_options(const struct bt_model *model,
-                                    const struct bt_forward_options *options,
-                                    struct bt_error *error)
-{
-    enum bt_status status = check_tp(model, options->tp, error);
-    if (status == BT_OK)
-        status = check_ep(model, options, error);
-    return status == BT_OK ? check_experts(model, options->ep ? options->placement : NULL, error)
-                           : status;
-}
-
-static enum bt_status make_stream(struct bt_forward *f, struct bt_error *error)
-{
-    const struct bt_model_config *c = &f->model->config;
-    struct bt_stream_limits limits = {
-        .max_rows = f->max_rows,
-        .max_expert_rows = f->arriving_rows,
-        .max_cols = widest(c),
-        .hidden = c->hidden_size,
-        .moe_intermediate = c->moe_intermediate_size,
-        .experts = c->n_routed_experts,
-        .experts_per_token = c->route.experts_per_token,
-        .mla = f->mla,
-    };
-    return bt_stream_create(&limits, f->model->team, error, &f->stream);
-}
-
-enum bt_status bt_forward_create(const struct bt_model *model,
-                                 const struct bt_forward_options *options, struct bt_error *error,
-                                 struct bt_forward **ret_forward)
-{
-    enum bt_status status = check_options(model, options, error);
-    if (status != BT_OK)
-        return status;
-    struct bt_forward *f = calloc(1, sizeof(*f));
-    if (!f)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "forward pass: no memory");
-    f->model = model;
-    f->k = model->kernels;
-    f->mla = model->mla;
-    f->max_rows = options->max_rows;
-    f->max_logits = options->max_logits;
-    f->tp = model->shard.tp_size > 1 ? options->tp : NULL;
-    f->ep = model->config.n_routed_experts ? options->ep : NULL;
-    f->dispatch = options->dispatch;
-    f->loads = options->loads;
-    f->share_rows = share_of(options->max_rows, model->shard.tp_size);
-    f->arriving_rows = f->ep ? f->share_rows * bt_group_size(f->ep) : 0;
-    f->y_dtype = model->dtype == BT_MODEL_BFLOAT16 ? BT_BF16 : BT_F32;
-    if (!allocate(f))
-        status = bt_error_set(error, BT_ERR_NO_MEMORY, "forward pass: no memory for %u rows",
-                              f->max_rows);
-    else
-        status = make_stream(f, error);
-    if (status != BT_OK) {
-        bt_forward_destroy(f);
-        return status;
-    }
-    fill_exchange(f, options);
-    *ret_forward = f;
-    return BT_OK;
-}
-
-void bt_forward_destroy(struct bt_forward *f)
-{
-    if (!f)
-        return;
-    void *buffers[] = {f->x,
-                       f->normed,
-                       f->update,
-                       f->summed,
-                       f->q_a,
-                       f->q,
-                       f->kv_a,
-                       f->heads,
-                       f->routing.experts,
-                       f->routing.weights,
-                       f->routing.order,
-                       f->routing.begin,
-                       f->logits,
-                       f->wanted,
-                       f->wanted_mine,
-                       f->placements,
-                       f->payloads,
-                       f->y};
-    for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++)
-        free(buffers[i]);
-    if (f->stream)
-        bt_stream_destroy(f->stream);
-    free(f);
-}
-
-struct bt_group_limits bt_forward_group_limits(const struct bt_model_config *config,
-                                               uint32_t max_rows, uint32_t tp_size)
-{
-    bool is_moe = bt_model_moe_layers(config) > 0;
-    return (struct bt_group_limits){
-        .floats = tp_size > 1 ? (size_t)max_rows * config->hidden_size : 0,
-        .rows = is_moe ? share_of(max_rows, tp_size) : 0,
-        .hidden = config->hidden_size,
-        .experts = config->n_routed_experts,
-        .experts_per_token = config->route.experts_per_token,
-    };
-}
-
-void bt_forward_set_placement(struct bt_forward *f, uint32_t moe_index,
-                              const struct bt_placement *placement)
-{
-    BT_ASSERT(f->ep && moe_index < bt_model_moe_layers(&f->model->config));
-    BT_ASSERT(bt_model_check_placement(f->model, placement, NULL) == BT_OK &&
-              placement->ranks == bt_group_size(f->ep));
-    f->placements[moe_index] = &placement->layer[moe_index];
-}
-
-void bt_forward_profile(struct bt_forward *f, struct bt_profile *profile)
-{
-    f->profile = profile;
-}
+#include "common/model/forward_state.h"
 
 /* ---- between ranks ---- */
 
+/* A group that knows no streams works on buffers of which nothing is queued any more; to measure,
+ * any does. A fault shows when the run ends. */
 static int64_t group_begin(const struct bt_forward *f)
 {
+    struct bt_error ignored;
+    if (f->queues && (!f->groups_queue || f->profile))
+        bt_device_synchronize(f->device, f->stream, &ignored);
     return f->profile ? bt_clock_now_ns() : 0;
 }
 
 static enum bt_status group_end(struct bt_forward *f, int64_t start_ns, enum bt_status status)
 {
     if (f->profile) {
+        if (status == BT_OK && f->groups_queue)
+            status = bt_forward_await(f, NULL);
         f->profile->ns[BT_PROFILE_GROUP] += bt_clock_now_ns() - start_ns;
         f->profile->calls[BT_PROFILE_GROUP]++;
     }
@@ -346,17 +39,13 @@ static enum bt_status reduce(struct bt_forward *f, const float *x, uint32_t rows
                      bt_group_reduce_scatter(f->tp, x, rows, f->model->config.hidden_size, out));
 }
 
-static struct bt_share share(const struct bt_forward *f, uint32_t rows)
-{
-    return f->tp ? bt_group_share(f->tp, bt_group_rank(f->tp), rows) : (struct bt_share){0, rows};
-}
-
 /* normed [R][H] = norm(x), of the rows of all ranks */
-static enum bt_status norm(struct bt_forward *f, const struct bt_matrix *weight, struct rows rows)
+static enum bt_status norm(struct bt_forward *f, const struct bt_matrix *weight,
+                           struct bt_forward_rows rows)
 {
     uint32_t hidden = f->model->config.hidden_size;
     float *mine = f->normed + (size_t)rows.mine.first * hidden;
-    f->k->rms_norm(f->stream, f->x, rows.mine.count, hidden, hidden, weight,
+    f->k->rms_norm(f->stream, rows.x, rows.mine.count, hidden, hidden, weight,
                    f->model->config.rms_norm_eps, mine);
     if (!f->tp)
         return BT_OK;
@@ -365,23 +54,23 @@ static enum bt_status norm(struct bt_forward *f, const struct bt_matrix *weight,
 }
 
 /* x += update */
-static void add_update(struct bt_forward *f, uint32_t rows)
+static void add_update(struct bt_forward *f, struct bt_forward_rows rows)
 {
-    f->k->add(f->stream, f->x, f->update, (size_t)rows * f->model->config.hidden_size);
+    f->k->add(f->stream, rows.x, f->update, (size_t)rows.mine.count * f->model->config.hidden_size);
 }
 
 /* x += update, which is a part of the sum where heads are shared out; normed [S][H] = norm(x) */
 static enum bt_status add_norm(struct bt_forward *f, const struct bt_matrix *weight,
-                               struct rows rows)
+                               struct bt_forward_rows rows)
 {
     const float *update = f->update;
     if (f->tp) {
-        enum bt_status status = reduce(f, f->update, rows.count, f->summed);
+        enum bt_status status = reduce(f, f->update, rows.count, rows.summed);
         if (status != BT_OK)
             return status;
-        update = f->summed;
+        update = rows.summed;
     }
-    f->k->add_rms_norm(f->stream, f->x, update, rows.mine.count, f->model->config.hidden_size,
+    f->k->add_rms_norm(f->stream, rows.x, update, rows.mine.count, f->model->config.hidden_size,
                        weight, f->model->config.rms_norm_eps, f->normed);
     return BT_OK;
 }
@@ -411,15 +100,16 @@ static struct bt_linear q_product(struct bt_forward *f, const struct bt_layer_we
 }
 
 /* The rows' latents and rotated keys to their pages. */
-static void write_kv(struct bt_forward *f, const struct bt_layer_weights *w, struct rows rows,
-                     const struct bt_kv_layer *kv)
+static void write_kv(struct bt_forward *f, const struct bt_layer_weights *w,
+                     struct bt_forward_rows rows, const struct bt_kv_layer *kv)
 {
     f->k->kv_write(f->stream, f->kv_a, &w->kv_a_norm, BT_LATENT_NORM_EPS, &f->model->rope,
                    rows.sequences, rows.sequence_count, kv);
 }
 
 /* q [R][A][N + P], its last P rotated. */
-static void make_queries(struct bt_forward *f, const struct bt_layer_weights *w, struct rows rows)
+static void make_queries(struct bt_forward *f, const struct bt_layer_weights *w,
+                         struct bt_forward_rows rows)
 {
     uint32_t rank = f->model->config.q_lora_rank;
     if (rank) {
@@ -431,8 +121,9 @@ static void make_queries(struct bt_forward *f, const struct bt_layer_weights *w,
 }
 
 /* update = attention(normed); the KV of all rows is in the pages. */
-static void attend(struct bt_forward *f, const struct bt_layer_weights *w, struct rows rows,
-                   enum bt_forward_form form, const struct bt_kv_layer *kv)
+static void attend(struct bt_forward *f, const struct bt_layer_weights *w,
+                   struct bt_forward_rows rows, enum bt_forward_form form,
+                   const struct bt_kv_layer *kv)
 {
     make_queries(f, w, rows);
     if (form == BT_FORWARD_MULTI_HEAD)
@@ -454,7 +145,8 @@ static void shared_experts(struct bt_forward *f, const struct bt_layer_weights *
         f->k->zero(f->stream, f->update, (size_t)rows * c->hidden_size);
 }
 
-/* Another rank's limits and placement are ours, or it would send what has no place here. */
+/* Another rank's limits and placement are ours, or it would send what has no place here. Of queued
+ * ones the group says so when they are awaited. */
 static enum bt_status check_arrivals(const struct bt_forward *f, const struct bt_layer_weights *w,
                                      const struct bt_arrivals *arrivals)
 {
@@ -462,7 +154,7 @@ static enum bt_status check_arrivals(const struct bt_forward *f, const struct bt
     const uint32_t picks = f->model->config.route.experts_per_token;
     bool fits =
         arrivals->rows <= f->arriving_rows && arrivals->picks <= (uint64_t)f->arriving_rows * picks;
-    for (uint32_t e = 0; fits && e < w->experts.experts; e++)
+    for (uint32_t e = 0; fits && !arrivals->on_device && e < w->experts.experts; e++)
         fits = begin[e + 1] == begin[e] || w->experts.gate[e].data;
     if (fits)
         return BT_OK;
@@ -501,10 +193,10 @@ static enum bt_status exchange(struct bt_forward *f, const struct bt_layer_weigh
 static enum bt_status moe(struct bt_forward *f, const struct bt_layer_weights *w, uint32_t rows)
 {
     const struct bt_model_config *c = &f->model->config;
+    if (f->loads) /* counts the picks of each layer when the run is over */
+        f->routing.begin = f->begins + (size_t)w->moe_index * (c->n_routed_experts + 1);
     f->k->moe_route(f->stream, f->normed, rows, &w->router, &w->router_bias, &c->route,
                     &f->routing);
-    if (f->loads)
-        bt_expert_loads_add(f->loads, w->moe_index, f->routing.begin, rows);
     if (f->ep)
         return exchange(f, w, rows);
     shared_experts(f, w, rows);
@@ -514,81 +206,75 @@ static enum bt_status moe(struct bt_forward *f, const struct bt_layer_weights *w
 
 /* Of this rank's rows; without any it meets the others all the same. */
 static enum bt_status feed_forward(struct bt_forward *f, const struct bt_layer_weights *w,
-                                   uint32_t rows)
+                                   struct bt_forward_rows rows)
 {
     enum bt_status status = BT_OK;
     if (w->experts.experts)
-        status = moe(f, w, rows);
+        status = moe(f, w, rows.mine.count);
     else
-        f->k->mlp(f->stream, f->normed, rows, &w->mlp, f->update);
+        f->k->mlp(f->stream, f->normed, rows.mine.count, &w->mlp, f->update);
     if (status == BT_OK)
         add_update(f, rows);
     return status;
 }
 
-/* The batch's wanted rows as sequences of their own, neighbouring rows in one. */
-static struct rows wanted_rows(struct bt_forward *f, const struct bt_forward_batch *batch)
+/* The rows with logits, by the sequences that the run made of them. */
+static struct bt_forward_rows wanted_rows(struct bt_forward *f, const struct bt_forward_pass *pass,
+                                          const struct bt_forward_rows *rows)
 {
-    const struct bt_sequence_rows *sequence = batch->sequences;
-    uint32_t count = 0, last_row = 0;
-    for (uint32_t i = 0; i < batch->logit_count; i++) {
-        uint32_t row = batch->logit_rows[i];
-        bool same = count > 0 && row == last_row + 1;
-        for (; row >= sequence->first_row + sequence->row_count; sequence++)
-            same = false;
-        last_row = row;
-        if (same) {
-            f->wanted[count - 1].row_count++;
-            continue;
-        }
-        f->wanted[count++] = (struct bt_sequence_rows){
-            .pages = sequence->pages,
-            .start = sequence->start + (row - sequence->first_row),
-            .first_row = i,
-            .row_count = 1,
-        };
-    }
-    return (struct rows){batch->logit_count, f->wanted, count, share(f, batch->logit_count)};
+    return (struct bt_forward_rows){
+        .count = pass->padded_wanted,
+        .sequences = f->wanted,
+        .sequence_count = pass->wanted_sequence_count,
+        .mine = bt_forward_share(f, pass->padded_wanted),
+        .x = rows->x,
+        .summed = rows->summed,
+    };
 }
 
 /*
- * x keeps only the rows whose logits are wanted. In a tp group their shares are others: each rank
- * puts what it has among zeros, and the sum of all is the rows themselves.
+ * In a tp group the shares of the rows with logits are others: each rank puts what it has among
+ * zeros, and the sum of all is the rows themselves.
  */
-static enum bt_status narrow_x(struct bt_forward *f, const struct bt_forward_batch *batch,
-                               struct bt_share mine)
+static enum bt_status narrow_shares(struct bt_forward *f, const struct bt_forward_batch *batch,
+                                    struct bt_forward_rows *rows)
 {
     uint32_t hidden = f->model->config.hidden_size, first = 0, count = 0;
-    if (!f->tp || batch->logit_count == 0) {
-        f->k->gather_rows(f->stream, f->x, hidden, batch->logit_rows, batch->logit_count);
-        return BT_OK;
-    }
+    struct bt_share mine = rows->mine;
+    float *kept = rows->summed;
     while (first < batch->logit_count && batch->logit_rows[first] < mine.first)
         first++;
     for (uint32_t i = first;
          i < batch->logit_count && batch->logit_rows[i] - mine.first < mine.count; i++)
         f->wanted_mine[count++] = batch->logit_rows[i] - mine.first;
-    f->k->gather_rows(f->stream, f->x, hidden, f->wanted_mine, count);
+    f->k->gather_rows(f->stream, rows->x, hidden, f->wanted_mine, count);
     f->k->zero(f->stream, f->update, (size_t)batch->logit_count * hidden);
-    f->k->add(f->stream, f->update + (size_t)first * hidden, f->x, (size_t)count * hidden);
-    enum bt_status status = reduce(f, f->update, batch->logit_count, f->summed);
-    float *kept = f->summed;
-    f->summed = f->x;
-    f->x = kept;
+    f->k->add(f->stream, f->update + (size_t)first * hidden, rows->x, (size_t)count * hidden);
+    enum bt_status status = reduce(f, f->update, batch->logit_count, kept);
+    rows->summed = rows->x;
+    rows->x = kept;
     return status;
 }
 
-static enum bt_status narrow(struct bt_forward *f, const struct bt_forward_batch *batch,
-                             struct rows *rows)
+/* x keeps only the rows whose logits are wanted. Where these are all, shares stay what they are, of
+ * which a group that queues makes use: a list of its own would have to be copied. */
+static enum bt_status narrow(struct bt_forward *f, const struct bt_forward_pass *pass,
+                             struct bt_forward_rows *rows)
 {
-    enum bt_status status = narrow_x(f, batch, rows->mine);
-    *rows = wanted_rows(f, batch);
+    enum bt_status status = BT_OK;
+    bool all = f->groups_queue && pass->batch->logit_count == pass->batch->rows;
+    if (f->tp && pass->batch->logit_count > 0 && !all)
+        status = narrow_shares(f, pass->batch, rows);
+    else if (!f->tp || !all)
+        f->k->gather_rows(f->stream, rows->x, f->model->config.hidden_size, pass->batch->logit_rows,
+                          pass->padded_wanted);
+    *rows = wanted_rows(f, pass, rows);
     return status;
 }
 
 /* normed = the layer's input, of all rows. Embeddings need nobody else. */
 static enum bt_status layer_input(struct bt_forward *f, const struct bt_forward_batch *batch,
-                                  uint32_t layer, struct rows rows)
+                                  uint32_t layer, struct bt_forward_rows rows)
 {
     const struct bt_matrix *weight = &f->model->layers[layer].input_norm;
     uint32_t hidden = f->model->config.hidden_size;
@@ -602,15 +288,16 @@ static enum bt_status layer_input(struct bt_forward *f, const struct bt_forward_
 
 /*
  * After the last layer's KV is written only rows with logits matter: what follows is done for them
- * alone. A probe wants to see all rows.
+ * alone, unless all rows are to be seen.
  */
-static enum bt_status run_attention(struct bt_forward *f, const struct bt_forward_batch *batch,
-                                    uint32_t layer, struct rows *rows)
+static enum bt_status run_attention(struct bt_forward *f, const struct bt_forward_pass *pass,
+                                    uint32_t layer, struct bt_forward_rows *rows)
 {
+    const struct bt_forward_batch *batch = pass->batch;
     const struct bt_layer_weights *w = &f->model->layers[layer];
     uint32_t hidden = f->model->config.hidden_size;
     struct bt_kv_layer kv = kv_layer(batch, layer);
-    bool last = layer + 1 == f->model->config.num_hidden_layers && !batch->probe;
+    bool last = layer + 1 == f->model->config.num_hidden_layers && !pass->every_row;
     struct bt_linear products[] = {kv_product(f, w), q_product(f, w)};
     enum bt_status status = layer_input(f, batch, layer, *rows);
     if (status != BT_OK)
@@ -618,8 +305,8 @@ static enum bt_status run_attention(struct bt_forward *f, const struct bt_forwar
     f->k->linear(f->stream, f->normed, rows->count, products, last ? 1 : 2);
     write_kv(f, w, *rows, &kv);
     if (last) {
-        f->k->gather_rows(f->stream, f->normed, hidden, batch->logit_rows, batch->logit_count);
-        status = narrow(f, batch, rows);
+        f->k->gather_rows(f->stream, f->normed, hidden, batch->logit_rows, pass->padded_wanted);
+        status = narrow(f, pass, rows);
         if (status != BT_OK || rows->count == 0)
             return status;
         f->k->linear(f->stream, f->normed, rows->count, products + 1, 1);
@@ -628,92 +315,135 @@ static enum bt_status run_attention(struct bt_forward *f, const struct bt_forwar
     return add_norm(f, &w->post_attention_norm, *rows);
 }
 
-static enum bt_status run_layer(struct bt_forward *f, const struct bt_forward_batch *batch,
-                                uint32_t layer, struct rows *rows)
+static enum bt_status run_layer(struct bt_forward *f, const struct bt_forward_pass *pass,
+                                uint32_t layer, struct bt_forward_rows *rows)
 {
     enum bt_status status = BT_OK;
     if (rows->count)
-        status = run_attention(f, batch, layer, rows);
+        status = run_attention(f, pass, layer, rows);
     if (status == BT_OK && (rows->mine.count || f->ep))
-        status = feed_forward(f, &f->model->layers[layer], rows->mine.count);
+        status = feed_forward(f, &f->model->layers[layer], *rows);
     return status;
 }
 
-/* Of all rows that are left, by tp rank 0. */
-static enum bt_status run_head(struct bt_forward *f, struct rows rows, const float **ret_logits)
+/* Logits and tokens of all rows that are left, by tp rank 0. */
+static enum bt_status run_head(struct bt_forward *f, const struct bt_forward_pass *pass,
+                               struct bt_forward_rows rows)
 {
     enum bt_status status = BT_OK;
     if (rows.count)
         status = norm(f, &f->model->final_norm, rows);
-    if (status != BT_OK)
+    if (status != BT_OK || f->model->shard.tp_rank != 0)
         return status;
-    bool mine = f->model->shard.tp_rank == 0;
-    if (mine)
-        f->k->linear(f->stream, f->normed, rows.count,
-                     &(struct bt_linear){&f->model->lm_head, f->logits}, 1);
-    *ret_logits = mine ? f->logits : NULL;
+    f->k->linear(f->stream, f->normed, rows.count,
+                 &(struct bt_linear){&f->model->lm_head, f->logits}, 1);
+    if (pass->batch->draws)
+        f->k->draw(f->stream, f->logits, rows.count, f->model->config.vocab_size,
+                   pass->batch->draws, f->drawn);
     return BT_OK;
 }
 
-static void check_sequence(const struct bt_forward *f, const struct bt_forward_batch *batch,
-                           const struct bt_sequence_rows *sequence)
+/* Tests alone: what is queued is waited for. */
+static enum bt_status probe(struct bt_forward *f, const struct bt_forward_pass *pass, int32_t layer,
+                            struct bt_forward_rows rows)
 {
-    uint64_t end = (uint64_t)sequence->start + sequence->row_count;
-    BT_ASSERT(end <= f->model->rope.max_position);
-    for (uint32_t i = 0; i < bt_kv_pages_for(end); i++)
-        BT_ASSERT(sequence->pages[i] < batch->pool_pages);
-}
-
-static void check_batch(const struct bt_forward *f, const struct bt_forward_batch *batch)
-{
-    BT_ASSERT(batch->rows <= f->max_rows && batch->logit_count <= f->max_logits);
-    BT_ASSERT(batch->layout.layer_count == f->model->config.num_hidden_layers);
-    BT_ASSERT(batch->layout.kv_lora_rank == f->mla.kv_lora_rank);
-    BT_ASSERT(batch->layout.qk_rope_head_dim == f->mla.qk_rope_head_dim);
-    uint32_t row = 0;
-    for (uint32_t i = 0; i < batch->sequence_count; i++) {
-        BT_ASSERT(batch->sequences[i].first_row == row);
-        check_sequence(f, batch, &batch->sequences[i]);
-        row += batch->sequences[i].row_count;
-    }
-    BT_ASSERT(row == batch->rows);
-    for (uint32_t i = 0; i < batch->rows; i++)
-        BT_ASSERT(batch->tokens[i] < f->model->config.vocab_size);
-    for (uint32_t i = 0; i < batch->logit_count; i++)
-        BT_ASSERT(batch->logit_rows[i] < batch->rows &&
-                  (i == 0 || batch->logit_rows[i] > batch->logit_rows[i - 1]));
-}
-
-static void probe(const struct bt_forward *f, const struct bt_forward_batch *batch, int32_t layer)
-{
-    if (!batch->probe)
-        return;
+    const struct bt_forward_batch *batch = pass->batch;
+    const struct bt_model_config *c = &f->model->config;
     bool is_moe = layer >= 0 && f->model->layers[layer].experts.experts > 0;
-    batch->probe(batch->context, layer, f->x, is_moe ? f->routing.experts : NULL,
-                 is_moe ? f->routing.weights : NULL);
+    if (!batch->probe)
+        return BT_OK;
+    if (!f->queues) {
+        batch->probe(batch->context, layer, rows.x, is_moe ? f->routing.experts : NULL,
+                     is_moe ? f->routing.weights : NULL);
+        return BT_OK;
+    }
+    size_t picks = (size_t)rows.mine.count * c->route.experts_per_token;
+    bt_device_copy(f->device, f->stream, f->probed_x, rows.x,
+                   (size_t)rows.mine.count * c->hidden_size * sizeof(float));
+    bt_device_copy(f->device, f->stream, f->probed_experts, f->routing.experts,
+                   picks * sizeof(uint32_t));
+    bt_device_copy(f->device, f->stream, f->probed_weights, f->routing.weights,
+                   picks * sizeof(float));
+    enum bt_status status = bt_device_synchronize(f->device, f->stream, &f->error);
+    if (status == BT_OK)
+        batch->probe(batch->context, layer, f->probed_x, is_moe ? f->probed_experts : NULL,
+                     is_moe ? f->probed_weights : NULL);
+    return status;
 }
 
-enum bt_status bt_forward_run(struct bt_forward *f, const struct bt_forward_batch *batch,
-                              const float **ret_logits)
+/* The layer's KV is in the pages: of what is queued, an event says so. In a group, which was waited
+ * for, the layers before this one are done. */
+static void layer_is_done(struct bt_forward *f, const struct bt_forward_pass *pass, uint32_t layer)
 {
-    enum bt_status status = BT_OK;
-    check_batch(f, batch);
-    f->k = f->profile ? bt_profile_kernels(f->model->kernels, &f->model->lm_head, f->profile)
-                      : f->model->kernels;
-    struct rows rows = {batch->rows, batch->sequences, batch->sequence_count,
-                        share(f, batch->rows)};
-    f->k->embed(f->stream, &f->model->embed, batch->tokens + rows.mine.first, rows.mine.count,
-                f->x);
-    probe(f, batch, -1);
-    for (uint32_t layer = 0; layer < f->model->config.num_hidden_layers; layer++) {
-        status = run_layer(f, batch, layer, &rows);
-        if (status != BT_OK)
-            return status;
-        probe(f, batch, (int32_t)layer);
-        if (batch->layer_done)
-            batch->layer_done(batch->context, layer);
+    struct bt_forward_slot *slot = pass->slot;
+    if (!pass->batch->layer_done)
+        return;
+    if (!f->queues) {
+        pass->batch->layer_done(pass->batch->context, layer);
+        return;
     }
-    if (batch->probe)
-        status = narrow(f, batch, &rows);
-    return status == BT_OK ? run_head(f, rows, ret_logits) : status;
+    f->device->ops->event_record(f->layer_done[layer], f->stream);
+    while ((f->tp || f->ep) && slot->told < layer &&
+           f->device->ops->event_query(f->layer_done[slot->told]))
+        pass->batch->layer_done(pass->batch->context, slot->told++);
+}
+
+/* x of this rank's share. A device that queues has the whole list of tokens, and no part of it. */
+static void embed(struct bt_forward *f, const uint32_t *tokens, struct bt_forward_rows rows)
+{
+    size_t hidden = f->model->config.hidden_size;
+    if (!f->tp || !f->queues) {
+        f->k->embed(f->stream, &f->model->embed, tokens + rows.mine.first, rows.mine.count, rows.x);
+        return;
+    }
+    f->k->embed(f->stream, &f->model->embed, tokens, rows.count, f->update);
+    bt_device_copy(f->device, f->stream, rows.x, f->update + rows.mine.first * hidden,
+                   rows.mine.count * hidden * sizeof(float));
+}
+
+enum bt_status bt_forward_layers(struct bt_forward *f, const struct bt_forward_pass *pass)
+{
+    const struct bt_forward_batch *batch = pass->batch;
+    struct bt_forward_rows rows = {
+        .count = pass->padded_rows,
+        .sequences = batch->sequences,
+        .sequence_count = batch->sequence_count,
+        .mine = bt_forward_share(f, pass->padded_rows),
+        .x = f->x,
+        .summed = f->summed,
+    };
+    embed(f, batch->tokens, rows);
+    enum bt_status status = probe(f, pass, -1, rows);
+    for (uint32_t layer = 0; layer < f->model->config.num_hidden_layers && status == BT_OK;
+         layer++) {
+        status = run_layer(f, pass, layer, &rows);
+        if (status == BT_OK)
+            status = probe(f, pass, (int32_t)layer, rows);
+        if (status == BT_OK)
+            layer_is_done(f, pass, layer);
+    }
+    if (status == BT_OK && pass->every_row)
+        status = narrow(f, pass, &rows);
+    return status == BT_OK ? run_head(f, pass, rows) : status;
+}
+
+/* Of the share of `rows`, those that are no padding. */
+static uint32_t routed(const struct bt_forward *f, uint32_t padded, uint32_t live)
+{
+    struct bt_share mine = bt_forward_share(f, padded);
+    uint32_t left = live > mine.first ? live - mine.first : 0;
+    return left < mine.count ? left : mine.count;
+}
+
+void bt_forward_count_routed(const struct bt_forward *f, const struct bt_forward_pass *pass)
+{
+    uint32_t layers = f->model->config.num_hidden_layers;
+    for (uint32_t i = 0; i < layers && f->loads; i++) {
+        const struct bt_layer_weights *w = &f->model->layers[i];
+        bool narrowed = i + 1 == layers && !pass->every_row;
+        if (w->experts.experts)
+            pass->slot->routed[w->moe_index] =
+                narrowed ? routed(f, pass->padded_wanted, pass->batch->logit_count)
+                         : routed(f, pass->padded_rows, pass->batch->rows);
+    }
 }

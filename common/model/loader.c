@@ -19,6 +19,10 @@ struct loader {
     bool *here;             /* [n_routed_experts] of the layer that is being loaded */
     bool is_mtp;            /* taken as it is in the file */
     bool is_elsewhere;      /* checked, not read: another rank's */
+    bool experts_apart;     /* each in a block of its own */
+    bool in_block;          /* weights go into block number `block` */
+    uint32_t block;
+    uint32_t moe_index; /* of the layer that is being loaded */
     struct bt_error *error;
     enum bt_status status;
     char prefix[64]; /* "model.layers.3." */
@@ -120,6 +124,16 @@ static void take_matrix(struct loader *loader, const char *name, uint32_t rows, 
                         struct bt_matrix *ret_matrix)
 {
     take(loader, name, (uint64_t[]){rows, cols}, 2, ret_matrix);
+}
+
+/* Rows that stay as they are in the file: where the host's memory is not the device's, they are
+ * copied there. `matrix` was taken, or is without data after a fault. */
+static void keep_rows(struct loader *loader, const char *name, struct bt_matrix *matrix)
+{
+    const struct bt_tensor *tensor = require(loader, name);
+    if (tensor && !loader->is_mtp && bt_model_is_remote(loader->model))
+        loader->weights[loader->weight_count++] =
+            (struct bt_weight){.matrix = matrix, .tensor = tensor, .as_it_is = true};
 }
 
 /* F8_E4M3, I8, and U8 for I4, each where quantization_config allows it. */
@@ -249,7 +263,8 @@ static void take_weight(struct loader *loader, const char *name, uint32_t rows, 
 {
     enum bt_dtype dtype;
     const struct bt_tensor *tensor = require(loader, name);
-    struct bt_weight weight = {.matrix = ret_matrix, .tensor = tensor, .use = use};
+    struct bt_weight weight = {
+        .matrix = ret_matrix, .tensor = tensor, .use = use, .moe_index = loader->moe_index};
     if (!tensor)
         return;
     if (quantised_dtype(loader, tensor, &dtype))
@@ -264,6 +279,7 @@ static void take_weight(struct loader *loader, const char *name, uint32_t rows, 
             .rows = ret_matrix->rows, .cols = ret_matrix->cols, .dtype = ret_matrix->dtype};
         return;
     }
+    weight.block = loader->in_block ? loader->block : 0;
     if (cut(loader, split, &weight))
         loader->weights[loader->weight_count++] = weight;
 }
@@ -272,6 +288,7 @@ static void take_vector(struct loader *loader, const char *name, uint32_t dim,
                         struct bt_matrix *ret_matrix)
 {
     take(loader, name, (uint64_t[]){dim}, 1, ret_matrix);
+    keep_rows(loader, name, ret_matrix);
 }
 
 static void load_attention(struct loader *loader, struct bt_layer_weights *layer)
@@ -339,17 +356,19 @@ static void load_experts(struct loader *loader, struct bt_matrix *matrices)
     const struct bt_model_config *c = &loader->model->config;
     static const char first[] = "mlp.experts.0";
     uint32_t count = c->n_routed_experts;
+    loader->in_block = loader->block > 0;
     for (uint32_t i = 0; i < count && loader->status == BT_OK; i++) {
         char where[64];
         snprintf(where, sizeof(where), "mlp.experts.%u", i);
         loader->is_elsewhere = !loader->is_mtp && !loader->here[i];
+        loader->block += loader->experts_apart;
         load_mlp(loader, where, c->moe_intermediate_size, &matrices[i], &matrices[count + i],
                  &matrices[2 * (size_t)count + i]);
         check_alike(loader, first, "gate", &matrices[0], where, "gate", &matrices[i]);
         check_alike(loader, first, "down", &matrices[2 * (size_t)count], where, "down",
                     &matrices[2 * (size_t)count + i]);
     }
-    loader->is_elsewhere = false;
+    loader->is_elsewhere = loader->in_block = false;
 }
 
 /* One block for the three arrays; experts.gate is its start. */
@@ -381,6 +400,7 @@ static void load_layer(struct loader *loader, uint32_t index, struct bt_layer_we
         return;
     }
     take_matrix(loader, "mlp.gate.weight", c->n_routed_experts, c->hidden_size, &layer->router);
+    keep_rows(loader, "mlp.gate.weight", &layer->router);
     if (c->route.method == BT_TOPK_NOAUX_TC)
         take_vector(loader, "mlp.gate.e_score_correction_bias", c->n_routed_experts,
                     &layer->router_bias);
@@ -418,6 +438,7 @@ static void load_ends(struct loader *loader, struct bt_model *model)
     const struct bt_model_config *c = &model->config;
     loader->prefix[0] = '\0';
     take_matrix(loader, "model.embed_tokens.weight", c->vocab_size, c->hidden_size, &model->embed);
+    keep_rows(loader, "model.embed_tokens.weight", &model->embed);
     take_vector(loader, "model.norm.weight", c->hidden_size, &model->final_norm);
     if (!c->tie_word_embeddings) {
         take_weight(loader, "lm_head.weight", c->vocab_size, c->hidden_size, BT_USE_LINEAR,
@@ -515,9 +536,12 @@ enum bt_status bt_load_tensors(struct bt_model *model, const struct bt_model_opt
             bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for the layers", model->dir);
         goto out;
     }
+    /* Where they may be let go of, and memory comes back by whole allocations alone. */
+    loader.experts_apart = bt_model_is_remote(model) && options->placement;
+    loader.block = loader.experts_apart;
     load_ends(&loader, model);
     for (uint32_t i = 0; i < layers; i++) {
-        model->layers[i].moe_index = moe_index;
+        model->layers[i].moe_index = loader.moe_index = moe_index;
         if (bt_model_layer_is_moe(&model->config, i))
             bt_model_experts_here(model, options->placement, moe_index++, loader.here);
         load_layer(&loader, i, &model->layers[i]);
@@ -533,7 +557,7 @@ enum bt_status bt_load_tensors(struct bt_model *model, const struct bt_model_opt
                                                .count = loader.weight_count,
                                                .limit_bytes = options->memory_bytes,
                                                .tells = true};
-    loader.status = bt_weights_prepare(&preparation, error, &model->memory);
+    loader.status = bt_weights_prepare(&preparation, error, &model->memory, &model->expert_memory);
 out:
     loader_finish(&loader);
     return loader.status;
@@ -542,14 +566,18 @@ out:
 enum bt_status bt_load_experts(const struct bt_model *model, uint32_t layer, const bool *here,
                                uint64_t limit_bytes, const atomic_bool *cancel,
                                struct bt_error *error, struct bt_matrix *ret_matrices,
-                               struct bt_weight_memory *ret_memory)
+                               struct bt_expert_memory **ret_blocks)
 {
     struct loader loader;
+    struct bt_weight_memory memory = {0};
     if (!loader_init(&loader, model, error)) {
         loader.status =
             bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for the experts", model->dir);
         goto out;
     }
+    loader.experts_apart = bt_model_is_remote(model);
+    loader.block = 1;
+    loader.moe_index = model->layers[layer].moe_index;
     memcpy(loader.here, here, model->config.n_routed_experts * sizeof(*here));
     snprintf(loader.prefix, sizeof(loader.prefix), "model.layers.%u.", layer);
     load_experts(&loader, ret_matrices);
@@ -560,7 +588,8 @@ enum bt_status bt_load_experts(const struct bt_model *model, uint32_t layer, con
                                                .count = loader.weight_count,
                                                .limit_bytes = limit_bytes,
                                                .cancel = cancel};
-    loader.status = bt_weights_prepare(&preparation, error, ret_memory);
+    loader.status = bt_weights_prepare(&preparation, error, &memory, ret_blocks);
+    BT_ASSERT(!memory.data);
 out:
     loader_finish(&loader);
     return loader.status;

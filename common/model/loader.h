@@ -16,12 +16,12 @@ enum bt_status bt_load_tensors(struct bt_model *model, const struct bt_model_opt
 /*
  * Experts of one MoE layer, those with here[expert]: matrices [3][n_routed_experts] as in struct
  * bt_expert_weights (gate, up, down), without data where they are elsewhere. What is packed lies in
- * *ret_memory, limit_bytes at most (0: what is free). By the calling thread alone, whatever else
+ * *ret_blocks, limit_bytes at most (0: what is free). By the calling thread alone, whatever else
  * the model does. CANCELLED: *cancel, which may be NULL, became true.
  */
 enum bt_status bt_load_experts(const struct bt_model *model, uint32_t layer, const bool *here,
                                uint64_t limit_bytes, const atomic_bool *cancel,
                                struct bt_error *error, struct bt_matrix *ret_matrices,
-                               struct bt_weight_memory *ret_memory);
+                               struct bt_expert_memory **ret_blocks);
 
 #endif

@@ -14,8 +14,9 @@ struct bt_logits_passes {
     float (*max)(const float *block);
     /*
      * weights[i] = e^((block[i] - best) * inverse) in f32, within 3e-7 of itself where that is
-     * above e^-1 and within 1e-5 elsewhere; 1 where the logit is best itself, 0 below e^-87, for a
-     * NaN, and where it is less than `least`. Returns their sum.
+     * above e^-1 and within 1e-5 elsewhere, rounded to a multiple of 2^-35; 1 where the logit is
+     * best itself, 0 for a NaN, and where it is less than `least`. Returns their sum, which is
+     * exact, as is in a double each sum of 262144 of them.
      */
     double (*weigh)(const float *block, float best, float inverse, float least, float *weights);
 };

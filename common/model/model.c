@@ -5,26 +5,57 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <xxhash.h>
 
 #include "common/base/log.h"
 #include "common/model/loader.h"
+#include "common/model/upload.h"
+#include "common/model/weights.h"
 
 const char *const bt_model_dtype_names[] = {"auto", "float32", "bfloat16", NULL};
 const char *const bt_kv_dtype_names[] = {"auto", "f32", "bf16", "fp8", NULL};
+
+static enum bt_status upload_rope(struct bt_model *model, float *to, const float *tables,
+                                  size_t bytes, struct bt_error *error)
+{
+    const struct bt_stream_limits none = {0};
+    struct bt_stream *stream = NULL;
+    struct bt_upload *upload = NULL;
+    enum bt_status status =
+        bt_device_stream_create(model->device, &none, model->team, error, &stream);
+    if (status == BT_OK)
+        status = bt_upload_create(model->device, stream, error, &upload);
+    if (status == BT_OK)
+        status = bt_upload_bytes(upload, to, tables, bytes, model->team, error);
+    if (status == BT_OK)
+        status = bt_device_synchronize(model->device, stream, error);
+    bt_upload_destroy(upload);
+    bt_device_stream_destroy(model->device, stream);
+    return status;
+}
 
 static enum bt_status fill_rope(struct bt_model *model, const char *dir, struct bt_error *error)
 {
     const struct bt_model_config *c = &model->config;
     uint32_t half = c->qk_rope_head_dim / 2;
-    size_t cells = (size_t)model->max_tokens * half;
-    float *tables = malloc(2 * cells * sizeof(*tables));
-    if (!tables)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for rope tables", dir);
-    bt_model_rope_fill(c, model->max_tokens, tables, tables + cells);
+    size_t cells = (size_t)model->max_tokens * half, bytes = 2 * cells * sizeof(float);
+    void *memory;
+    enum bt_status status = bt_device_alloc(model->device, bytes, error, &memory);
+    if (status != BT_OK)
+        return status;
+    float *tables = memory;
     model->rope = (struct bt_rope_table){tables, tables + cells, half, model->max_tokens};
-    return BT_OK;
+    if (!bt_model_is_remote(model)) {
+        bt_model_rope_fill(c, model->max_tokens, tables, tables + cells);
+        return BT_OK;
+    }
+    float *host = malloc(bytes);
+    if (!host)
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for rope tables", dir);
+    bt_model_rope_fill(c, model->max_tokens, host, host + cells);
+    status = upload_rope(model, tables, host, bytes, error);
+    free(host);
+    return status;
 }
 
 /* Everything that changes the KV or the logits; not the end tokens, which only stop them. */
@@ -85,11 +116,22 @@ static enum bt_status take_shard(struct bt_model *model, const struct bt_model_o
     return options->placement ? bt_model_check_placement(model, options->placement, error) : BT_OK;
 }
 
+static enum bt_status take_device(struct bt_model *model, const struct bt_model_options *options,
+                                  struct bt_error *error)
+{
+    enum bt_status status = BT_OK;
+    model->device = options->device;
+    if (!model->device)
+        status = bt_device_open("cpu", options->kernels, error, &model->device);
+    if (status == BT_OK)
+        model->kernels = model->device->kernels;
+    return status;
+}
+
 static enum bt_status load(struct bt_model *model, const struct bt_model_options *options,
                            struct bt_error *error)
 {
-    const char *kernels = options->kernels ? options->kernels : "auto";
-    enum bt_status status = bt_kernels_select(kernels, error, &model->kernels);
+    enum bt_status status = take_device(model, options, error);
     if (status == BT_OK)
         status = bt_model_config_load(options->dir, error, &model->config);
     if (status == BT_OK)
@@ -110,12 +152,14 @@ static enum bt_status load(struct bt_model *model, const struct bt_model_options
 static void say_loaded(const struct bt_model *model)
 {
     char part[64] = "";
+    bool remote = bt_model_is_remote(model);
     if (model->shard.tp_size > 1)
         snprintf(part, sizeof(part), ", tp rank %u of %u", model->shard.tp_rank,
                  model->shard.tp_size);
-    bt_log_info(0, "loaded %s: %s arithmetic, kernels %s, %u threads%s", model->dir,
-                bt_model_dtype_name(model->dtype), model->kernels->name,
-                bt_team_threads(model->team), part);
+    bt_log_info(0, "loaded %s: %s arithmetic, %s%s, %u threads%s", model->dir,
+                bt_model_arithmetic(model), remote ? "on " : "kernels ",
+                remote ? model->device->name : model->kernels->name, bt_team_threads(model->team),
+                part);
 }
 
 enum bt_status bt_model_load(const struct bt_model_options *options, struct bt_error *error,
@@ -147,14 +191,10 @@ void bt_model_destroy(struct bt_model *model)
         free((void *)model->layers[i].experts.gate);
     free((void *)model->mtp.layer.experts.gate);
     free(model->layers);
-    free((void *)model->rope.cos);
-    if (model->memory.data)
-        munmap(model->memory.data, model->memory.bytes);
-    while (model->expert_memory) {
-        struct bt_expert_memory *block = model->expert_memory;
-        model->expert_memory = block->next;
-        munmap(block->memory.data, block->memory.bytes);
-        free(block);
+    if (model->device) {
+        bt_device_free(model->device, (void *)model->rope.cos);
+        bt_weight_memory_free(model, &model->memory);
+        bt_expert_memory_free(model, model->expert_memory);
     }
     bt_safetensors_close(model->checkpoint);
     free(model->dir);
@@ -164,6 +204,13 @@ void bt_model_destroy(struct bt_model *model)
 const char *bt_model_dtype_name(enum bt_model_dtype dtype)
 {
     return bt_model_dtype_names[dtype];
+}
+
+const char *bt_model_arithmetic(const struct bt_model *model)
+{
+    bool f8 = model->dtype == BT_MODEL_BFLOAT16 && model->kernels->f8_inputs &&
+              model->config.quantization == BT_QUANTIZATION_FP8;
+    return f8 ? "bfloat16+fp8" : bt_model_dtype_name(model->dtype);
 }
 
 enum bt_dtype bt_model_kv_dtype(const struct bt_model *model, const char *name)
@@ -193,6 +240,6 @@ void bt_model_fingerprint(const struct bt_model *model, const char *name, enum b
         .layout = bt_model_kv_layout(model, dtype),
     };
     snprintf(ret_fingerprint->arithmetic, sizeof(ret_fingerprint->arithmetic), "%s",
-             bt_model_dtype_name(model->dtype));
+             bt_model_arithmetic(model));
     snprintf(ret_fingerprint->model_name, sizeof(ret_fingerprint->model_name), "%s", name);
 }

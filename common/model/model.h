@@ -4,12 +4,13 @@
  *
  * Weights stay mapped from the checkpoint where the kernels take them as they are; what is packed
  * or dequantised lies in one block of huge pages, near to the team's cpus, and its source in the
- * file is let go of, so that a model needs its weights once.
+ * file is let go of, so that a model needs its weights once. On a device with memory of its own
+ * all of them lie there, but the MTP module's.
  */
 #ifndef BATON_COMMON_MODEL_MODEL_H
 #define BATON_COMMON_MODEL_MODEL_H
 
-#include "common/kernels/kernels.h"
+#include "common/kernels/device.h"
 #include "common/kvcache/layout.h"
 #include "common/model/config.h"
 #include "common/model/safetensors.h"
@@ -64,7 +65,8 @@ struct bt_weight_memory {
     size_t bytes;
 };
 
-/* Fresh memory of experts that came later: experts.h. */
+/* Memory of experts that can be let go of: of those that came later (experts.h), and on a device
+ * with memory of its own of each one, where there is a placement. */
 struct bt_expert_memory {
     struct bt_weight_memory memory;
     uint32_t moe_index;
@@ -84,11 +86,12 @@ struct bt_model {
     char *dir;
     struct bt_model_config config;
     struct bt_shard shard;
-    struct bt_mla_shape mla; /* of this rank's heads */
-    const struct bt_kernels *kernels;
-    struct bt_team *team;      /* may be NULL */
-    enum bt_model_dtype dtype; /* not AUTO */
-    uint32_t max_tokens;       /* of a sequence */
+    struct bt_mla_shape mla;          /* of this rank's heads */
+    struct bt_device *device;         /* where the weights are and the kernels run */
+    const struct bt_kernels *kernels; /* the device's */
+    struct bt_team *team;             /* may be NULL */
+    enum bt_model_dtype dtype;        /* not AUTO */
+    uint32_t max_tokens;              /* of a sequence */
     struct bt_safetensors *checkpoint;
     struct bt_weight_memory memory;
     uint64_t memory_limit;                  /* as in the options */
@@ -103,11 +106,13 @@ struct bt_model {
 
 struct bt_model_options {
     const char *dir;
-    const char *kernels; /* see bt_kernels_select; NULL: auto */
+    struct bt_device
+        *device;         /* borrowed as long as the model lives; NULL: the CPU, with `kernels` */
+    const char *kernels; /* see bt_kernels_select; NULL: auto; not with a device */
     enum bt_model_dtype dtype;
     uint32_t max_tokens; /* longest sequence; 0, or more than config.json's: as config.json says */
     /* That weights may take beside the file, experts that come later (experts.h) included; 0: what
-     * is free here. */
+     * is free here, or on the device. */
     uint64_t memory_bytes;
     struct bt_team *team; /* borrowed as long as the model lives; NULL: the caller's thread alone */
     uint32_t tp_rank, tp_size; /* tp_size 0: 1 */
@@ -131,6 +136,9 @@ void bt_model_destroy(struct bt_model *model);
 enum bt_status bt_model_check_placement(const struct bt_model *model,
                                         const struct bt_placement *placement,
                                         struct bt_error *error);
+
+/* Of fingerprints: the dtype's name, or "bfloat16+fp8" where rows are quantised for f8 weights. */
+const char *bt_model_arithmetic(const struct bt_model *model);
 
 /* Of --kv-cache-dtype: "f32", "bf16", "fp8"; "auto" is bf16 with bfloat16 arithmetic, else f32. */
 enum bt_dtype bt_model_kv_dtype(const struct bt_model *model, const char *name);

@@ -5,6 +5,8 @@
 static _Thread_local const struct bt_kernels *inner;
 static _Thread_local const struct bt_matrix *head_weight;
 static _Thread_local struct bt_profile *totals;
+static _Thread_local struct bt_device *device;
+static _Thread_local struct bt_stream *waited_for; /* NULL: operations are over when they return */
 
 const char *bt_profile_kind_name(enum bt_profile_kind kind)
 {
@@ -20,14 +22,19 @@ const char *bt_profile_kind_name(enum bt_profile_kind kind)
         [BT_PROFILE_MLP] = "mlp",
         [BT_PROFILE_ROUTE] = "route",
         [BT_PROFILE_EXPERTS] = "experts",
+        [BT_PROFILE_DRAW] = "draw",
         [BT_PROFILE_GROUP] = "group",
         [BT_PROFILE_OTHER] = "other",
     };
     return names[kind];
 }
 
+/* A fault shows when the run ends. */
 static void count(enum bt_profile_kind kind, int64_t start_ns)
 {
+    struct bt_error ignored;
+    if (waited_for)
+        bt_device_synchronize(device, waited_for, &ignored);
     totals->ns[kind] += bt_clock_now_ns() - start_ns;
     totals->calls[kind]++;
 }
@@ -158,12 +165,30 @@ static void moe_expert_rows(struct bt_stream *stream, const float *x, uint32_t r
     count(BT_PROFILE_EXPERTS, start_ns);
 }
 
-const struct bt_kernels *bt_profile_kernels(const struct bt_kernels *kernels,
+static void stage(struct bt_stream *stream, const struct bt_stage *staged)
+{
+    if (!inner->stage)
+        return;
+    int64_t start_ns = bt_clock_now_ns();
+    inner->stage(stream, staged);
+    count(BT_PROFILE_OTHER, start_ns);
+}
+
+static void draw(struct bt_stream *stream, const float *logits, uint32_t rows, uint32_t vocab_size,
+                 const struct bt_draw *draws, uint32_t *tokens)
+{
+    int64_t start_ns = bt_clock_now_ns();
+    inner->draw(stream, logits, rows, vocab_size, draws, tokens);
+    count(BT_PROFILE_DRAW, start_ns);
+}
+
+const struct bt_kernels *bt_profile_kernels(struct bt_device *on, struct bt_stream *stream,
                                             const struct bt_matrix *head,
                                             struct bt_profile *profile)
 {
     static const struct bt_kernels table = {
         .name = "profile",
+        .stage = stage,
         .embed = embed,
         .rms_norm = rms_norm,
         .add_rms_norm = add_rms_norm,
@@ -179,8 +204,11 @@ const struct bt_kernels *bt_profile_kernels(const struct bt_kernels *kernels,
         .moe_route = moe_route,
         .moe_experts = moe_experts,
         .moe_expert_rows = moe_expert_rows,
+        .draw = draw,
     };
-    inner = kernels;
+    inner = on->kernels;
+    device = on;
+    waited_for = on->memory == BT_MEMORY_HOST ? NULL : stream;
     head_weight = head;
     totals = profile;
     return &table;

@@ -5,7 +5,7 @@
 #ifndef BATON_COMMON_MODEL_PROFILE_H
 #define BATON_COMMON_MODEL_PROFILE_H
 
-#include "common/kernels/kernels.h"
+#include "common/kernels/device.h"
 
 enum bt_profile_kind {
     BT_PROFILE_EMBED,
@@ -19,6 +19,7 @@ enum bt_profile_kind {
     BT_PROFILE_MLP, /* dense layers and shared experts */
     BT_PROFILE_ROUTE,
     BT_PROFILE_EXPERTS,
+    BT_PROFILE_DRAW,  /* tokens, by a device */
     BT_PROFILE_GROUP, /* waiting for and sending to other ranks */
     BT_PROFILE_OTHER, /* additions, copies of rows */
     BT_PROFILE_KINDS,
@@ -33,10 +34,13 @@ struct bt_profile {
 const char *bt_profile_kind_name(enum bt_profile_kind kind);
 
 /*
- * A table that calls `kernels` and adds what it takes to `profile`, until the thread says
- * otherwise. `head`: the weights whose product is HEAD. It works for the calling thread alone.
+ * A table that calls that of `device` and adds what it takes to `profile`, until the thread says
+ * otherwise. Where the device queues, each operation is waited for: its time is that of the
+ * operation alone, with its launch, and a run takes longer than its operations do when they follow
+ * each other. `head`: the weights whose product is HEAD. It works for the calling thread alone, on
+ * this stream.
  */
-const struct bt_kernels *bt_profile_kernels(const struct bt_kernels *kernels,
+const struct bt_kernels *bt_profile_kernels(struct bt_device *device, struct bt_stream *stream,
                                             const struct bt_matrix *head,
                                             struct bt_profile *profile);
 

@@ -76,6 +76,11 @@ static uint32_t tp_size(const struct bt_rank *rank)
     return rank->options.tensor_parallel ? rank->options.size : 1;
 }
 
+static bool is_on_gpu(const struct bt_rank *rank)
+{
+    return rank->options.device && rank->options.device->memory == BT_MEMORY_CUDA;
+}
+
 static enum bt_status meet(struct bt_rank *rank, struct bt_error *error)
 {
     const struct bt_rank_options *options = &rank->options;
@@ -85,7 +90,7 @@ static enum bt_status meet(struct bt_rank *rank, struct bt_error *error)
         return status;
     }
     struct bt_group_options group = {
-        .transport = "auto",
+        .transport = is_on_gpu(rank) ? "nccl" : "auto",
         .rank = options->rank,
         .size = options->size,
         .endpoint = options->endpoint,
@@ -98,7 +103,10 @@ static enum bt_status meet(struct bt_rank *rank, struct bt_error *error)
     group.limits.broadcast_bytes = BROADCAST_BYTES;
     bt_log_info(0, "rank %u of %u: meeting the others at %s", options->rank, options->size,
                 options->endpoint);
-    status = bt_group_create(&group, error, &rank->group);
+    if (rank->options.device)
+        status = bt_device_enter(rank->options.device, error);
+    if (status == BT_OK)
+        status = bt_group_create(&group, error, &rank->group);
     explicit_bzero(secret, sizeof(secret));
     if (status == BT_OK) {
         status =
@@ -393,8 +401,8 @@ static enum bt_status compare_kinds(const struct kind *all, uint32_t size, struc
                                 theirs->dtype, all->dtype);
         if (strncmp(theirs->kernels, all->kernels, sizeof(all->kernels)) != 0)
             return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                                "rank %u has --kernels %.23s, rank 0 has %.23s: give the same to "
-                                "all",
+                                "rank %u has --kernels %.23s, rank 0 has %.23s: give the same "
+                                "--device and --kernels to all",
                                 r, theirs->kernels, all->kernels);
     }
     return BT_OK;

@@ -27,6 +27,8 @@ struct bt_rank_options {
     const char *secret_file; /* what it holds, but for white space at the end */
     int64_t connect_timeout_ns, wait_timeout_ns;
     uint32_t max_rows; /* of a run, on all ranks the same */
+    struct bt_device
+        *device; /* of this rank, borrowed; GPUs of a group meet by NCCL. NULL: a CPU */
     enum bt_dispatch_mode dispatch;
     enum bt_forward_payload payload;
     /* Where experts are at the start. balanced: by the loads in the file, if it is there. */

@@ -47,7 +47,7 @@ extern const char *const bt_rank_payloads[];   /* in the order of enum bt_forwar
 
 /*
  * INVALID_ARGUMENT names the flag: a rank that is not below `size`, a group without endpoint or
- * secret. Fills all but tensor_parallel, expert_parallel, max_rows and dispatch.
+ * secret. Fills all but tensor_parallel, expert_parallel, max_rows, device and dispatch.
  */
 enum bt_status bt_rank_options_check(const struct bt_rank_values *values, uint32_t size,
                                      struct bt_error *error, struct bt_rank_options *ret_options);

@@ -528,6 +528,14 @@ void bt_safetensors_drop(const struct bt_tensor *tensor)
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
 
+void bt_safetensors_want(const struct bt_tensor *tensor)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)tensor->data / page * page;
+    uintptr_t end = (uintptr_t)tensor->data + tensor->bytes;
+    (void)madvise((void *)begin, end - begin, MADV_WILLNEED);
+}
+
 /* Small tensors whole; of large ones the head, the middle and the end: three pages touched. */
 static uint64_t hash_data(const struct bt_tensor *tensor, uint64_t hash)
 {

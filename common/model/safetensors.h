@@ -51,6 +51,9 @@ const struct bt_tensor *bt_safetensors_at(const struct bt_safetensors *file, siz
  * bytes stay valid. */
 void bt_safetensors_drop(const struct bt_tensor *tensor);
 
+/* The tensor is read soon: the file may be read ahead. */
+void bt_safetensors_want(const struct bt_tensor *tensor);
+
 /* XXH3 over names, dtypes, shapes and a sample of each tensor's bytes, in name order. */
 uint64_t bt_safetensors_hash(const struct bt_safetensors *file);
 

@@ -296,9 +296,14 @@ static uint32_t keep_mass(struct bt_sampler *sampler, uint32_t count, double mas
     return keep(sampler, count, find_cut(sampler->keys, sampler->weights, count, mass), true);
 }
 
+/*
+ * Where some that reach the logit have no weight, those below have none either, but for the
+ * weights' last bits: a logit that is less by as much as that could have one is looked at as well.
+ */
 static uint32_t select_top_k(struct bt_sampler *sampler, const struct draw *draw, uint32_t wanted)
 {
-    uint32_t count = collect(sampler, draw, reached_by(sampler, wanted));
+    float margin = 1e-5f / draw->inverse;
+    uint32_t count = collect(sampler, draw, reached_by(sampler, wanted) - margin);
     if (count <= wanted)
         return count;
     return keep(sampler, count, find_cut(sampler->keys, NULL, count, wanted), false);
@@ -314,8 +319,8 @@ static uint32_t select_top_p(struct bt_sampler *sampler, struct draw draw, doubl
     float share = (float)((1 - top_p) * total / sampler->vocab_size * 0.999);
     draw.least = share > draw.least ? share : draw.least;
     for (uint32_t b = 0; b < sampler->blocks; b++)
-        if (sampler->sums[b] < (double)draw.least)
-            sampler->maxima[b] = NAN; /* nothing to collect */
+        if (sampler->sums[b] < (double)draw.least - 0x1p-35) /* weights are rounded */
+            sampler->maxima[b] = NAN;                        /* nothing to collect */
     return keep_mass(sampler, collect(sampler, &draw, -INFINITY), top_p * total);
 }
 

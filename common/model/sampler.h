@@ -9,9 +9,10 @@
  * they are always numbers. A NaN logit never wins; where none can, the lowest id that is not
  * masked.
  *
- * Weights, e^((logit - best) / temperature), are f32 and the same on every CPU (logits.h); none is
- * less than e^-87. Of equal logits the lower id is better. A few passes over the vocabulary,
- * nothing is sorted.
+ * Weights, e^((logit - best) / temperature), are f32 and the same on every device (logits.h), each
+ * a multiple of 2^-35, so that their sums are exact, in whatever order: the token that a GPU draws
+ * (kernels.h) is this one. Of equal logits the lower id is better. A few passes over the
+ * vocabulary, nothing is sorted.
  */
 #ifndef BATON_COMMON_MODEL_SAMPLER_H
 #define BATON_COMMON_MODEL_SAMPLER_H

@@ -18,6 +18,13 @@ struct bt_weight {
      * and scales of `matrix` are still those of all. */
     struct bt_matrix whole;
     uint32_t first_input;
+    /* Of rows that stay what they are: norms, router, embedding. On a device with memory of its own
+     * alone. */
+    bool as_it_is;
+    /* Weights of the same number lie in memory of their own, which can be let go of; they follow
+     * each other. 0: in that of all others. */
+    uint32_t block;
+    uint32_t moe_index; /* of a block */
 };
 
 static inline bool bt_dtype_is_quantised(enum bt_dtype dtype)
@@ -65,11 +72,24 @@ struct bt_preparation {
 };
 
 /*
- * Packs, dequantises or copies all that model->dtype and the parts of the rank ask for into
- * *ret_memory, which has no data where there is nothing to do. What was replaced is dropped from
- * the mapped file. CANCELLED: by preparation->cancel.
+ * Packs, dequantises or copies all that model->dtype and the parts of the rank ask for, and on a
+ * device with memory of its own every weight, into *ret_memory, which has no data where there is
+ * nothing to do, and *ret_blocks, a list. What was
+ * replaced is dropped from the mapped file. CANCELLED: by preparation->cancel.
  */
 enum bt_status bt_weights_prepare(const struct bt_preparation *preparation, struct bt_error *error,
-                                  struct bt_weight_memory *ret_memory);
+                                  struct bt_weight_memory *ret_memory,
+                                  struct bt_expert_memory **ret_blocks);
+
+/* Whose `data` may be NULL. */
+void bt_weight_memory_free(const struct bt_model *model, struct bt_weight_memory *memory);
+/* All of the list. */
+void bt_expert_memory_free(const struct bt_model *model, struct bt_expert_memory *list);
+
+/* Whether weights are in memory that the host can't read. */
+static inline bool bt_model_is_remote(const struct bt_model *model)
+{
+    return model->device->memory != BT_MEMORY_HOST;
+}
 
 #endif
