@@ -224,21 +224,18 @@ static uint64_t hash(void *to, const void *from, size_t bytes, uint64_t seed)
     return function(to, from, bytes, seed);
 }
 
-static uint64_t page_seed(uint32_t layer, uint32_t logical_page)
-{
-    return (uint64_t)layer << 32 | logical_page;
-}
-
 uint64_t kvt_checksum_page(const struct bt_kv_layout *layout, const void *page, uint32_t layer,
                            uint32_t logical_page, uint32_t tokens)
 {
-    return hash(NULL, page, tokens * bt_kv_token_bytes(layout), page_seed(layer, logical_page));
+    return hash(NULL, page, tokens * bt_kv_token_bytes(layout),
+                kvt_checksum_seed(layer, logical_page));
 }
 
 uint64_t kvt_checksum_copy_page(const struct bt_kv_layout *layout, void *to, const void *page,
                                 uint32_t layer, uint32_t logical_page, uint32_t tokens)
 {
-    return hash(to, page, tokens * bt_kv_token_bytes(layout), page_seed(layer, logical_page));
+    return hash(to, page, tokens * bt_kv_token_bytes(layout),
+                kvt_checksum_seed(layer, logical_page));
 }
 
 uint64_t kvt_checksum_sequence(const struct bt_kv_layout *layout, const void *pool,

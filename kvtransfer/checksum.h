@@ -23,6 +23,12 @@
 
 #define KVT_CHECKSUM_STEP UINT64_C(0x9e3779b97f4a7c15)
 
+/* Of the hash of one page. */
+static inline uint64_t kvt_checksum_seed(uint32_t layer, uint32_t logical_page)
+{
+    return (uint64_t)layer << 32 | logical_page;
+}
+
 /* One page of one layer: `tokens` (1..64) filled tokens. */
 uint64_t kvt_checksum_page(const struct bt_kv_layout *layout, const void *page, uint32_t layer,
                            uint32_t logical_page, uint32_t tokens);

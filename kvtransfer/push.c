@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/base/log.h"
 #include "kvtransfer/checksum.h"
 
 static bool link_is(const struct kvt_push *push, enum kvt_link_state state)
@@ -35,7 +36,9 @@ static void sum_pages(struct kvt_push *push, uint32_t layer, uint32_t end)
 {
     const struct kvt_inflight *inflight = push->inflight;
 
-    for (; inflight->checksum && push->summed[layer] < end; push->summed[layer]++) {
+    if (!inflight->checksum || inflight->device_pool != NULL)
+        return;
+    for (; push->summed[layer] < end; push->summed[layer]++) {
         uint32_t logical = push->summed[layer];
         if (!is_ours(push, logical))
             continue;
@@ -423,11 +426,36 @@ static void end(struct kvt_push *push, enum bt_status status, bool quiesced)
     }
 }
 
+/* What the host can't read the device sums, when all has been computed. True: nothing is left to
+ * be done. */
+static bool sum_on_device(struct kvt_push *push)
+{
+    struct kvt_device_pool *pool = push->inflight->device_pool;
+    struct bt_error error = {0};
+    enum bt_status status;
+
+    if (pool == NULL || !push->inflight->checksum || push->event.status != BT_OK)
+        return true;
+    if (!push->summing && kvt_device_sum_busy(pool))
+        return false; /* with another push */
+    if (!push->summing)
+        kvt_device_sum_begin(pool, push->source_pages, push->prompt_tokens, push->share);
+    status = kvt_device_sum_poll(pool, &error, &push->event.checksum);
+    push->summing = status == BT_IN_PROGRESS;
+    if (status == BT_OK || status == BT_IN_PROGRESS)
+        return status == BT_OK;
+    bt_log_error(push->event.request, "push: the pages could not be summed: %s", error.text);
+    push->event.status = BT_ERR_PEER_LOST;
+    return true;
+}
+
 static bool step_flushing(struct kvt_push *push, int64_t now_ns, bool *ret_link_lost)
 {
     enum bt_status status;
 
     if (!push->touched || (push->flushed && push->writes_out == 0 && !push->record_out)) {
+        if (!sum_on_device(push))
+            return false;
         end(push, push->event.status, true);
         return true;
     }
@@ -471,6 +499,8 @@ int64_t kvt_push_next_deadline_ns(const struct kvt_push *push)
 {
     int64_t lease_until_ns = atomic_load(&push->lease_until_ns);
 
+    if (push->phase == KVT_PUSH_FLUSHING && push->flushed)
+        return bt_clock_now_ns() + BT_NS_PER_MS; /* the device sums */
     if (push->phase == KVT_PUSH_FLUSHING)
         return push->flush_deadline_ns;
     return lease_until_ns == 0 ? BT_NEVER_NS : lease_until_ns;

@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "kvtransfer/device_pool.h"
 #include "kvtransfer/plan.h"
 #include "kvtransfer/progress.h"
 #include "kvtransfer/source.h"
@@ -67,6 +68,7 @@ struct kvt_inflight {
     const struct kvt_transport_ops *ops;
     const struct bt_kv_layout *layout;
     const char *pool;
+    struct kvt_device_pool *device_pool; /* that `pool` is of; NULL: the host's memory */
     uint32_t pool_pages;
     bool checksum;
     uint64_t bytes;
@@ -113,9 +115,10 @@ struct kvt_push {
     uint32_t next_layer;
     struct kvt_batch batch;
     uint32_t writes_out;
-    bool touched; /* a write was given to the transport */
+    bool touched;         /* a write was given to the transport */
     uint64_t cuts_before; /* of the link, when the first one was */
     bool flush_out, flushed;
+    bool summing;    /* the device sums its pages */
     bool progressed; /* since the last record was posted */
     bool record_out;
     struct kvt_progress record; /* the transport's while record_out */

@@ -303,6 +303,32 @@ static void run(struct kvt_source *source)
     }
 }
 
+static enum bt_status make_pool(struct kvt_source *source, struct bt_error *error)
+{
+    const struct kvt_source_options *options = &source->options;
+    const struct kvt_transport_ops *ops = source->transport->ops;
+    uint64_t bytes = bt_kv_pool_bytes(&options->layout, options->pool_pages);
+    enum bt_status status;
+
+    if (kvt_pool_memory_kind(options->pool_device) == BT_MEMORY_HOST)
+        return ops->memory_alloc(source->transport, bytes, error, &source->memory);
+    status = kvt_device_pool_create(options->pool_device, &options->layout, options->pool_pages,
+                                    bytes, error, &source->inflight.device_pool);
+    if (status != BT_OK)
+        return status;
+    return ops->memory_register(source->transport,
+                                kvt_device_pool_base(source->inflight.device_pool), bytes, error,
+                                &source->memory);
+}
+
+/* The pool is the transport's until that has closed its connections. */
+static void close_all(struct kvt_source *source)
+{
+    source->transport->ops->destroy(source->transport);
+    source->transport = NULL;
+    kvt_device_pool_destroy(source->inflight.device_pool);
+}
+
 static enum bt_status start(struct kvt_source *source, struct bt_error *error)
 {
     const struct kvt_source_options *options = &source->options;
@@ -313,17 +339,15 @@ static enum bt_status start(struct kvt_source *source, struct bt_error *error)
         const struct kvt_transport_options wanted = {.name = options->transport,
                                                      .bind_host = options->bind_host,
                                                      .device = options->device,
-                                                     .forbid_fallback = options->forbid_fallback};
+                                                     .forbid_fallback = options->forbid_fallback,
+                                                     .pool_device = options->pool_device};
         status = kvt_transport_create(&wanted, error, &source->transport);
         if (status != BT_OK)
             return status;
     }
-    status = source->transport->ops->memory_alloc(
-        source->transport, bt_kv_pool_bytes(&options->layout, options->pool_pages), error,
-        &source->memory);
+    status = make_pool(source, error);
     if (status != BT_OK) {
-        source->transport->ops->destroy(source->transport);
-        source->transport = NULL;
+        close_all(source);
         return status;
     }
     source->inflight.ops = source->transport->ops;
@@ -346,7 +370,7 @@ static void *thread_main(void *arg)
     take_commands(source);
     while (source->links != NULL)
         link_discard(source->links);
-    source->transport->ops->destroy(source->transport); /* frees the pool, too */
+    close_all(source);
     return NULL;
 }
 

@@ -14,6 +14,7 @@
 
 #include "common/base/queue.h"
 #include "common/base/status.h"
+#include "common/kernels/device.h"
 #include "common/kvcache/layout.h"
 #include "kvtransfer/plan.h"
 #include "kvtransfer/transport.h"
@@ -28,6 +29,8 @@ struct kvt_source_options {
     const char *device;
     bool forbid_fallback;
     struct kvt_transport *given; /* used, and destroyed, instead of the above, unless NULL */
+    /* Whose memory the pool is in; NULL: the host's. */
+    struct bt_device *pool_device;
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint64_t incarnation;

@@ -9,7 +9,9 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/base/log.h"
 #include "kvtransfer/checksum.h"
+#include "kvtransfer/device_pool.h"
 #include "kvtransfer/progress.h"
 #include "kvtransfer/transport.h"
 
@@ -42,6 +44,7 @@ struct kvt_target {
     struct kvt_transport *transport;
     struct kvt_memory *memory;
     char *pool;
+    struct kvt_device_pool *device_pool; /* that `pool` is of; NULL: the host's memory */
     void *address, *key;
     size_t address_size, key_size;
     struct kvt_choice_info info; /* written before `started` */
@@ -267,6 +270,11 @@ static void start_checksum(struct kvt_target *target)
 
     take_hints(target);
     target->verifying = true;
+    if (target->device_pool != NULL) {
+        *summing = (struct summing){.epoch = job->epoch, .pages = job->pages};
+        kvt_device_sum_begin(target->device_pool, job->pages, job->tokens, (struct kvt_share){0});
+        return;
+    }
     if (expected_take(target, job->epoch, summing)) {
         if (summing->tokens == job->tokens &&
             memcmp(summing->pages, job->pages,
@@ -281,8 +289,27 @@ static void start_checksum(struct kvt_target *target)
     BT_ASSERT(summing->done != NULL); /* some hundred bytes; a lost job would block its landing */
 }
 
+/* A device that fails has no right sum: one that fits nothing. */
+static bool checksum_on_device(struct kvt_target *target)
+{
+    struct bt_error error = {0};
+    enum bt_status status = kvt_device_sum_poll(target->device_pool, &error, &target->summing.sum);
+
+    if (status == BT_IN_PROGRESS)
+        return false;
+    if (status != BT_OK) {
+        bt_log_error(target->current.request, "landing: the pages could not be summed: %s",
+                     error.text);
+        target->summing.sum = UINT64_MAX;
+    }
+    finish_checksum(target);
+    return true;
+}
+
 static bool jobs_step(struct kvt_target *target)
 {
+    if (target->verifying && target->device_pool != NULL)
+        return checksum_on_device(target);
     if (target->verifying) {
         checksum_slice(target);
         return true;
@@ -315,9 +342,33 @@ static void run(struct kvt_target *target)
             continue;
         atomic_store(&target->sleeping, true);
         if (atomic_load(&target->kicks) == kicks)
-            ops->wait(target->transport, target->expected_count > 0 ? LOOK_MS : -1);
+            ops->wait(target->transport,
+                      target->expected_count > 0 || target->verifying ? LOOK_MS : -1);
         atomic_store(&target->sleeping, false);
     }
+}
+
+static enum bt_status make_pool(struct kvt_target *target, uint64_t bytes, struct bt_error *error)
+{
+    const struct kvt_target_options *options = &target->options;
+    const struct kvt_transport_ops *ops = target->transport->ops;
+    enum bt_status status;
+
+    if (kvt_pool_memory_kind(options->pool_device) == BT_MEMORY_HOST)
+        return ops->memory_alloc(target->transport, bytes, error, &target->memory);
+    status = kvt_device_pool_create(options->pool_device, &options->layout, options->pool_pages,
+                                    bytes, error, &target->device_pool);
+    if (status != BT_OK)
+        return status;
+    return ops->memory_register(target->transport, kvt_device_pool_base(target->device_pool), bytes,
+                                error, &target->memory);
+}
+
+/* The pool is the transport's until that has closed its connections. */
+static void close_all(struct kvt_target *target)
+{
+    target->transport->ops->destroy(target->transport);
+    kvt_device_pool_destroy(target->device_pool);
 }
 
 static enum bt_status start_parts(struct kvt_target *target, struct bt_error *error)
@@ -326,7 +377,7 @@ static enum bt_status start_parts(struct kvt_target *target, struct bt_error *er
     uint64_t bytes = kvt_progress_memory_bytes(&target->options.layout, target->options.pool_pages);
     enum bt_status status;
 
-    status = ops->memory_alloc(target->transport, bytes, error, &target->memory);
+    status = make_pool(target, bytes, error);
     if (status != BT_OK)
         return status;
     target->pool = ops->memory_base(target->memory);
@@ -347,14 +398,15 @@ static enum bt_status start(struct kvt_target *target, struct bt_error *error)
                                                      .bind_host = target->options.bind_host,
                                                      .device = target->options.device,
                                                      .forbid_fallback =
-                                                         target->options.forbid_fallback};
+                                                         target->options.forbid_fallback,
+                                                     .pool_device = target->options.pool_device};
         status = kvt_transport_create(&wanted, error, &target->transport);
         if (status != BT_OK)
             return status;
     }
     status = start_parts(target, error);
     if (status != BT_OK)
-        target->transport->ops->destroy(target->transport); /* frees the pool, too */
+        close_all(target);
     else if (target->transport->ops->choice_info != NULL)
         target->transport->ops->choice_info(target->transport, &target->info);
     return status;
@@ -370,7 +422,7 @@ static void *thread_main(void *arg)
     if (status != BT_OK)
         return NULL;
     run(target);
-    target->transport->ops->destroy(target->transport); /* frees the pool, too */
+    close_all(target);
     return NULL;
 }
 
@@ -538,6 +590,8 @@ void kvt_target_expect(struct kvt_target *target, uint64_t epoch, const uint32_t
     BT_ASSERT(tokens > 0);
     for (uint32_t i = 0; i < bt_kv_pages_for(tokens); i++)
         BT_ASSERT(pages[i] < target->options.pool_pages);
+    if (target->device_pool != NULL)
+        return;
     hint.pages = malloc(bytes);
     hint.done = calloc(target->options.layout.layer_count, sizeof(*hint.done));
     if (hint.pages != NULL)

@@ -10,6 +10,7 @@
 
 #include "common/base/queue.h"
 #include "common/base/status.h"
+#include "common/kernels/device.h"
 #include "common/kvcache/layout.h"
 #include "kvtransfer/cut.h"
 
@@ -25,6 +26,8 @@ struct kvt_target_options {
     const char *device;
     bool forbid_fallback;
     struct kvt_transport *given; /* used, and destroyed, instead of the above, unless NULL */
+    /* Whose memory the pool is in; NULL: the host's. */
+    struct bt_device *pool_device;
     struct bt_kv_layout layout;
     uint32_t pool_pages;
     uint32_t max_jobs; /* verifications and disconnects at once; bounds the queues */
@@ -68,7 +71,8 @@ enum bt_status kvt_target_checksum(struct kvt_target *target, uint64_t request, 
 /*
  * A landing that is being written now: what its source reports as written is summed while the rest
  * is computed, so that the checksum has little left to do. `pages` is copied. Only ever a hint, and
- * dropped silently where KVT_EXPECTED_MAX is reached (the oldest goes).
+ * dropped silently where KVT_EXPECTED_MAX is reached (the oldest goes), and where the pool is in
+ * the memory of a device, which sums as fast as it reads.
  */
 void kvt_target_expect(struct kvt_target *target, uint64_t epoch, const uint32_t *pages,
                        uint32_t tokens);

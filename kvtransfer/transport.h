@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "common/kernels/device.h"
 #include "kvtransfer/cut.h"
 
 #define KVT_RAILS_MAX        16 /* of one peer */
@@ -27,7 +28,7 @@ enum kvt_peer_state { KVT_PEER_CONNECTING, KVT_PEER_READY, KVT_PEER_FAILED };
 
 /* What the writes to a peer really go over: one entry a rail. */
 struct kvt_rail_info {
-    const char *transport;             /* "shm", "tcp", "rdma", "sim"; a constant */
+    const char *transport;             /* "shm", "cuda_ipc", "rdma", "tcp", "sim"; a constant */
     char device[KVT_DEVICE_NAME_SIZE]; /* "mlx5_0:1", "eth0", "lo"; "": memory */
     bool failed;                       /* taken out, the others go on */
     bool ordered;                      /* what is written later arrives later */
@@ -144,13 +145,16 @@ struct kvt_transport {
 };
 
 struct kvt_transport_options {
-    /* "auto": the best that both ends have; "shm", "tcp", "rdma": only that one, UNAVAILABLE when
-     * this machine lacks it. Two ends pair where they have one in common. */
+    /* "auto": the best that both ends have; "shm", "cuda_ipc", "rdma", "tcp": only that one,
+     * UNAVAILABLE when this machine lacks it. Two ends pair where they have one in common. */
     const char *name;
     /* Address on which peers of other machines reach this process; NULL: loopback. */
     const char *bind_host;
     /* "mlx5_0:1" (rdma), "eth0" (tcp); NULL: all that fit. */
     const char *device;
+    /* Whose memory the pool is in; NULL, or the CPU: the host's. Else the pool is registered, never
+     * allocated here, and what can't reach memory of GPUs is UNAVAILABLE. */
+    struct bt_device *pool_device;
     /* A peer that can only be reached by something slower than the best that both ends have is an
      * error that names both, instead of a warning. */
     bool forbid_fallback;

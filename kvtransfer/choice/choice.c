@@ -272,22 +272,24 @@ static void choice_info(const struct kvt_transport *base, struct kvt_choice_info
 
 /* ---- peers ---- */
 
-/* Whether both ends have it; shared memory counts on one host only. */
+/* Whether both ends have it; what maps the peer's memory counts on one host only. */
 static bool both_have(const struct kvt_peer *peer, uint32_t index)
 {
     const char *name = peer->choice->choices[index].name;
     const struct kvt_choice_part *part =
         kvt_choice_find(peer->addresses, peer->address_count, name);
+    enum kvt_blob_kind kind =
+        strcmp(name, "shm") == 0 ? KVT_BLOB_SHM_ADDRESS : KVT_BLOB_CUDA_IPC_ADDRESS;
     struct bt_process_id process;
     const void *worker;
     size_t worker_size;
 
     if (part == NULL || kvt_choice_find(peer->keys, peer->key_count, name) == NULL)
         return false;
-    if (strcmp(name, "shm") != 0 || peer->choice->count == 1)
+    if ((strcmp(name, "shm") != 0 && strcmp(name, "cuda_ipc") != 0) || peer->choice->count == 1)
         return true; /* a pinned one says itself what is wrong */
-    return kvt_worker_address_unpack(KVT_BLOB_SHM_ADDRESS, part->bytes, part->size, NULL, &process,
-                                     &worker, &worker_size) == BT_OK &&
+    return kvt_worker_address_unpack(kind, part->bytes, part->size, NULL, &process, &worker,
+                                     &worker_size) == BT_OK &&
            bt_process_same_host(&peer->choice->self, &process);
 }
 

@@ -51,7 +51,7 @@ void kvt_gpu_memory_judge(const char *root, const char *kernel, bool verbs_dmabu
     memory->dmabuf = new_kernel && verbs_dmabuf;
     if (!memory->gpu_driver)
         snprintf(memory->words, sizeof(memory->words),
-                 "no NVIDIA driver is loaded: pools are in host memory");
+                 "no NVIDIA driver is loaded: no GPU memory for NICs to reach");
     else if (memory->peer_memory)
         snprintf(memory->words, sizeof(memory->words),
                  "NICs reach GPU memory through the peer memory module%s",

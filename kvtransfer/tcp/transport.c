@@ -12,6 +12,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 
+#include "kvtransfer/device_pool.h"
 #include "kvtransfer/pool_memory.h"
 #include "kvtransfer/tcp/internal.h"
 
@@ -323,9 +324,12 @@ enum bt_status kvt_tcp_transport_create(const struct kvt_transport_options *opti
                                         struct bt_error *error,
                                         struct kvt_transport **ret_transport)
 {
-    struct kvt_tcp *tcp = calloc(1, sizeof(*tcp));
+    struct kvt_tcp *tcp;
     enum bt_status status;
 
+    if (kvt_pool_memory_kind(options->pool_device) != BT_MEMORY_HOST)
+        return bt_error_set(error, BT_ERR_UNAVAILABLE, "sockets don't reach memory of GPUs");
+    tcp = calloc(1, sizeof(*tcp));
     if (tcp == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for tcp");
     tcp->base.ops = &tcp_ops;

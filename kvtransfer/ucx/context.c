@@ -120,6 +120,23 @@ static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_c
     return BT_OK;
 }
 
+/* Without its CUDA modules UCX takes a pointer of a GPU for one of the host. */
+static enum bt_status check_memory(struct kvt_ucx *ucx, const struct kvt_ucx_config *config,
+                                   struct bt_error *error)
+{
+    ucp_context_attr_t attributes = {.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES};
+
+    ucx->memory_kind = config->memory;
+    if (config->memory == BT_MEMORY_HOST ||
+        (ucp_context_query(ucx->context, &attributes) == UCS_OK &&
+         (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0))
+        return BT_OK;
+    return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                        "this UCX (%s) does not know memory of GPUs: it is built without CUDA, or "
+                        "its CUDA modules are not installed (see `ucx_info -d`)",
+                        ucp_get_version_string());
+}
+
 enum bt_status kvt_ucx_open(struct kvt_ucx *ucx, const struct kvt_ucx_config *config,
                             struct bt_error *error)
 {
@@ -138,6 +155,8 @@ enum bt_status kvt_ucx_open(struct kvt_ucx *ucx, const struct kvt_ucx_config *co
     result = bt_process_self(error, &ucx->self);
     if (result == BT_OK)
         result = create_context(ucx, config, error);
+    if (result == BT_OK)
+        result = check_memory(ucx, config, error);
     if (result != BT_OK)
         return result;
     status = ucp_worker_create(ucx->context, &params, &ucx->worker);

@@ -22,13 +22,15 @@ struct kvt_ucx {
     ucp_context_h context;
     ucp_worker_h worker;
     int wake_fd; /* eventfd, non-blocking */
+    enum bt_memory_kind memory_kind;
     struct kvt_memory *memories;
 };
 
 struct kvt_ucx_config {
     const char *tls;
-    const char *devices;   /* NULL: all */
-    const char *gid_index; /* of the device; NULL: UCX chooses */
+    const char *devices;        /* NULL: all */
+    const char *gid_index;      /* of the device; NULL: UCX chooses */
+    enum bt_memory_kind memory; /* that is registered */
     uint64_t features;
 };
 

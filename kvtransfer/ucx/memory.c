@@ -125,6 +125,10 @@ enum bt_status kvt_ucx_memory_register(struct kvt_transport *transport, void *ba
     };
     ucs_status_t status;
 
+    if (ucx->memory_kind == BT_MEMORY_CUDA) {
+        params.field_mask |= UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE;
+        params.memory_type = UCS_MEMORY_TYPE_CUDA;
+    }
     if (memory == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory");
     memory->base = base;

@@ -8,6 +8,7 @@
 #include <sys/random.h>
 
 #include "common/base/clock.h"
+#include "kvtransfer/device_pool.h"
 #include "kvtransfer/ucx/ucx.h"
 
 /* ---- endpoints ---- */
@@ -254,13 +255,17 @@ static enum bt_status set_handler(struct kvt_rdma *rdma, unsigned id,
     return BT_OK;
 }
 
-static enum bt_status create_parts(struct kvt_rdma *rdma, const char *device, int gid_index,
+static enum bt_status create_parts(struct kvt_rdma *rdma,
+                                   const struct kvt_transport_options *options, int gid_index,
                                    struct bt_error *error)
 {
     char index[16];
+    enum bt_memory_kind memory = kvt_pool_memory_kind(options->pool_device);
     const struct kvt_ucx_config config = {
-        .tls = "ib", /* ud carries the wiring up of the others */
-        .devices = device,
+        /* ud carries the wiring up of the others; cuda_copy lets UCX know GPUs' memory */
+        .tls = memory == BT_MEMORY_CUDA ? "ib,cuda_copy" : "ib",
+        .devices = options->device,
+        .memory = memory,
         .gid_index = gid_index >= 0 ? index : NULL,
         .features = UCP_FEATURE_RMA | UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
     };
@@ -303,7 +308,7 @@ enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *opt
     rdma->ucx.base.ops = &rdma_ops;
     rdma->ucx.wake_fd = rdma->worker_fd = -1;
     rdma->next_cookie = 1;
-    status = create_parts(rdma, options->device, gid_index, error);
+    status = create_parts(rdma, options, gid_index, error);
     if (status != BT_OK) {
         destroy(&rdma->ucx.base);
         return status;

@@ -6,18 +6,18 @@
  *
  * The death of a target is told by its pidfd.
  */
-#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "common/base/log.h"
 #include "kvtransfer/checksum.h"
+#include "kvtransfer/device_pool.h"
+#include "kvtransfer/peer_process.h"
 #include "kvtransfer/ucx/context.h"
 #include "kvtransfer/ucx/ucx.h"
 
@@ -48,24 +48,6 @@ static void peer_fail(struct kvt_peer *peer, const char *why)
         return;
     peer->state = KVT_PEER_FAILED;
     bt_error_set(&peer->error, BT_ERR_PEER_LOST, "pid %" PRId64 ": %s", peer->process.pid, why);
-}
-
-static enum bt_status watch(struct kvt_peer *peer, struct bt_error *error)
-{
-    struct epoll_event event = {.events = EPOLLIN, .data.ptr = peer};
-
-    peer->pid_fd = (int)syscall(SYS_pidfd_open, (pid_t)peer->process.pid, 0);
-    if (peer->pid_fd < 0 && errno != ESRCH)
-        return bt_error_set(error, BT_ERR_UNAVAILABLE, "can't watch pid %" PRId64 ": %m",
-                            peer->process.pid);
-    /* After opening, so that it is this very process and not a later one of the same pid. */
-    if (peer->pid_fd < 0 || bt_process_probe(&peer->process) != BT_PROCESS_ALIVE)
-        return bt_error_set(error, BT_ERR_PEER_LOST, "pid %" PRId64 " has ended",
-                            peer->process.pid);
-    if (epoll_ctl(peer->shm->epoll_fd, EPOLL_CTL_ADD, peer->pid_fd, &event) != 0)
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "can't watch pid %" PRId64 ": %m",
-                            peer->process.pid);
-    return BT_OK;
 }
 
 static enum bt_status map_pool(struct kvt_peer *peer, const void *worker, const void *rkey,
@@ -137,7 +119,7 @@ static enum bt_status connect_peer(struct kvt_transport *base, const void *addre
         status = bt_error_set(error, BT_ERR_UNAVAILABLE,
                               "shared memory does not reach the peer: it is on another host");
     if (status == BT_OK)
-        status = watch(peer, error);
+        status = kvt_peer_process_watch(&peer->process, shm->epoll_fd, peer, error, &peer->pid_fd);
     if (status == BT_OK)
         status = map_pool(peer, worker, rkey, error);
     if (status != BT_OK) {
@@ -333,10 +315,13 @@ enum bt_status kvt_shm_transport_create(const struct kvt_transport_options *opti
 {
     const struct kvt_ucx_config config = {.tls = "posix,sysv", .features = UCP_FEATURE_RMA};
     struct epoll_event woken = {.events = EPOLLIN};
-    struct shm *shm = calloc(1, sizeof(*shm));
+    struct shm *shm;
     enum bt_status status;
 
-    (void)options;
+    if (kvt_pool_memory_kind(options->pool_device) != BT_MEMORY_HOST)
+        return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                            "shared memory of the host is no memory of GPUs");
+    shm = calloc(1, sizeof(*shm));
     if (shm == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for shm");
     shm->ucx.base.ops = &shm_ops;
