@@ -55,7 +55,7 @@ enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct d
 
 static struct dc_consent consent_of(const struct dc_agreement *agreement)
 {
-    struct dc_consent consent = {0};
+    struct dc_consent consent = {.steady = true};
     for (uint32_t r = 0; r < agreement->size; r++) {
         const uint64_t *words = &agreement->all[(size_t)r * WORDS];
         uint64_t flags = words[WORD_FLAGS];
@@ -68,6 +68,7 @@ static struct dc_consent consent_of(const struct dc_agreement *agreement)
         if (words[WORD_DRAWING] > consent.drawing) {
             consent.drawing = (uint32_t)words[WORD_DRAWING];
         }
+        consent.steady &= words[WORD_ROWS] == words[WORD_DRAWING];
         consent.leaves |= (flags & DC_RANK_LEAVES) != 0;
         consent.will = words[WORD_WILL] > consent.will ? words[WORD_WILL] : consent.will;
     }

@@ -37,6 +37,7 @@ struct dc_agreement {
 /* What all said, the same on all ranks. */
 struct dc_consent {
     uint32_t largest; /* rows of the batch of the rank that has the most; 0: there is no step */
+    bool steady;      /* every row of every rank draws */
     uint32_t prompts; /* the same of rows of prompts; 0: there is no pass of these */
     uint32_t drawing; /* sequences that draw, of the rank that has the most of them */
     bool leaves;

@@ -1,30 +1,8 @@
-#include "decode-node/engine.h"
-
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/base/clock.h"
-#include "decode-node/prompts.h"
-
-struct dc_engine {
-    struct dc_engine_options options;
-    struct bt_forward *forward;
-    bool shares_experts; /* with other ranks, whose steps want it, too */
-    struct bt_sampler *sampler;
-    struct dc_sequence **sequences; /* [max_sequences], in the order they were added */
-    uint32_t sequence_count;
-    bool stirred;    /* something was added, stopped or grown since the last step */
-    uint32_t beside; /* see dc_engine_beside */
-    enum dc_pass last_pass;
-    struct dc_prompts prompts; /* with options.prompt_chunk */
-
-    /* One step. */
-    struct dc_sequence **batch;    /* [max_num_seqs] */
-    struct bt_sequence_rows *rows; /* likewise */
-    uint32_t *tokens;              /* likewise */
-    uint32_t *logit_rows;          /* likewise */
-    uint32_t logit_count;
-};
+#include "decode-node/engine_state.h"
 
 uint32_t dc_engine_max_rows(uint32_t max_num_seqs, uint32_t prompt_chunk)
 {
@@ -39,19 +17,60 @@ static bool prompts_alloc(struct dc_engine *engine)
                                                          DC_PROMPTS_IDLE * options->prompt_chunk);
 }
 
+/* Tokens of a pass at most. */
+static uint32_t max_drawn(const struct dc_engine_options *options)
+{
+    uint32_t prompts = options->prompt_chunk > 0 ? DC_PROMPTS_SHARE : 0;
+    return options->max_num_seqs > prompts ? options->max_num_seqs : prompts;
+}
+
+static bool flights_alloc(struct dc_engine *engine)
+{
+    bool fine = true;
+    for (uint32_t i = 0; i < 2; i++) {
+        struct dc_flight *flight = &engine->flights[i];
+        flight->batch = calloc(engine->options.max_num_seqs, sizeof(struct dc_sequence *));
+        flight->by_device = calloc(max_drawn(&engine->options), sizeof(*flight->by_device));
+        fine = fine && flight->batch && flight->by_device;
+    }
+    return fine;
+}
+
 static bool engine_alloc(struct dc_engine *engine)
 {
     uint32_t rows = engine->options.max_num_seqs;
     engine->sequences = calloc(engine->options.max_sequences, sizeof(*engine->sequences));
-    engine->batch = calloc(rows, sizeof(*engine->batch));
+    engine->now = engine->flights;
     engine->rows = calloc(rows, sizeof(*engine->rows));
     engine->tokens = calloc(rows, sizeof(*engine->tokens));
     engine->logit_rows = calloc(rows, sizeof(*engine->logit_rows));
+    engine->token_from = calloc(rows, sizeof(*engine->token_from));
+    engine->draws = calloc(max_drawn(&engine->options), sizeof(*engine->draws));
     const struct bt_model_config *config = &engine->options.model->config;
     engine->sampler =
         bt_sampler_create(config->vocab_size, config->eos_token_ids, config->eos_token_count);
-    return engine->sequences && engine->batch && engine->rows && engine->tokens &&
-           engine->logit_rows && engine->sampler && prompts_alloc(engine);
+    return engine->sequences && engine->rows && engine->tokens && engine->logit_rows &&
+           engine->token_from && engine->draws && engine->sampler && flights_alloc(engine) &&
+           prompts_alloc(engine);
+}
+
+struct bt_forward_batch dc_engine_batch(const struct dc_engine *engine)
+{
+    return (struct bt_forward_batch){
+        .form = BT_FORWARD_ABSORBED,
+        .kv_pool = engine->options.kv_pool,
+        .layout = engine->options.layout,
+        .pool_pages = engine->options.pool_pages,
+    };
+}
+
+static enum bt_status engine_warm(struct dc_engine *engine, struct bt_error *error)
+{
+    const struct bt_forward_batch batch = dc_engine_batch(engine);
+    enum bt_status status = bt_forward_warm(engine->forward, &batch, engine->options.max_num_seqs);
+    return status == BT_OK ? BT_OK
+                           : bt_error_set(error, status, "decode engine: %s",
+                                          bt_forward_error(engine->forward));
 }
 
 enum bt_status dc_engine_create(const struct dc_engine_options *options, struct bt_error *error,
@@ -66,20 +85,25 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
         dc_engine_destroy(engine);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "decode engine: no memory");
     }
-    uint32_t drawn = options->prompt_chunk > 0 ? DC_PROMPTS_SHARE : 0;
     struct bt_forward_options forward = {
         .max_rows = dc_engine_max_rows(options->max_num_seqs, options->prompt_chunk),
-        .max_logits = options->max_num_seqs > drawn ? options->max_num_seqs : drawn,
+        .max_logits = max_drawn(options),
+        .max_sequences = max_drawn(options),
     };
     if (options->rank) {
         bt_rank_forward(options->rank, &forward);
     }
     engine->shares_experts = forward.ep != NULL;
     enum bt_status status = bt_forward_create(options->model, &forward, error, &engine->forward);
+    if (status == BT_OK) {
+        status = engine_warm(engine, error);
+    }
     if (status != BT_OK) {
         dc_engine_destroy(engine);
         return status;
     }
+    engine->overlaps =
+        bt_forward_draws(engine->forward) && (!options->rank || bt_rank_size(options->rank) == 1);
     *ret_engine = engine;
     return BT_OK;
 }
@@ -93,8 +117,13 @@ void dc_engine_destroy(struct dc_engine *engine)
     bt_sampler_destroy(engine->sampler);
     dc_prompts_finish(&engine->prompts);
     free(engine->sequences);
-    free(engine->batch);
+    for (uint32_t i = 0; i < 2; i++) {
+        free(engine->flights[i].batch);
+        free(engine->flights[i].by_device);
+    }
     free(engine->rows);
+    free(engine->token_from);
+    free(engine->draws);
     free(engine->tokens);
     free(engine->logit_rows);
     free(engine);
@@ -138,9 +167,10 @@ struct bt_forward *dc_engine_forward(const struct dc_engine *engine)
     return engine->forward;
 }
 
-void dc_engine_enter(struct dc_engine *engine)
+enum bt_status dc_engine_enter(struct dc_engine *engine, struct bt_error *error)
 {
     bt_team_enter(engine->options.model->team);
+    return bt_device_enter(engine->options.model->device, error);
 }
 
 void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence)
@@ -149,11 +179,15 @@ void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence)
     BT_ASSERT(sequence->page_count >= bt_kv_pages_for(sequence->prompt_tokens));
     BT_ASSERT(sequence->replay_count < sequence->sampling->max_tokens);
     BT_ASSERT(!sequence->prompt || engine->options.prompt_chunk > 0);
-    sequence->generated = sequence->forced = 0;
+    sequence->generated = sequence->forced = sequence->ahead = sequence->granted = 0;
     sequence->computed = 0;
     sequence->prompt_begin_ns = sequence->prompt_compute_ns = 0;
-    sequence->finish = DC_RUNNING;
+    sequence->finish = sequence->stop = DC_RUNNING;
     sequence->asked = sequence->stalled = sequence->joined = false;
+    if (engine->options.staging && !sequence->prompt) {
+        kvt_staging_in(engine->options.staging, bt_forward_stream(engine->forward), sequence->pages,
+                       sequence->prompt_tokens);
+    }
     engine->sequences[engine->sequence_count++] = sequence;
     engine->stirred = true;
 }
@@ -162,8 +196,8 @@ void dc_engine_stop(struct dc_engine *engine, uint64_t request, uint64_t epoch,
                     enum dc_finish finish)
 {
     struct dc_sequence *sequence = engine_find(engine, request, epoch);
-    if (sequence && sequence->finish == DC_RUNNING) {
-        sequence->finish = finish;
+    if (sequence && sequence->stop == DC_RUNNING) {
+        sequence->stop = finish;
         engine->stirred = true;
     }
 }
@@ -171,8 +205,8 @@ void dc_engine_stop(struct dc_engine *engine, uint64_t request, uint64_t epoch,
 void dc_engine_stop_all(struct dc_engine *engine, enum dc_finish finish)
 {
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
-        if (engine->sequences[i]->finish == DC_RUNNING) {
-            engine->sequences[i]->finish = finish;
+        if (engine->sequences[i]->stop == DC_RUNNING) {
+            engine->sequences[i]->stop = finish;
             engine->stirred = true;
         }
     }
@@ -182,9 +216,8 @@ void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, 
 {
     struct dc_sequence *sequence = engine_find(engine, request, epoch);
     if (sequence) {
-        BT_ASSERT(sequence->page_count < sequence->page_capacity);
-        sequence->pages[sequence->page_count++] = page;
-        sequence->asked = sequence->stalled = false;
+        BT_ASSERT(sequence->page_count + sequence->granted < sequence->page_capacity);
+        sequence->pages[sequence->page_count + sequence->granted++] = page;
         engine->stirred = true;
     }
 }
@@ -192,6 +225,12 @@ void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, 
 void dc_engine_beside(struct dc_engine *engine, uint32_t drawing)
 {
     engine->beside = drawing;
+}
+
+void dc_engine_together(struct dc_engine *engine, uint32_t most_rows, bool is_steady)
+{
+    engine->most_rows = most_rows;
+    engine->is_steady = is_steady;
 }
 
 /* KV positions in use; the first row of the next step goes to this position. */
@@ -205,19 +244,24 @@ static uint32_t free_slots(const struct dc_sequence *sequence)
     return sequence->page_count * BT_PAGE_TOKENS - kv_length(sequence);
 }
 
-/* Steps that are still to come if nothing ends it early. */
+/* Steps that are still to come after so many tokens if nothing ends it early. */
+uint32_t dc_engine_steps_after(const struct dc_engine *engine, const struct dc_sequence *sequence,
+                               uint32_t generated)
+{
+    uint32_t by_length = sequence->sampling->max_tokens - generated;
+    uint32_t by_context = engine->options.max_model_len - sequence->prompt_tokens - generated;
+    return by_length < by_context ? by_length : by_context;
+}
+
 static uint32_t steps_left(const struct dc_engine *engine, const struct dc_sequence *sequence)
 {
-    uint32_t by_length = sequence->sampling->max_tokens - sequence->generated;
-    uint32_t by_context =
-        engine->options.max_model_len - sequence->prompt_tokens - sequence->generated;
-    return by_length < by_context ? by_length : by_context;
+    return dc_engine_steps_after(engine, sequence, sequence->generated);
 }
 
 /* Joins, runs and has a slot: part of a step. */
 static bool can_run(const struct dc_sequence *sequence)
 {
-    return sequence->finish == DC_RUNNING && !dc_prompts_waiting(sequence) &&
+    return sequence->stop == DC_RUNNING && !dc_prompts_waiting(sequence) &&
            free_slots(sequence) > 0;
 }
 
@@ -234,7 +278,7 @@ bool dc_engine_runnable(const struct dc_engine *engine)
     return false;
 }
 
-static struct dc_entry *step_entry(struct dc_step *step, const struct dc_sequence *sequence)
+struct dc_entry *dc_step_entry(struct dc_step *step, const struct dc_sequence *sequence)
 {
     BT_ASSERT(step->entry_count < step->entry_capacity);
     struct dc_entry *entry = &step->entries[step->entry_count++];
@@ -257,26 +301,33 @@ static bool is_eos(const struct dc_engine *engine, uint32_t token)
     return false;
 }
 
-/* sequence->last is a new token: counts it, decides whether it was the last one, reports both. */
-static void accept_token(struct dc_engine *engine, struct dc_sequence *sequence,
-                         struct dc_step *step)
+bool dc_engine_ends_with(const struct dc_engine *engine, const struct dc_sequence *sequence,
+                         uint32_t token)
 {
-    struct dc_entry *entry = step_entry(step, sequence);
+    return !sequence->sampling->ignore_eos && is_eos(engine, token);
+}
+
+/* sequence->last is a new token: counts it, decides whether it was the last one, reports both. */
+struct dc_entry *dc_engine_accept(struct dc_engine *engine, struct dc_sequence *sequence,
+                                  struct dc_step *step)
+{
+    struct dc_entry *entry = dc_step_entry(step, sequence);
     entry->has_token = true;
     entry->index = sequence->generated++;
     entry->sample = sequence->last;
     if (sequence->history) { /* room was reserved */
         BT_ASSERT(bt_sampler_history_add_output(sequence->history, sequence->last.token));
     }
-    if (!sequence->sampling->ignore_eos && is_eos(engine, sequence->last.token)) {
+    if (dc_engine_ends_with(engine, sequence, sequence->last.token)) {
         sequence->finish = DC_FINISH_STOP;
     } else if (steps_left(engine, sequence) == 0) {
         sequence->finish = DC_FINISH_LENGTH;
     }
     entry->finish = sequence->finish;
+    return entry;
 }
 
-static void remove_finished(struct dc_engine *engine)
+void dc_engine_remove_finished(struct dc_engine *engine)
 {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
@@ -288,11 +339,11 @@ static void remove_finished(struct dc_engine *engine)
 }
 
 /* The tokens up to the replay's last were reported elsewhere. */
-static void join(struct dc_engine *engine, struct dc_sequence *sequence, struct dc_step *step)
+void dc_engine_join(struct dc_engine *engine, struct dc_sequence *sequence, struct dc_step *step)
 {
     sequence->joined = true;
     if (sequence->replay_count == 0) {
-        accept_token(engine, sequence, step);
+        dc_engine_accept(engine, sequence, step);
         return;
     }
     BT_ASSERT(sequence->last.token == sequence->replay[0]);
@@ -301,18 +352,28 @@ static void join(struct dc_engine *engine, struct dc_sequence *sequence, struct 
     sequence->last.token = sequence->replay[sequence->forced];
 }
 
-/* Ends those that were stopped, reports token 0 of the new ones. */
-static void admit(struct dc_engine *engine, struct dc_step *step)
+static void take_pages(struct dc_sequence *sequence)
+{
+    if (sequence->granted > 0) {
+        sequence->page_count += sequence->granted;
+        sequence->granted = 0;
+        sequence->asked = sequence->stalled = false;
+    }
+}
+
+void dc_engine_admit(struct dc_engine *engine, struct dc_step *step)
 {
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
         struct dc_sequence *sequence = engine->sequences[i];
-        if (sequence->finish != DC_RUNNING) {
-            step_entry(step, sequence)->finish = sequence->finish;
+        take_pages(sequence);
+        if (sequence->stop != DC_RUNNING) {
+            sequence->finish = sequence->stop;
+            dc_step_entry(step, sequence)->finish = sequence->finish;
         } else if (!sequence->joined && !sequence->prompt) {
-            join(engine, sequence, step);
+            dc_engine_join(engine, sequence, step);
         }
     }
-    remove_finished(engine);
+    dc_engine_remove_finished(engine);
     engine->stirred = false;
 }
 
@@ -326,7 +387,7 @@ static uint32_t choose(struct dc_engine *engine, uint32_t *ret_drawing)
         if (can_run(sequence)) {
             sequence->rows = 1;
             *ret_drawing += sequence->forced == 0;
-            engine->batch[count++] = sequence;
+            engine->now->batch[count++] = sequence;
         }
     }
     return count;
@@ -342,7 +403,7 @@ static uint32_t force(struct dc_engine *engine, uint32_t count, uint32_t drawing
         room = bound < room ? bound : room;
     }
     for (uint32_t i = 0; i < count && room > 0; i++) {
-        struct dc_sequence *sequence = engine->batch[i];
+        struct dc_sequence *sequence = engine->now->batch[i];
         uint32_t slots = free_slots(sequence) - 1;
         uint32_t more = sequence->forced < slots ? sequence->forced : slots;
         more = more < room ? more : room;
@@ -353,27 +414,21 @@ static uint32_t force(struct dc_engine *engine, uint32_t count, uint32_t drawing
     return rows;
 }
 
-/* Whether its rows reach the newest token, and a token is drawn after it. */
-static bool draws(const struct dc_sequence *sequence)
-{
-    return sequence->rows > sequence->forced;
-}
-
 static void fill_rows(struct dc_engine *engine, uint32_t index, uint32_t first_row)
 {
-    const struct dc_sequence *sequence = engine->batch[index];
+    const struct dc_sequence *sequence = engine->now->batch[index];
     engine->rows[index] = (struct bt_sequence_rows){
         .pages = sequence->pages,
         .start = kv_length(sequence),
         .first_row = first_row,
         .row_count = sequence->rows,
     };
-    uint32_t replayed = draws(sequence) ? sequence->forced : sequence->rows;
+    uint32_t replayed = dc_sequence_draws(sequence) ? sequence->forced : sequence->rows;
     for (uint32_t i = 0; i < replayed; i++) {
         uint32_t number = sequence->generated - 1 - sequence->forced + i;
         engine->tokens[first_row + i] = sequence->replay[number];
     }
-    if (draws(sequence)) {
+    if (dc_sequence_draws(sequence)) {
         engine->tokens[first_row + replayed] = sequence->last.token;
     }
 }
@@ -386,8 +441,8 @@ static void gather(struct dc_engine *engine, struct dc_step *step)
     engine->logit_count = 0;
     for (uint32_t i = 0; i < step->sequences; i++) {
         fill_rows(engine, i, row);
-        row += engine->batch[i]->rows;
-        if (draws(engine->batch[i])) {
+        row += engine->now->batch[i]->rows;
+        if (dc_sequence_draws(engine->now->batch[i])) {
             engine->logit_rows[engine->logit_count++] = row - 1;
         }
     }
@@ -403,80 +458,12 @@ static void gather_prompts(struct dc_engine *engine, struct dc_step *step)
                   : 0;
 }
 
-static enum bt_status forward(struct dc_engine *engine, const struct dc_step *step,
-                              enum dc_pass pass, const float **ret_logits)
-{
-    struct bt_forward_batch batch = {
-        .form = BT_FORWARD_ABSORBED,
-        .tokens = engine->tokens,
-        .rows = step->rows,
-        .sequences = engine->rows,
-        .sequence_count = step->sequences,
-        .kv_pool = engine->options.kv_pool,
-        .layout = engine->options.layout,
-        .pool_pages = engine->options.pool_pages,
-        .logit_rows = engine->logit_rows,
-        .logit_count = engine->logit_count,
-    };
-    if (pass == DC_PASS_PROMPTS) {
-        bt_prompt_batch_fill(&engine->prompts.batch, &batch);
-    }
-    return bt_forward_run(engine->forward, &batch, ret_logits);
-}
-
-static void sample(struct dc_engine *engine, const float *logits, struct dc_step *step)
-{
-    size_t vocab_size = engine->options.model->config.vocab_size;
-    for (uint32_t i = 0; i < step->sequences; i++) {
-        struct dc_sequence *sequence = engine->batch[i];
-        if (!draws(sequence)) {
-            sequence->forced -= sequence->rows;
-            continue;
-        }
-        sequence->forced = 0;
-        bt_sampler_draw(engine->sampler, logits, sequence->sampling, sequence->history,
-                        sequence->generated, &sequence->last);
-        logits += vocab_size;
-        accept_token(engine, sequence, step);
-        step->entries[step->entry_count - 1].drawn = true;
-    }
-}
-
-/* Its prompt ends with the logits. Tokens that are to be replayed must go on from token 0. */
-static void begin_output(struct dc_engine *engine, const float *logits,
-                         struct dc_sequence *sequence, struct dc_step *step)
-{
-    bt_sampler_draw(engine->sampler, logits, sequence->sampling, sequence->history, 0,
-                    &sequence->last);
-    if (sequence->replay_count > 0 && sequence->last.token != sequence->replay[0]) {
-        sequence->finish = DC_FINISH_DIVERGED;
-        step_entry(step, sequence)->finish = sequence->finish;
-        return;
-    }
-    for (uint32_t i = 0; i < sequence->replay_count && sequence->history; i++) {
-        BT_ASSERT(bt_sampler_history_add_output(sequence->history, sequence->replay[i]));
-    }
-    join(engine, sequence, step);
-}
-
-static void end_prompts(struct dc_engine *engine, const float *logits, struct dc_step *step)
-{
-    dc_prompts_computed(&engine->prompts, step->begin_ns, bt_clock_now_ns());
-    for (uint32_t i = 0; i < engine->prompts.chunk_count; i++) {
-        struct dc_sequence *sequence = dc_prompts_ended(&engine->prompts, i);
-        if (sequence) {
-            begin_output(engine, logits, sequence, step);
-            logits += engine->options.model->config.vocab_size;
-        }
-    }
-}
-
 /* Asks a page ahead while less than a page of slots is left, and says once when none is. */
 static void wish_pages(struct dc_engine *engine, struct dc_step *step)
 {
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
         struct dc_sequence *sequence = engine->sequences[i];
-        if (dc_prompts_waiting(sequence)) {
+        if (!sequence->joined) {
             continue;
         }
         uint32_t slots = free_slots(sequence);
@@ -497,7 +484,7 @@ void dc_engine_begin(struct dc_engine *engine, struct dc_step *step)
 {
     step->entry_count = step->wish_count = 0;
     step->begin_ns = step->end_ns = bt_clock_now_ns();
-    admit(engine, step);
+    dc_engine_admit(engine, step);
     gather(engine, step);
     gather_prompts(engine, step);
 }
@@ -510,35 +497,13 @@ enum dc_pass dc_engine_turn(const struct dc_engine *engine, bool batch, bool pro
     return batch ? DC_PASS_STEP : prompts ? DC_PASS_PROMPTS : DC_PASS_NONE;
 }
 
-enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step, enum dc_pass pass)
-{
-    const float *logits = NULL;
-    enum bt_status status = BT_OK;
-    engine->last_pass = pass;
-    if (pass == DC_PASS_STEP) {
-        step->prompt_rows = 0;
-    } else {
-        step->rows = step->sequences = 0;
-    }
-    bool mine = step->rows > 0 || step->prompt_rows > 0;
-    if (mine || engine->shares_experts) {
-        status = forward(engine, step, pass, &logits);
-    }
-    if (status == BT_OK && mine) {
-        (pass == DC_PASS_STEP ? sample : end_prompts)(engine, logits, step);
-        remove_finished(engine);
-    }
-    step->end_ns = bt_clock_now_ns();
-    return status;
-}
-
 void dc_engine_account(struct dc_engine *engine, struct dc_step *step)
 {
     wish_pages(engine, step);
     step->kv_tokens = 0;
     for (uint32_t i = 0; i < engine->sequence_count; i++) {
         const struct dc_sequence *sequence = engine->sequences[i];
-        step->kv_tokens += dc_prompts_waiting(sequence) ? sequence->computed : kv_length(sequence);
+        step->kv_tokens += sequence->joined ? kv_length(sequence) : sequence->computed;
     }
 }
 

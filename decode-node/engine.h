@@ -26,6 +26,15 @@
  * chunks of prompts, and the two take turns where there is work for both: between two tokens of a
  * sequence lie at most prompt_chunk rows of others' prompts. The ranks of a group take the same
  * passes.
+ *
+ * Where a device draws the tokens and the rank is alone, a step is begun before the one under way
+ * is over (dc_engine_go_on): it takes the tokens of that from the device. So the device works while
+ * tokens are looked at and reported. Whoever ends with its length or was stopped is known not to
+ * have a row there. One that turns out to have ended with EOS has a row too many: it is dropped,
+ * and since it is written to a page of the sequence, the last token is reported with that step and
+ * not before. But for this, and for the place that the row had in the batch, tokens, entries and
+ * wishes are those of steps one after the other. Steps with replays, prompts or tokens that the
+ * host draws have nothing begun behind them.
  */
 #ifndef BATON_DECODE_NODE_ENGINE_H
 #define BATON_DECODE_NODE_ENGINE_H
@@ -37,6 +46,7 @@
 #include "common/model/model.h"
 #include "common/model/rank.h"
 #include "common/model/sampler.h"
+#include "kvtransfer/staging.h"
 
 enum dc_finish {
     DC_RUNNING,
@@ -73,9 +83,13 @@ struct dc_sequence {
 
     /* The engine's. */
     uint32_t generated; /* tokens, token 0 and replayed ones included */
+    uint32_t ahead;     /* steps under way with rows of it */
+    uint32_t place;     /* in the batch of the last of these */
+    uint32_t granted;   /* pages that it has from the next step on, behind page_count */
     uint32_t forced;    /* of the replay, but for its last: their KV is still to be appended */
     uint32_t rows;      /* in the batch */
     enum dc_finish finish;
+    enum dc_finish stop;       /* it was told to end so, with the next step */
     bool asked;                /* for a page, and did not get it yet */
     bool stalled;              /* said so: no slot is left for the next token's KV */
     bool joined;               /* token 0 was reported */
@@ -90,6 +104,8 @@ struct dc_engine_options {
     struct bt_kv_layout layout;
     void *kv_pool; /* [layer][page][token][dim] */
     uint32_t pool_pages;
+    /* That the KV of prompts comes by, when a sequence joins; NULL: it is in kv_pool already. */
+    struct kvt_staging *staging;
     uint32_t max_num_seqs;  /* in one step; in a group the same on all ranks */
     uint32_t max_sequences; /* in the engine, waiting and stalled ones included */
     uint32_t max_model_len; /* prompt + output */
@@ -110,8 +126,8 @@ void dc_engine_destroy(struct dc_engine *engine); /* NULL is fine; sequences ins
 /* The pass that it runs; the engine's. */
 struct bt_forward *dc_engine_forward(const struct dc_engine *engine);
 
-/* The calling thread will step it from now on: see bt_team_enter. */
-void dc_engine_enter(struct dc_engine *engine);
+/* The calling thread will step it from now on: see bt_team_enter and bt_device_enter. */
+enum bt_status dc_engine_enter(struct dc_engine *engine, struct bt_error *error);
 
 /* Joins the next step that has room, first come first served. At most max_sequences: asserted. */
 void dc_engine_add(struct dc_engine *engine, struct dc_sequence *sequence);
@@ -129,6 +145,10 @@ void dc_engine_grow(struct dc_engine *engine, uint64_t request, uint64_t epoch, 
 /* Sequences that draw on the rank that has most of them, as the group last said: replays make way
  * for them. */
 void dc_engine_beside(struct dc_engine *engine, uint32_t drawing);
+/* What ranks agreed on of the pass that comes: see most_rows and is_steady of
+ * common/model/forward.h.
+ */
+void dc_engine_together(struct dc_engine *engine, uint32_t most_rows, bool is_steady);
 
 /* Whether a step has anything to do: false until something is added, stopped or grown. */
 bool dc_engine_runnable(const struct dc_engine *engine);
@@ -194,7 +214,21 @@ enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step, enu
  * next one. */
 void dc_engine_account(struct dc_engine *engine, struct dc_step *step);
 
-/* All of these; alone. */
+/* All of these; alone, with nothing under way. */
 enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step);
+
+/* ---- steps that are begun before the last one is over */
+
+/* Whether this engine does so. */
+bool dc_engine_overlaps(const struct dc_engine *engine);
+/* After dc_engine_begin, in place of run and account, for DC_PASS_STEP: begins it, and it is under
+ * way from then on. */
+enum bt_status dc_engine_set_out(struct dc_engine *engine, struct dc_step *step);
+/*
+ * Ends `step`, which is under way. Before, if that can be, it begins `next` (as dc_engine_begin and
+ * set_out do), which is under way then: *ret_begun. Whoever was stopped is reported there.
+ */
+enum bt_status dc_engine_go_on(struct dc_engine *engine, struct dc_step *step, struct dc_step *next,
+                               bool *ret_begun);
 
 #endif

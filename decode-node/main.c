@@ -4,6 +4,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/process.h"
+#include "common/model/device_options.h"
 #include "decode-node/options.h"
 
 #define STOP_NS   (10 * BT_NS_PER_S)
@@ -29,7 +30,7 @@ static enum bt_status serve(struct bt_loop *loop, struct bt_model *model, struct
     struct dc_worker_options worker_options = options->worker;
     char labels[128];
     snprintf(labels, sizeof(labels), "arithmetic=\"%s\",kernels=\"%s\",threads=\"%" PRIu32 "\"",
-             bt_model_dtype_name(model->dtype), model->kernels->name, bt_team_threads(model->team));
+             bt_model_arithmetic(model), model->kernels->name, bt_team_threads(model->team));
     worker_options.engine_labels = labels;
     worker_options.rank = rank;
     worker_options.kv_dtype = bt_model_kv_dtype(model, options->kv_cache_dtype);
@@ -67,7 +68,7 @@ static enum bt_status load(const struct dc_options *options, struct bt_team *tea
 {
     struct bt_model_options model = {
         .dir = options->model,
-        .kernels = options->kernels,
+        .device = options->rank.device,
         .dtype = options->dtype,
         .max_tokens = longest_sequence(&options->worker),
         .team = team,
@@ -78,11 +79,12 @@ static enum bt_status load(const struct dc_options *options, struct bt_team *tea
     return status;
 }
 
-static enum bt_status run(const struct dc_options *options, struct bt_error *error)
+static enum bt_status run(struct dc_options *options, struct bt_error *error)
 {
     struct bt_model *model = NULL;
     struct bt_team *team = NULL;
     struct bt_rank *rank = NULL;
+    struct bt_device *device = NULL;
     struct bt_loop *loop = bt_loop_create(error);
     if (!loop) {
         return error->status;
@@ -102,6 +104,11 @@ static enum bt_status run(const struct dc_options *options, struct bt_error *err
         status = bt_team_create(&options->team, error, &team);
     }
     if (status == BT_OK) {
+        status = bt_device_open_named(options->device, options->kernels, options->rank.rank, error,
+                                      &device);
+    }
+    if (status == BT_OK) {
+        options->rank.device = device;
         status = bt_rank_join(&options->rank, options->model, error, &rank);
     }
     if (status == BT_OK) {
@@ -113,6 +120,7 @@ static enum bt_status run(const struct dc_options *options, struct bt_error *err
     bt_process_start_end();
     bt_rank_leave(rank);
     bt_model_destroy(model);
+    bt_device_close(device);
     bt_team_destroy(team);
     bt_loop_destroy(loop);
     return status;

@@ -7,6 +7,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/option.h"
+#include "common/model/device_options.h"
 #include "decode-node/engine.h"
 
 #define MAX_WORKER_ID 63
@@ -16,14 +17,14 @@ static const char usage[] =
     "Takes KV caches from prefill workers and generates, all sequences in one batch.";
 
 static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
-static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
+static const char *const transports[] = {"auto", "shm", "cuda_ipc", "rdma", "tcp", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 
 static struct {
     const char *model, *router, *worker_id, *listen, *advertise_host, *transport_host,
         *served_model_name;
     const char *transport_devices;
-    const char *ready_file;
+    const char *ready_file, *device;
     int64_t max_num_seqs, kv_pages, max_reserved, max_model_len;
     int64_t local_prefill_tokens, local_prefill_chunk;
     int64_t expected_output_tokens, lease, router_grace;
@@ -31,7 +32,7 @@ static struct {
     struct bt_rank_values rank;
     struct bt_security_values security;
     const char *cpus;
-    int dtype, kv_cache_dtype, kernels, transport, log_level;
+    int dtype, kv_cache_dtype, kv_staging, kernels, transport, log_level;
     bool checksum, die_with_parent, forbid_fallback;
 } values;
 
@@ -82,8 +83,10 @@ static const struct bt_option table[] = {
      .choices = bt_kv_dtype_names,
      .help = "auto is bf16 with bfloat16 arithmetic and f32 with float32; fewer bytes cost "
              "accuracy."},
+    BT_DEVICE_OPTION(values.device),
+    BT_KV_STAGING_OPTION(values.kv_staging),
     {"kernels", BT_OPTION_CHOICE, &values.kernels, "auto", .choices = kernels,
-     .help = "Backend; auto is the best this CPU has."},
+     .help = "Of a CPU; auto is the best this one has."},
     {"cpus", BT_OPTION_STRING, &values.cpus, NULL, .metavar = "LIST",
      .help = "Cpus of this worker, as 0-3,8: each computing thread is pinned to one of them; "
              "default: all, not pinned."},
@@ -98,7 +101,8 @@ static const struct bt_option table[] = {
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
      .help =
          "What carries the KV cache; auto is the best that both ends have, anything else is that "
-         "or an error."},
+         "or an error. KV of GPUs goes by cuda_ipc on one machine, by rdma elsewhere, and by shm "
+         "and tcp with --kv-staging host alone."},
     {"forbid-fallback", BT_OPTION_BOOL, &values.forbid_fallback, "false",
      .help =
          "With auto: a peer that the best transport of both ends does not reach is an error, not "
@@ -184,6 +188,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
     *ret_options = (struct dc_options){
         .rank = rank,
         .model = values.model,
+        .device = values.device,
         .kernels = kernels[values.kernels],
         .dtype = (enum bt_model_dtype)values.dtype,
         .kv_cache_dtype = bt_kv_dtype_names[values.kv_cache_dtype],
@@ -202,6 +207,7 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
                 .transport = transports[values.transport],
                 .transport_host = values.transport_host,
                 .forbid_fallback = values.forbid_fallback,
+                .kv_staging = values.kv_staging == 1,
                 .transport_devices = values.transport_devices,
                 .ready_file = values.ready_file,
                 .kv_pages = (uint32_t)values.kv_pages,

@@ -9,6 +9,7 @@
 
 struct dc_options {
     const char *model;
+    const char *device;
     const char *kernels;
     enum bt_model_dtype dtype;
     const char *kv_cache_dtype; /* of bt_kv_dtype_names */

@@ -167,41 +167,93 @@ static struct dc_intent intent_of(const struct dc_step *step, uint64_t told)
                               (unsigned)told & ((1u << TOLD_WILL) - 1), told >> TOLD_WILL};
 }
 
-static enum bt_status step_alone(struct dc_stepper *stepper, struct dc_step *step,
-                                 struct bt_error *error)
+/* Why a pass failed: as the group says, or the device. */
+static void broken(const struct dc_stepper *stepper, enum bt_status status, struct bt_error *error)
 {
-    struct dc_agreement *agreement = &stepper->agreement;
-    dc_engine_begin(stepper->engine, step);
-    count_step(stepper, step->rows, step->rows);
-    const struct dc_intent intent = intent_of(step, 0);
-    enum dc_pass pass = dc_engine_turn(stepper->engine, step->rows > 0, step->prompt_rows > 0);
-    enum bt_status status = dc_agreement_begin(agreement, &intent, error);
-    if (status == BT_OK) {
-        status = dc_agreement_keep(agreement, error);
+    const char *why = bt_forward_error(dc_engine_forward(stepper->engine));
+    if (stepper->agreement.group || !*why) {
+        dc_agreement_broken(&stepper->agreement, status, error);
+    } else {
+        bt_error_set(error, status, "%s", why);
     }
-    if (status == BT_OK && pass != DC_PASS_NONE) {
-        status = dc_engine_run(stepper->engine, step, pass);
+}
+
+static enum bt_status agree_alone(struct dc_stepper *stepper, const struct dc_step *step,
+                                  struct bt_error *error)
+{
+    const struct dc_intent intent = intent_of(step, 0);
+    enum bt_status status = dc_agreement_begin(&stepper->agreement, &intent, error);
+    return status == BT_OK ? dc_agreement_keep(&stepper->agreement, error) : status;
+}
+
+/* *ret_begun: it is under way, else it is over. */
+static enum bt_status step_alone(struct dc_stepper *stepper, struct dc_step *step,
+                                 struct bt_error *error, bool *ret_begun)
+{
+    struct dc_engine *engine = stepper->engine;
+    dc_engine_begin(engine, step);
+    enum dc_pass pass = dc_engine_turn(engine, step->rows > 0, step->prompt_rows > 0);
+    *ret_begun = pass == DC_PASS_STEP && dc_engine_overlaps(engine);
+    count_step(stepper, step->rows, step->rows);
+    enum bt_status status = agree_alone(stepper, step, error);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (pass != DC_PASS_NONE) {
+        status = *ret_begun ? dc_engine_set_out(engine, step) : dc_engine_run(engine, step, pass);
+    }
+    if (status != BT_OK) {
+        broken(stepper, status, error);
+    }
+    if (!*ret_begun) {
+        dc_engine_account(engine, step);
+    }
+    return status;
+}
+
+/* Ends the step that is under way; *ret_begun: `next` is, then. */
+static enum bt_status go_on(struct dc_stepper *stepper, struct dc_step *step, struct dc_step *next,
+                            struct bt_error *error, bool *ret_begun)
+{
+    uint32_t own, others;
+    take_commands(stepper, &own, &others);
+    enum bt_status status = agree_alone(stepper, step, error);
+    if (status == BT_OK) {
+        status = dc_engine_go_on(stepper->engine, step, next, ret_begun);
         if (status != BT_OK) {
-            dc_agreement_broken(agreement, status, error);
+            broken(stepper, status, error);
         }
     }
-    dc_engine_account(stepper->engine, step);
+    if (status == BT_OK && *ret_begun) {
+        count_step(stepper, next->rows, next->rows);
+    }
     return status;
 }
 
 static void run_alone(struct dc_stepper *stepper)
 {
-    struct dc_step *step;
+    struct dc_step *step, *under_way = NULL;
     struct bt_error error;
+    bool begun = false;
     while (bt_queue_pop(stepper->idle, &step)) {
-        if (!await_commands(stepper)) {
+        if (under_way ? stopping(stepper) : !await_commands(stepper)) {
             break;
         }
-        if (step_alone(stepper, step, &error) != BT_OK) {
+        enum bt_status status = under_way ? go_on(stepper, under_way, step, &error, &begun)
+                                          : step_alone(stepper, step, &error, &begun);
+        if (status != BT_OK) {
             fail(stepper, &error);
             break;
         }
-        push_step(stepper, step);
+        if (under_way) {
+            push_step(stepper, under_way);
+            if (!begun) {
+                dc_stepper_return(stepper, step);
+            }
+        } else if (!begun) {
+            push_step(stepper, step);
+        }
+        under_way = begun ? step : NULL;
     }
 }
 
@@ -290,10 +342,13 @@ static bool step_together(struct dc_stepper *stepper, struct dc_step **step, boo
         pass = dc_engine_turn(stepper->engine, consent.largest > 0, consent.prompts > 0);
     }
     if (pass != DC_PASS_NONE) {
+        bool is_step = pass == DC_PASS_STEP;
         count_step(stepper, next->rows, consent.largest);
+        dc_engine_together(stepper->engine, is_step ? consent.largest : consent.prompts,
+                           is_step && consent.steady);
         status = dc_engine_run(stepper->engine, next, pass);
         if (status != BT_OK) {
-            dc_agreement_broken(&stepper->agreement, status, &error);
+            broken(stepper, status, &error);
         }
     }
     if (status != BT_OK) {
@@ -336,8 +391,10 @@ static void run_together(struct dc_stepper *stepper)
 static void *stepper_main(void *argument)
 {
     struct dc_stepper *stepper = argument;
-    dc_engine_enter(stepper->engine);
-    if (stepper->agreement.group) {
+    struct bt_error error;
+    if (dc_engine_enter(stepper->engine, &error) != BT_OK) {
+        fail(stepper, &error);
+    } else if (stepper->agreement.group) {
         run_together(stepper);
     } else {
         run_alone(stepper);

@@ -6,6 +6,8 @@
 #include "common/base/log.h"
 #include "common/base/random.h"
 #include "common/messaging/security.h"
+#include "common/model/device_options.h"
+#include "common/model/forward_metrics.h"
 #include "decode-node/worker_state.h"
 
 #define MIN_TICK_NS (5 * BT_NS_PER_MS)
@@ -61,6 +63,8 @@ void dc_worker_update_gauges(struct dc_worker *worker)
     };
     dc_metrics_group(&worker->metrics, &counts);
     dc_ranks_update_metrics(worker->ranks);
+    bt_forward_metrics(worker->model->device, dc_engine_forward(worker->engine),
+                       worker->metrics.registry, worker->metrics.labels);
 }
 
 /* Nothing is left: no request, and no page that a peer might still write. */
@@ -398,6 +402,19 @@ static enum bt_status create_registration(struct dc_worker *worker, struct bt_er
 
 /* ------------------------------------------------------------------ putting it together */
 
+static enum bt_status create_staging(struct dc_worker *worker, struct bt_error *error)
+{
+    const struct kvt_staging_options staging = {
+        .device = worker->model->device,
+        .layout = worker->layout,
+        .pool_pages = worker->options.kv_pages,
+        .host_pool = kvt_target_pool(worker->target),
+    };
+    return worker->options.kv_staging && worker->model->device->memory != BT_MEMORY_HOST
+               ? kvt_staging_create(&staging, error, &worker->staging)
+               : BT_OK;
+}
+
 static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *error)
 {
     const struct dc_worker_options *options = &worker->options;
@@ -406,11 +423,16 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
         .bind_host = options->transport_host,
         .forbid_fallback = options->forbid_fallback,
         .device = options->transport_devices,
+        .pool_device = options->kv_staging ? NULL : worker->model->device,
         .layout = worker->layout,
         .pool_pages = options->kv_pages,
         .max_jobs = options->max_reserved + DC_MAX_CUTOFFS,
     };
     enum bt_status status = kvt_target_create(&target, error, &worker->target);
+    if (status != BT_OK) {
+        return status;
+    }
+    status = create_staging(worker, error);
     if (status != BT_OK) {
         return status;
     }
@@ -422,8 +444,10 @@ static enum bt_status create_engine(struct dc_worker *worker, struct bt_error *e
         .model = worker->model,
         .rank = options->rank,
         .layout = worker->layout,
-        .kv_pool = kvt_target_pool(worker->target),
+        .kv_pool =
+            worker->staging ? kvt_staging_pool(worker->staging) : kvt_target_pool(worker->target),
         .pool_pages = options->kv_pages,
+        .staging = worker->staging,
         .max_num_seqs = options->max_num_seqs,
         .max_sequences = options->max_reserved,
         .max_model_len = options->max_model_len,
@@ -574,6 +598,7 @@ enum bt_status dc_worker_create(struct bt_loop *loop, struct bt_model *model,
     }
     if (status == BT_OK && options->engine_labels) {
         dc_metrics_engine(&worker->metrics, options->engine_labels);
+        bt_device_metrics(model->device, worker->metrics.registry, "role=\"decode\"");
     }
     if (status == BT_OK) {
         status = create_engine(worker, error);
@@ -618,6 +643,7 @@ void dc_worker_destroy(struct dc_worker *worker)
     dc_subscribers_destroy(worker->subscribers);
     dc_engine_destroy(worker->engine);
     bt_page_pool_destroy(worker->pages);
+    kvt_staging_destroy(worker->staging);
     kvt_target_destroy(worker->target);
     bt_loop_export_refused(worker->loop, NULL);
     dc_metrics_finish(&worker->metrics);

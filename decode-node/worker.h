@@ -24,8 +24,9 @@ struct dc_worker_options {
     const char *transport, *transport_host; /* see kvt_transport_create */
     bool forbid_fallback;
     const char *transport_devices; /* NULL: all that fit */
-    const char *ready_file;        /* NULL: none */
-    const char *engine_labels;     /* for metrics: what computes; NULL: not said */
+    bool kv_staging;        /* through memory of the host, where the model's device has its own */
+    const char *ready_file; /* NULL: none */
+    const char *engine_labels; /* for metrics: what computes; NULL: not said */
     enum bt_dtype kv_dtype;
     uint32_t kv_pages;
     uint32_t max_num_seqs; /* in one step */

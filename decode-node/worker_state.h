@@ -23,6 +23,7 @@ struct dc_worker {
 
     struct dc_metrics metrics;
     struct kvt_target *target;
+    struct kvt_staging *staging; /* NULL: landings are in what the engine reads */
     struct bt_page_pool *pages;
     struct dc_engine *engine;
     struct dc_ranks *ranks;

@@ -65,16 +65,10 @@ struct probe {
     uint32_t prompt_tokens;
 };
 
-static void see_all_rows(void *context, int32_t layer, const float *x, const uint32_t *experts,
-                         const float *weights)
-{
-    (void)context, (void)layer, (void)x, (void)experts, (void)weights;
-}
-
 static void probe_finish(struct probe *probe)
 {
     bt_forward_destroy(probe->forward);
-    free(probe->pool);
+    bt_device_free(probe->model->device, probe->pool);
     free(probe->tokens);
     free(probe->pages);
 }
@@ -88,10 +82,9 @@ static enum bt_status probe_init(struct probe *probe, const struct bt_model *mod
         (struct probe){.view = *model, .model = model, .layout = *layout, .prompt_tokens = length};
     probe->view.config.num_hidden_layers = 1;
     probe->layout.layer_count = 1;
-    probe->pool = calloc(1, bt_kv_pool_bytes(&probe->layout, page_count));
     probe->tokens = calloc(length, sizeof(uint32_t));
     probe->pages = calloc(page_count, sizeof(uint32_t));
-    if (!probe->pool || !probe->tokens || !probe->pages) {
+    if (!probe->tokens || !probe->pages) {
         probe_finish(probe);
         return bt_error_set(error, BT_ERR_NO_MEMORY, "chunk size: no memory to measure it");
     }
@@ -101,8 +94,13 @@ static enum bt_status probe_init(struct probe *probe, const struct bt_model *mod
     for (uint32_t i = 0; i < page_count; i++) {
         probe->pages[i] = i;
     }
-    const struct bt_forward_options options = {.max_rows = length, .max_logits = 1};
-    enum bt_status status = bt_forward_create(&probe->view, &options, error, &probe->forward);
+    const struct bt_forward_options options = {
+        .max_rows = length, .max_logits = 1, .max_sequences = 1};
+    enum bt_status status = bt_device_alloc(
+        model->device, bt_kv_pool_bytes(&probe->layout, page_count), error, &probe->pool);
+    if (status == BT_OK) {
+        status = bt_forward_create(&probe->view, &options, error, &probe->forward);
+    }
     if (status != BT_OK) {
         probe_finish(probe);
     }
@@ -122,7 +120,7 @@ static int64_t run_chunk(struct probe *probe, uint32_t layer, uint32_t tokens)
         .kv_pool = probe->pool,
         .layout = probe->layout,
         .pool_pages = bt_kv_pages_for(probe->prompt_tokens),
-        .probe = see_all_rows, /* or the last layer would do only the rows with logits */
+        .every_row = true, /* or the last layer would do only the rows with logits */
     };
     const float *logits;
     int64_t start_ns = bt_clock_now_ns();
@@ -330,6 +328,18 @@ static void log_curve(const struct pf_budget_curve *curve, const char *from)
                 pf_budget_choose(curve), from, text, curve->is_cut ? ", then time was up" : "");
 }
 
+/* The GPU's name where there is one: it decides then. */
+static void read_hardware(struct bt_device *device, char ret_name[CPU_BYTES])
+{
+    struct bt_device_info info;
+    if (device->memory == BT_MEMORY_HOST) {
+        read_cpu(ret_name);
+        return;
+    }
+    bt_device_info(device, &info);
+    snprintf(ret_name, CPU_BYTES, "%.*s", CPU_BYTES - 1, info.description);
+}
+
 enum bt_status pf_budget_find(const struct bt_model *model, const struct bt_kv_layout *layout,
                               const char *cache_dir, struct bt_error *error, uint32_t *ret_tokens)
 {
@@ -337,7 +347,7 @@ enum bt_status pf_budget_find(const struct bt_model *model, const struct bt_kv_l
     struct pf_budget_curve curve;
     size_t bytes;
     bool has_path = cache_path(model, cache_dir, path, sizeof(path));
-    read_cpu(cpu);
+    read_hardware(model->device, cpu);
     if (has_path && bt_file_read(path, FILE_BYTES, NULL, &text, &bytes) == BT_OK &&
         strlen(text) == bytes && pf_budget_parse(text, model, cpu, &curve)) {
         log_curve(&curve, path);

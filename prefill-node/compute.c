@@ -143,8 +143,11 @@ static void fail(struct pf_compute *compute)
 static void *compute_main(void *argument)
 {
     struct pf_compute *compute = argument;
-    enum bt_status status = BT_OK;
-    pf_engine_enter(compute->engine);
+    enum bt_status status = pf_engine_enter(compute->engine);
+    if (status != BT_OK) {
+        fail(compute);
+        return NULL;
+    }
     for (;;) {
         take_commands(compute);
         if (stopping(compute)) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/clock.h"
+#include "common/model/draws.h"
 #include "prefill-node/pass.h"
 
 struct pf_engine {
@@ -20,6 +21,8 @@ struct pf_engine {
     struct pf_plan_chunk *plan;     /* likewise */
     struct kvt_push **pushes;       /* likewise */
     struct pf_job **moved;          /* likewise: started, then finished ones */
+    struct bt_draw *draws;          /* likewise: of those that end, where the device draws */
+    bool *by_device;                /* likewise */
     uint32_t chunk_count;
     uint32_t *words; /* the plan for other ranks; NULL: there are none */
 };
@@ -43,6 +46,8 @@ static bool engine_alloc(struct pf_engine *engine)
     engine->plan = calloc(share, sizeof(*engine->plan));
     engine->pushes = calloc(share, sizeof(struct kvt_push *));
     engine->moved = calloc(share, sizeof(*engine->moved));
+    engine->draws = calloc(share, sizeof(*engine->draws));
+    engine->by_device = calloc(share, sizeof(*engine->by_device));
     const struct bt_model_config *config = &engine->options.model->config;
     engine->sampler =
         bt_sampler_create(config->vocab_size, config->eos_token_ids, config->eos_token_count);
@@ -50,7 +55,8 @@ static bool engine_alloc(struct pf_engine *engine)
         engine->words = calloc(pf_plan_max_words(&limits), sizeof(uint32_t));
     }
     return engine->jobs && engine->waiting && engine->chunks && engine->plan && engine->pushes &&
-           engine->moved && engine->sampler && (engine->words || !pf_engine_in_group(engine));
+           engine->moved && engine->draws && engine->by_device && engine->sampler &&
+           (engine->words || !pf_engine_in_group(engine));
 }
 
 enum bt_status pf_engine_create(const struct pf_engine_options *options, struct bt_error *error,
@@ -70,6 +76,7 @@ enum bt_status pf_engine_create(const struct pf_engine_options *options, struct 
         .rank = options->rank,
         .layout = options->layout,
         .kv_pool = options->kv_pool,
+        .staging = options->staging,
         .pool_pages = options->pool_pages,
         .max_chunks = options->limits.max_jobs,
         .max_rows = options->limits.budget_tokens,
@@ -96,13 +103,15 @@ void pf_engine_destroy(struct pf_engine *engine)
     free(engine->plan);
     free(engine->pushes);
     free(engine->moved);
+    free(engine->draws);
+    free(engine->by_device);
     free(engine->words);
     free(engine);
 }
 
-void pf_engine_enter(struct pf_engine *engine)
+enum bt_status pf_engine_enter(struct pf_engine *engine)
 {
-    bt_team_enter(engine->options.model->team);
+    return pf_pass_enter(engine->pass, &engine->error);
 }
 
 void pf_engine_add(struct pf_engine *engine, struct pf_job *job)
@@ -243,24 +252,57 @@ static void engine_advance(struct pf_engine *engine, int64_t now_ns, struct pf_j
     }
 }
 
-/* All pushes are finished before the first token is drawn: the last pages go out meanwhile. */
+/* Which first tokens the device is to draw. */
+static struct pf_pass_draws ask_draws(struct pf_engine *engine)
+{
+    struct pf_pass_draws draws = {.draws = engine->draws, .no_logits = true};
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < engine->chunk_count; i++) {
+        if (engine->plan[i].is_last) {
+            const struct pf_job *job = engine->jobs[engine->chunks[i].job];
+            engine->by_device[count] = bt_sampling_draw(job->sampling, 0, &engine->draws[count]);
+            draws.no_logits &= engine->by_device[count++];
+        }
+    }
+    return draws;
+}
+
+/* job->first, that of row `index` of the logits */
+static void draw_first(struct pf_engine *engine, const struct bt_forward_result *result,
+                       uint32_t index, struct pf_job *job)
+{
+    size_t vocab_size = engine->options.model->config.vocab_size;
+    if (result->tokens && engine->by_device[index]) {
+        BT_ASSERT(result->tokens[index] < vocab_size);
+        job->first = (struct bt_sample){.token = result->tokens[index]};
+        return;
+    }
+    bt_sampler_draw(engine->sampler, &result->logits[index * vocab_size], job->sampling,
+                    job->history, 0, &job->first);
+}
+
+/* All pushes are finished before the host draws a first token: the last pages go out meanwhile. */
 enum bt_status pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished)
 {
     BT_ASSERT(engine->chunk_count > 0);
-    const float *logits = NULL;
+    struct bt_forward_result result;
+    struct pf_pass_draws draws;
+    bool by_device = pf_pass_draws(engine->pass);
     int64_t computed_ns = 0;
-    enum bt_status status = pf_pass_run(engine->pass, engine->plan, engine->pushes,
-                                        engine->chunk_count, &engine->error, &logits, &computed_ns);
+    if (by_device) {
+        draws = ask_draws(engine);
+    }
+    enum bt_status status =
+        pf_pass_run(engine->pass, engine->plan, engine->pushes, engine->chunk_count,
+                    by_device ? &draws : NULL, &engine->error, &result, &computed_ns);
     if (status != BT_OK) {
         return status;
     }
     *ret_finished = (struct pf_jobs){.jobs = engine->moved};
     engine_advance(engine, computed_ns, ret_finished);
-    size_t vocab_size = engine->options.model->config.vocab_size;
     for (uint32_t i = 0; i < ret_finished->count; i++) {
         struct pf_job *job = ret_finished->jobs[i];
-        bt_sampler_draw(engine->sampler, &logits[i * vocab_size], job->sampling, job->history, 0,
-                        &job->first);
+        draw_first(engine, &result, i, job);
         BT_ASSERT(pf_engine_remove(engine, job->serial) == job);
     }
     engine->chunk_count = 0;

@@ -49,7 +49,8 @@ struct pf_engine_options {
     struct bt_rank *rank; /* NULL: alone, and nobody counts experts */
     int64_t heartbeat_ns; /* in a group: the longest time between two agreements */
     struct bt_kv_layout layout;
-    void *kv_pool; /* [layer][page][token][dim] */
+    void *kv_pool;               /* [layer][page][token][dim] */
+    struct kvt_staging *staging; /* see pass.h */
     uint32_t pool_pages;
     struct bt_prompt_limits limits;
     uint32_t max_jobs;   /* in the engine, waiting ones included */
@@ -63,7 +64,7 @@ enum bt_status pf_engine_create(const struct pf_engine_options *options, struct 
 void pf_engine_destroy(struct pf_engine *engine); /* NULL is fine; jobs inside are forgotten */
 
 /* The calling thread will run it from now on: see bt_team_enter. */
-void pf_engine_enter(struct pf_engine *engine);
+enum bt_status pf_engine_enter(struct pf_engine *engine);
 
 /* At most max_jobs at once: asserted, the caller counts. */
 void pf_engine_add(struct pf_engine *engine, struct pf_job *job);

@@ -177,7 +177,7 @@ static enum bt_status take_plan(struct pf_follower_compute *compute, uint32_t wo
 
 static enum bt_status follow(struct pf_follower_compute *compute, uint32_t word_count)
 {
-    const float *logits;
+    struct bt_forward_result nothing;
     int64_t computed_ns;
     enum bt_status status = take_plan(compute, word_count);
     if (status == BT_OK) {
@@ -186,7 +186,7 @@ static enum bt_status follow(struct pf_follower_compute *compute, uint32_t word_
     if (status == BT_OK) {
         push_cached(compute);
         status = pf_pass_run(compute->pass, compute->chunks, compute->pushes, compute->chunk_count,
-                             &compute->error, &logits, &computed_ns);
+                             NULL, &compute->error, &nothing, &computed_ns);
         release_pushes(compute);
     }
     return status;
@@ -195,9 +195,8 @@ static enum bt_status follow(struct pf_follower_compute *compute, uint32_t word_
 static void *compute_main(void *argument)
 {
     struct pf_follower_compute *compute = argument;
-    enum bt_status status = BT_OK;
+    enum bt_status status = pf_pass_enter(compute->pass, &compute->error);
     struct pf_intent all = {0};
-    bt_team_enter(compute->options.pass.model->team);
     while (status == BT_OK && !all.leave) {
         const struct pf_intent mine = {
             .stop = atomic_load_explicit(&compute->stop, memory_order_relaxed)};

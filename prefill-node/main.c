@@ -6,6 +6,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/process.h"
+#include "common/model/device_options.h"
 #include "prefill-node/budget.h"
 #include "prefill-node/follower.h"
 #include "prefill-node/options.h"
@@ -115,7 +116,7 @@ static enum bt_status serve(struct bt_loop *loop, const struct bt_model *model,
     snprintf(labels, sizeof(labels),
              "arithmetic=\"%s\",kernels=\"%s\",threads=\"%" PRIu32 "\",chunk_tokens=\"%" PRIu32
              "\"",
-             bt_model_dtype_name(model->dtype), model->kernels->name, bt_team_threads(model->team),
+             bt_model_arithmetic(model), model->kernels->name, bt_team_threads(model->team),
              worker.chunked_prefill_size);
     worker.engine_labels = labels;
     worker.rank = rank;
@@ -151,7 +152,7 @@ static enum bt_status load(struct pf_options *options, const struct bt_rank *ran
 {
     struct bt_model_options model = {
         .dir = options->model,
-        .kernels = options->kernels,
+        .device = options->group.device,
         .dtype = options->dtype,
         .max_tokens = longest_sequence(&options->worker),
         .team = team,
@@ -170,6 +171,7 @@ static enum bt_status run(struct pf_options *options, struct bt_error *error)
     struct bt_model *model = NULL;
     struct bt_team *team = NULL;
     struct bt_rank *rank = NULL;
+    struct bt_device *device = NULL;
     struct bt_loop *loop = bt_loop_create(error);
     if (!loop) {
         return error->status;
@@ -189,6 +191,11 @@ static enum bt_status run(struct pf_options *options, struct bt_error *error)
         status = bt_team_create(&options->team, error, &team);
     }
     if (status == BT_OK) {
+        status = bt_device_open_named(options->device, options->kernels, options->group.rank, error,
+                                      &device);
+    }
+    if (status == BT_OK) {
+        options->group.device = device;
         options->group.max_rows = options->worker.chunked_prefill_size;
         status = bt_rank_join(&options->group, options->model, error, &rank);
     }
@@ -201,6 +208,7 @@ static enum bt_status run(struct pf_options *options, struct bt_error *error)
     bt_process_start_end();
     bt_rank_leave(rank);
     bt_model_destroy(model);
+    bt_device_close(device);
     bt_team_destroy(team);
     bt_loop_destroy(loop);
     return status;

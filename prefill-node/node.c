@@ -9,6 +9,8 @@
 #include "common/base/random.h"
 #include "common/messaging/registration.h"
 #include "common/messaging/security.h"
+#include "common/model/device_options.h"
+#include "common/model/forward_metrics.h"
 #include "kvtransfer/preflight.h"
 
 /* ---- calls of both kinds of ranks ---- */
@@ -18,6 +20,7 @@ void pf_node_answer_metrics(struct pf_node *node, struct bt_rpc_call *call)
     size_t size;
     pf_metrics_transfer(&node->metrics, node->source);
     pf_metrics_rails(&node->metrics, node->source);
+    bt_forward_metrics(node->model->device, NULL, node->metrics.registry, "role=\"prefill\"");
     if (node->options.rank) {
         bt_rank_metrics_update(node->options.rank);
     }
@@ -165,7 +168,8 @@ static uint32_t effective_model_len(const struct pf_worker_options *options,
     return (uint32_t)(pool_tokens < length ? pool_tokens : length);
 }
 
-static enum bt_status create_metrics(struct pf_node *node, struct bt_error *error)
+static enum bt_status create_metrics(struct pf_node *node, const struct bt_model *model,
+                                     struct bt_error *error)
 {
     const struct pf_worker_options *options = &node->options;
     enum bt_status status =
@@ -173,6 +177,7 @@ static enum bt_status create_metrics(struct pf_node *node, struct bt_error *erro
                         bt_dtype_name(options->kv_dtype), error);
     if (status == BT_OK && options->engine_labels) {
         pf_metrics_engine(&node->metrics, options->engine_labels);
+        bt_device_metrics(model->device, node->metrics.registry, "role=\"prefill\"");
     }
     if (status == BT_OK) {
         bt_loop_export_refused(node->loop, node->metrics.registry);
@@ -191,6 +196,7 @@ static enum bt_status create_source(struct pf_node *node, struct bt_error *error
         .bind_host = options->transport_host,
         .forbid_fallback = options->forbid_fallback,
         .device = options->transport_devices,
+        .pool_device = options->kv_staging ? NULL : node->model->device,
         .layout = node->layout,
         .pool_pages = options->kv_pages,
         .incarnation = node->incarnation,
@@ -198,7 +204,22 @@ static enum bt_status create_source(struct pf_node *node, struct bt_error *error
         .checksum = options->checksum,
         .max_pushes = options->max_queued,
     };
-    return kvt_source_create(&source, error, &node->source);
+    enum bt_status status = kvt_source_create(&source, error, &node->source);
+    if (status != BT_OK || !options->kv_staging || node->model->device->memory == BT_MEMORY_HOST) {
+        return status;
+    }
+    const struct kvt_staging_options staging = {
+        .device = node->model->device,
+        .layout = node->layout,
+        .pool_pages = options->kv_pages,
+        .host_pool = kvt_source_pool(node->source),
+    };
+    return kvt_staging_create(&staging, error, &node->staging);
+}
+
+void *pf_node_pool(const struct pf_node *node)
+{
+    return node->staging ? kvt_staging_pool(node->staging) : kvt_source_pool(node->source);
 }
 
 enum bt_status pf_node_init(struct pf_node *node, struct bt_loop *loop,
@@ -216,7 +237,7 @@ enum bt_status pf_node_init(struct pf_node *node, struct bt_loop *loop,
     bt_model_fingerprint(model, options->served_model_name, options->kv_dtype, &node->fingerprint);
     enum bt_status status = bt_process_self(error, &node->process);
     if (status == BT_OK) {
-        status = create_metrics(node, error);
+        status = create_metrics(node, model, error);
     }
     if (status == BT_OK) {
         status = create_source(node, error);
@@ -278,6 +299,7 @@ void pf_node_finish(struct pf_node *node)
 {
     pf_node_close(node);
     pf_peers_destroy(node->peers);
+    kvt_staging_destroy(node->staging);
     kvt_source_destroy(node->source);
     bt_loop_export_refused(node->loop, NULL);
     pf_metrics_finish(&node->metrics);

@@ -7,6 +7,7 @@
 
 #include "common/messaging/rpc.h"
 #include "common/model/rank.h"
+#include "kvtransfer/staging.h"
 #include "prefill-node/group.h"
 #include "prefill-node/metrics.h"
 #include "prefill-node/peer.h"
@@ -24,6 +25,7 @@ struct pf_node {
     struct bt_fingerprint fingerprint;
     struct pf_metrics metrics;
     struct kvt_source *source;
+    struct kvt_staging *staging; /* NULL: what is computed is where it is pushed from */
     struct pf_peers *peers;
     struct bt_rpc_server *server;
 
@@ -50,6 +52,8 @@ enum bt_status pf_node_meet(struct pf_node *node, char (*ret_endpoints)[PF_ENDPO
 void pf_node_close(struct pf_node *node);
 void pf_node_finish(struct pf_node *node); /* after close; zeroed is fine */
 
+/* [layer][page][token][dim], that the model computes in. */
+void *pf_node_pool(const struct pf_node *node);
 const char *pf_node_endpoint(const struct pf_node *node);
 void pf_node_write_ready_file(const struct pf_node *node);
 

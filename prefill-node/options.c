@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/base/option.h"
+#include "common/model/device_options.h"
 #include "prefill-node/budget.h"
 
 #define MAX_WORKER_ID 63
@@ -14,19 +15,19 @@ static const char usage[] = "baton-prefill --model DIR [options]\n"
                             "Computes prompts and passes their KV cache on to decode workers.";
 
 static const char *const kernels[] = {"auto", "ref", "avx2", "avx512", "avx512_bf16", "amx", NULL};
-static const char *const transports[] = {"auto", "shm", "tcp", "rdma", NULL};
+static const char *const transports[] = {"auto", "shm", "cuda_ipc", "rdma", "tcp", NULL};
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 
 static struct {
     const char *model, *router, *worker_id, *listen, *advertise_host, *transport_host,
         *served_model_name;
     const char *transport_devices;
-    const char *ready_file;
+    const char *ready_file, *device;
     int64_t chunked_prefill_size, max_num_seqs, kv_pages, max_queued, max_model_len;
     int64_t layerwise_threshold;
     int64_t threads;
     const char *cpus, *cache_dir;
-    int dtype, kv_cache_dtype, kernels, transport, log_level;
+    int dtype, kv_cache_dtype, kv_staging, kernels, transport, log_level;
     int64_t tensor_parallel_size;
     bool checksum, die_with_parent, forbid_fallback, expert_parallel, prefix_caching;
     struct bt_rank_values rank;
@@ -69,8 +70,10 @@ static const struct bt_option table[] = {
      .choices = bt_kv_dtype_names,
      .help = "auto is bf16 with bfloat16 arithmetic and f32 with float32; fewer bytes cost "
              "accuracy."},
+    BT_DEVICE_OPTION(values.device),
+    BT_KV_STAGING_OPTION(values.kv_staging),
     {"kernels", BT_OPTION_CHOICE, &values.kernels, "auto", .choices = kernels,
-     .help = "Backend; auto is the best this CPU has."},
+     .help = "Of a CPU; auto is the best this one has."},
     {"cpus", BT_OPTION_STRING, &values.cpus, NULL, .metavar = "LIST",
      .help = "Cpus of this worker, as 0-3,8: each computing thread is pinned to one of them; "
              "default: all, not pinned."},
@@ -88,7 +91,8 @@ static const struct bt_option table[] = {
     {"transport", BT_OPTION_CHOICE, &values.transport, "auto", .choices = transports,
      .help =
          "What carries the KV cache; auto is the best that both ends have, anything else is that "
-         "or an error."},
+         "or an error. KV of GPUs goes by cuda_ipc on one machine, by rdma elsewhere, and by shm "
+         "and tcp with --kv-staging host alone."},
     {"forbid-fallback", BT_OPTION_BOOL, &values.forbid_fallback, "false",
      .help =
          "With auto: a peer that the best transport of both ends does not reach is an error, not "
@@ -182,6 +186,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
     }
     *ret_options = (struct pf_options){
         .model = values.model,
+        .device = values.device,
         .kernels = kernels[values.kernels],
         .dtype = (enum bt_model_dtype)values.dtype,
         .kv_cache_dtype = bt_kv_dtype_names[values.kv_cache_dtype],
@@ -202,6 +207,7 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
                 .transport = transports[values.transport],
                 .transport_host = values.transport_host,
                 .forbid_fallback = values.forbid_fallback,
+                .kv_staging = values.kv_staging == 1,
                 .transport_devices = values.transport_devices,
                 .ready_file = values.ready_file,
                 .kv_pages = (uint32_t)values.kv_pages,

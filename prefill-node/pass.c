@@ -15,6 +15,7 @@ struct pf_pass {
     struct kvt_push *const *pushes;
     uint32_t count;
     bool timed; /* some chunk has times */
+    struct bt_error staging_error;
 };
 
 enum bt_status pf_pass_create(const struct pf_pass_options *options, struct bt_error *error,
@@ -30,7 +31,8 @@ enum bt_status pf_pass_create(const struct pf_pass_options *options, struct bt_e
         return bt_error_set(error, BT_ERR_NO_MEMORY, "prefill pass: no memory");
     }
     struct bt_forward_options forward = {.max_rows = options->max_rows,
-                                         .max_logits = options->max_chunks};
+                                         .max_logits = options->max_chunks,
+                                         .max_sequences = options->max_chunks};
     if (options->rank) {
         bt_rank_forward(options->rank, &forward);
     }
@@ -57,9 +59,26 @@ void pf_pass_destroy(struct pf_pass *pass)
     free(pass);
 }
 
+/* A layer of all chunks to the pool that is pushed from. False: the device failed. */
+static bool stage(struct pf_pass *pass, uint32_t layer)
+{
+    struct kvt_staging *staging = pass->options.staging;
+    if (!staging) {
+        return true;
+    }
+    for (uint32_t i = 0; i < pass->count; i++) {
+        const struct pf_plan_chunk *chunk = &pass->chunks[i];
+        kvt_staging_out(staging, layer, chunk->pages, chunk->start, chunk->start + chunk->rows);
+    }
+    return kvt_staging_wait(staging, &pass->staging_error) == BT_OK;
+}
+
 static void layer_done(void *context, uint32_t layer)
 {
-    const struct pf_pass *pass = context;
+    struct pf_pass *pass = context;
+    if (pass->staging_error.status != BT_OK || !stage(pass, layer)) {
+        return;
+    }
     int64_t now_ns = pass->timed ? bt_clock_now_ns() : 0;
     for (uint32_t i = 0; i < pass->count; i++) {
         if (pass->chunks[i].times) {
@@ -84,9 +103,30 @@ static void begin_times(struct pf_pass *pass)
     }
 }
 
+static enum bt_status failed(const struct pf_pass *pass, enum bt_status status,
+                             struct bt_error *error)
+{
+    const struct bt_group *group = pass->options.rank ? bt_rank_group(pass->options.rank) : NULL;
+    const char *why = group ? bt_group_error(group) : "";
+    why = *why ? why : bt_forward_error(pass->forward);
+    return bt_error_set(error, status, "%s", *why ? why : "ranks of different limits");
+}
+
+enum bt_status pf_pass_enter(struct pf_pass *pass, struct bt_error *error)
+{
+    bt_team_enter(pass->options.model->team);
+    return bt_device_enter(pass->options.model->device, error);
+}
+
+bool pf_pass_draws(const struct pf_pass *pass)
+{
+    return bt_forward_draws(pass->forward);
+}
+
 enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chunks,
-                           struct kvt_push *const *pushes, uint32_t count, struct bt_error *error,
-                           const float **ret_logits, int64_t *ret_computed_ns)
+                           struct kvt_push *const *pushes, uint32_t count,
+                           const struct pf_pass_draws *draws, struct bt_error *error,
+                           struct bt_forward_result *ret_result, int64_t *ret_computed_ns)
 {
     BT_ASSERT(count > 0 && count <= pass->options.max_chunks);
     struct bt_forward_batch batch = {
@@ -106,11 +146,21 @@ enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chu
                             chunk->is_last);
     }
     bt_prompt_batch_fill(&pass->batch, &batch);
+    if (draws) {
+        batch.draws = draws->draws;
+        batch.no_logits = draws->no_logits;
+    }
     begin_times(pass);
-    enum bt_status status = bt_forward_run(pass->forward, &batch, ret_logits);
+    enum bt_status status = bt_forward_begin(pass->forward, &batch);
+    if (status == BT_OK) {
+        status = bt_forward_finish(pass->forward, ret_result);
+    }
     if (status != BT_OK) {
-        const char *why = bt_group_error(bt_rank_group(pass->options.rank));
-        return bt_error_set(error, status, "%s", why[0] ? why : "ranks of different limits");
+        return failed(pass, status, error);
+    }
+    if (pass->staging_error.status != BT_OK) {
+        return bt_error_set(error, pass->staging_error.status, "staging: %s",
+                            pass->staging_error.text);
     }
     *ret_computed_ns = bt_clock_now_ns();
     for (uint32_t i = 0; i < count; i++) {

@@ -7,6 +7,7 @@
 
 #include "common/model/rank.h"
 #include "kvtransfer/source.h"
+#include "kvtransfer/staging.h"
 #include "prefill-node/plan.h"
 
 struct pf_pass_options {
@@ -14,6 +15,8 @@ struct pf_pass_options {
     struct bt_rank *rank;         /* NULL: alone */
     struct bt_kv_layout layout;
     void *kv_pool; /* [layer][page][token][dim] */
+    struct kvt_staging
+        *staging; /* that takes it to where it is pushed from; NULL: that is kv_pool */
     uint32_t pool_pages;
     uint32_t max_chunks, max_rows;
 };
@@ -25,14 +28,27 @@ enum bt_status pf_pass_create(const struct pf_pass_options *options, struct bt_e
                               struct pf_pass **ret_pass);
 void pf_pass_destroy(struct pf_pass *pass); /* NULL is fine */
 
+/* The calling thread runs it from now on. */
+enum bt_status pf_pass_enter(struct pf_pass *pass, struct bt_error *error);
+
+/* What a device draws of the chunks that are last; NULL: nothing, the logits are wanted. */
+struct pf_pass_draws {
+    const struct bt_draw *draws; /* [chunks that are last] */
+    bool no_logits;
+};
+
+/* Whether the device of the model draws. */
+bool pf_pass_draws(const struct pf_pass *pass);
+
 /*
  * `pushes` [count], each NULL or of that chunk's prompt: finished, when the prompt ends with the
- * chunk. *ret_logits [chunks that are last][vocab_size], valid until the next pass; NULL on ranks
- * other than 0. *ret_computed_ns: after the last layer. Alone it does not fail, in a group it fails
- * as the group does.
+ * chunk. A layer is given to the pushes when it is computed, while those after it are. *ret_result:
+ * of the chunks that are last, valid until the next pass; NULL on ranks other than 0.
+ * *ret_computed_ns: after the last layer. Fails as bt_forward_begin does.
  */
 enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chunks,
-                           struct kvt_push *const *pushes, uint32_t count, struct bt_error *error,
-                           const float **ret_logits, int64_t *ret_computed_ns);
+                           struct kvt_push *const *pushes, uint32_t count,
+                           const struct pf_pass_draws *draws, struct bt_error *error,
+                           struct bt_forward_result *ret_result, int64_t *ret_computed_ns);
 
 #endif

@@ -22,6 +22,7 @@ struct pf_worker_options {
     const char *served_model_name;          /* for messages and metrics */
     const char *transport, *transport_host; /* see kvt_transport_create */
     bool forbid_fallback;
+    bool kv_staging; /* through memory of the host, where the model's device has its own */
     const char *transport_devices; /* NULL: all that fit */
     const char *ready_file;        /* NULL: none */
     const char *engine_labels;     /* for metrics: what computes; NULL: not said */
