@@ -56,11 +56,11 @@ struct ctl_cluster {
     char model[PATH_MAX];
     struct ctl_router routers[CTL_MAX_ROUTERS]; /* all have the same workers */
     uint32_t router_count;
-    bool curve;                                /* RPC is secured; see ctl_keys_init */
-    char served_model_name[CTL_ENDPOINT_SIZE]; /* "": from the directory */
-    char dtype[CTL_NAME_SIZE];                 /* "": each worker's default */
-    char host[CTL_NAME_SIZE];                  /* of HTTP, as `up` was told; so the next three */
-    char local_prefill_mode[16];               /* "": the router's default */
+    bool curve;                                       /* RPC is secured; see ctl_keys_init */
+    char served_model_name[CTL_ENDPOINT_SIZE];        /* "": from the directory */
+    char dtype[CTL_NAME_SIZE], device[CTL_NAME_SIZE]; /* "": each worker's default */
+    char host[CTL_NAME_SIZE];    /* of HTTP, as `up` was told; so the next three */
+    char local_prefill_mode[16]; /* "": the router's default */
     char router_args[CTL_ARGS_SIZE];
     bool local_prefill; /* routers may have prompts computed by decode workers */
     struct ctl_workers workers[CTL_ROLES];
@@ -80,7 +80,7 @@ struct ctl_up_options {
     int64_t routers;               /* up to CTL_MAX_ROUTERS */
     int64_t prefill, decode;       /* workers */
     int64_t prefill_tp, decode_dp; /* ranks of each, a process each */
-    const char *dtype;             /* NULL: each worker's default */
+    const char *dtype, *device;    /* NULL: each worker's default */
     const char *prefill_cpus, *decode_cpus; /* NULL: see ctl_cores_divide */
     const char *local_prefill; /* NULL: the router's default, or always without prefill workers */
     const char *router_args, *prefill_args, *decode_args; /* split at spaces; NULL: none */

@@ -37,14 +37,14 @@ static json_t *cluster_json(const struct ctl_cluster *cluster)
     for (int role = 0; role < CTL_ROLES; role++)
         json_object_set_new(workers, ctl_role_name((enum ctl_role)role),
                             workers_json(&cluster->workers[role]));
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}",
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}",
                      "name", cluster->name, "host", cluster->host, "router_args",
                      cluster->router_args, "local_prefill_mode", cluster->local_prefill_mode,
                      "model", cluster->model, "served_model_name", cluster->served_model_name,
-                     "dtype", cluster->dtype, "http", cluster->routers[0].http, "rpc",
-                     cluster->routers[0].rpc, "curve", cluster->curve, "local_prefill",
-                     cluster->local_prefill, "workers", workers, "routers", routers, "processes",
-                     processes);
+                     "dtype", cluster->dtype, "device", cluster->device, "http",
+                     cluster->routers[0].http, "rpc", cluster->routers[0].rpc, "curve",
+                     cluster->curve, "local_prefill", cluster->local_prefill, "workers", workers,
+                     "routers", routers, "processes", processes);
 }
 
 static const struct ctl_cluster *remembered(const struct ctl_cluster *cluster)
@@ -125,15 +125,15 @@ static bool load_workers(json_t *json, struct ctl_workers *ret_workers)
 
 static bool load_cluster(json_t *root, struct ctl_cluster *cluster)
 {
-    const char *model, *served_model_name, *dtype, *host, *router_args, *mode;
+    const char *model, *served_model_name, *dtype, *device = "", *host, *router_args, *mode;
     json_t *routers, *processes, *workers, *value;
     int curve, local_prefill;
     size_t index;
-    if (json_unpack(root, "{s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:o, s:o, s:o}", "host", &host,
-                    "router_args", &router_args, "local_prefill_mode", &mode, "model", &model,
-                    "served_model_name", &served_model_name, "dtype", &dtype, "curve", &curve,
-                    "local_prefill", &local_prefill, "workers", &workers, "routers", &routers,
-                    "processes", &processes) != 0 ||
+    if (json_unpack(root, "{s:s, s:s, s:s, s:s, s:s, s:s, s?:s, s:b, s:b, s:o, s:o, s:o}", "host",
+                    &host, "router_args", &router_args, "local_prefill_mode", &mode, "model",
+                    &model, "served_model_name", &served_model_name, "dtype", &dtype, "device",
+                    &device, "curve", &curve, "local_prefill", &local_prefill, "workers", &workers,
+                    "routers", &routers, "processes", &processes) != 0 ||
         json_array_size(routers) > CTL_MAX_ROUTERS ||
         json_array_size(processes) > CTL_MAX_PROCESSES)
         return false;
@@ -144,6 +144,7 @@ static bool load_cluster(json_t *root, struct ctl_cluster *cluster)
     snprintf(cluster->router_args, sizeof(cluster->router_args), "%s", router_args);
     snprintf(cluster->local_prefill_mode, sizeof(cluster->local_prefill_mode), "%s", mode);
     snprintf(cluster->dtype, sizeof(cluster->dtype), "%s", dtype);
+    snprintf(cluster->device, sizeof(cluster->device), "%s", device);
     cluster->curve = curve;
     cluster->local_prefill = local_prefill;
     cluster->router_count = cluster->process_count = 0;

@@ -330,6 +330,8 @@ static enum bt_status start_rank(struct ctl_cluster *cluster, const struct newco
             &command, (const char *[]){"--served-model-name", cluster->served_model_name, NULL});
     if (cluster->dtype[0])
         ctl_command_add_all(&command, (const char *[]){"--dtype", cluster->dtype, NULL});
+    if (cluster->device[0])
+        ctl_command_add_all(&command, (const char *[]){"--device", cluster->device, NULL});
     enum bt_status status = add_cpus(&command, workers, newcomer->part, rank, error);
     if (status == BT_OK)
         status = add_group(&command, cluster, newcomer->role, newcomer->name, rank, error);
@@ -503,6 +505,7 @@ static enum bt_status adopt(struct ctl_cluster *cluster, const struct ctl_up_opt
                 copy(cluster->served_model_name, sizeof(cluster->served_model_name),
                      options->served_model_name) &&
                 copy(cluster->dtype, sizeof(cluster->dtype), options->dtype) &&
+                copy(cluster->device, sizeof(cluster->device), options->device) &&
                 copy(cluster->host, sizeof(cluster->host), options->host) &&
                 copy(cluster->router_args, sizeof(cluster->router_args), options->router_args) &&
                 copy(cluster->local_prefill_mode, sizeof(cluster->local_prefill_mode),

@@ -68,6 +68,11 @@ int ctl_verb_up(int argc, char **argv)
          false},
         {"dtype", BT_OPTION_STRING, &up.dtype, NULL, 0, 0, NULL, "NAME",
          "arithmetic of all workers: auto, float32, bfloat16", false},
+        {"device", BT_OPTION_STRING, &up.device, NULL, 0, 0, NULL, "DEVICE",
+         "where all workers run their model: auto, cpu, cuda, cuda:N; with cuda each rank of a "
+         "worker has a GPU, and workers share them unless --prefill-args and --decode-args name "
+         "others",
+         false},
         {"prefill-cpus", BT_OPTION_STRING, &up.prefill_cpus, NULL, 0, 0, NULL, "LIST",
          "cpus that prefill workers share out, as 0-3,8; default: with --decode-cpus not given "
          "either, cores of its own for each worker where there are enough",
