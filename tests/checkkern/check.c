@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "common/kernels/weight.h"
+#include "tests/checkkern/device.h"
 
 #define CANARY_BYTES 128
 #define BUFFER_ALIGN 64
@@ -28,6 +29,7 @@ void check_begin(struct check *check, const char *format, ...)
 
 void check_end(struct check *check)
 {
+    check_device_end();
     for (unsigned i = 0; i < check->buffer_count; i++) {
         unsigned char *base = check->buffers[i];
         for (size_t j = 0; j < CANARY_BYTES; j++) {
@@ -275,17 +277,47 @@ double check_nearest_bf16(double value)
     return fabs(nearest) < 0x1p128 ? nearest : copysign(INFINITY, value);
 }
 
+static bool f8_inputs;
+
+void check_set_f8_inputs(bool is)
+{
+    f8_inputs = is;
+}
+
+bool check_f8_inputs(enum bt_dtype dtype)
+{
+    return f8_inputs && dtype == BT_F8_E4M3;
+}
+
 double check_tile_at(const struct bt_matrix *rows, size_t row, size_t col)
 {
     double scale, value = stored_at(rows, row, col, &scale);
-    if (rows->dtype == BT_I8 || rows->dtype == BT_I4)
+    if (rows->dtype == BT_I8 || rows->dtype == BT_I4 || check_f8_inputs(rows->dtype))
         return value * scale;
     return check_nearest_bf16((float)(value * scale));
+}
+
+/* Of each 128: e4m3(x / scale) * scale, the quotients f32. */
+static void f8_input(const float *x, size_t cols, double *out)
+{
+    for (size_t at = 0; at < cols; at += 128) {
+        size_t count = cols - at < 128 ? cols - at : 128;
+        float max = 0;
+        for (size_t i = at; i < at + count; i++)
+            max = fmaxf(max, fabsf(x[i]));
+        float scale = max > 0 ? fmaxf(max / 448, FLT_MIN) : 1;
+        for (size_t i = at; i < at + count; i++)
+            out[i] = (double)bt_f8_e4m3_to_f32(bt_f32_to_f8_e4m3(x[i] / scale)) * (double)scale;
+    }
 }
 
 void check_tile_input(const float *x, size_t cols, enum bt_dtype dtype, double *out)
 {
     double max = 0;
+    if (check_f8_inputs(dtype)) {
+        f8_input(x, cols, out);
+        return;
+    }
     bool finite = true;
     for (size_t i = 0; i < cols; i++) {
         finite = finite && isfinite(x[i]);

@@ -26,11 +26,18 @@ struct check {
     char shape[256];
     unsigned shapes, failures;
     bool is_emulated;     /* some thousand times slower: leave large shapes out */
+    bool only_tiles;      /* weights in ROWS are another table's business */
     struct bt_team *team; /* of two threads, for `check_stream_team`; results must not change */
     void *buffers[CHECK_MAX_BUFFERS]; /* of this shape */
     size_t buffer_bytes[CHECK_MAX_BUFFERS];
     unsigned buffer_count;
 };
+
+/* A GPU's code on an emulated grid, to which each call is dear. */
+static inline bool check_on_grid(const struct check *check)
+{
+    return check->is_emulated && !check->only_tiles;
+}
 
 enum check_kind { CHECK_NORMAL, CHECK_LARGE, CHECK_TINY, CHECK_DENORMAL, CHECK_ZERO, CHECK_KINDS };
 
@@ -80,8 +87,13 @@ struct bt_matrix check_packed(struct check *check, const struct bt_matrix *rows,
  * exact for I8 and I4, the scale of the row in it.
  * check_tile_input: one row of activations for weights of `dtype`: rounded to bf16; or for I8 and
  * I4 to n * step, step = max |x| / 127, at least FLT_MIN, and n = x / step as an integer, both
- * quotients f32 and ties to even; then NaN if an x is NaN or infinite.
+ * quotients f32 and ties to even; then NaN if an x is NaN or infinite. With check_f8_inputs: of
+ * each 128 to e4m3(x / scale) * scale, scale = max |x| / 448.
  */
+/* Whether rows for weights of this dtype are quantised to e4m3 (bt_kernels.f8_inputs) by the table
+ * under test: the weights then are exact, too, and ref's arithmetic is another one. */
+void check_set_f8_inputs(bool is);
+bool check_f8_inputs(enum bt_dtype dtype);
 /* With eight significant bits, ties to even; exponents of f32. */
 double check_nearest_bf16(double value);
 double check_tile_at(const struct bt_matrix *rows, size_t row, size_t col);
@@ -122,6 +134,7 @@ void check_mla_finite(struct check *check);
 void check_mlp(struct check *check);
 void check_moe_route(struct check *check);
 void check_moe_experts(struct check *check);
+void check_stage(struct check *check); /* of a device */
 
 /* Times the operations against what this machine can do; prints `figure` lines. */
 void check_bench(const struct bt_kernels *kernels);

@@ -1,5 +1,6 @@
 #include "tests/checkkern/ffn.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -63,6 +64,29 @@ static double product(const struct ffn_matrix *m, size_t row, const double *in,
     return sum * scale;
 }
 
+static double nearest_f8(double value, double scale)
+{
+    return (double)bt_f8_e4m3_to_f32(bt_f32_to_f8_e4m3((float)(value / scale))) * scale;
+}
+
+/* The scale of each 128 has the error of its largest; so near to the middle of two, either. */
+static void quantise_f8(double *inner, double *error, size_t count)
+{
+    double max = 0, max_error = 0;
+    for (size_t i = 0; i < count; i++) {
+        max = fmax(max, fabs(inner[i]));
+        max_error = fmax(max_error, error[i]);
+    }
+    double scale = max > 0 ? fmax(max / 448, FLT_MIN) : 1;
+    double relative = max > 0 ? max_error / max + 3 * CHECK_EPS : 0;
+    for (size_t i = 0; i < count; i++) {
+        double slack = error[i] + fabs(inner[i]) * relative, value = nearest_f8(inner[i], scale);
+        error[i] = nearest_f8(inner[i] + slack, scale) - nearest_f8(inner[i] - slack, scale) +
+                   fabs(value) * relative;
+        inner[i] = value;
+    }
+}
+
 /* An inner row with errors, as the product with down takes it: nearest or either neighbour. */
 static void round_inner(const struct ffn_weights *w, double *inner, double *error)
 {
@@ -70,6 +94,11 @@ static void round_inner(const struct ffn_weights *w, double *inner, double *erro
     double max = 0, max_error = 0;
     if (!w->tiles)
         return;
+    if (check_f8_inputs(w->down.dtype)) {
+        for (size_t at = 0; at < count; at += 128)
+            quantise_f8(inner + at, error + at, count - at < 128 ? count - at : 128);
+        return;
+    }
     for (size_t i = 0; i < count; i++) {
         max = fmax(max, fabs(inner[i]));
         max_error = fmax(max_error, error[i]);

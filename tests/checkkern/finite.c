@@ -224,9 +224,13 @@ void check_mla_finite(struct check *check)
         check_write(check, pools[i % 3], (enum place)(i / 3 % PLACES), i / 3 / PLACES);
     for (unsigned i = 0; i < 3 * 2 * 2 * 2; i++) {
         enum bt_layout weights = i / 6 % 2 ? BT_LAYOUT_TILES : BT_LAYOUT_ROWS;
-        if (check->is_emulated && weights == BT_LAYOUT_ROWS)
-            continue; /* another table's */
-        for (uint32_t spoilt = 1; spoilt < 28; spoilt += slow ? 25 : 12)
+        if (check->only_tiles && weights == BT_LAYOUT_ROWS)
+            continue;
+        if (check_on_grid(check) && (i + i / 6 + i / 12) % 2 != 0)
+            continue;
+        uint32_t first = check_on_grid(check) && i % 2 ? 26 : 1;
+        uint32_t step = check_on_grid(check) ? 28 : slow ? 25 : 12;
+        for (uint32_t spoilt = first; spoilt < 28; spoilt += step)
             check_attention(check, i / 12, shapes[i / 3 % 2], weights, pools[i % 3], spoilt);
     }
 }

@@ -3,8 +3,10 @@
  *
  * Checks every operation of a table of kernels against ref (ref itself against formulas written
  * apart from it), and that the bits of a row depend on that row alone. amx is checked on any CPU
- * with AVX512_BF16, its instructions emulated where need be, and then not timed. Exit 0: all
- * passed, 1: a failure, 77: nothing that could be tested but ref, and ref was not asked for.
+ * with AVX512_BF16, its instructions emulated where need be, and then not timed. cuda is checked on
+ * the GPU that bt_device_open finds (BATON_CUDA_MODULE may name another module, an emulated one).
+ * Exit 0: all passed, 1: a failure, 77: nothing that could be tested but ref, and ref was not asked
+ * for.
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -12,6 +14,7 @@
 #include <string.h>
 
 #include "tests/checkkern/check.h"
+#include "tests/checkkern/device.h"
 #ifdef BT_HAVE_X86_KERNELS
 #include "common/kernels/x86/x86.h"
 #include "tests/checkkern/amx_emulator.h"
@@ -43,10 +46,26 @@ static const struct {
     {"mlp", check_mlp},
     {"moe_route", check_moe_route},
     {"moe_experts", check_moe_experts},
+    {"stage", check_stage},
 };
 #define OP_COUNT (sizeof(ops) / sizeof(ops[0]))
 
-static const char *const variants[] = {"ref", "avx2", "avx512", "avx512_bf16", "amx"};
+static const char *const variants[] = {"ref", "avx2", "avx512", "avx512_bf16", "amx", "cuda"};
+
+/* Of the layout of tiles that CPUs have. */
+static bool is_for_cpus(const char *op)
+{
+    static const char *const names[] = {"pack", "expand", "gemm"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        if (strcmp(op, names[i]) == 0)
+            return true;
+    return false;
+}
+
+static bool is_left_out(const char *op)
+{
+    return check_device() ? is_for_cpus(op) : strcmp(op, "stage") == 0;
+}
 
 static const struct bt_kernels *find(const char *name)
 {
@@ -100,9 +119,15 @@ static unsigned run_variant(const struct bt_kernels *kernels, bool is_emulated, 
                           .twin = twin_of(kernels->name),
                           .team = two_threads(),
                           .is_emulated = is_emulated,
+                          .only_tiles = is_emulated && !check_device(),
                           .seed = seed};
+    if (check_device()) {
+        check.oracle = check_device_oracle(check.oracle);
+        check_device_begin(&check);
+    }
+    check_set_f8_inputs(kernels->f8_inputs);
     for (size_t i = 0; i < OP_COUNT; i++) {
-        if (op && strcmp(op, ops[i].name) != 0)
+        if ((op && strcmp(op, ops[i].name) != 0) || is_left_out(ops[i].name))
             continue;
         check.op = ops[i].name;
         check.shapes = check.failures = 0;
@@ -113,10 +138,23 @@ static unsigned run_variant(const struct bt_kernels *kernels, bool is_emulated, 
     }
     bt_team_destroy(check.team);
 #ifdef BT_HAVE_X86_KERNELS
-    if (is_emulated)
+    if (is_emulated && !check_device())
         printf("amx: %llu instructions emulated\n", (unsigned long long)amx_emulator_count());
 #endif
     return failures;
+}
+
+/* False: there is no GPU. One that is emulated says so in its name. */
+static bool run_device(const char *name, const char *op, uint64_t seed, unsigned *failures)
+{
+    struct bt_device_info info;
+    if (!check_device_open(name))
+        return false;
+    bt_device_info(check_device(), &info);
+    *failures += run_variant(check_device_kernels(), strncmp(info.description, "Emulated", 8) == 0,
+                             op, seed);
+    check_device_close();
+    return true;
 }
 
 static bool known(const char *name, bool is_op)
@@ -170,6 +208,10 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++) {
         if (wanted && strcmp(wanted, variants[i]) != 0)
             continue;
+        if (strcmp(variants[i], "cuda") == 0) {
+            tested += run_device(variants[i], op, seed, &failures);
+            continue;
+        }
         const struct bt_kernels *kernels = emulated(variants[i]);
         bool is_emulated = kernels != NULL;
         if (!kernels && !(kernels = find(variants[i])))

@@ -192,7 +192,7 @@ void check_mlp(struct check *check)
             struct mlp_case c = {
                 rows[i],        33 + i, 70, 20 - i, (enum bt_dtype)dtype, (enum bt_dtype)dtype,
                 BT_LAYOUT_ROWS, 1};
-            if (!check->is_emulated)
+            if (!check->only_tiles && !(check->is_emulated && rows[i] > 17))
                 check_mlp_case(check, c);
         }
     }

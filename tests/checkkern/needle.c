@@ -368,15 +368,19 @@ void check_mla_needle(struct check *check)
         enum form form = i % FORMS;
         enum bt_layout weights = i / FORMS % 2 ? BT_LAYOUT_TILES : BT_LAYOUT_ROWS;
         enum bt_dtype pool = pools[i / FORMS / 2];
-        if (check->is_emulated && weights == BT_LAYOUT_ROWS)
-            continue;           /* another table's */
-        if (check->is_emulated) /* most columns for an instruction */
+        bool tiles = weights == BT_LAYOUT_TILES, grid = check_on_grid(check);
+        if ((check->only_tiles && !tiles) || (grid && !tiles && pool != BT_F32))
+            continue;
+        if (check->is_emulated && tiles &&
+            (!grid || pool == BT_BF16)) /* most columns for an instruction */
             check_needles(check, form, &eight, many, weights, pool, BT_PAGE_TOKENS);
-        else
+        else if (!grid)
             check_needles(check, form, &last, few, weights, pool, BT_PAGE_TOKENS);
-        check_needles(check, form, &edges, few, weights, pool, 0);
+        if (!grid || i / FORMS % 4 == 1)
+            check_needles(check, form, &edges, few, weights, pool, 0);
         check_shares(check, form, &last, 3, weights, pool);
-        check_shares(check, form, &edges, 1, weights, pool);
+        if (!grid || i / FORMS % 4 == 3)
+            check_shares(check, form, &edges, 1, weights, pool);
         if (!slow)
             check_fast(check, form, weights, pool);
     }

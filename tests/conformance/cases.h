@@ -11,6 +11,7 @@ void case_lease(void);
 void case_huge(void);
 void case_garbage_remote(void);
 void case_wrong_base(void);
+void case_a_key_that_says_too_much(void);
 void case_bad_pushes_are_refused(void);
 void case_links_are_shared(void);
 void case_target_dies_and_comes_back(void);

@@ -393,6 +393,7 @@ void case_source_dies_at_each_state(void)
 {
     struct kvt_target_options options = {
         .transport = transport, .layout = small_layout, .pool_pages = POOL_PAGES, .max_jobs = 4};
+    options.pool_device = target_device();
     struct actor actors[STAGES];
     struct kvt_target *target;
 

@@ -104,6 +104,52 @@ void case_wrong_base(void)
     rig_finish(&rig);
 }
 
+/* The key of one transport, as long as it was, but for a range four times as large. */
+static void stretch_key(const void *key, size_t size, void **ret_key, size_t *ret_size)
+{
+    enum kvt_blob_kind kind =
+        strcmp(transport, "shm") == 0 ? KVT_BLOB_SHM_KEY : KVT_BLOB_CUDA_IPC_KEY;
+    struct kvt_choice_part part;
+    struct kvt_key_range range;
+    const void *rest;
+    size_t rest_size;
+    uint32_t count;
+    void *inner;
+
+    CHECK(kvt_choice_unpack(KVT_BLOB_CHOICE_KEY, key, size, NULL, &part, &count) == BT_OK);
+    CHECK(count == 1 && strcmp(part.name, transport) == 0);
+    CHECK(kvt_key_unpack(kind, part.bytes, part.size, NULL, &range, &rest, &rest_size) == BT_OK);
+    range.bytes *= 4;
+    CHECK(kvt_key_pack(kind, &range, rest, rest_size, NULL, &inner, &part.size) == BT_OK);
+    part.bytes = inner;
+    CHECK(kvt_choice_pack(KVT_BLOB_CHOICE_KEY, &part, 1, NULL, ret_key, ret_size) == BT_OK);
+    free(inner);
+}
+
+/* Who maps memory finds out that there is less of it than the key says, before anything is written
+ * past its end. */
+void case_a_key_that_says_too_much(void)
+{
+    struct rig rig = {0};
+    struct kvt_link *link;
+    struct kvt_remote remote;
+    void *key;
+
+    rig_init(&rig);
+    target_host_remote(rig.host, &remote);
+    remote.incarnation = 2;
+    stretch_key(remote.key, remote.key_size, &key, &remote.key_size);
+    remote.key = key;
+    CHECK(kvt_source_connect(rig.source, &remote, NULL, &link) == BT_OK);
+    wait_link(link, KVT_LINK_FAILED);
+    CHECK(strstr(kvt_link_error(link), "smaller than its key says") != NULL);
+    kvt_link_release(link);
+    free(key);
+    draw_transfer(&rig, 100, &transfers[0]);
+    push_once(&rig, &transfers[0], true);
+    rig_finish(&rig);
+}
+
 void case_bad_pushes_are_refused(void)
 {
     struct rig rig = {0};
@@ -272,8 +318,11 @@ void case_source_dies(void)
 {
     const struct bt_kv_layout layout = {
         .layer_count = 5, .kv_lora_rank = 48, .qk_rope_head_dim = 16, .dtype = BT_BF16};
-    struct kvt_target_options options = {
-        .transport = transport, .layout = layout, .pool_pages = 100, .max_jobs = 4};
+    struct kvt_target_options options = {.transport = transport,
+                                         .pool_device = target_device(),
+                                         .layout = layout,
+                                         .pool_pages = 100,
+                                         .max_jobs = 4};
     size_t pool_bytes = bt_kv_pool_bytes(&layout, 100), sizes[2];
     struct kvt_remote remote = {.incarnation = TARGET_INCARNATION, .pool_pages = 100};
     unsigned char *before = malloc(pool_bytes);
@@ -325,6 +374,7 @@ void case_pool_beyond_memory(void)
 {
     struct kvt_target_options options = {
         .transport = transport,
+        .pool_device = target_device(),
         .layout = {.layer_count = 61, .kv_lora_rank = 512, .qk_rope_head_dim = 64, .dtype = BT_F32},
         .pool_pages = UINT32_MAX,
         .max_jobs = 1};
@@ -365,6 +415,7 @@ void case_target_jobs_are_bounded(void)
 {
     struct kvt_target_options options = {
         .transport = transport,
+        .pool_device = target_device(),
         .layout = {.layer_count = 1, .kv_lora_rank = 4, .qk_rope_head_dim = 4, .dtype = BT_F32},
         .pool_pages = 2,
         .max_jobs = 3};
@@ -630,7 +681,8 @@ void case_a_cut_is_of_one_link(void)
     draw_transfer(&rig, 700, &transfers[0]);
     push_once(&rig, &transfers[0], true);
     CHECK(kvt_link_state(rig.link) == KVT_LINK_READY);
-    if (strcmp(kvt_link_transport(rig.link), "shm") != 0) { /* whose writes are over at once */
+    if (strcmp(kvt_link_transport(rig.link), "shm") != 0 &&
+        strcmp(kvt_link_transport(rig.link), "cuda_ipc") != 0) { /* whose writes are over at once */
         target_host_cut(rig.host, &(struct kvt_cut){.incarnation = SOURCE_INCARNATION,
                                                     .link = other_line.link,
                                                     .lines = 1});

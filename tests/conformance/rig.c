@@ -5,13 +5,20 @@
 
 #include "common/base/random.h"
 #include "kvtransfer/checksum.h"
+#include "tests/conformance/pool_device.h"
 
 const char *transport;
+bool source_on_device, target_on_device;
 uint64_t seed = 4242;
 
 bool is_sim(void)
 {
     return strcmp(transport, "sim") == 0;
+}
+
+struct bt_device *target_device(void)
+{
+    return target_on_device ? pool_device() : NULL;
 }
 
 uint32_t draw(struct rig *rig, uint32_t bound)
@@ -32,6 +39,7 @@ void start_target(struct rig *rig, uint64_t incarnation)
 {
     struct kvt_target_options options = {.transport = transport,
                                          .given = sim_transport(rig),
+                                         .pool_device = target_device(),
                                          .layout = rig->layout,
                                          .pool_pages = rig->target_pages,
                                          .max_jobs = 4};
@@ -81,6 +89,7 @@ void start_source(struct rig *rig, uint64_t incarnation)
 {
     struct kvt_source_options options = {.transport = transport,
                                          .given = sim_transport(rig),
+                                         .pool_device = source_on_device ? pool_device() : NULL,
                                          .layout = rig->layout,
                                          .pool_pages = rig->source_pages,
                                          .incarnation = incarnation,
@@ -116,6 +125,7 @@ void rig_finish(struct rig *rig)
     kvt_source_destroy(rig->source);
     target_host_stop(rig->host);
     kvt_sim_destroy(rig->sim);
+    CHECK(pool_device_blocks() == 0);
 }
 
 /* `count` distinct pages of a pool, neighbours often. */

@@ -11,7 +11,8 @@
 #define TARGET_INCARNATION 0x7070
 #define MAX_PUSHES         24
 
-extern const char *transport; /* under test */
+extern const char *transport;                   /* under test */
+extern bool source_on_device, target_on_device; /* whose pool is a GPU's, as it is told */
 extern uint64_t seed;
 
 struct rig {
@@ -34,6 +35,7 @@ struct transfer {
 extern struct transfer transfers[MAX_PUSHES]; /* too large for a stack */
 
 bool is_sim(void);
+struct bt_device *target_device(void); /* NULL: the host */
 uint32_t draw(struct rig *rig, uint32_t bound);
 struct kvt_transport *sim_transport(struct rig *rig);
 void start_target(struct rig *rig, uint64_t incarnation);

@@ -1,7 +1,8 @@
 /*
- * What every transport must do, run as `test_transfer sim|shm|tcp|rdma`. Each case is a process of
- * its own, forked before UCX is touched; with UCX the target is yet another one. Both end with
- * their parent, and with an alarm.
+ * What every transport must do, run as `test_transfer sim|shm|cuda_ipc|tcp|rdma`; `sim-device`,
+ * `sim-device-source` and `sim-device-target` are sim with pools of a device. Each case is a
+ * process of its own, forked before UCX is touched; with UCX the target is yet another one. Both
+ * end with their parent, and with an alarm.
  */
 #include <setjmp.h>
 #include <signal.h>
@@ -47,7 +48,8 @@ static const char *missing; /* why this transport can't be tested here */
 
 static void probe_in_child(int fd)
 {
-    const struct kvt_transport_options options = {.name = transport};
+    const struct kvt_transport_options options = {.name = transport,
+                                                  .pool_device = target_device()};
     struct kvt_transport *created;
     struct bt_error error = {0};
 
@@ -82,7 +84,15 @@ static bool is_available(void)
 static const struct {
     const char *name;
     void (*body)(void);
-    enum { EVERYWHERE, SIM_ONLY, PROCESSES_ONLY, TCP_ONLY } where;
+    enum {
+        EVERYWHERE,
+        SIM_ONLY,
+        EARLY_SUMS,
+        EARLY_PROCESSES,
+        MAPPED,
+        PROCESSES_ONLY,
+        TCP_ONLY
+    } where;
 } cases[] = {
     {"layerwise and whole", case_layerwise_and_whole, EVERYWHERE},
     {"neighbours are one write", case_neighbours_are_one_write, EVERYWHERE},
@@ -93,6 +103,7 @@ static const struct {
     {"huge", case_huge, EVERYWHERE},
     {"garbage remote", case_garbage_remote, EVERYWHERE},
     {"wrong base", case_wrong_base, EVERYWHERE},
+    {"a key that says too much", case_a_key_that_says_too_much, MAPPED},
     {"bad pushes are refused", case_bad_pushes_are_refused, EVERYWHERE},
     {"links are shared", case_links_are_shared, EVERYWHERE},
     {"target jobs are bounded", case_target_jobs_are_bounded, EVERYWHERE},
@@ -101,7 +112,7 @@ static const struct {
     {"target dies at each state", case_target_dies_at_each_state, PROCESSES_ONLY},
     {"fallback", case_fallback, SIM_ONLY},
     {"nothing in common", case_nothing_in_common, SIM_ONLY},
-    {"early sums", case_early_sums, PROCESSES_ONLY},
+    {"early sums", case_early_sums, EARLY_PROCESSES},
     {"shares", case_shares, EVERYWHERE},
     {"ports that listen", case_ports_that_listen, PROCESSES_ONLY},
     {"target dies and comes back", case_target_dies_and_comes_back, PROCESSES_ONLY},
@@ -114,7 +125,7 @@ static const struct {
     {"cancel waits for flush", case_cancel_waits_for_flush, SIM_ONLY},
     {"a cut is of one link", case_a_cut_is_of_one_link, EVERYWHERE},
     {"flushed and gone", case_flushed_and_gone, TCP_ONLY},
-    {"a false record", case_a_false_record, SIM_ONLY},
+    {"a false record", case_a_false_record, EARLY_SUMS},
     {"flushed and gone with cuts", case_flushed_and_gone_with_cuts, SIM_ONLY},
 };
 
@@ -123,6 +134,12 @@ static bool applies(size_t i)
     switch (cases[i].where) {
     case SIM_ONLY:
         return is_sim();
+    case EARLY_SUMS:
+        return is_sim() && !target_on_device;
+    case EARLY_PROCESSES:
+        return !is_sim() && !target_on_device;
+    case MAPPED:
+        return strcmp(transport, "shm") == 0 || strcmp(transport, "cuda_ipc") == 0;
     case PROCESSES_ONLY:
         return !is_sim();
     case TCP_ONLY:
@@ -146,6 +163,13 @@ int main(int argc, char **argv)
 
     CHECK(argc >= 2);
     transport = argv[1];
+    if (strncmp(transport, "sim-device", strlen("sim-device")) == 0) {
+        source_on_device = strcmp(transport, "sim-device-target") != 0;
+        target_on_device = strcmp(transport, "sim-device-source") != 0;
+        transport = "sim";
+    }
+    if (strcmp(transport, "cuda_ipc") == 0)
+        source_on_device = target_on_device = true;
     if (!is_available()) {
         printf("skipped: %s\n", missing);
         return 77;

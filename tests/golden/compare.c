@@ -158,15 +158,16 @@ static void check_pages(const struct engine *engine, const struct text *text,
     if (!c_kv)
         return;
     uint32_t latent = layout->kv_lora_rank, rope = layout->qk_rope_head_dim;
+    float *entry = calloc(latent + rope, sizeof(*entry));
     for (uint32_t i = 0; i < layout->layer_count * golden->token_count; i++) {
         uint32_t layer = i / golden->token_count, token = i % golden->token_count;
-        const float *entry = (const float *)((const char *)engine->pool +
-                                             bt_kv_offset(layout, engine->pool_pages, layer,
-                                                          text->pages[token / BT_PAGE_TOKENS],
-                                                          token % BT_PAGE_TOKENS));
+        size_t offset = bt_kv_offset(layout, engine->pool_pages, layer,
+                                     text->pages[token / BT_PAGE_TOKENS], token % BT_PAGE_TOKENS);
+        engine_read_pool(engine, offset, (latent + rope) * sizeof(*entry), entry);
         assert_state(golden, "c_kv", entry, c_kv + (size_t)i * latent, latent);
         assert_state(golden, "k_pe", entry + latent, k_pe + (size_t)i * rope, rope);
     }
+    free(entry);
 }
 
 void compare_states(struct engine *engine, const struct golden *golden)

@@ -10,40 +10,116 @@
 
 #include "common/base/random.h"
 
-struct engine *engine_open(const char *dir, const struct engine_options *options)
+bool engine_is_gpu(const char *kernels)
 {
-    struct bt_error error = {0};
-    struct engine *engine = calloc(1, sizeof(*engine));
-    const struct bt_team_options team = {.threads = options->threads};
-    if (options->threads && bt_team_create(&team, &error, &engine->team) != BT_OK)
-        fail_msg("%s", error.text);
+    return !strncmp(kernels, "cuda", 4);
+}
+
+static enum bt_status open_device(const char *kernels, struct bt_error *error,
+                                  struct bt_device **ret_device)
+{
+    bool is_gpu = engine_is_gpu(kernels);
+    return bt_device_open(is_gpu ? kernels : "cpu", is_gpu ? NULL : kernels, error, ret_device);
+}
+
+bool engine_can_open(const char *kernels, struct bt_error *error)
+{
+    struct bt_device *device;
+    if (open_device(kernels, error, &device) != BT_OK)
+        return false;
+    bt_device_close(device);
+    return true;
+}
+
+bool engine_is_emulated(const char *kernels)
+{
+    struct bt_device *device;
+    struct bt_device_info info;
+    struct bt_error error;
+    if (open_device(kernels, &error, &device) != BT_OK)
+        return false;
+    bt_device_info(device, &info);
+    bt_device_close(device);
+    return !strncmp(info.description, "Emulated", 8);
+}
+
+/* All bits set: NaN, so that a read of what was not written shows. */
+static enum bt_status make_pool(struct engine *engine, struct bt_error *error)
+{
+    size_t bytes = bt_kv_pool_bytes(&engine->layout, engine->pool_pages);
+    void *ones = NULL;
+    enum bt_status status = bt_device_alloc(engine->device, bytes, error, &engine->pool);
+    if (status == BT_OK)
+        status = bt_device_alloc_host(engine->device, bytes, error, &ones);
+    if (status != BT_OK)
+        return status;
+    memset(ones, 0xff, bytes);
+    bt_device_copy(engine->device, engine->copies, engine->pool, ones, bytes);
+    status = bt_device_synchronize(engine->device, engine->copies, error);
+    bt_device_free_host(engine->device, ones);
+    return status;
+}
+
+static enum bt_status load(struct engine *engine, const char *dir,
+                           const struct engine_options *options, struct bt_error *error)
+{
     const struct bt_model_options model = {.dir = dir,
-                                           .kernels = options->kernels,
+                                           .device = engine->device,
                                            .dtype = options->dtype,
                                            .max_tokens = options->pool_pages * BT_PAGE_TOKENS,
                                            .team = engine->team};
     const struct bt_forward_options forward = {.max_rows = options->max_rows,
                                                .max_logits = options->max_rows};
-    if (bt_model_load(&model, &error, &engine->model) != BT_OK ||
-        bt_forward_create(engine->model, &forward, &error, &engine->forward) != BT_OK)
+    enum bt_status status = bt_model_load(&model, error, &engine->model);
+    if (status == BT_OK)
+        status = bt_forward_create(engine->model, &forward, error, &engine->forward);
+    return status;
+}
+
+struct engine *engine_open(const char *dir, const struct engine_options *options)
+{
+    struct bt_error error = {0};
+    struct engine *engine = calloc(1, sizeof(*engine));
+    const struct bt_team_options team = {.threads = options->threads};
+    const struct bt_stream_limits nothing = {.max_rows = 1, .max_cols = 1};
+    if (options->threads && bt_team_create(&team, &error, &engine->team) != BT_OK)
         fail_msg("%s", error.text);
-    uint32_t pool_pages = engine->pool_pages = options->pool_pages;
+    if (open_device(options->kernels, &error, &engine->device) != BT_OK ||
+        bt_device_enter(engine->device, &error) != BT_OK ||
+        load(engine, dir, options, &error) != BT_OK ||
+        bt_device_stream_create(engine->device, &nothing, NULL, &error, &engine->copies) != BT_OK)
+        fail_msg("%s", error.text);
+    engine->pool_pages = options->pool_pages;
     engine->layout = bt_model_kv_layout(engine->model, options->kv_dtype);
     engine->vocab = engine->model->config.vocab_size;
-    /* All bits set: NaN, so that a read of what was not written shows. */
-    size_t bytes = bt_kv_pool_bytes(&engine->layout, pool_pages);
-    engine->pool = malloc(bytes);
-    memset(engine->pool, 0xff, bytes);
+    if (make_pool(engine, &error) != BT_OK)
+        fail_msg("%s", error.text);
     return engine;
 }
 
 void engine_close(struct engine *engine)
 {
     bt_forward_destroy(engine->forward);
+    bt_device_stream_destroy(engine->device, engine->copies);
+    bt_device_free(engine->device, engine->pool);
     bt_model_destroy(engine->model);
+    bt_device_close(engine->device);
     bt_team_destroy(engine->team);
-    free(engine->pool);
     free(engine);
+}
+
+void engine_read_pool(const struct engine *engine, size_t offset, size_t bytes, void *ret_bytes)
+{
+    struct bt_error error = {0};
+    void *copy;
+    if (bt_device_alloc_host(engine->device, bytes, &error, &copy) != BT_OK)
+        fail_msg("%s", error.text);
+    bt_device_copy(engine->device, engine->copies, copy, (const char *)engine->pool + offset,
+                   bytes);
+    if (bt_device_synchronize(engine->device, engine->copies, &error) != BT_OK)
+        fail_msg("%s", error.text);
+    memcpy(ret_bytes, copy, bytes);
+    bt_device_free_host(engine->device, copy);
 }
 
 struct text *engine_texts(const struct engine *engine, uint32_t count, uint32_t tokens,
@@ -82,7 +158,15 @@ static struct bt_forward_batch batch_of(const struct engine *engine, enum bt_for
         .kv_pool = engine->pool,
         .layout = engine->layout,
         .pool_pages = engine->pool_pages,
+        .every_row = engine->direct,
     };
+}
+
+static void run(const struct engine *engine, const struct bt_forward_batch *batch,
+                const float **ret_logits)
+{
+    if (bt_forward_run(engine->forward, batch, ret_logits) != BT_OK)
+        fail_msg("a run failed: %s", bt_forward_error(engine->forward));
 }
 
 void engine_feed(struct engine *engine, struct text *text, enum bt_forward_form form,
@@ -112,7 +196,7 @@ void engine_feed(struct engine *engine, struct text *text, enum bt_forward_form 
             batch.context = probe->context;
         }
         const float *logits;
-        assert_int_equal(bt_forward_run(engine->forward, &batch, &logits), BT_OK);
+        run(engine, &batch, &logits);
         if (row_count)
             memcpy(ret_logits + (size_t)done * engine->vocab, logits,
                    (size_t)row_count * engine->vocab * sizeof(float));
@@ -120,6 +204,24 @@ void engine_feed(struct engine *engine, struct text *text, enum bt_forward_form 
         text->length += size;
     }
     free(rows);
+}
+
+/* With the best token of each row drawn, where the device draws: what bt_forward_warm is for. */
+static void run_drawn(const struct engine *engine, struct bt_forward_batch *batch,
+                      float *ret_logits)
+{
+    struct bt_draw *best = calloc(batch->logit_count, sizeof(*best));
+    struct bt_forward_result result;
+    size_t vocab = engine->vocab;
+    if (bt_forward_draws(engine->forward))
+        batch->draws = best;
+    if (bt_forward_begin(engine->forward, batch) != BT_OK ||
+        bt_forward_finish(engine->forward, &result) != BT_OK)
+        fail_msg("a run failed: %s", bt_forward_error(engine->forward));
+    for (uint32_t i = 0; i < batch->logit_count && result.tokens; i++)
+        assert_int_equal(result.tokens[i], argmax(result.logits + i * vocab, engine->vocab));
+    memcpy(ret_logits, result.logits, batch->logit_count * vocab * sizeof(float));
+    free(best);
 }
 
 void engine_feed_batch(struct engine *engine, struct text *texts, uint32_t text_count,
@@ -144,9 +246,7 @@ void engine_feed_batch(struct engine *engine, struct text *texts, uint32_t text_
     batch.sequence_count = text_count;
     batch.logit_rows = rows;
     batch.logit_count = text_count;
-    const float *logits;
-    assert_int_equal(bt_forward_run(engine->forward, &batch, &logits), BT_OK);
-    memcpy(ret_logits, logits, (size_t)text_count * engine->vocab * sizeof(float));
+    run_drawn(engine, &batch, ret_logits);
     free(all);
     free(rows);
     free(sequences);

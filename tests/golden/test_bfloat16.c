@@ -29,12 +29,13 @@
 
 #define TINY       TESTS_MODELS "/tiny"
 #define POOL_PAGES 160
+#define FEW_PAGES  16 /* emulated: the grid of decode's attention is for the longest text */
 #define MAX_ROWS   3400
 #define SURE_GAP   2.5
 
 static const char *kernels; /* of this run */
 static bool is_slow;        /* ref, or emulated: the shortest prompts */
-static bool is_emulated;
+static bool is_emulated;    /* amx, or a GPU */
 
 /* Of its own for each test, as cmocka has its handlers of signals for each. */
 static bool emulate(void)
@@ -53,7 +54,7 @@ static struct engine *open_tiny(enum bt_dtype kv_dtype, uint32_t threads, uint32
                                            .kv_dtype = kv_dtype,
                                            .threads = threads,
                                            .max_rows = max_rows,
-                                           .pool_pages = POOL_PAGES};
+                                           .pool_pages = is_emulated ? FEW_PAGES : POOL_PAGES};
     emulate();
     return engine_open(TINY, &options);
 }
@@ -123,7 +124,9 @@ static double compare_prompt(struct engine *engine, const struct golden *golden)
     double difference = rms_difference(logits, golden->logits, count);
     double largest = largest_difference(logits, golden->logits, count);
     const float *step = logits + count - engine->vocab;
-    uint32_t zero = 0, checked = 0, steps = is_emulated ? 3 : is_slow ? 8 : golden->greedy_count;
+    uint32_t zero = 0, checked = 0, steps = golden->greedy_count;
+    if (is_slow)
+        steps = engine_is_gpu(kernels) ? 20 : is_emulated ? 3 : 8;
     for (uint32_t i = 0; i < steps; i++) {
         if ((double)golden->greedy_gap[i] > SURE_GAP) {
             if (argmax(step, engine->vocab) != golden->greedy[i])
@@ -147,7 +150,9 @@ static void compare_prompts(enum bt_dtype kv_dtype)
     static const char *const prompts[] = {"short",      "chat-addition",   "story",
                                           "recall-150", "chat-recall-600", "recall-3300"};
     enum { LAST = 5 };
-    uint32_t count = is_emulated ? 1 : is_slow ? 2 : LAST + 1;
+    uint32_t count = LAST + 1;
+    if (is_slow)
+        count = is_emulated && !engine_is_gpu(kernels) ? 1 : 2;
     const struct engine_options float32 = {
         .kernels = "auto", .kv_dtype = kv_dtype, .max_rows = MAX_ROWS, .pool_pages = POOL_PAGES};
     struct engine *engine = open_tiny(kv_dtype, 0, MAX_ROWS), *exact = engine_open(TINY, &float32);
@@ -216,7 +221,7 @@ static void same_for_chunks_and_threads(enum bt_dtype kv_dtype, enum bt_forward_
     float *whole = run_prompt(engine, &golden, form, 0, 0);
     size_t values = (size_t)(golden.position_count + STEPS) * engine->vocab;
     engine_close(engine);
-    for (uint32_t threads = 1; threads <= 2; threads++) {
+    for (uint32_t threads = engine_is_gpu(kernels) ? 2 : 1; threads <= 2; threads++) {
         engine = open_tiny(kv_dtype, threads, MAX_ROWS);
         for (uint32_t i = 0; i < (threads == 1 ? 1 : count); i++) {
             char what[96];
@@ -237,6 +242,12 @@ static void test_chunks_and_threads_leave_the_bits(void **state)
     (void)state;
     static const uint32_t chunks[] = {100, 64, 512, 2048};
     static const uint32_t small[] = {5, 64};
+    static const uint32_t few[] = {23, 4};
+    if (is_emulated && engine_is_gpu(kernels)) {
+        same_for_chunks_and_threads(BT_BF16, BT_FORWARD_MULTI_HEAD, "story", few, 1);
+        same_for_chunks_and_threads(BT_F8_E4M3, BT_FORWARD_MULTI_HEAD, "chat-story", few + 1, 1);
+        return;
+    }
     if (is_slow) {
         same_for_chunks_and_threads(BT_BF16, BT_FORWARD_MULTI_HEAD, "short", small, 1);
         return;
@@ -330,33 +341,116 @@ static void test_batches_leave_the_bits(void **state)
 {
     (void)state;
     same_for_batches(BT_BF16);
-    if (!is_slow)
+    if (!is_slow || engine_is_gpu(kernels))
         same_for_batches(BT_F8_E4M3);
 }
 
-/* One argument: the kernels. Without the CPU for them the test is skipped. */
+#define REPLAYED_STEPS 3
+#define REPLAYED_BATCH 5
+
+/* Texts of the first tokens of one prompt, of these lengths, and then what follows them. */
+static const uint32_t replayed_lengths[REPLAYED_BATCH] = {3, 62, 5, 9, 2};
+
+/* `count` texts from `first` on in one run a step. Logits [step][count][vocab]. */
+static float *run_steps(struct engine *engine, const struct golden *golden, uint32_t first,
+                        uint32_t count)
+{
+    const uint32_t *tokens[REPLAYED_BATCH], *lengths = replayed_lengths + first;
+    static const uint32_t ones[REPLAYED_BATCH] = {1, 1, 1, 1, 1};
+    size_t each = (size_t)count * engine->vocab;
+    float *logits = calloc(REPLAYED_STEPS * each, sizeof(*logits));
+    struct text *texts = engine_texts(engine, count, 62 + REPLAYED_STEPS, 17 + count);
+    for (uint32_t i = 0; i < count; i++)
+        tokens[i] = golden->ids;
+    engine_feed_batch(engine, texts, count, BT_FORWARD_MULTI_HEAD, tokens, lengths, logits);
+    for (uint32_t step = 0; step < REPLAYED_STEPS; step++) {
+        for (uint32_t i = 0; i < count; i++)
+            tokens[i] = golden->ids + lengths[i] + step;
+        engine_feed_batch(engine, texts, count, BT_FORWARD_ABSORBED, tokens, ones,
+                          logits + step * each);
+    }
+    engine_texts_free(texts, count);
+    return logits;
+}
+
+static uint64_t replays(const struct engine *engine)
+{
+    struct bt_forward_counts counts;
+    bt_forward_count(engine->forward, &counts);
+    return counts.graph_launches;
+}
+
+static void warm(struct engine *engine, uint32_t rows)
+{
+    const struct bt_forward_batch where = {
+        .kv_pool = engine->pool, .layout = engine->layout, .pool_pages = engine->pool_pages};
+    assert_int_equal(bt_forward_warm(engine->forward, &where, rows), BT_OK);
+}
+
+/* Steps of texts together, of which a GPU replays padded ones, against each alone and direct. */
+static void same_for_replays(enum bt_dtype kv_dtype)
+{
+    struct golden golden;
+    open_prompt("recall-150", &golden);
+    struct engine *engine = open_tiny(kv_dtype, 0, 200);
+    size_t vocab = engine->vocab;
+    float *alone[REPLAYED_BATCH];
+    engine->direct = true;
+    for (uint32_t i = 0; i < REPLAYED_BATCH; i++)
+        alone[i] = run_steps(engine, &golden, i, 1);
+    assert_int_equal(replays(engine), 0);
+    engine->direct = false;
+    warm(engine, REPLAYED_BATCH);
+    for (uint32_t first = 0; first < REPLAYED_BATCH; first += 2) {
+        uint32_t count = REPLAYED_BATCH - first;
+        uint64_t before = replays(engine);
+        float *together = run_steps(engine, &golden, first, count);
+        assert_int_equal(replays(engine) - before, engine_is_gpu(kernels) ? REPLAYED_STEPS : 0);
+        for (uint32_t i = 0; i < REPLAYED_STEPS * count; i++)
+            assert_same_bits("steps of several texts", alone[first + i % count] + i / count * vocab,
+                             together + i * vocab, vocab);
+        free(together);
+    }
+    for (uint32_t i = 0; i < REPLAYED_BATCH; i++)
+        free(alone[i]);
+    golden_close(&golden);
+    engine_close(engine);
+}
+
+static void test_replays(void **state)
+{
+    (void)state;
+    if (!is_slow)
+        same_for_replays(BT_BF16);
+    same_for_replays(BT_F8_E4M3);
+}
+
+/* The kernels, or a GPU (without the CPU for them, or the GPU, it is skipped); which tests. */
 int main(int argc, char **argv)
 {
     kernels = argc > 1 ? argv[1] : "auto";
     is_slow = !strcmp(kernels, "ref");
     struct bt_error error = {0};
-    const struct bt_kernels *table;
     is_emulated = emulate();
-    is_slow |= is_emulated;
-    if (bt_kernels_select(kernels, &error, &table) != BT_OK) {
+    if (!engine_can_open(kernels, &error)) {
         printf("skipped: %s\n", error.text);
         return 77;
     }
+    is_emulated |= engine_is_emulated(kernels);
+    is_slow |= is_emulated;
+    if (argc > 2)
+        cmocka_set_test_filter(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bf16_pages),
         cmocka_unit_test(test_fp8_pages),
         cmocka_unit_test(test_chunks_and_threads_leave_the_bits),
         cmocka_unit_test(test_absorbed_rows_leave_the_bits),
         cmocka_unit_test(test_batches_leave_the_bits),
+        cmocka_unit_test(test_replays),
     };
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
 #ifdef BT_HAVE_X86_KERNELS
-    if (is_emulated)
+    if (is_emulated && !engine_is_gpu(kernels))
         printf("amx: %llu instructions emulated\n", (unsigned long long)golden_amx_emulated());
 #endif
     return failures;

@@ -1,6 +1,6 @@
 /*
  * Other configurations of the family (tests/models/reference/make_variants.py) on every backend
- * this CPU has.
+ * this CPU has, or a GPU.
  *
  * Tolerance of logits: MARGIN times the reference's own distance from fp64, which each golden
  * carries (3e-5 to 6e-5); measured are at most 1.5 times it. The goldens were made without
@@ -55,14 +55,29 @@ static void run_variant(const char *variant, const char *kernels)
     golden_close(&golden);
 }
 
+static const char *gpu; /* of this run; NULL: the CPU */
+
 static void test_variant(void **state)
 {
+    if (gpu) {
+        run_variant(*state, gpu);
+        return;
+    }
     for (const char *const *kernels = bt_kernels_available(); *kernels; kernels++)
         run_variant(*state, *kernels);
 }
 
-int main(void)
+/* A GPU, without which it is skipped (none: each of the CPU's backends); which tests. */
+int main(int argc, char **argv)
 {
+    struct bt_error error = {0};
+    gpu = argc > 1 ? argv[1] : NULL;
+    if (gpu && !engine_can_open(gpu, &error)) {
+        printf("skipped: %s\n", error.text);
+        return 77;
+    }
+    if (argc > 2)
+        cmocka_set_test_filter(argv[2]);
     struct CMUnitTest tests[sizeof(variants) / sizeof(variants[0])];
     for (size_t i = 0; i < sizeof(variants) / sizeof(variants[0]); i++)
         tests[i] = (struct CMUnitTest){variants[i], test_variant, NULL, NULL, (void *)variants[i]};

@@ -10,7 +10,10 @@
 #include "tests/sim/fabric.h"
 #include "tests/sim/seams.h"
 
+static struct bt_device sim_device = {.memory = BT_MEMORY_HOST, .name = "cpu"};
+
 struct bt_model sim_model = {
+    .device = &sim_device,
     .config = {.vocab_size = SIM_VOCABULARY, .max_position_embeddings = SIM_MAX_LENGTH}};
 
 uint32_t token_of(uint64_t request, uint32_t index)

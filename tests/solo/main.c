@@ -11,6 +11,7 @@
 #include "common/base/log.h"
 #include "common/base/option.h"
 #include "common/kvcache/page_pool.h"
+#include "common/model/device_options.h"
 #include "kvtransfer/plan.h"
 #include "tests/solo/job.h"
 
@@ -19,6 +20,8 @@ struct solo {
     struct bt_model *model;
     struct bt_kv_layout layout;
     struct bt_page_pool *source_pages, *pages;
+    struct bt_device *device;
+    struct bt_stream *stream; /* that copies pages */
     void *source_pool, *pool;
     uint32_t pool_pages;
     struct pf_engine *prefill;
@@ -33,7 +36,7 @@ static struct {
     const char *model;
     int64_t chunked_prefill_size, max_num_seqs, kv_pages;
     int64_t threads;
-    const char *cpus;
+    const char *cpus, *device;
     int dtype, kv_cache_dtype, kernels;
 } arguments;
 
@@ -56,8 +59,9 @@ static const struct bt_option options[] = {
      .help = "Cpus that threads are pinned to."},
     {"threads", BT_OPTION_INT, &arguments.threads, "0", 0, BT_TEAM_MAX_THREADS,
      .help = "Threads; 0: one for each of --cpus, 1 without."},
+    BT_DEVICE_OPTION(arguments.device),
     {"kernels", BT_OPTION_CHOICE, &arguments.kernels, "auto", .choices = kernels,
-     .help = "Backend."},
+     .help = "Of a CPU."},
     {NULL},
 };
 
@@ -95,9 +99,14 @@ static enum bt_status solo_init(struct solo *solo, struct bt_error *error)
     if (status != BT_OK) {
         return status;
     }
+    status =
+        bt_device_open_named(arguments.device, kernels[arguments.kernels], 0, error, &solo->device);
+    if (status != BT_OK) {
+        return status;
+    }
     const struct bt_model_options model = {
         .dir = arguments.model,
-        .kernels = kernels[arguments.kernels],
+        .device = solo->device,
         .dtype = (enum bt_model_dtype)arguments.dtype,
         .team = solo->team,
     };
@@ -110,13 +119,21 @@ static enum bt_status solo_init(struct solo *solo, struct bt_error *error)
     solo->pool_pages = (uint32_t)arguments.kv_pages;
     solo->max_num_seqs = (uint32_t)arguments.max_num_seqs;
     size_t bytes = bt_kv_pool_bytes(&solo->layout, solo->pool_pages);
-    solo->source_pool = aligned_alloc(4096, bytes);
-    solo->pool = aligned_alloc(4096, bytes);
+    const struct bt_stream_limits none = {0};
+    status = bt_device_alloc(solo->device, bytes, error, &solo->source_pool);
+    if (status == BT_OK) {
+        status = bt_device_alloc(solo->device, bytes, error, &solo->pool);
+    }
+    if (status == BT_OK) {
+        status = bt_device_stream_create(solo->device, &none, solo->team, error, &solo->stream);
+    }
+    if (status != BT_OK) {
+        return status;
+    }
     solo->source_pages = bt_page_pool_create(solo->pool_pages);
     solo->pages = bt_page_pool_create(solo->pool_pages);
-    if (!solo->source_pool || !solo->pool || !solo->source_pages || !solo->pages ||
-        !dc_step_init(&solo->step, 2 * solo->max_num_seqs)) {
-        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for two pools of %zu bytes", bytes);
+    if (!solo->source_pages || !solo->pages || !dc_step_init(&solo->step, 2 * solo->max_num_seqs)) {
+        return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory for two pools");
     }
     return solo_engines(solo, error);
 }
@@ -128,9 +145,13 @@ static void solo_finish(struct solo *solo)
     dc_engine_destroy(solo->decode);
     bt_page_pool_destroy(solo->source_pages);
     bt_page_pool_destroy(solo->pages);
-    free(solo->source_pool);
-    free(solo->pool);
+    if (solo->device) {
+        bt_device_stream_destroy(solo->device, solo->stream);
+        bt_device_free(solo->device, solo->source_pool);
+        bt_device_free(solo->device, solo->pool);
+    }
     bt_model_destroy(solo->model);
+    bt_device_close(solo->device);
     bt_team_destroy(solo->team);
     free(solo->waiting);
 }
@@ -212,10 +233,16 @@ static void copy_kv(struct solo *solo, const struct solo_job *job)
                 kvt_plan_layer(&solo->layout, layer, begin, job->prompt_tokens, &source, &target,
                                (struct kvt_share){0, 1}, writes, 16, &tokens);
             for (uint32_t i = 0; i < count; i++) {
-                memcpy((char *)solo->pool + writes[i].target_offset,
-                       (const char *)solo->source_pool + writes[i].source_offset, writes[i].bytes);
+                bt_device_copy(
+                    solo->device, solo->stream, (char *)solo->pool + writes[i].target_offset,
+                    (const char *)solo->source_pool + writes[i].source_offset, writes[i].bytes);
             }
         }
+    }
+    struct bt_error error;
+    if (bt_device_synchronize(solo->device, solo->stream, &error) != BT_OK) {
+        fprintf(stderr, "%s\n", error.text);
+        exit(1);
     }
 }
 

@@ -155,7 +155,8 @@ class Cluster:
     def alive(self, name):
         try:
             with open(f"/proc/{self.pids[name]}/stat", encoding="utf-8") as file:
-                return file.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+                fields = file.read().rsplit(")", 1)[1].split()
+                return fields[0] not in "ZX" or int(fields[17]) > 1     # other threads may still end
         except OSError:
             return False
 

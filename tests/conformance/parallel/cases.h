@@ -35,4 +35,9 @@ void test_stopped(void **state);
 void test_late(void **state);
 void test_nothing_left_behind(void **state);
 
+/* queued_cases.c: cmocka tests */
+void test_killed_while_queued(void **state);
+void test_silent_while_queued(void **state);
+void test_other_placement_while_queued(void **state);
+
 #endif

@@ -23,7 +23,7 @@ struct scene {
 /* What the ranks have; the same on all. */
 struct world {
     const struct scene *scene;
-    uint32_t size, rank, machines, experts, k, hidden;
+    uint32_t size, rank, machines, experts, k, hidden, limit;
     uint32_t rows[BT_GROUP_RANKS_MAX];
     uint32_t *routed[BT_GROUP_RANKS_MAX];  /* [rank][row][k] experts */
     uint32_t *goes_to[BT_GROUP_RANKS_MAX]; /* likewise, ranks */
@@ -104,7 +104,8 @@ static void make_world(struct world *w, struct bt_group *group, const struct sce
                         .machines = bt_group_machines(group),
                         .experts = limits->experts,
                         .k = limits->experts_per_token,
-                        .hidden = limits->hidden};
+                        .hidden = limits->hidden,
+                        .limit = limits->rows};
     place_experts(w);
     for (uint32_t r = 0; r < w->size; r++) {
         w->machine_of[r] = r / ranks_per_machine;
@@ -113,7 +114,7 @@ static void make_world(struct world *w, struct bt_group *group, const struct sce
             w->rows[r] = 0;
         if (!scene->some_idle && r == 0)
             w->rows[r] = scene->most_rows;
-        w->routed[r] = malloc(((size_t)w->rows[r] * w->k + 1) * sizeof(uint32_t));
+        w->routed[r] = buffer_alloc(((size_t)w->rows[r] * w->k + 1) * sizeof(uint32_t));
         CHECK(w->routed[r]);
         for (uint32_t row = 0; row < w->rows[r]; row++)
             route_row(w, r, row, w->routed[r] + (size_t)row * w->k);
@@ -125,7 +126,7 @@ static void make_world(struct world *w, struct bt_group *group, const struct sce
 static void free_world(struct world *w)
 {
     for (uint32_t r = 0; r < w->size; r++)
-        free(w->routed[r]);
+        buffer_free(w->routed[r]);
     for (uint32_t r = 0; r < w->size; r++)
         free(w->goes_to[r]);
     free(w->begin);
@@ -239,7 +240,8 @@ static void check_order(const struct world *w, const struct bt_arrivals *arrival
             }
         }
     }
-    CHECK(arrivals->routing.begin[w->experts] == picks && arrivals->picks == picks);
+    CHECK(arrivals->routing.begin[w->experts] == picks);
+    CHECK(arrivals->on_device ? arrivals->picks >= picks : arrivals->picks == picks);
     free(wanted);
 }
 
@@ -266,6 +268,14 @@ static uint64_t picks_between(const struct world *w, uint32_t source, uint32_t r
     return picks;
 }
 
+static uint32_t most_rows(const struct world *w)
+{
+    uint32_t most = 0;
+    for (uint32_t r = 0; r < w->size; r++)
+        most = w->rows[r] > most ? w->rows[r] : most;
+    return most;
+}
+
 static size_t payload_bytes(const struct world *w, enum bt_dtype payload)
 {
     if (payload == BT_F8_E4M3)
@@ -278,7 +288,17 @@ static void check_rows(const struct world *w, const struct bt_arrivals *arrivals
     uint32_t rows = 0;
     for (uint32_t source = 0; source < w->size; source++)
         rows += rows_between(w, source, w->rank, false);
-    CHECK(arrivals->rows == rows);
+    CHECK(arrivals->on_device ? arrivals->rows >= rows : arrivals->rows == rows);
+}
+
+/* What is queued is as much as the rank with most rows has, to every rank. */
+static void check_queued_traffic(const struct world *w, const struct bt_group_traffic *before,
+                                 const struct bt_group_traffic *after)
+{
+    uint64_t rows = (uint64_t)(most_rows(w) ? most_rows(w) : w->limit) * (w->size - 1);
+    CHECK(after->dispatch - before->dispatch == rows * payload_bytes(w, w->scene->payload));
+    CHECK(after->combine - before->combine ==
+          rows * w->k * w->hidden * (w->scene->back == BT_BF16 ? 2 : 4));
 }
 
 static void check_traffic(const struct world *w, const struct bt_group_traffic *before,
@@ -379,7 +399,7 @@ static void play(struct bt_group *group, const struct scene *scene,
     float *x = buffer_alloc((floats + 1) * sizeof(*x));
     float *out = buffer_alloc((floats + 1) * sizeof(*out));
     struct bt_routing routing = {.experts = w.routed[w.rank],
-                                 .weights = malloc((picks + 1) * sizeof(float))};
+                                 .weights = buffer_alloc((picks + 1) * sizeof(float))};
     const struct bt_placement_layer placement = {.begin = w.begin, .ranks = w.ranks};
     CHECK(routing.weights);
     for (size_t i = 0; i < floats; i++) {
@@ -388,25 +408,42 @@ static void play(struct bt_group *group, const struct scene *scene,
     }
     for (uint32_t i = 0; i < picks; i++)
         routing.weights[i] = weight_of(&w, w.rank, i / w.k, i % w.k);
+    bt_group_expect_rows(group, most_rows(&w));
+    bool queued = bt_group_queues(group, scene->mode);
+    CHECK(!queued || (calls_are_queued() && scene->mode == BT_DISPATCH_LATENCY));
+    CHECK(queued || !calls_are_queued() || scene->mode != BT_DISPATCH_LATENCY ||
+          most_rows(&w) > 128 || (most_rows(&w) == 0 && w.limit > 128));
     bt_group_traffic(group, &before);
     begin_agreement(group, scene);
     CHECK(bt_group_dispatch_begin(group, scene->mode, x, rows, &routing, &placement,
                                   scene->payload) == BT_OK);
     CHECK(bt_group_dispatch_finish(group, &arrivals) == BT_OK);
+    CHECK(arrivals.on_device == queued && await_calls(group) == BT_OK);
+    struct bt_arrivals copy = arrivals;
+    arrivals.x = buffer_copy(copy.x, (size_t)arrivals.rows * w.hidden * sizeof(float));
+    arrivals.routing.order = buffer_copy(copy.routing.order, arrivals.picks * sizeof(uint32_t));
+    arrivals.routing.begin = buffer_copy(copy.routing.begin, (w.experts + 1) * sizeof(uint32_t));
     check_rows(&w, &arrivals);
     check_order(&w, &arrivals);
     void *y = run_experts(&w, &arrivals);
+    buffer_free((void *)arrivals.x);
+    buffer_free(arrivals.routing.order);
+    buffer_free(arrivals.routing.begin);
     CHECK(bt_group_combine(group, y, scene->back, &routing, out) == BT_OK);
+    CHECK(await_calls(group) == BT_OK);
     bt_group_traffic(group, &after);
     finish_agreement(group, scene);
     check_combined(&w, out);
     if (scene->stream % 2)
         before.between_machines += sizeof(uint64_t) * (w.machines - 1);
-    check_traffic(&w, &before, &after);
+    if (queued)
+        check_queued_traffic(&w, &before, &after);
+    else
+        check_traffic(&w, &before, &after);
     buffer_free(x);
     buffer_free(out);
     buffer_free(y);
-    free(routing.weights);
+    buffer_free(routing.weights);
     free_world(&w);
 }
 

@@ -44,6 +44,7 @@ static void all_reduce_once(struct bt_group *group, uint64_t stream, size_t coun
     for (size_t i = 0; i < count; i++)
         wanted[i] = sum_of_all(size, stream, i);
     CHECK(bt_group_all_reduce(group, x, count) == BT_OK);
+    CHECK(await_calls(group) == BT_OK);
     for (size_t i = 0; i < count; i++)
         CHECK(is_sum(x[i], wanted[i]));
     CHECK(x[count] == 12345);
@@ -75,6 +76,7 @@ static void scatter_once(struct bt_group *group, uint64_t stream, uint32_t rows,
 
     out[own] = 777;
     CHECK(bt_group_reduce_scatter(group, x, rows, width, out) == BT_OK);
+    CHECK(await_calls(group) == BT_OK);
     for (size_t i = 0; i < own; i++)
         CHECK(is_sum(out[i], sum_of_all(size, stream, (size_t)share.first * width + i)));
     CHECK(out[own] == 777);
@@ -95,6 +97,7 @@ static void gather_once(struct bt_group *group, uint64_t stream, uint32_t rows, 
     if (in_place)
         memcpy(out + first, mine, (size_t)share.count * width * sizeof(*mine));
     CHECK(bt_group_all_gather(group, in_place ? out + first : mine, rows, width, out) == BT_OK);
+    CHECK(await_calls(group) == BT_OK);
     CHECK(memcmp(out, wanted, all * sizeof(*out)) == 0);
     buffer_free(wanted);
     buffer_free(out);

@@ -15,6 +15,7 @@
 
 #include "common/base/process.h"
 #include "common/base/random.h"
+#include "common/kernels/device.h"
 
 const char *transport;
 bool ranks_are_threads;
@@ -65,43 +66,99 @@ struct bt_group *join(const struct bt_group_options *options)
     return group;
 }
 
-#ifdef BT_TEST_CUDA
-#include <cuda_runtime_api.h>
+/* ---- buffers, which the host and the ranks' devices can read ---- */
 
-void *buffer_alloc(size_t bytes)
-{
-    void *buffer = NULL;
-    CHECK(cudaMallocManaged(&buffer, bytes, cudaMemAttachGlobal) == cudaSuccess);
-    return buffer;
-}
-
-void buffer_free(void *buffer)
-{
-    CHECK(cudaFree(buffer) == cudaSuccess);
-}
+static struct bt_device *device; /* of this process; NULL: the CPU */
 
 static void use_device(uint32_t rank)
 {
-    CHECK(strcmp(transport, "nccl") != 0 || cudaSetDevice((int)rank) == cudaSuccess);
+    struct bt_error error = {0};
+    char name[16];
+    if (strcmp(transport, "nccl") != 0)
+        return;
+    snprintf(name, sizeof(name), "cuda:%u", rank);
+    if (bt_device_open(name, NULL, &error, &device) != BT_OK) {
+        fprintf(stderr, "rank %u: %s\n", rank, error.text);
+        CHECK(!"opened");
+    }
 }
-#else
+
 void *buffer_alloc(size_t bytes)
 {
-    void *buffer = malloc(bytes);
+    struct bt_error error;
+    void *buffer = NULL;
+    if (device)
+        CHECK(bt_device_alloc_host(device, bytes, &error, &buffer) == BT_OK);
+    else
+        buffer = malloc(bytes);
     CHECK(buffer);
     return buffer;
 }
 
 void buffer_free(void *buffer)
 {
-    free(buffer);
+    if (device)
+        bt_device_free_host(device, buffer);
+    else
+        free(buffer);
 }
 
-static void use_device(uint32_t rank)
+void *buffer_copy(const void *data, size_t bytes)
 {
-    (void)rank;
+    struct bt_error error;
+    struct bt_stream *stream = NULL;
+    struct bt_stream_limits limits = {.max_rows = 1};
+    void *copy = buffer_alloc(bytes + 1);
+    if (!device) {
+        memcpy(copy, data, bytes);
+        return copy;
+    }
+    CHECK(bt_device_stream_create(device, &limits, NULL, &error, &stream) == BT_OK);
+    bt_device_copy(device, stream, copy, data, bytes);
+    CHECK(bt_device_synchronize(device, stream, &error) == BT_OK);
+    bt_device_stream_destroy(device, stream);
+    return copy;
 }
-#endif
+
+/* ---- calls that are queued ---- */
+
+static struct bt_stream *queue; /* of this process; NULL: calls are done on return */
+static struct bt_event *here;
+
+void queue_calls(struct bt_group *group)
+{
+    struct bt_error error;
+    const struct bt_stream_limits limits = {.max_rows = 1};
+    CHECK(bt_device_stream_create(device, &limits, NULL, &error, &queue) == BT_OK);
+    CHECK(device->ops->event_create(device, &error, &here) == BT_OK);
+    CHECK(bt_group_use_stream(group, queue));
+}
+
+void stop_queueing(struct bt_group *group)
+{
+    CHECK(bt_group_use_stream(group, NULL));
+    device->ops->event_destroy(here);
+    bt_device_stream_destroy(device, queue);
+    queue = NULL;
+}
+
+bool calls_are_queued(void)
+{
+    return queue != NULL;
+}
+
+static bool has_come(void *context)
+{
+    return device->ops->event_query(context);
+}
+
+enum bt_status await_calls(struct bt_group *group)
+{
+    if (!queue)
+        return BT_OK;
+    device->ops->event_record(here, queue);
+    return bt_group_await(group, has_come, here);
+}
 
 /* ---- ranks ---- */
 

@@ -48,8 +48,17 @@ void reserve_endpoint(char *ret_endpoint, size_t size);
 /* Buffers that the transport can work on: of the device, and of the host as well. */
 void *buffer_alloc(size_t bytes);
 void buffer_free(void *buffer);
+/* What is in memory that the host may not be able to read (arrivals): a buffer of its own. */
+void *buffer_copy(const void *data, size_t bytes);
 
 struct bt_group *join(const struct bt_group_options *options);
+
+/* The group's calls go to a stream of this rank's device from here on; what was queued is done. */
+void queue_calls(struct bt_group *group);
+void stop_queueing(struct bt_group *group);
+bool calls_are_queued(void);
+/* Until what was queued is done; nothing where calls are done on return. */
+enum bt_status await_calls(struct bt_group *group);
 
 /* ---- the same numbers on every rank ---- */
 

@@ -1,11 +1,12 @@
 /*
  * What every transport of groups must do, run as
  *
- *     test_group self|ucx|nccl calls|threads|misuse|faults
+ *     test_group self|ucx|nccl calls|threads|misuse|faults|queued
  *
  * calls: all of them, ranks being processes, in groups of several sizes and machines; threads: the
  * same with ranks that are threads; misuse: creation that must fail, and calls that do not belong
- * together; faults: ranks that die, stop or leave. BATON_TEST_SEED repeats a run.
+ * together; faults: ranks that die, stop or leave; queued: what goes wrong where calls are queued
+ * (nccl). BATON_TEST_SEED repeats a run.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -36,6 +37,25 @@ static const struct layout layouts[] = {
     {"5 ranks on 2 machines", 5, 3, 9, 5, 23, 80},
 };
 
+/* On a stream of the caller's, as on none. */
+static void call_queued(struct bt_group *group, const struct bt_group_limits *limits,
+                        uint32_t per_machine)
+{
+    if (strcmp(transport, "nccl") != 0 || ranks_are_threads) {
+        CHECK(!bt_group_use_stream(group, NULL));
+        return;
+    }
+    queue_calls(group);
+    check_all_reduce(group, limits);
+    check_agreement(group);
+    check_scatter_and_gather(group, limits);
+    check_experts(group, limits, per_machine);
+    check_broadcast(group, limits);
+    check_barrier(group);
+    stop_queueing(group);
+    check_all_reduce(group, limits);
+}
+
 static void call_everything(const struct bt_group_options *options, const void *context)
 {
     const struct layout *layout = context;
@@ -49,6 +69,7 @@ static void call_everything(const struct bt_group_options *options, const void *
     check_all_reduce(group, &options->limits);
     check_scatter_and_gather(group, &options->limits);
     check_experts(group, &options->limits, per_machine);
+    call_queued(group, &options->limits, per_machine);
     check_barrier(group);
     bt_group_destroy(group);
 }
@@ -125,11 +146,17 @@ static const struct CMUnitTest fault_tests[] = {
     cmocka_unit_test(test_nothing_left_behind),
 };
 
+static const struct CMUnitTest queued_tests[] = {
+    cmocka_unit_test(test_killed_while_queued),
+    cmocka_unit_test(test_silent_while_queued),
+    cmocka_unit_test(test_other_placement_while_queued),
+};
+
 int main(int argc, char **argv)
 {
     const char *what = argc == 3 ? argv[2] : "";
     if (argc != 3) {
-        fprintf(stderr, "usage: test_group self|ucx|nccl calls|threads|misuse|faults\n");
+        fprintf(stderr, "usage: test_group self|ucx|nccl calls|threads|misuse|faults|queued\n");
         return 2;
     }
     transport = argv[1];
@@ -140,6 +167,8 @@ int main(int argc, char **argv)
         return cmocka_run_group_tests_name("misuse", misuse_tests, NULL, NULL);
     if (strcmp(what, "faults") == 0)
         return cmocka_run_group_tests_name("faults", fault_tests, NULL, NULL);
+    if (strcmp(what, "queued") == 0)
+        return cmocka_run_group_tests_name("queued", queued_tests, NULL, NULL);
     if (strcmp(what, "calls") == 0 || strcmp(what, "threads") == 0)
         return run_calls(strcmp(what, "threads") == 0);
     return 2;

@@ -11,6 +11,7 @@
 
 #include "common/base/random.h"
 #include "decode-node/stepper.h"
+#include "tests/late-device/late_device.h"
 
 #define SEQUENCES  24
 #define POOL_PAGES (SEQUENCES * 3)
@@ -28,14 +29,15 @@ struct subject {
 };
 
 struct bench {
-    struct bt_model *model;
+    struct bt_model *model, view;
+    struct bt_device *late; /* NULL: the CPU */
     void *pool;
     struct dc_engine *engine;
     struct subject subjects[SEQUENCES];
     uint32_t back;
 };
 
-static void bench_open(struct bench *bench)
+static void bench_open(struct bench *bench, bool late)
 {
     struct bt_error error = {0};
     memset(bench, 0, sizeof(*bench));
@@ -43,10 +45,15 @@ static void bench_open(struct bench *bench)
     if (bt_model_load(&load, &error, &bench->model) != BT_OK) {
         fail_msg("%s", error.text);
     }
+    bench->view = *bench->model;
+    if (late) {
+        bench->view.device = bench->late = late_device_create(bench->model->kernels);
+        bench->view.kernels = bench->late->kernels;
+    }
     struct bt_kv_layout layout = bt_model_kv_layout(bench->model, BT_F32);
     bench->pool = calloc(1, bt_kv_pool_bytes(&layout, POOL_PAGES));
     const struct dc_engine_options options = {
-        .model = bench->model,
+        .model = &bench->view,
         .layout = layout,
         .kv_pool = bench->pool,
         .pool_pages = POOL_PAGES,
@@ -60,6 +67,7 @@ static void bench_open(struct bench *bench)
 static void bench_close(struct bench *bench)
 {
     dc_engine_destroy(bench->engine);
+    late_device_destroy(bench->late);
     bt_model_destroy(bench->model);
     free(bench->pool);
 }
@@ -119,13 +127,12 @@ static enum bt_status stepper_open(const struct bench *bench, struct bt_error *e
     return dc_stepper_create(&options, error, ret_stepper);
 }
 
-static void test_random_commands(void **state)
+static void random_commands(bool late)
 {
-    (void)state;
     static struct bench bench;
     struct dc_stepper *stepper;
     struct bt_error error;
-    bench_open(&bench);
+    bench_open(&bench, late);
     assert_int_equal(stepper_open(&bench, &error, &stepper), BT_OK);
     uint32_t next = 1;
     dc_stepper_add(stepper, subject_init(&bench.subjects[0], 0));
@@ -172,6 +179,38 @@ static void test_random_commands(void **state)
     bench_close(&bench);
 }
 
+static void test_random_commands(void **state)
+{
+    (void)state;
+    random_commands(false);
+}
+
+/* Steps are begun before the last one is over. */
+static void test_random_commands_on_a_device(void **state)
+{
+    (void)state;
+    random_commands(true);
+}
+
+/* The step thread says why, and ends. */
+static void test_a_device_breaks(void **state)
+{
+    (void)state;
+    static struct bench bench;
+    struct dc_stepper *stepper;
+    struct bt_error error;
+    bench_open(&bench, true);
+    late_device_break(bench.late);
+    assert_int_equal(stepper_open(&bench, &error, &stepper), BT_OK);
+    dc_stepper_add(stepper, subject_init(&bench.subjects[0], 0));
+    struct pollfd poller = {.fd = dc_stepper_notice_fd(stepper), .events = POLLIN};
+    assert_int_equal(poll(&poller, 1, 60000), 1);
+    assert_true(dc_stepper_take_notices(stepper) & DC_NOTICE_FAILED);
+    assert_non_null(strstr(dc_stepper_error(stepper), "the device broke"));
+    dc_stepper_destroy(stepper);
+    bench_close(&bench);
+}
+
 /* A control thread that takes nothing stops the step thread, and can still end it. */
 static void test_backpressure(void **state)
 {
@@ -179,7 +218,7 @@ static void test_backpressure(void **state)
     static struct bench bench;
     struct dc_stepper *stepper;
     struct bt_error error;
-    bench_open(&bench);
+    bench_open(&bench, false);
     assert_int_equal(stepper_open(&bench, &error, &stepper), BT_OK);
     struct dc_sequence *sequence = subject_init(&bench.subjects[0], 0);
     bench.subjects[0].sampling.max_tokens = 60;
@@ -209,6 +248,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_commands),
+        cmocka_unit_test(test_random_commands_on_a_device),
+        cmocka_unit_test(test_a_device_breaks),
         cmocka_unit_test(test_backpressure),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

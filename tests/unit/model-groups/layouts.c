@@ -19,6 +19,7 @@
 
 #include "common/base/clock.h"
 #include "common/model/experts.h"
+#include "tests/late-device/late_device.h"
 
 /* Long enough for any machine: they end a test only where a rank is stuck. */
 #define LIMIT_S    500
@@ -44,7 +45,8 @@ struct rank {
     struct rank_result *result;
     struct bt_placement *placement, *other;
     struct bt_group *tp, *ep;
-    struct bt_model *model;
+    struct bt_model *model, view;
+    struct bt_device *late; /* NULL: the CPU */
     struct bt_forward *prefill, *decode;
     struct bt_kv_layout kv;
     struct bt_expert_loads *loads;
@@ -145,10 +147,15 @@ static void load(struct rank *rank)
                                              is_confused(rank) ? rank->other : rank->placement,
                                          .payload = layout->payload,
                                          .loads = rank->loads};
-    if (bt_forward_create(rank->model, &forward, &error, &rank->prefill) != BT_OK)
+    rank->view = *rank->model;
+    if (layout->late) {
+        rank->view.device = rank->late = late_device_create(rank->model->kernels);
+        rank->view.kernels = rank->late->kernels;
+    }
+    if (bt_forward_create(&rank->view, &forward, &error, &rank->prefill) != BT_OK)
         give_up("prefill", error.text);
     forward.dispatch = BT_DISPATCH_LATENCY;
-    if (bt_forward_create(rank->model, &forward, &error, &rank->decode) != BT_OK)
+    if (bt_forward_create(&rank->view, &forward, &error, &rank->decode) != BT_OK)
         give_up("decode", error.text);
     rank->kv = bt_model_kv_layout(rank->model, layout->kv_dtype);
     rank->result->pool_bytes = bt_kv_pool_bytes(&rank->kv, POOL_PAGES);
@@ -340,6 +347,7 @@ static void run_rank(struct rank *rank, char (*endpoints)[64])
         give_up("group", "it goes on after a run that failed");
     bt_forward_destroy(rank->prefill);
     bt_forward_destroy(rank->decode);
+    late_device_destroy(rank->late);
     bt_model_destroy(rank->model);
     if (rank->tp != rank->ep)
         bt_group_destroy(rank->tp);

@@ -34,6 +34,7 @@ struct layout {
     enum bt_placement_kind placement;
     enum replicas replicas; /* of the hottest experts; placement is not used then */
     bool moves;  /* during each step one layer's experts are loaded, after it they are used */
+    bool late;   /* on a device that does its work as late as it may */
     bool probes; /* which sees all rows of the last layer */
     enum bt_forward_payload payload;
     uint32_t chunk;         /* of tp group 0; others have other ones */

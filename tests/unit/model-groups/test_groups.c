@@ -322,6 +322,24 @@ static void test_tp_of_bfloat16(void **state)
     same_for_tp(g, layout, 4);
 }
 
+/* A group works on buffers of which nothing is queued any more; layers are told all the same. */
+static void test_on_a_device_that_queues(void **state)
+{
+    const struct goldens *g = *state;
+    struct results alone, first;
+    struct layout layout = {.dir = TINY};
+    run_alone(layout, g, &alone);
+    layout = (struct layout){.dir = TINY, .tp = 2, .chunk = 64};
+    layout_run(&layout, g->prompts, &first);
+    layout.late = true;
+    layout.chunk = 37;
+    run_and_compare(&layout, g, &first, 2);
+    results_free(&first);
+    layout = (struct layout){.dir = TINY, .tp = 1, .ep = 2, .chunk = 30, .late = true};
+    run_and_compare(&layout, g, &alone, 1);
+    results_free(&alone);
+}
+
 /* ---- what is sent ---- */
 
 #define HIDDEN     256
@@ -555,6 +573,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_placement_moves_between_steps),
         cmocka_unit_test(test_tp),
         cmocka_unit_test(test_tp_of_bfloat16),
+        cmocka_unit_test(test_on_a_device_that_queues),
         cmocka_unit_test(test_bytes_of_tp),
         cmocka_unit_test(test_bytes_of_ep),
         cmocka_unit_test(test_quantised),

@@ -1,0 +1,181 @@
+/*
+ * The tiny model on the emulated GPU (BATON_CUDA_MODULE): logits near those of the CPU, tokens
+ * drawn in the graph, one wait a decode step and none inside, layers told one after the other.
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/model/draws.h"
+#include "common/model/forward.h"
+
+#define PAGES     6
+#define PROMPT    8
+#define SEQUENCES 3
+#define STEPS     3
+#define TOLERANCE 2e-3 /* of logits of a few units */
+
+struct side {
+    struct bt_device *device;
+    struct bt_model *model;
+    struct bt_forward *forward;
+    struct bt_kv_layout layout;
+    void *pool;
+};
+
+static void side_open(struct side *side, const char *device)
+{
+    struct bt_error error;
+    if (bt_device_open(device, NULL, &error, &side->device) != BT_OK)
+        fail_msg("%s", error.text);
+    const struct bt_model_options load = {
+        .dir = TESTS_MODELS "/tiny", .device = side->device, .max_tokens = PAGES * BT_PAGE_TOKENS};
+    const struct bt_forward_options options = {
+        .max_rows = SEQUENCES * PROMPT, .max_logits = SEQUENCES, .max_sequences = SEQUENCES};
+    if (bt_model_load(&load, &error, &side->model) != BT_OK ||
+        bt_forward_create(side->model, &options, &error, &side->forward) != BT_OK)
+        fail_msg("%s", error.text);
+    side->layout = bt_model_kv_layout(side->model, BT_F32);
+    size_t bytes = bt_kv_pool_bytes(&side->layout, PAGES);
+    if (bt_device_alloc(side->device, bytes, &error, &side->pool) != BT_OK)
+        fail_msg("%s", error.text);
+}
+
+static void side_close(struct side *side)
+{
+    bt_forward_destroy(side->forward);
+    bt_device_free(side->device, side->pool);
+    bt_model_destroy(side->model);
+    bt_device_close(side->device);
+}
+
+static uint64_t waits(const struct side *side)
+{
+    return side->device->ops->waits(side->device);
+}
+
+struct feed {
+    uint32_t pages[SEQUENCES], tokens[SEQUENCES * PROMPT], logit_rows[SEQUENCES];
+    struct bt_sequence_rows sequences[SEQUENCES];
+    struct bt_draw draws[SEQUENCES];
+    uint32_t each;
+};
+
+static void feed_init(struct feed *feed, uint32_t start, uint32_t each)
+{
+    feed->each = each;
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        feed->pages[i] = 5 - 2 * i;
+        feed->sequences[i] = (struct bt_sequence_rows){&feed->pages[i], start, i * each, each};
+        feed->logit_rows[i] = i * each + each - 1;
+        feed->draws[i] = (struct bt_draw){.seed = i, .position = start, .top_p = 1};
+    }
+}
+
+static struct bt_forward_batch batch_of(const struct side *side, const struct feed *feed,
+                                        enum bt_forward_form form)
+{
+    return (struct bt_forward_batch){
+        .form = form,
+        .tokens = feed->tokens,
+        .rows = SEQUENCES * feed->each,
+        .sequences = feed->sequences,
+        .sequence_count = SEQUENCES,
+        .kv_pool = side->pool,
+        .layout = side->layout,
+        .pool_pages = PAGES,
+        .logit_rows = feed->logit_rows,
+        .logit_count = SEQUENCES,
+    };
+}
+
+static void count_layer(void *context, uint32_t layer)
+{
+    uint32_t *layers = context;
+    assert_int_equal(layer, *layers);
+    ++*layers;
+}
+
+static void same_logits(const struct side *side, const float *got, const float *want)
+{
+    size_t count = (size_t)SEQUENCES * side->model->config.vocab_size;
+    double most = 0;
+    for (size_t i = 0; i < count; i++) {
+        double difference = fabs((double)got[i] - (double)want[i]);
+        most = difference <= most ? most : difference;
+    }
+    if (!(most < TOLERANCE))
+        fail_msg("logits differ by %g", most);
+}
+
+static uint32_t best_of(const float *logits, uint32_t count)
+{
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < count; i++)
+        best = logits[i] > logits[best] ? i : best;
+    return best;
+}
+
+static void test_steps(void **state)
+{
+    (void)state;
+    struct side cpu, gpu;
+    struct feed feed;
+    struct bt_forward_result want, got;
+    uint32_t told = 0;
+    side_open(&cpu, "cpu");
+    side_open(&gpu, "cuda");
+    assert_true(bt_forward_draws(gpu.forward));
+    uint32_t layers = gpu.model->config.num_hidden_layers, vocab = gpu.model->config.vocab_size;
+
+    feed_init(&feed, 0, PROMPT);
+    for (uint32_t i = 0; i < SEQUENCES * PROMPT; i++)
+        feed.tokens[i] = 3 + i * 17 % 900;
+    struct bt_forward_batch on_cpu = batch_of(&cpu, &feed, BT_FORWARD_MULTI_HEAD);
+    struct bt_forward_batch on_gpu = batch_of(&gpu, &feed, BT_FORWARD_MULTI_HEAD);
+    on_gpu.layer_done = count_layer;
+    on_gpu.context = &told;
+    uint64_t before = waits(&gpu);
+    assert_int_equal(bt_forward_begin(gpu.forward, &on_gpu), BT_OK);
+    assert_int_equal(waits(&gpu), before);
+    assert_int_equal(bt_forward_finish(gpu.forward, &got), BT_OK);
+    assert_int_equal(waits(&gpu), before + layers + 1);
+    assert_int_equal(told, layers);
+    assert_int_equal(bt_forward_run(cpu.forward, &on_cpu, &want.logits), BT_OK);
+    same_logits(&gpu, got.logits, want.logits);
+
+    for (uint32_t step = 0; step < STEPS; step++) { /* as it is, captured, replayed */
+        for (uint32_t i = 0; i < SEQUENCES; i++)
+            feed.tokens[i] = best_of(want.logits + (size_t)i * vocab, vocab);
+        feed_init(&feed, PROMPT + step, 1);
+        on_cpu = batch_of(&cpu, &feed, BT_FORWARD_ABSORBED);
+        on_gpu = batch_of(&gpu, &feed, BT_FORWARD_ABSORBED);
+        on_gpu.draws = feed.draws;
+        before = waits(&gpu);
+        assert_int_equal(bt_forward_begin(gpu.forward, &on_gpu), BT_OK);
+        assert_int_equal(waits(&gpu), before);
+        assert_int_equal(bt_forward_finish(gpu.forward, &got), BT_OK);
+        assert_int_equal(waits(&gpu), before + 1);
+        assert_int_equal(bt_forward_run(cpu.forward, &on_cpu, &want.logits), BT_OK);
+        same_logits(&gpu, got.logits, want.logits);
+        for (uint32_t i = 0; i < SEQUENCES; i++)
+            assert_int_equal(got.tokens[i], best_of(got.logits + (size_t)i * vocab, vocab));
+    }
+    struct bt_forward_counts counts;
+    bt_forward_count(gpu.forward, &counts);
+    assert_int_equal(counts.graphs, 1);
+    assert_int_equal(counts.graph_launches, STEPS - 1);
+    side_close(&gpu);
+    side_close(&cpu);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Workers on the emulated GPU that are killed or told to end in the middle of requests: these have the
+tokens that a cluster on the CPU gives undisturbed."""
+import signal
+import sys
+
+import cluster
+import emulated_gpus as gpus
+from sse_client import Stream, join_all, run_all
+
+BODY = {"prompt": [3 + 11 * i % 2000 for i in range(70)], "max_tokens": 7, "ignore_eos": True,
+        "temperature": 0.8, "seed": 9}
+
+
+def undisturbed():
+    with gpus.Gpus() as f:
+        f.pair(device="cpu")
+        return Stream(gpus.TEXT, BODY, "calm").run(lambda: f.http).answer()
+
+
+def disturbed(f, name, act):
+    """The answer, while `act` is done to the prefill worker and then to the decode rank that have the
+    request in their middle; and who these were."""
+    stream = Stream(gpus.TEXT, BODY, name)
+    running = run_all([stream], lambda: f.http)
+    victims = []
+
+    def hit(role, is_there):
+        found = []
+
+        def there():
+            assert not stream.over and not running[1], (name, role, running[1])
+            found[:] = [f.processes[getattr(r, role + "_worker")] for r in f.status().requests
+                        if getattr(r, role + "_worker") and is_there(r)]
+            return found
+        cluster.until(there, 100, f"{name} is with a {role} worker")
+        act(found[0])
+        victims.append(found[0])
+    hit("prefill", lambda r: r.state == "prefilling")
+    hit("decode", lambda r: stream.tokens() >= 3)
+    join_all(running)
+    assert not stream.cuts, stream.cuts
+    return stream.answer(), victims
+
+
+def main():
+    gpus.choose(90)
+    want = undisturbed()
+    with gpus.Gpus(batch=1) as f:
+        for role, count in (("prefill", 2), ("decode", 2)):
+            for i in range(count):
+                f.begin(role, f"{role}-{i}")
+        f.wait_ready_all(100)
+        for name, act, code in (("killed", lambda p: p.kill(), -9),
+                                ("ended", lambda p: p.send(signal.SIGTERM), 0)):
+            got, victims = disturbed(f, name, act)
+            assert got == want, f"{name}:\n got {got}\nwant {want}"
+            for worker in victims:
+                cluster.until(lambda w=worker: w.child.poll() is not None, 60, f"{worker.name} ends")
+                assert worker.child.returncode == code, worker.text()[-2000:]
+            print(f"{name}: {[w.name for w in victims]}, the same {len(got[1][0])} tokens", flush=True)
+            for worker in victims if code == -9 else []:
+                worker.start()
+            f.wait_ready_all(100)
+            f.wait_quiet()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
