@@ -107,7 +107,9 @@ static enum bt_status probe_init(struct probe *probe, const struct bt_model *mod
     return status;
 }
 
-static int64_t run_chunk(struct probe *probe, uint32_t layer, uint32_t tokens)
+/* Fails as a device does. */
+static enum bt_status run_chunk(struct probe *probe, uint32_t layer, uint32_t tokens,
+                                int64_t *ret_ns)
 {
     const struct bt_sequence_rows sequence = {probe->pages, probe->prompt_tokens - tokens, 0,
                                               tokens};
@@ -126,8 +128,8 @@ static int64_t run_chunk(struct probe *probe, uint32_t layer, uint32_t tokens)
     int64_t start_ns = bt_clock_now_ns();
     probe->view.layers = &probe->model->layers[layer];
     enum bt_status status = bt_forward_run(probe->forward, &batch, &logits);
-    BT_ASSERT(status == BT_OK); /* alone it does not fail */
-    return bt_clock_now_ns() - start_ns;
+    *ret_ns = bt_clock_now_ns() - start_ns;
+    return status;
 }
 
 static bool is_moe(const struct bt_model *model, uint32_t layer)
@@ -136,9 +138,10 @@ static bool is_moe(const struct bt_model *model, uint32_t layer)
 }
 
 /* Nanoseconds of a chunk through all layers: one of each kind, times their number. */
-static double chunk_ns(struct probe *probe, uint32_t tokens)
+static enum bt_status chunk_ns(struct probe *probe, uint32_t tokens, double *ret_ns)
 {
     double sum = 0;
+    enum bt_status status = BT_OK;
     for (int kind = 0; kind < 2; kind++) {
         uint32_t layers = probe->model->config.num_hidden_layers, count = 0, last = 0;
         for (uint32_t i = 0; i < layers; i++) {
@@ -147,9 +150,14 @@ static double chunk_ns(struct probe *probe, uint32_t tokens)
                 last = i;
             }
         }
-        sum += count ? (double)count * (double)run_chunk(probe, last, tokens) : 0;
+        int64_t once_ns = 0;
+        if (count && status == BT_OK) {
+            status = run_chunk(probe, last, tokens, &once_ns);
+        }
+        sum += (double)count * (double)once_ns;
     }
-    return sum;
+    *ret_ns = sum;
+    return status;
 }
 
 static bool is_flat(const struct pf_budget_curve *curve)
@@ -159,36 +167,49 @@ static bool is_flat(const struct pf_budget_curve *curve)
            curve->points[n - 2].tokens_per_s < 1.02 * curve->points[n - 3].tokens_per_s;
 }
 
+static enum bt_status measure(struct probe *probe, int64_t limit_ns, struct pf_budget_curve *curve)
+{
+    int64_t until_ns = bt_clock_now_ns() + limit_ns, once_ns = 0;
+    uint32_t tokens = SMALLEST_CHUNK < probe->prompt_tokens ? SMALLEST_CHUNK : probe->prompt_tokens;
+    double least_ns, ns;
+    enum bt_status status = chunk_ns(probe, tokens, &ns); /* touches weights and scratch */
+    for (; status == BT_OK && tokens <= probe->prompt_tokens && !is_flat(curve); tokens *= 2) {
+        int64_t begin_ns = bt_clock_now_ns();
+        curve->is_cut = curve->count > 0 && begin_ns + 2 * once_ns > until_ns;
+        if (curve->is_cut) {
+            break;
+        }
+        status = chunk_ns(probe, tokens, &least_ns);
+        once_ns = bt_clock_now_ns() - begin_ns;
+        for (int i = 1; i < REPEATS && status == BT_OK && once_ns < limit_ns / REPEAT_BELOW; i++) {
+            status = chunk_ns(probe, tokens, &ns);
+            least_ns = fmin(least_ns, ns);
+        }
+        curve->points[curve->count++] =
+            (struct pf_budget_point){tokens, (double)tokens * 1e9 / fmax(least_ns, 1)};
+    }
+    return status;
+}
+
 enum bt_status pf_budget_measure(const struct bt_model *model, const struct bt_kv_layout *layout,
                                  int64_t limit_ns, struct bt_error *error,
                                  struct pf_budget_curve *ret_curve)
 {
     struct probe probe;
     struct pf_budget_curve curve = {0};
-    int64_t until_ns = bt_clock_now_ns() + limit_ns, once_ns = 0;
     enum bt_status status = probe_init(&probe, model, layout, error);
     if (status != BT_OK) {
         return status;
     }
-    uint32_t tokens = SMALLEST_CHUNK < probe.prompt_tokens ? SMALLEST_CHUNK : probe.prompt_tokens;
-    chunk_ns(&probe, tokens); /* touches weights and scratch */
-    for (; tokens <= probe.prompt_tokens && !is_flat(&curve); tokens *= 2) {
-        int64_t begin_ns = bt_clock_now_ns();
-        curve.is_cut = curve.count > 0 && begin_ns + 2 * once_ns > until_ns;
-        if (curve.is_cut) {
-            break;
-        }
-        double least_ns = chunk_ns(&probe, tokens);
-        once_ns = bt_clock_now_ns() - begin_ns;
-        for (int i = 1; i < REPEATS && once_ns < limit_ns / REPEAT_BELOW; i++) {
-            least_ns = fmin(least_ns, chunk_ns(&probe, tokens));
-        }
-        curve.points[curve.count++] =
-            (struct pf_budget_point){tokens, (double)tokens * 1e9 / fmax(least_ns, 1)};
+    status = measure(&probe, limit_ns, &curve);
+    if (status != BT_OK) {
+        bt_error_set(error, status, "chunk size: a chunk to measure it failed: %s",
+                     bt_forward_error(probe.forward));
+    } else {
+        *ret_curve = curve;
     }
     probe_finish(&probe);
-    *ret_curve = curve;
-    return BT_OK;
+    return status;
 }
 
 /* ---- the file */

@@ -31,7 +31,7 @@ uint32_t pf_budget_choose(const struct pf_budget_curve *curve);
 /*
  * Runs the last chunk of a prompt of 2048 tokens, or fewer where `layout` or the model has less,
  * through one layer of each kind, and adds up over the layers. Takes about `limit_ns`, the first
- * point at least. The calling thread is thread 0 of the model's team.
+ * point at least. The calling thread is thread 0 of the model's team. INTERNAL: the device failed.
  */
 enum bt_status pf_budget_measure(const struct bt_model *model, const struct bt_kv_layout *layout,
                                  int64_t limit_ns, struct bt_error *error,

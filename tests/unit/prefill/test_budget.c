@@ -12,6 +12,7 @@
 
 #include "common/base/clock.h"
 #include "prefill-node/budget.h"
+#include "tests/late-device/late_device.h"
 
 #define CPU "Some CPU @ 2 GHz"
 
@@ -143,6 +144,30 @@ static void test_measuring(void **state)
     bt_model_destroy(model);
 }
 
+/* Says so, and writes no curve; nothing ends the process. */
+static void test_a_device_that_fails(void **state)
+{
+    (void)state;
+    struct bt_model *model = load_tiny(256), view = *model;
+    struct bt_device *device = late_device_create(model->kernels);
+    struct bt_kv_layout layout = bt_model_kv_layout(model, BT_F32);
+    struct bt_error error = {0};
+    struct pf_budget_curve curve = {.count = 77};
+    uint32_t tokens = 77;
+    view.device = device;
+    view.kernels = device->kernels;
+    late_device_break(device);
+    assert_int_equal(pf_budget_measure(&view, &layout, BT_NS_PER_S, &error, &curve),
+                     BT_ERR_INTERNAL);
+    assert_int_equal(curve.count, 77);
+    assert_non_null(strstr(error.text, "chunk size: a chunk to measure it failed: "));
+    assert_int_equal(pf_budget_find(&view, &layout, "/dev/null/x", &error, &tokens),
+                     BT_ERR_INTERNAL);
+    assert_int_equal(tokens, 77);
+    late_device_destroy(device);
+    bt_model_destroy(model);
+}
+
 /* The only file in the folder. */
 static void path_of(const char *dir, char *ret_path, size_t size)
 {
@@ -202,7 +227,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choice),        cmocka_unit_test(test_file_goes_round),
         cmocka_unit_test(test_spoiled_files), cmocka_unit_test(test_measuring),
-        cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_cache),         cmocka_unit_test(test_a_device_that_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
