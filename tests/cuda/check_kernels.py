@@ -5,8 +5,12 @@
 
 DIRECTORY: where compile.py left its reports. Nothing runs.
 
-    resources  no spills, no stack frame (local memory), no kernel above its registers
-    ptx        each of `Instructions:` is in the PTX of every architecture that it is said for
+    resources  no spills, no stack frame (local memory), no kernel above its registers; no wgmma
+               that ptxas puts one after the other, no setmaxnreg that it ignores; where there is
+               one, as many registers at the launch as the launch bounds allow
+    ptx        each of `Instructions:` is in the PTX of every architecture that it is said for; no
+               register of a wgmma is changed behind its fence, or touched before its wait; no
+               product or sum that may be fused with another
     sass       the machine's code has no local memory, and the instructions that those become;
                exit 77 where nvdisasm can't be had (PyPI: nvidia-cuda-nvdisasm)
 
@@ -26,6 +30,12 @@ BUDGET = re.compile(r'<= (\d+) \(sm_(\w+)\)')
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\w+)'")
 FRAME = re.compile(r'(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads')
 USED = re.compile(r'Used (\d+) registers')
+# What ptxas tells of wgmma, and of setmaxnreg, that it does not do as it is said.
+NOTES = re.compile(r'setmaxnreg|wgmma|Potential Performance Loss', re.IGNORECASE)
+ENTRY_PTX = re.compile(r'\.entry (\w+)')
+REGISTER = re.compile(r'%[fr]\d+')
+FILE_REGISTERS = 65536  # of a multiprocessor
+FUSABLE = re.compile(r'(?:@!?%p\d+ )?(mul|add|sub)(\.ftz)?\.f(32|64)\s')
 LOCAL = re.compile(r'\b(LDL|STL)\b')
 # What the instructions of PTX become: all of the words of a name are in one instruction.
 MACHINE = (
@@ -104,12 +114,51 @@ def functions(report):
             entry = None
 
 
+def entries(text):
+    """[(name, lines)] of a file of PTX; instructions and directives alone."""
+    result = []
+    for line in text.splitlines():
+        line = line.split('//')[0].strip()
+        if match := ENTRY_PTX.search(line):
+            result.append((match.group(1), []))
+        if result and line:
+            result[-1][1].append(line)
+    return result
+
+
+def launch_registers(lines):
+    """What a thread has at the launch: the most that the launch bounds leave it."""
+    text = '\n'.join(lines)
+    threads = re.search(r'\.maxntid (\d+)', text)
+    blocks = re.search(r'\.minnctapersm (\d+)', text)
+    if not threads or not blocks:
+        return 0
+    warps = -(-int(threads.group(1)) // 32) * int(blocks.group(1))
+    return min(255, FILE_REGISTERS // (32 * warps) // 8 * 8)
+
+
+def check_pools(source, directory, faults, used):
+    """setmaxnreg gives and takes from what the launch gave: that has to be known, and be all of
+    it, as tests of the emulated grid take it. used: {(entry, arch): registers}"""
+    for arch in ARCHES:
+        text = (directory / f'{source.stem}.{arch}.ptx').read_text(encoding='utf-8')
+        for entry, lines in entries(text):
+            if not any(line.startswith('setmaxnreg') for line in lines):
+                continue
+            most = launch_registers(lines)
+            if used.get((entry, arch)) != most:
+                faults.add(f'{source.name}: {name_of(entry)} for sm_{arch} has setmaxnreg and '
+                           f'{used.get((entry, arch))} registers at its launch, not the {most} of '
+                           f'its launch bounds')
+
+
 def check_resources(source, directory, faults):
     """Of one file; returns how many kernels there were."""
-    most, seen = budgets(source, faults), 0
+    most, seen, used = budgets(source, faults), 0, {}
     report = (directory / f'{source.stem}.resources').read_text(encoding='utf-8')
     for entry, arch, stack, stores, loads, registers in functions(report):
         kernel, seen = name_of(entry), seen + 1
+        used[entry, arch] = registers
         limit = most.get((kernel, arch), most.get(('', arch), 0))
         where = f'{source.name}: {kernel} for sm_{arch}'
         if stack or stores or loads:
@@ -117,6 +166,10 @@ def check_resources(source, directory, faults):
                        f'what was spilt ({entry})')
         if registers > limit:
             faults.add(f'{where}: {registers} registers, its head says {limit} ({entry})')
+    for line in report.splitlines():
+        if NOTES.search(line) and 'entry function' not in line and 'properties' not in line:
+            faults.add(f'{source.name}: {line.strip()}')
+    check_pools(source, directory, faults, used)
     if seen % len(ARCHES) or not seen:
         faults.add(f'{source.name}: {seen} reports, not one for each architecture')
     return seen
@@ -143,11 +196,54 @@ def has(words, lines):
     return False
 
 
+def registers_of(line):
+    """Of a wgmma: its accumulators, and its left operand where that is in registers."""
+    return set(REGISTER.findall(' '.join(re.findall(r'\{(.*?)\}', line))))
+
+
+def check_products(where, lines, faults):
+    """The rules that PTX has for registers of wgmma, line after line as the text goes."""
+    changed, current, groups = {}, set(), []
+    for line in lines:
+        under_way = current.union(*groups)
+        if line.startswith('wgmma.fence'):
+            changed = {}
+        elif line.startswith('wgmma.mma_async'):
+            if late := registers_of(line) & changed.keys():
+                faults.add(f'{where}: {len(late)} registers of a wgmma change behind its fence: '
+                           f'{changed[min(late)]}')
+                changed = {}
+            current |= registers_of(line)
+        elif line.startswith('wgmma.commit'):
+            groups, current = groups + [current], set()
+        elif line.startswith('wgmma.wait'):
+            left = int(re.search(r'(\d+);', line).group(1))
+            groups = groups[-left:] if left else []
+        elif not line.startswith('.') and (found := REGISTER.findall(line)):
+            if under_way & set(found):
+                faults.add(f'{where}: a register of a wgmma before its wait: {line}')
+                groups, current = [], set()
+            changed[found[0]] = line
+
+
+def check_fusing(where, lines, faults):
+    """Without a rounding of their own a product and the sum of it become one instruction, which
+    rounds once: nvcc has to be told -fmad=false."""
+    for line in lines:
+        if FUSABLE.match(line):
+            faults.add(f'{where}: is said without its rounding: {line}')
+            return
+
+
 def check_ptx(source, directory, faults):
     """Of one file; returns how many instructions were looked for."""
     wanted = instructions(source)
     for arch in ARCHES:
         text = (directory / f'{source.stem}.{arch}.ptx').read_text(encoding='utf-8')
+        for entry, body in entries(text):
+            where = f'{source.name}: {name_of(entry)} for sm_{arch}'
+            check_products(where, body, faults)
+            check_fusing(where, body, faults)
         lines = [re.findall(r'[\w:]+', line.split('//')[0]) for line in text.splitlines()]
         for words, only in wanted:
             if only in (None, arch) and not has(words, lines):

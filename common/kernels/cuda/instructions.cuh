@@ -369,14 +369,23 @@ template <int Left> BT_DEVICE void bt_wgmma_wait(void)
 #endif
 }
 
-/* After a wait (and before bt_wgmma_fence, when they were changed): the compiler moves no use of
- * these accumulators over it. */
+/* After a wait, and before bt_wgmma_fence where they were changed: the compiler moves no use of these
+ * accumulators, or of a left operand in registers, over it. A change behind the fence is undefined,
+ * and only this keeps one that stands before it there. */
 template <int N> BT_DEVICE void bt_wgmma_hold(float (&d)[N])
 {
 #if BT_HAVE_WGMMA
 #pragma unroll
     for (int i = 0; i < N; i++)
         asm volatile("" : "+f"(d[i])::"memory");
+#endif
+}
+template <int N> BT_DEVICE void bt_wgmma_hold(uint32_t (&a)[N])
+{
+#if BT_HAVE_WGMMA
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(a[i])::"memory");
 #endif
 }
 

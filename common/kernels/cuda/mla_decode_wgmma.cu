@@ -409,9 +409,11 @@ BT_DEVICE void weigh(float scale, uint32_t tokens, float scores[32], softmax &st
 }
 
 /* O += P V of the first half of the columns. */
-BT_DEVICE void queue_values(uint32_t index, const uint32_t weights[16], float sums[128])
+BT_DEVICE void queue_values(uint32_t index, uint32_t (&weights)[16], float (&sums)[128])
 {
     const uint64_t v = n_major(tile_of(index));
+    bt_wgmma_hold(weights);
+    bt_wgmma_hold(sums);
     bt_wgmma_fence();
 #pragma unroll
     for (uint32_t step = 0; step < TILE / 16; step++)
@@ -505,6 +507,7 @@ BT_DEVICE void help_work(const struct bt_cuda_mla_decode &call, uint32_t item, c
         keep_sums(sums, keep[0], keep[8]);
         const uint64_t p = k_major(bt_shared() + P_AT);
         const uint64_t v = n_major(tile_of(index) + HALF / 64 * CHUNK);
+        bt_wgmma_hold(sums);
         bt_wgmma_fence();
 #pragma unroll
         for (uint32_t step = 0; step < TILE / 16; step++)

@@ -106,6 +106,10 @@ BT_DEVICE void multiply_values(const float weights[TOKENS / 2], const unsigned c
 #pragma unroll
     for (uint32_t k = 0; k < TOKENS / 16; k++)
         pack_weights(weights + 8 * k, left[k]);
+#pragma unroll
+    for (uint32_t k = 0; k < TOKENS / 16; k++)
+        bt_wgmma_hold(left[k]);
+    bt_wgmma_hold(state->acc);
     bt_wgmma_fence();
 #pragma unroll
     for (uint32_t k = 0; k < TOKENS / 16; k++) {

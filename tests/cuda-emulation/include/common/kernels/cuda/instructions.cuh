@@ -268,6 +268,9 @@ template <int Left> BT_DEVICE void bt_wgmma_wait(BT_PLACE)
 template <int N> BT_DEVICE void bt_wgmma_hold(float (&)[N])
 {
 }
+template <int N> BT_DEVICE void bt_wgmma_hold(uint32_t (&)[N])
+{
+}
 
 #define BT_WGMMA(N)                                                                                \
     template <int TransposeA, int TransposeB>                                                      \
