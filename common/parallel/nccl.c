@@ -11,11 +11,13 @@
  */
 #include "common/parallel/nccl.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "common/base/clock.h"
+#include "common/base/log.h"
 #include "common/kernels/cuda/device_ops.h"
 #include "common/parallel/meeting.h"
 #include "common/parallel/nccl_group.h"
@@ -27,18 +29,54 @@
 /* A rank's part of a reduction may have a row more than others, which is done in one go up to so
  * many floats. */
 #define PART_MORE 16384
+/* Of the end of a group: for the others to take what was sent, and for graphs to go. */
+#define LEAVE_NS (10 * BT_NS_PER_S)
 
 /* ---- errors ---- */
+
+static void *abort_communicator(void *comm)
+{
+    ncclCommAbort(comm);
+    return NULL;
+}
+
+/* Ends what is queued at once, but returns only when no graph holds a call any more, and those are
+ * their owner's, who can't give them up while it waits here: so a thread waits. */
+static void abandon(struct bt_nccl_group *g)
+{
+    ncclComm_t comm = g->comm;
+    g->comm = NULL;
+    if (!comm)
+        return;
+    g->is_aborting = pthread_create(&g->aborting, NULL, abort_communicator, comm) == 0;
+    if (!g->is_aborting)
+        abort_communicator(comm);
+}
 
 enum bt_status bt_nccl_fail(struct bt_nccl_group *g, enum bt_status status, const char *what)
 {
     if (g->error.status == BT_OK) {
         bt_error_set(&g->error, status, "nccl: %s", what);
-        if (g->comm)
-            ncclCommAbort(g->comm);
-        g->comm = NULL;
+        if (!g->is_collecting)
+            abandon(g);
     }
     return g->error.status;
+}
+
+void bt_nccl_collect(struct bt_nccl_group *g)
+{
+    g->is_collecting = true;
+    ncclGroupStart();
+}
+
+/* A communicator that has calls in a group is abandoned behind it. */
+ncclResult_t bt_nccl_collected(struct bt_nccl_group *g)
+{
+    ncclResult_t result = ncclGroupEnd();
+    g->is_collecting = false;
+    if (g->error.status != BT_OK)
+        abandon(g);
+    return result;
 }
 
 bool bt_nccl_ok(struct bt_nccl_group *g, ncclResult_t result)
@@ -194,7 +232,7 @@ static void reduce_piece(struct bt_nccl_group *g, const float *x, const struct p
     size_t own = piece_of(g, parts, rank, done);
     if (g->error.status != BT_OK)
         return;
-    ncclGroupStart();
+    bt_nccl_collect(g);
     for (uint32_t r = 0; r < g->base.size; r++) {
         size_t theirs = piece_of(g, parts, r, done);
         if (r != rank && theirs > 0)
@@ -204,7 +242,7 @@ static void reduce_piece(struct bt_nccl_group *g, const float *x, const struct p
             bt_nccl_ok(g, ncclRecv(g->device.parts + r * g->device.part_floats, own * sizeof(*x),
                                    ncclUint8, (int)r, g->comm, g->stream));
     }
-    if (taken(g, ncclGroupEnd()) == BT_OK && own > 0)
+    if (taken(g, bt_nccl_collected(g)) == BT_OK && own > 0)
         bt_rows_cuda_sum(g->stream, g->device.parts, g->device.part_floats,
                          x + parts->first[rank] + done, rank, g->base.size, own, out + done);
 }
@@ -230,7 +268,7 @@ static ncclResult_t gather_parts(struct bt_nccl_group *g, const struct parts *pa
 {
     uint32_t rank = g->base.rank;
     size_t own = parts->first[rank + 1] - parts->first[rank];
-    ncclGroupStart();
+    bt_nccl_collect(g);
     for (uint32_t r = 0; r < g->base.size; r++) {
         float *part = to + parts->first[r];
         bt_nccl_ok(g, ncclBroadcast(r == rank ? mine : part, part,
@@ -238,7 +276,7 @@ static ncclResult_t gather_parts(struct bt_nccl_group *g, const struct parts *pa
                                     g->comm, g->stream));
     }
     g->base.traffic.reduce += own * sizeof(*mine) * (g->base.size - 1);
-    return ncclGroupEnd();
+    return bt_nccl_collected(g);
 }
 
 static struct parts parts_of_rows(const struct bt_group *base, uint32_t rows, uint32_t width)
@@ -367,7 +405,7 @@ static void exchange(struct bt_nccl_group *g, const void *out, const uint32_t *t
     char *in_at = in;
     if (g->error.status != BT_OK)
         return;
-    ncclGroupStart();
+    bt_nccl_collect(g);
     for (uint32_t r = 0; r < g->base.size; r++) {
         if (to[r] > 0)
             bt_nccl_ok(g, ncclSend(out_at, to[r] * element, ncclUint8, (int)r, g->comm, g->stream));
@@ -377,7 +415,7 @@ static void exchange(struct bt_nccl_group *g, const void *out, const uint32_t *t
         out_at += to[r] * element;
         in_at += from[r] * element;
     }
-    taken(g, ncclGroupEnd());
+    taken(g, bt_nccl_collected(g));
 }
 
 /* How many rows and picks go to each rank, told to all. */
@@ -613,6 +651,38 @@ static enum bt_status combine(struct bt_group *base, const void *y, enum bt_dtyp
 
 /* ---- creation ---- */
 
+/* What the network still has to send of this rank's last call would end with the communicator. */
+static void finalize(struct bt_nccl_group *g)
+{
+    int64_t deadline_ns = bt_clock_now_ns() + LEAVE_NS;
+    ncclResult_t state = ncclCommFinalize(g->comm);
+    for (int look = 0; state == ncclInProgress; look++) {
+        const struct timespec pause = {.tv_nsec = LOOK_NS};
+        if (bt_clock_now_ns() >= deadline_ns ||
+            ncclCommGetAsyncError(g->comm, &state) != ncclSuccess)
+            return;
+        if (look > LOOKS)
+            nanosleep(&pause, NULL);
+    }
+}
+
+/* An abort, and no destroy, which waits for the other ranks of the machine. */
+static void leave(struct bt_nccl_group *g)
+{
+    struct timespec until;
+    if (g->comm && g->is_whole)
+        finalize(g);
+    abandon(g);
+    if (!g->is_aborting)
+        return;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += LEAVE_NS / BT_NS_PER_S;
+    if (pthread_timedjoin_np(g->aborting, NULL, &until) == 0)
+        return;
+    bt_log_warn(0, "nccl: a communicator does not end: graphs that use it are still there?");
+    pthread_detach(g->aborting);
+}
+
 static void destroy(struct bt_group *base)
 {
     struct bt_nccl_group *g = bt_nccl_group(base);
@@ -621,8 +691,7 @@ static void destroy(struct bt_group *base)
                               g->device.begin,    g->device.words,    g->device.all_words,
                               g->device.meta_out, g->device.meta_in,  g->device.scratch,
                               g->device.parts};
-    if (g->comm)
-        ncclCommAbort(g->comm); /* does not wait for the others, as a destroy would */
+    leave(g);
     for (size_t i = 0; i < sizeof(memories) / sizeof(memories[0]); i++)
         cudaFree(memories[i]);
     if (g->own_stream)
@@ -769,6 +838,7 @@ static enum bt_status open_group(struct bt_nccl_group *g, const struct bt_group_
     settle(g, options->connect_timeout_ns > 0 ? options->connect_timeout_ns : g->timeout_ns);
     if (g->error.status != BT_OK)
         return bt_error_set(error, g->error.status, "%s", g->error.text);
+    g->is_whole = true;
     return BT_OK;
 }
 

@@ -3,6 +3,7 @@
 #define BATON_COMMON_PARALLEL_NCCL_GROUP_H
 
 #include <nccl.h>
+#include <pthread.h>
 
 #include "common/kernels/cuda/stream.h"
 #include "common/parallel/experts.h"
@@ -24,6 +25,10 @@ struct bt_nccl_buffers {
 struct bt_nccl_group {
     struct bt_group base;
     ncclComm_t comm;
+    pthread_t aborting; /* its end, under way: is_aborting */
+    bool is_aborting;
+    bool is_collecting;              /* between bt_nccl_collect and bt_nccl_collected */
+    bool is_whole;                   /* all ranks were there */
     cudaStream_t own_stream, stream; /* stream: what calls are queued on */
     struct bt_cuda_stream *callers;  /* whose stream it is; NULL: own_stream */
     int64_t timeout_ns;
@@ -50,6 +55,9 @@ enum bt_status bt_nccl_fail(struct bt_nccl_group *g, enum bt_status status, cons
 /* True: nothing has failed, now or before. */
 bool bt_nccl_ok(struct bt_nccl_group *g, ncclResult_t result);
 bool bt_nccl_cuda_ok(struct bt_nccl_group *g, cudaError_t result);
+/* Around calls that NCCL takes as one. A failure in between ends the group behind them. */
+void bt_nccl_collect(struct bt_nccl_group *g);
+ncclResult_t bt_nccl_collected(struct bt_nccl_group *g);
 /* Until NCCL has taken the last call; its work is queued then. */
 enum bt_status bt_nccl_settle(struct bt_nccl_group *g);
 /* 0: f32, 1: bf16, 2: f8, as rows_cuda.h has it. */

@@ -242,12 +242,12 @@ enum bt_status bt_nccl_latency_begin(struct bt_nccl_group *g, uint32_t slots, co
     bt_arrivals_cuda_choose(g->stream, &choice);
     bt_rows_cuda_round(g->stream, bt_nccl_payload_code(payload), x, rows, NULL, slots,
                        limits->hidden, row_bytes, g->device.outgoing);
-    ncclGroupStart();
+    bt_nccl_collect(g);
     bt_nccl_ok(g, ncclAllGather(l->words, l->all_words, (size_t)slots * per_row, ncclUint32,
                                 g->comm, g->stream));
     bt_nccl_ok(g, ncclAllGather(g->device.outgoing, g->device.incoming, (size_t)slots * row_bytes,
                                 ncclUint8, g->comm, g->stream));
-    bt_nccl_ok(g, ncclGroupEnd());
+    bt_nccl_ok(g, bt_nccl_collected(g));
     g->base.traffic.dispatch += (uint64_t)slots * row_bytes * (g->base.size - 1);
     return bt_nccl_settle(g);
 }
@@ -283,14 +283,14 @@ enum bt_status bt_nccl_latency_finish(struct bt_nccl_group *g, struct bt_arrival
 /* A block of the same size to and from each rank, the own one, too. */
 static void exchange_blocks(struct bt_nccl_group *g, size_t bytes)
 {
-    ncclGroupStart();
+    bt_nccl_collect(g);
     for (uint32_t r = 0; r < g->base.size; r++) {
         bt_nccl_ok(g, ncclSend(g->device.outgoing + r * bytes, bytes, ncclUint8, (int)r, g->comm,
                                g->stream));
         bt_nccl_ok(g, ncclRecv(g->device.incoming + r * bytes, bytes, ncclUint8, (int)r, g->comm,
                                g->stream));
     }
-    bt_nccl_ok(g, ncclGroupEnd());
+    bt_nccl_ok(g, bt_nccl_collected(g));
 }
 
 enum bt_status bt_nccl_latency_combine(struct bt_nccl_group *g, const void *y,

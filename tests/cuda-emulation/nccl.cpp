@@ -3,7 +3,9 @@
  * in memory that they share. It is found by the unique id, which names a file of rank 0's process,
  * so nothing is left behind. A call on a communicator that does not block may be taken only when
  * its state is asked for; until then nothing else may be called. A rank that is gone is an error of
- * the state, and what waits for it waits until the communicator is aborted.
+ * the state, and what waits for it waits until the communicator is aborted. An abort, too, returns
+ * only when no graph has a call of the communicator any more; and what a rank has sent and nobody
+ * took yet goes with it, unless it was finalized before.
  */
 #include <algorithm>
 #include <atomic>
@@ -43,6 +45,7 @@ struct Header {
 
 struct Ring {
     std::atomic<uint64_t> sent, taken;
+    std::atomic<uint32_t> cut; /* its sender was aborted: what was not taken is lost */
 };
 constexpr size_t rings_offset = 8192;
 static_assert(sizeof(Header) <= rings_offset, "fits");
@@ -83,6 +86,8 @@ struct ncclComm {
     bool blocks;
     std::atomic<bool> aborted{false}, lost{false};
     std::atomic<uint32_t> references{1};
+    std::atomic<uint32_t> in_graphs{0}; /* calls that graphs hold */
+    bool finalizing = false, finalized = false;
     bool is_complete = false; /* all have come */
     ncclResult_t error = ncclSuccess;
     unsigned polls = 0;                          /* until the deferred call is taken */
@@ -127,6 +132,21 @@ struct Hold {
     Hold &operator=(const Hold &) = delete;
 };
 
+/* Held by a graph and what was launched of it. */
+struct InGraph {
+    Hold held;
+    explicit InGraph(ncclComm *of) : held(of)
+    {
+        of->in_graphs.fetch_add(1);
+    }
+    ~InGraph()
+    {
+        held.comm->in_graphs.fetch_sub(1);
+    }
+    InGraph(const InGraph &) = delete;
+    InGraph &operator=(const InGraph &) = delete;
+};
+
 /* A lock that goes with the process: byte `rank` of the file. */
 bool is_held(const ncclComm *comm, uint32_t rank)
 {
@@ -166,6 +186,8 @@ bool move(ncclComm *comm, Part &part)
         uint64_t sent = ring->sent.load(std::memory_order_acquire);
         uint64_t taken = ring->taken.load(std::memory_order_acquire);
         size_t can = part.is_send ? room - (size_t)(sent - taken) : (size_t)(sent - taken);
+        if (!part.is_send && ring->cut.load(std::memory_order_acquire))
+            can = 0;
         size_t at = (size_t)((part.is_send ? sent : taken) % room);
         size_t now = std::min({can, part.bytes - part.done, room - at});
         if (now == 0)
@@ -303,7 +325,10 @@ void take(ncclComm *comm, cudaStream_t stream, const std::vector<Begin> &begins)
 {
     auto held = std::make_shared<Hold>(comm);
     auto run = std::make_shared<std::unique_ptr<Run>>();
-    cudaError_t queued = emulation::queue(stream, "nccl", [held, run, begins] {
+    std::shared_ptr<InGraph> in_graph;
+    if (emulation::is_capturing(stream))
+        in_graph = std::make_shared<InGraph>(comm);
+    cudaError_t queued = emulation::queue(stream, "nccl", [held, run, begins, in_graph] {
         ncclComm *of = held->comm;
         emulation::Touch touch;
         if (of->aborted.load()) {
@@ -410,6 +435,17 @@ ncclResult_t meet(ncclComm *comm)
     return comm->is_complete ? ncclSuccess : ncclInProgress;
 }
 
+/* Of what this rank sent. */
+bool all_is_taken(const ncclComm *comm)
+{
+    for (uint32_t r = 0; r < comm->ranks; r++) {
+        const Ring *ring = (const Ring *)comm->ring(comm->rank, r);
+        if (!is_gone(comm, r) && ring->sent.load() != ring->taken.load())
+            return false;
+    }
+    return true;
+}
+
 } // namespace
 
 extern "C" ncclResult_t ncclGetVersion(int *ret_version)
@@ -510,6 +546,11 @@ extern "C" ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *ret
         *ret_state = met;
         return ncclSuccess;
     }
+    if (comm->error == ncclSuccess && comm->finalizing && !comm->finalized) {
+        comm->finalized = all_is_taken(comm);
+        *ret_state = comm->finalized ? ncclSuccess : ncclInProgress;
+        return ncclSuccess;
+    }
     if (comm->error == ncclSuccess && !comm->deferred.empty()) {
         if (--comm->polls > 0) {
             *ret_state = ncclInProgress;
@@ -523,21 +564,30 @@ extern "C" ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *ret
     return ncclSuccess;
 }
 
-/* Gone for the others; what is queued here ends. */
+/* Gone for the others; what is queued here ends. Returns when no graph needs it. */
 extern "C" ncclResult_t ncclCommAbort(ncclComm_t comm)
 {
     if (!comm)
         return ncclInvalidArgument;
     comm->aborted.store(true);
+    for (uint32_t r = 0; r < comm->ranks && !comm->finalized; r++)
+        ((Ring *)comm->ring(comm->rank, r))->cut.store(1, std::memory_order_release);
     comm->header()->member[comm->rank].state.store(gone);
     comm->deferred.clear();
+    while (comm->in_graphs.load() > 0)
+        usleep(200);
     release(comm);
     return ncclSuccess;
 }
 
+/* Its state is in progress until the others have what was sent. */
 extern "C" ncclResult_t ncclCommFinalize(ncclComm_t comm)
 {
-    return comm ? ncclSuccess : ncclInvalidArgument;
+    ncclResult_t result = usable(comm);
+    if (result != ncclSuccess)
+        return result;
+    comm->finalizing = true;
+    return ncclInProgress;
 }
 
 extern "C" ncclResult_t ncclCommDestroy(ncclComm_t comm)

@@ -38,6 +38,8 @@ void test_nothing_left_behind(void **state);
 /* queued_cases.c: cmocka tests */
 void test_killed_while_queued(void **state);
 void test_silent_while_queued(void **state);
+void test_killed_with_a_graph(void **state);
+void test_what_was_sent_arrives(void **state);
 void test_other_placement_while_queued(void **state);
 
 #endif

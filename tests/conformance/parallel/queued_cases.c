@@ -1,6 +1,13 @@
 /* What goes wrong while calls are queued is told where they are awaited, and ever after. */
+#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#include <cmocka.h>
 
 #include "tests/conformance/parallel/cases.h"
 
@@ -64,6 +71,68 @@ void test_silent_while_queued(void **state)
 {
     (void)state;
     run_losing(false);
+}
+
+/* A graph has calls of the group while it ends, and goes later: who waits learns of the loss first.
+ */
+static void lose_one_of_a_graph(const struct bt_group_options *options, const void *context)
+{
+    struct bt_group *group = join(options);
+    float *x = buffer_alloc(FLOATS * sizeof(*x));
+    (void)context;
+    queue_calls(group);
+    CHECK(bt_group_all_reduce(group, x, FLOATS) == BT_OK && await_calls(group) == BT_OK);
+    record_calls();
+    CHECK(bt_group_all_reduce(group, x, FLOATS) == BT_OK);
+    struct bt_graph *graph = recorded_calls();
+    repeat_calls(graph);
+    CHECK(await_calls(group) == BT_OK);
+    if (options->rank == 1)
+        raise(SIGKILL);
+    repeat_calls(graph);
+    CHECK(await_calls(group) == BT_ERR_PEER_LOST);
+    check_over(group, BT_ERR_PEER_LOST, x);
+    forget_calls(graph);
+    stop_queueing(group);
+    buffer_free(x);
+    bt_group_destroy(group);
+}
+
+void test_killed_with_a_graph(void **state)
+{
+    (void)state;
+    run_ranks(&(struct rig_case){.size = 3,
+                                 .limits = limits,
+                                 .fn = lose_one_of_a_graph,
+                                 .victim = 1,
+                                 .victim_end = RANK_KILLED});
+}
+
+/* Rank 0 has left before the others look for what it sent. */
+static void send_and_leave(const struct bt_group_options *options, const void *context)
+{
+    _Atomic bool *is_sent = *(_Atomic bool *const *)context;
+    struct bt_group *group = join(options);
+    uint64_t word = options->rank == 0 ? 4711 : 0;
+    CHECK(bt_group_barrier(group) == BT_OK);
+    while (options->rank != 0 && !atomic_load(is_sent))
+        ;
+    CHECK(bt_group_broadcast(group, 0, &word, sizeof(word), NULL) == BT_OK);
+    CHECK(word == 4711);
+    if (options->rank == 0)
+        atomic_store(is_sent, true);
+    bt_group_destroy(group);
+}
+
+void test_what_was_sent_arrives(void **state)
+{
+    _Atomic bool *is_sent =
+        mmap(NULL, sizeof(*is_sent), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    (void)state;
+    assert_true(is_sent != MAP_FAILED);
+    run_ranks(&(struct rig_case){
+        .size = 3, .limits = limits, .fn = send_and_leave, .context = &is_sent, .victim = 3});
+    munmap(is_sent, sizeof(*is_sent));
 }
 
 /* Rank 0 takes each expert for the next rank's. */

@@ -160,6 +160,30 @@ enum bt_status await_calls(struct bt_group *group)
     return bt_group_await(group, has_come, here);
 }
 
+void record_calls(void)
+{
+    struct bt_error error;
+    CHECK(device->ops->capture_begin(queue, &error) == BT_OK);
+}
+
+struct bt_graph *recorded_calls(void)
+{
+    struct bt_error error;
+    struct bt_graph *graph;
+    CHECK(device->ops->capture_end(queue, &error, &graph) == BT_OK);
+    return graph;
+}
+
+void repeat_calls(struct bt_graph *graph)
+{
+    device->ops->graph_launch(graph, queue);
+}
+
+void forget_calls(struct bt_graph *graph)
+{
+    device->ops->graph_destroy(graph);
+}
+
 /* ---- ranks ---- */
 
 struct rank {

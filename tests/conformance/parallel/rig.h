@@ -60,6 +60,13 @@ bool calls_are_queued(void);
 /* Until what was queued is done; nothing where calls are done on return. */
 enum bt_status await_calls(struct bt_group *group);
 
+struct bt_graph;
+/* What is queued between the first two is not done: it is a graph, which is then done each time. */
+void record_calls(void);
+struct bt_graph *recorded_calls(void);
+void repeat_calls(struct bt_graph *graph);
+void forget_calls(struct bt_graph *graph);
+
 /* ---- the same numbers on every rank ---- */
 
 /* In [-4, 4), all bits random. */

@@ -149,6 +149,8 @@ static const struct CMUnitTest fault_tests[] = {
 static const struct CMUnitTest queued_tests[] = {
     cmocka_unit_test(test_killed_while_queued),
     cmocka_unit_test(test_silent_while_queued),
+    cmocka_unit_test(test_killed_with_a_graph),
+    cmocka_unit_test(test_what_was_sent_arrives),
     cmocka_unit_test(test_other_placement_while_queued),
 };
 
