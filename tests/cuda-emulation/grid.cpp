@@ -445,6 +445,7 @@ static void begin_block(RunMemory *memory, uint64_t number)
     shared_begin(run);
     async_begin(run);
     matrix_begin(run);
+    registers_begin(run);
     for (unsigned i = 0; i < run->threads; i++) {
         Thread *thread = &run->thread[i];
         thread->index = {i, 0, 0};

@@ -76,6 +76,8 @@ void wgmma_fence(Place place);
 void wgmma_commit(Place place);
 void wgmma_wait(unsigned left, Place place);
 
+void set_registers(unsigned count, bool raise, Place place);
+
 float exp2_fast(float x);
 uint8_t e4m3_from(float value);
 

@@ -35,7 +35,16 @@ constexpr unsigned kClockBits = 20;
 constexpr uint32_t kClockMask = (1u << kClockBits) - 1;
 constexpr Stamp kMany = 1u << 31;
 
-enum State : uint8_t { ready, at_warp, at_group, at_block, at_named, at_mbarrier, done };
+enum State : uint8_t {
+    ready,
+    at_warp,
+    at_group,
+    at_block,
+    at_named,
+    at_mbarrier,
+    at_registers,
+    done
+};
 
 /* Of a byte of shared memory. */
 enum Content : uint8_t {
@@ -125,6 +134,11 @@ struct Group { /* warpgroup */
     unsigned next_group;
 };
 
+struct RegisterSet {                    /* of a warpgroup */
+    unsigned count, wanted;             /* of a thread; wanted: what it waits for, else 0 */
+    Stamp last[kGroupThreads / kLanes]; /* when its warps last changed it */
+};
+
 struct Readers { /* a set, the rest of it by number */
     uint32_t rest;
     Stamp stamp;
@@ -158,6 +172,8 @@ struct Run {
     std::vector<Mbarrier> mbarriers;
     std::vector<BulkCopy> bulk;
     Group group[kGroups];
+    RegisterSet registers[kGroups];
+    unsigned register_pool; /* of a thread of a warpgroup */
 
     uint32_t base, newest; /* clocks */
     uint32_t era;          /* counts bases */
@@ -274,6 +290,9 @@ std::string nearest_allocation(const void *at);
 void async_begin(Run *run); /* a block */
 void async_end(Run *run);
 bool finish_for_waiting(Run *run);
+
+/* registers.cpp */
+void registers_begin(Run *run);
 
 /* matrix.cpp */
 void matrix_begin(Run *run);

@@ -494,6 +494,48 @@ template <int Fault> BT_KERNEL(128, 1) multiply(uint32_t *out, uint32_t bad)
     bt_wgmma_wait<0>();
 }
 
+/* ---- setmaxnreg: 384 threads begin with 168 registers each ---- */
+
+enum register_fault {
+    too_many = 1,
+    never_lowered,
+    odd_count,
+    too_few,
+    raised_lower,
+    lowered_higher,
+    again_unordered,
+    three_warps
+};
+template <int Fault> BT_KERNEL(384, 1) registers(uint32_t *out, uint32_t bad)
+{
+    const int fault = bad ? Fault : 0;
+    if (fault == three_warps && threadIdx.x < 32)
+        return;
+    if (threadIdx.x < 128) {
+        if (fault == odd_count)
+            bt_registers_lower<36>();
+        else if (fault == too_few)
+            bt_registers_lower<16>();
+        else if (fault == lowered_higher)
+            bt_registers_lower<176>();
+        else if (fault != never_lowered)
+            bt_registers_lower<40>();
+        return;
+    }
+    if (fault == too_many) {
+        bt_registers_raise<240>(); /* 40 + 2 * 240 are more than 3 * 168 */
+        return;
+    }
+    if (fault == raised_lower)
+        bt_registers_raise<160>();
+    else
+        bt_registers_raise<200>();
+    if (fault != again_unordered)
+        bt_sync_named(threadIdx.x / 128, 128);
+    bt_registers_raise<232>();
+    out[threadIdx.x] = 1;
+}
+
 /* A race, or what was never written: that is for the order of the threads to say. */
 static const char unordered[] = "at shared memory + ";
 
@@ -556,6 +598,14 @@ static const Case cases[] = {
     {"wgmma out_of_shared", multiply<out_of_shared>, 128, 16384, 1, "out of the block's shared"},
     {"wgmma inside_pattern", multiply<inside_pattern>, 128, 16384, 1, "inside of a pattern"},
     {"wgmma one_warp", multiply<one_warp>, 128, 16384, 1, "ended"},
+    {"registers too_many", registers<too_many>, 384, 0, 1, "no thread can go on"},
+    {"registers never_lowered", registers<never_lowered>, 384, 0, 1, "no thread can go on"},
+    {"registers odd_count", registers<odd_count>, 384, 0, 1, "a multiple of 8, from 24 to 256"},
+    {"registers too_few", registers<too_few>, 384, 0, 1, "a multiple of 8, from 24 to 256"},
+    {"registers raised_lower", registers<raised_lower>, 384, 0, 1, "to 160 registers, of 168"},
+    {"registers lowered_higher", registers<lowered_higher>, 384, 0, 1, "to 176 registers, of 168"},
+    {"registers again_unordered", registers<again_unordered>, 384, 0, 1, "setmaxnreg"},
+    {"registers three_warps", registers<three_warps>, 384, 0, 1, "ended"},
 };
 
 static bool run(const Case &test, uint32_t bad)

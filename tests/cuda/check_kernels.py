@@ -7,7 +7,7 @@ DIRECTORY: where compile.py left its reports. Nothing runs.
 
     resources  no spills, no stack frame (local memory), no kernel above its registers; no wgmma
                that ptxas puts one after the other, no setmaxnreg that it ignores; where there is
-               one, as many registers at the launch as the launch bounds allow
+               one, all registers of a multiprocessor at the launch
     ptx        each of `Instructions:` is in the PTX of every architecture that it is said for; no
                register of a wgmma is changed behind its fence, or touched before its wait; no
                product or sum that may be fused with another
@@ -127,19 +127,18 @@ def entries(text):
 
 
 def launch_registers(lines):
-    """What a thread has at the launch: the most that the launch bounds leave it."""
+    """What a thread has at the launch, where the launch bounds are of one block: all there is."""
     text = '\n'.join(lines)
     threads = re.search(r'\.maxntid (\d+)', text)
-    blocks = re.search(r'\.minnctapersm (\d+)', text)
-    if not threads or not blocks:
+    if not threads or not re.search(r'\.minnctapersm 1$', text, re.MULTILINE):
         return 0
-    warps = -(-int(threads.group(1)) // 32) * int(blocks.group(1))
+    warps = -(-int(threads.group(1)) // 32)
     return min(255, FILE_REGISTERS // (32 * warps) // 8 * 8)
 
 
 def check_pools(source, directory, faults, used):
-    """setmaxnreg gives and takes from what the launch gave: that has to be known, and be all of
-    it, as tests of the emulated grid take it. used: {(entry, arch): registers}"""
+    """setmaxnreg gives and takes from what the launch gave: that is known by launch bounds of one
+    block, as on the emulated grid. used: {(entry, arch): registers}"""
     for arch in ARCHES:
         text = (directory / f'{source.stem}.{arch}.ptx').read_text(encoding='utf-8')
         for entry, lines in entries(text):
@@ -148,8 +147,8 @@ def check_pools(source, directory, faults, used):
             most = launch_registers(lines)
             if used.get((entry, arch)) != most:
                 faults.add(f'{source.name}: {name_of(entry)} for sm_{arch} has setmaxnreg and '
-                           f'{used.get((entry, arch))} registers at its launch, not the {most} of '
-                           f'its launch bounds')
+                           f'{used.get((entry, arch))} registers at its launch, not {most} by '
+                           f'launch bounds of one block')
 
 
 def check_resources(source, directory, faults):

@@ -369,9 +369,9 @@ template <int Left> BT_DEVICE void bt_wgmma_wait(void)
 #endif
 }
 
-/* After a wait, and before bt_wgmma_fence where they were changed: the compiler moves no use of these
- * accumulators, or of a left operand in registers, over it. A change behind the fence is undefined,
- * and only this keeps one that stands before it there. */
+/* After a wait, and before bt_wgmma_fence where they were changed: the compiler moves no use of
+ * these accumulators, or of a left operand in registers, over it. A change behind the fence is
+ * undefined, and only this keeps one that stands before it there. */
 template <int N> BT_DEVICE void bt_wgmma_hold(float (&d)[N])
 {
 #if BT_HAVE_WGMMA
@@ -484,7 +484,10 @@ BT_DEVICE void bt_wgmma_n256_bf16_registers(float d[128], const uint32_t a[4], u
 #endif
 }
 
-/* Registers a thread of this warpgroup may use from here on; N is a multiple of 8. */
+/* Registers a thread of this warpgroup may use from here on; N is a multiple of 8, from 24 to 256.
+ * What one lowers goes to the block's pool, and raise waits until that has enough. The block has
+ * at its launch what its launch bounds leave, so those say one block a multiprocessor. Warps of a
+ * warpgroup meet between two of these. */
 template <int N> BT_DEVICE void bt_registers_raise(void)
 {
 #if BT_HAVE_WGMMA

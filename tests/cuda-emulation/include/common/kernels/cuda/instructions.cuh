@@ -291,13 +291,15 @@ BT_WGMMA(64)
 BT_WGMMA(128)
 BT_WGMMA(256)
 
-template <int N> BT_DEVICE void bt_registers_raise(void)
+template <int N> BT_DEVICE void bt_registers_raise(BT_PLACE)
 {
-    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "setmaxnreg");
+    BT_NEEDS(BT_HAVE_WGMMA);
+    emulation::set_registers(N, true, place);
 }
-template <int N> BT_DEVICE void bt_registers_lower(void)
+template <int N> BT_DEVICE void bt_registers_lower(BT_PLACE)
 {
-    static_assert(N % 8 == 0 && N >= 24 && N <= 256, "setmaxnreg");
+    BT_NEEDS(BT_HAVE_WGMMA);
+    emulation::set_registers(N, false, place);
 }
 
 /* ---- numbers ---- */
