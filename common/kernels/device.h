@@ -26,6 +26,7 @@ struct bt_device_info {
     uint64_t total_bytes, free_bytes; /* of memory */
     bool peer_memory;                 /* NICs may read and write its memory (GPUDirect RDMA) */
     char peer_memory_missing[256];    /* why not */
+    char pci[16];                     /* "0000:9A:00.0"; "": not known, or a CPU */
 };
 
 /* Memory of a device, for another process of this machine. */

@@ -107,5 +107,8 @@ int kvt_sysfs_node_of_cpus(const char *sysfs, const cpu_set_t *cpus);
 /* "0000:17:00.0" to its path and NUMA node. False: no such device. */
 bool kvt_sysfs_pci(const char *sysfs, const char *bus_id, char ret_path[KVT_PCI_PATH_SIZE],
                    int *ret_numa_node);
+/* Near to the GPU of this bus id, "0000:9A:00.0"; points to `path`. False: no such device. */
+bool kvt_near_gpu(const char *sysfs, const char *bus_id, char path[KVT_PCI_PATH_SIZE],
+                  struct kvt_near *ret_near);
 
 #endif

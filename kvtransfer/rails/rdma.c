@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/base/log.h"
+#include "kvtransfer/device_pool.h"
 #include "kvtransfer/rails/devices.h"
 #include "kvtransfer/rails/rails.h"
 #include "kvtransfer/ucx/ucx.h"
@@ -61,10 +62,22 @@ static enum bt_status open_rails(const struct kvt_transport_options *options,
     return BT_OK;
 }
 
+/* A pool that NICs can't write to, or whose GPU may not see what they wrote. */
+static enum bt_status check_pool(const struct kvt_transport_options *options,
+                                 const struct bt_device_info *info, struct bt_error *error)
+{
+    if (info->peer_memory)
+        return BT_OK;
+    return bt_error_set(error, BT_ERR_UNAVAILABLE, "NICs can't be let into memory of %s: %s",
+                        options->pool_device->name, info->peer_memory_missing);
+}
+
 enum bt_status kvt_rails_rdma_create(const struct kvt_transport_options *options,
                                      struct bt_error *error, struct kvt_transport **ret_transport)
 {
-    const struct kvt_near near = kvt_near_here();
+    struct kvt_near near = kvt_near_here();
+    struct bt_device_info info = {.peer_memory = true};
+    char path[KVT_PCI_PATH_SIZE];
     struct kvt_rdma_port *ports = calloc(KVT_PORTS_MAX, sizeof(*ports));
     struct kvt_rail rails[KVT_RAILS_MAX] = {0};
     uint32_t indices[KVT_RAILS_MAX], count = 0, opened = 0;
@@ -72,8 +85,14 @@ enum bt_status kvt_rails_rdma_create(const struct kvt_transport_options *options
 
     if (ports == NULL)
         return bt_error_set(error, BT_ERR_NO_MEMORY, "no memory to look for rdma ports");
-    status = kvt_ports_select(ports, kvt_ports_read(ports), options->device, &near, error, indices,
-                              &count);
+    if (kvt_pool_memory_kind(options->pool_device) != BT_MEMORY_HOST) {
+        bt_device_info(options->pool_device, &info);
+        (void)kvt_near_gpu("/sys", info.pci, path, &near);
+    }
+    status = check_pool(options, &info, error);
+    if (status == BT_OK)
+        status = kvt_ports_select(ports, kvt_ports_read(ports), options->device, &near, error,
+                                  indices, &count);
     if (status == BT_OK)
         status = open_rails(options, ports, indices, count, error, rails, &opened);
     free(ports);

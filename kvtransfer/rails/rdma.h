@@ -7,7 +7,8 @@
 
 #include "kvtransfer/transport.h"
 
-/* UNAVAILABLE: no usable port, with the reason of each; NOT_FOUND: a named one is not here. */
+/* UNAVAILABLE: no usable port, with the reason of each, or a pool that NICs can't reach, with what
+ * is missing; NOT_FOUND: a named port is not here. */
 enum bt_status kvt_rails_rdma_create(const struct kvt_transport_options *options,
                                      struct bt_error *error, struct kvt_transport **ret_transport);
 

@@ -1,3 +1,4 @@
+#include <ctype.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,6 +51,23 @@ bool kvt_sysfs_pci(const char *sysfs, const char *bus_id, char ret_path[KVT_PCI_
         return false;
     snprintf(link, sizeof(link), "%s/bus/pci/devices/%s", sysfs, bus_id);
     return resolve_pci(link, ret_path, ret_numa_node);
+}
+
+/* Drivers of GPUs write hexadecimal digits in capitals, sysfs does not. */
+bool kvt_near_gpu(const char *sysfs, const char *bus_id, char path[KVT_PCI_PATH_SIZE],
+                  struct kvt_near *ret_near)
+{
+    char small[32];
+    size_t length = 0;
+    int node;
+
+    for (; bus_id[length] != '\0' && length + 1 < sizeof(small); length++)
+        small[length] = (char)tolower((unsigned char)bus_id[length]);
+    small[length] = '\0';
+    if (length == 0 || !kvt_sysfs_pci(sysfs, small, path, &node))
+        return false;
+    *ret_near = (struct kvt_near){.pci_path = path, .numa_node = node};
+    return true;
 }
 
 /* "0-3,8": whether one of these CPUs is in the list. */

@@ -92,6 +92,12 @@ static ucs_status_t choose_gid(ucp_config_t *config, const char *index)
     return status == UCS_OK ? ucp_config_modify(config, "IB_GID_INDEX", index) : status;
 }
 
+/* The old protocols copy small puts by the host, whatever memory they are from. */
+static ucs_status_t choose_protocols(ucp_config_t *config, enum bt_memory_kind memory)
+{
+    return memory == BT_MEMORY_HOST ? UCS_OK : ucp_config_modify(config, "PROTO_ENABLE", "y");
+}
+
 static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_config *wanted,
                                      struct bt_error *error)
 {
@@ -111,6 +117,8 @@ static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_c
     if (status == UCS_OK)
         status = choose_gid(config, wanted->gid_index);
     if (status == UCS_OK)
+        status = choose_protocols(config, wanted->memory);
+    if (status == UCS_OK)
         status = ucp_init(&params, config, &ucx->context);
     ucp_config_release(config);
     if (status != UCS_OK)
@@ -120,21 +128,33 @@ static enum bt_status create_context(struct kvt_ucx *ucx, const struct kvt_ucx_c
     return BT_OK;
 }
 
+bool kvt_ucx_knows_gpus(unsigned major, unsigned minor)
+{
+    return major > 1 || (major == 1 && minor >= 16);
+}
+
 /* Without its CUDA modules UCX takes a pointer of a GPU for one of the host. */
 static enum bt_status check_memory(struct kvt_ucx *ucx, const struct kvt_ucx_config *config,
                                    struct bt_error *error)
 {
     ucp_context_attr_t attributes = {.field_mask = UCP_ATTR_FIELD_MEMORY_TYPES};
+    unsigned major, minor, release;
 
     ucx->memory_kind = config->memory;
-    if (config->memory == BT_MEMORY_HOST ||
-        (ucp_context_query(ucx->context, &attributes) == UCS_OK &&
-         (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) != 0))
+    if (config->memory == BT_MEMORY_HOST)
         return BT_OK;
-    return bt_error_set(error, BT_ERR_UNAVAILABLE,
-                        "this UCX (%s) does not know memory of GPUs: it is built without CUDA, or "
-                        "its CUDA modules are not installed (see `ucx_info -d`)",
-                        ucp_get_version_string());
+    if (ucp_context_query(ucx->context, &attributes) != UCS_OK ||
+        (attributes.memory_types & UCS_BIT(UCS_MEMORY_TYPE_CUDA)) == 0)
+        return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                            "this UCX (%s) does not know memory of GPUs: it is built without CUDA, "
+                            "or its CUDA modules are not installed (see `ucx_info -d`)",
+                            ucp_get_version_string());
+    ucp_get_version(&major, &minor, &release);
+    if (!kvt_ucx_knows_gpus(major, minor))
+        return bt_error_set(error, BT_ERR_UNAVAILABLE,
+                            "this UCX is %s: writes from memory of GPUs need 1.16 or later",
+                            ucp_get_version_string());
+    return BT_OK;
 }
 
 enum bt_status kvt_ucx_open(struct kvt_ucx *ucx, const struct kvt_ucx_config *config,

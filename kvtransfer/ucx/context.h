@@ -40,6 +40,10 @@ enum bt_status kvt_ucx_open(struct kvt_ucx *ucx, const struct kvt_ucx_config *co
 /* Frees all memory; endpoints must be closed or be given up. */
 void kvt_ucx_close(struct kvt_ucx *ucx);
 
+/* Whether that version's protocols for GPUs' memory are the ones it uses by default: before,
+ * dma-buf or the end of a peer were not in all of them. */
+bool kvt_ucx_knows_gpus(unsigned major, unsigned minor);
+
 enum bt_status kvt_ucx_status(ucs_status_t status);
 void kvt_ucx_wake(struct kvt_transport *transport);
 /* Takes what `wake` left. */

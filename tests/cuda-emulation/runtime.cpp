@@ -218,7 +218,7 @@ extern "C" cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int d
     ret->concurrentKernels = ret->canMapHostMemory = 1;
     ret->l2CacheSize = 50 << 20;
     ret->gpuDirectRDMASupported = 1;
-    ret->pciBusID = device + 1;
+    ret->pciBusID = 0x9a + device;
     return cudaSuccess;
 }
 
@@ -291,7 +291,7 @@ extern "C" cudaError_t cudaDeviceGetPCIBusId(char *text, int room, int device)
 {
     if (!text || room < 13 || device < 0 || device >= settings().devices)
         return result(cudaErrorInvalidValue);
-    snprintf(text, (size_t)room, "0000:%02x:00.0", device + 1);
+    snprintf(text, (size_t)room, "0000:%02X:00.0", 0x9a + device);
     return result(presence());
 }
 

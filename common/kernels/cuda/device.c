@@ -156,6 +156,8 @@ static void device_info(struct bt_device *base, struct bt_device_info *ret_info)
         snprintf(driver, sizeof(driver), "of CUDA %d.%d", version / 1000, version % 1000 / 10);
     snprintf(ret_info->description, sizeof(ret_info->description), "%.64s, sm_%d, driver %s",
              about.name, device->arch, driver);
+    if (cudaDeviceGetPCIBusId(ret_info->pci, sizeof(ret_info->pci), device->ordinal) != cudaSuccess)
+        ret_info->pci[0] = '\0';
     ret_info->free_bytes = free_bytes;
     ret_info->total_bytes = total_bytes;
     look_at_peers(device, ret_info);

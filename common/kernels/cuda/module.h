@@ -14,7 +14,7 @@
 #include "common/kernels/device.h"
 #include "common/kernels/team.h"
 
-#define BT_CUDA_MODULE_ABI     1
+#define BT_CUDA_MODULE_ABI     2
 #define BT_CUDA_MODULE_FILE    "baton-cuda.so"
 #define BT_CUDA_MODULE_SYMBOL  "bt_cuda_module"
 #define BT_CUDA_MODULE_STRUCTS 6

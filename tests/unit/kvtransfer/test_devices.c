@@ -340,6 +340,29 @@ static void sysfs_places_a_port(void **state)
     assert_false(kvt_sysfs_pci(root, "../devices/0000:17:00.0", path, &numa));
 }
 
+static void gpu_by_its_bus_id(void **state)
+{
+    struct kvt_rdma_port beside =
+        make_port("mlx5_0:1", 400, 1, "pci0000:97/0000:97:01.0/0000:9b:00.0");
+    struct kvt_rdma_port far =
+        make_port("mlx5_1:1", 400, 1, "pci0000:b0/0000:b0:01.0/0000:b1:00.0");
+    char path[KVT_PCI_PATH_SIZE];
+    struct kvt_near near = nowhere;
+    (void)state;
+
+    make_directories("devices/pci0000:97/0000:97:01.0/0000:9a:00.0");
+    make_file("devices/pci0000:97/0000:97:01.0/0000:9a:00.0/numa_node", "1\n");
+    make_directories("bus/pci/devices");
+    make_link("bus/pci/devices/0000:9a:00.0",
+              "../../../devices/pci0000:97/0000:97:01.0/0000:9a:00.0");
+    assert_false(kvt_near_gpu(root, "", path, &near));
+    assert_false(kvt_near_gpu(root, "0000:9F:00.0", path, &near));
+    assert_null(near.pci_path);
+    assert_true(kvt_near_gpu(root, "0000:9A:00.0", path, &near));
+    assert_int_equal(near.numa_node, 1);
+    assert_true(kvt_port_distance(&beside, &near) < kvt_port_distance(&far, &near));
+}
+
 static int node_of(int first, int second)
 {
     cpu_set_t cpus;
@@ -424,6 +447,7 @@ int main(void)
         cmocka_unit_test(rates),
         cmocka_unit_test(distances),
         cmocka_unit_test_setup_teardown(sysfs_places_a_port, make_root, remove_root),
+        cmocka_unit_test_setup_teardown(gpu_by_its_bus_id, make_root, remove_root),
         cmocka_unit_test_setup_teardown(cpus_are_on_nodes, make_root, remove_root),
         cmocka_unit_test_setup_teardown(gpu_memory, make_root, remove_root),
         cmocka_unit_test(this_machine_can_be_read),
