@@ -102,7 +102,7 @@ static void test_files(void **state)
     expect_of_fake("nothing.so", "no such module (BATON_CUDA_MODULE names it)");
     expect_of_fake("fake-other-name.so", "is no module of Baton: it has no bt_cuda_module");
     expect_of_fake("fake-abi.so",
-                   "has interface 1000, this program needs 1: install both of one version");
+                   "has interface 1000, this program needs 2: install both of one version");
     expect_of_fake("fake-struct.so",
                    "is of another build than this program: install both of one version");
 }
