@@ -433,7 +433,7 @@ static void begin_block(RunMemory *memory, uint64_t number)
     run->block.z = static_cast<unsigned>(number / run->blocks.x / run->blocks.y);
     run->finished = 0;
     run->warp_now = 0;
-    run->fenced_device = run->acquired = false;
+    run->acquired = false;
     run->block_barrier.arrived = 0;
     for (Barrier &barrier : run->named)
         barrier.arrived = 0;
@@ -449,7 +449,8 @@ static void begin_block(RunMemory *memory, uint64_t number)
     for (unsigned i = 0; i < run->threads; i++) {
         Thread *thread = &run->thread[i];
         thread->index = {i, 0, 0};
-        thread->fenced_wgmma = false;
+        thread->fenced_wgmma = thread->did_atomic = false;
+        thread->fenced_era = 0;
         thread->mbarrier = nullptr;
         /* Not all at the same place in a page: they would share lines of the cache. */
         unsigned char *end = run->stacks + (i + 1) * kStackBytes - i * 192 % 4096;

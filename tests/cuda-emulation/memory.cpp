@@ -240,11 +240,17 @@ static const Allocation *allocation_of(uintptr_t at, size_t bytes)
           access == Access::read_constant ? " (a load that asks for constant memory)" : "");
 }
 
-/* Whether this block may rely on what that one did: that one fenced for the device before an
- * atomic, and this one has done an atomic and fenced since. */
+/*
+ * Whether this thread may rely on what that block did. There one thread fenced, after the block's
+ * last barrier, and then did an atomic; here one has done an atomic, then fenced, and is this one
+ * or has met it since. (What PTX calls release and acquire patterns are a fence and an atomic of
+ * one thread; a barrier between them, behind fences of all, is none.)
+ */
 static bool is_released(const Run *run, uint32_t block)
 {
-    return run->acquired && block < run->released_blocks.size() && run->released_blocks[block];
+    return run->acquired &&
+           (run->acquired_by == run->now->number || run->acquired_era != run->era) &&
+           block < run->released_blocks.size() && run->released_blocks[block];
 }
 
 static Shade shade_after(Run *run, uintptr_t at, Access access, Shade before, Shade mine,
@@ -319,7 +325,14 @@ void check_global(const void *at, bool write, bool constant, Place place)
 void fence_device()
 {
     Run *run = current;
-    run->fenced_device = true;
+    Thread *self = run->now;
+    self->fenced_era = run->era;
+    if (!self->did_atomic)
+        return;
+    self->did_atomic = false;
+    run->acquired = true;
+    run->acquired_by = self->number;
+    run->acquired_era = run->era;
 }
 
 static void before_atomic(Run *run, uint32_t *at, Place place, const char *what)
@@ -332,8 +345,8 @@ static void before_atomic(Run *run, uint32_t *at, Place place, const char *what)
               address_name(run, at).c_str());
     if (byte < run->shared_area || byte >= run->shared + kSharedBytes + kSharedGuard) {
         global_access(run, at, 4, Access::atomic, what);
-        run->acquired = true;
-        if (run->fenced_device) {
+        self->did_atomic = true;
+        if (self->fenced_era == run->era) {
             run->released_blocks.resize(
                 std::max<size_t>(run->released_blocks.size(), run->block_number + 1));
             run->released_blocks[run->block_number] = true;

@@ -79,6 +79,8 @@ struct Thread {
     void *sp;
     State state;
     bool fenced_wgmma;
+    bool did_atomic;     /* in global memory, without a fence since */
+    uint32_t fenced_era; /* of its last fence for the device; 0: none */
     unsigned number;
     uint3 index;
     Place place;
@@ -188,8 +190,10 @@ struct Run {
         Stamp set, with, result;
     } * joined; /* [kJoined] cache of unions */
 
-    bool fenced_device; /* this block, since its last atomic */
-    bool acquired;      /* this block has seen an atomic of blocks that released */
+    /* A thread of this block has done an atomic and then fenced: who, and in what era. */
+    bool acquired;
+    unsigned acquired_by;
+    uint32_t acquired_era;
     std::vector<bool> released_blocks;
 };
 constexpr unsigned kJoined = 1u << 14;

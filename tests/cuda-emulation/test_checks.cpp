@@ -193,19 +193,27 @@ BT_KERNEL(32, 1) blocks_count(uint32_t *out, uint32_t bad)
         bt_atomic_add(out, 1);
 }
 /* The last block sums what all have written. */
-BT_KERNEL(32, 1) blocks_last(uint32_t *out, uint32_t bad)
+enum last_fault { no_release = 1, release_of_all, no_acquire, acquire_apart };
+template <int Fault> BT_KERNEL(32, 1) blocks_last(uint32_t *out, uint32_t bad)
 {
+    const int fault = bad ? Fault : 0;
     out[1 + blockIdx.x * 32 + threadIdx.x] = 1;
-    if (!bad)
+    if (fault == release_of_all)
         bt_fence_device();
     bt_sync_block();
     uint32_t *last = reinterpret_cast<uint32_t *>(bt_shared());
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        if (fault != no_release && fault != release_of_all)
+            bt_fence_device();
         *last = bt_atomic_add(out, 1) == gridDim.x - 1;
+        if (fault != no_acquire && fault != acquire_apart)
+            bt_fence_device();
+    }
     bt_sync_block();
     if (!*last)
         return;
-    bt_fence_device();
+    if (fault == acquire_apart && threadIdx.x != 0)
+        bt_fence_device();
     uint32_t sum = 0;
     for (uint32_t i = threadIdx.x; i < gridDim.x * 32; i += 32)
         sum += out[1 + i];
@@ -558,7 +566,10 @@ static const Case cases[] = {
     {"blocks_read", blocks_read, 32, 0, 4, "race: "},
     {"blocks_read_first", blocks_read_first, 32, 0, 4, "race: "},
     {"blocks_count", blocks_count, 32, 0, 4, "race: "},
-    {"blocks_last", blocks_last, 32, 16, 4, "race: "},
+    {"blocks_last no_release", blocks_last<no_release>, 32, 16, 4, "race: "},
+    {"blocks_last release_of_all", blocks_last<release_of_all>, 32, 16, 4, "race: "},
+    {"blocks_last no_acquire", blocks_last<no_acquire>, 32, 16, 4, "race: "},
+    {"blocks_last acquire_apart", blocks_last<acquire_apart>, 32, 16, 4, "race: "},
     {"load_of_written", load_of_written, 32, 0, 1, "constant memory"},
     {"misaligned", misaligned, 32, 0, 1, "misaligned"},
     {"misaligned_word", misaligned_word, 32, 0, 1, "misaligned"},

@@ -340,12 +340,13 @@ BT_DEVICE void order_segment(const bt_cuda_route &route, uint32_t segment, uint3
 /* True in the block that ends last, which then sees what the others wrote. */
 BT_DEVICE bool is_last_block(const bt_cuda_route &route, uint32_t *shared)
 {
-    bt_fence_device();
     bt_sync_block();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        bt_fence_device(); /* what the block wrote, as it has met */
         *shared = bt_atomic_add(route.done, 1);
+        bt_fence_device();
+    }
     bt_sync_block();
-    bt_fence_device();
     return *shared == gridDim.x - 1;
 }
 
