@@ -26,24 +26,25 @@ void async_end(Run *run)
               place_name(copy.place).c_str(), copy.offset);
 }
 
-/* ---- copies of 16 bytes ---- */
+/* ---- copies of 16 bytes, and of 4 ---- */
 
-void copy_async(void *shared, const void *global, bool valid, Place place)
+void copy_async(void *shared, const void *global, uint32_t bytes, bool valid, Place place)
 {
-    static const char what[] = "bt_copy_async_16";
+    static const char whats[2][24] = {"bt_copy_async_4", "bt_copy_async_16"};
+    const char *what = whats[bytes == 16];
     Run *run = current;
     Thread *self = run->now;
     self->place = place;
-    uint32_t offset = shared_offset(run, shared, 16, 16, what);
-    if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    uint32_t offset = shared_offset(run, shared, bytes, bytes, what);
+    if (reinterpret_cast<uintptr_t>(global) % bytes != 0)
         fault(run, "misaligned: %s (%s) by %s from %s", what, place_name(place).c_str(),
               thread_name(run, self->number).c_str(), address_name(run, global).c_str());
     if (valid)
-        global_access(run, global, 16, Access::read, what);
-    shared_write_begin(run, self, offset, 16, what);
+        global_access(run, global, bytes, Access::read, what);
+    shared_write_begin(run, self, offset, bytes, what);
     self->copies.push_back({static_cast<unsigned char *>(shared),
-                            static_cast<const unsigned char *>(global), valid, self->copy_group,
-                            place});
+                            static_cast<const unsigned char *>(global), bytes, valid,
+                            self->copy_group, place});
 }
 
 void copy_async_commit()
@@ -62,10 +63,11 @@ void copy_async_wait(unsigned left)
             continue;
         }
         if (copy.valid)
-            memcpy(copy.to, copy.from, 16);
+            memcpy(copy.to, copy.from, copy.bytes);
         else
-            memset(copy.to, 0, 16);
-        shared_write_end(run, static_cast<uint32_t>(copy.to - run->shared), 16, stamp_of(self));
+            memset(copy.to, 0, copy.bytes);
+        shared_write_end(run, static_cast<uint32_t>(copy.to - run->shared), copy.bytes,
+                         stamp_of(self));
     }
     self->copies.resize(kept);
 }

@@ -48,7 +48,7 @@ void missing(const char *what, Place place);
 void check_global(const void *at, bool write, bool constant, Place place);
 void check_shared(const void *at, bool write, Place place);
 
-void copy_async(void *shared, const void *global, bool valid, Place place);
+void copy_async(void *shared, const void *global, uint32_t bytes, bool valid, Place place);
 void copy_async_commit();
 void copy_async_wait(unsigned left);
 
@@ -64,12 +64,14 @@ void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, Place place);
 void mma_s8(int32_t *d, const uint32_t *a, const uint32_t *b, Place place);
 void mma_e4m3(float *d, const uint32_t *a, const uint32_t *b, Place place);
 
+enum class Element { bf16, e4m3, s8 };
 struct Wgmma {
-    float *d;
+    void *d;           /* of 4 bytes each: f32, of s8 int32 */
     const uint32_t *a; /* registers, or NULL: by descriptor */
     uint64_t a_descriptor, b_descriptor;
     unsigned n;
     bool more, transpose_a, transpose_b;
+    Element element; /* 16 k of bf16, 32 of bytes */
 };
 void wgmma(const Wgmma &wgmma, Place place);
 void wgmma_fence(Place place);

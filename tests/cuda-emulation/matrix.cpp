@@ -128,7 +128,7 @@ CLONES static void add_products_8(double (*sum)[8], const float *a, unsigned a_p
 CLONES static void add_products_n(double (*sum)[kMaxN], const float *a, const float *b, unsigned n,
                                   unsigned k)
 {
-    add_products<kMaxN>(sum, a, 16, b, kMaxN, 1, n, k);
+    add_products<kMaxN>(sum, a, 0, b, kMaxN, 1, n, k);
 }
 
 /* d [n] (+)= sum [n] */
@@ -389,7 +389,7 @@ static void check_products(Run *run, const Product &product)
     unsigned number = run->now->number / kGroupThreads * kGroupThreads;
     for (unsigned i = 0; i < kGroupThreads; i++) {
         const Wgmma &other = product.wgmma[i];
-        if (other.n != first.n || other.more != first.more ||
+        if (other.n != first.n || other.more != first.more || other.element != first.element ||
             other.a_descriptor != first.a_descriptor || other.b_descriptor != first.b_descriptor)
             fault(run, "wgmma (%s): %s has other operands than thread %u",
                   place_name(product.place).c_str(), thread_name(run, number + i).c_str(), number);
@@ -430,7 +430,7 @@ bool is_accumulating(const Run *run, const Thread *thread, const void *at, size_
     const unsigned char *begin = static_cast<const unsigned char *>(at);
     for (const Product &product : run->group[thread->number / kGroupThreads].products) {
         const Wgmma &said = product.wgmma[thread->number % kGroupThreads];
-        const unsigned char *d = reinterpret_cast<const unsigned char *>(said.d);
+        const unsigned char *d = static_cast<const unsigned char *>(said.d);
         if (begin + bytes > d && begin < d + said.n / 2 * sizeof(float))
             return true;
     }
@@ -451,57 +451,91 @@ void wgmma_commit(Place place)
                [run](Meeting &) { run->group[run->now->number / kGroupThreads].next_group++; });
 }
 
-static float load_bf16(const Run *run, const Operand &operand, uint32_t major, uint32_t k)
+/* Numbers of one operand: an element of 16 k, or of 32 (two in the place of one), by its bits. */
+static float number_of(Element element, uint32_t bits)
 {
-    uint16_t half;
-    memcpy(&half, run->shared + address_of(operand, major, k) - kSharedWindow, 2);
-    return from_bf16(half);
+    if (element == Element::bf16)
+        return from_bf16(static_cast<uint16_t>(bits));
+    if (element == Element::e4m3)
+        return e4m3(static_cast<uint8_t>(bits));
+    return static_cast<float>(static_cast<int8_t>(bits));
 }
 
-/* Of warp w: rows 16 w + lane / 4 (+ 8); columns 8 j + 2 (lane % 4) (+ 1) in d[4 j …]. */
-static void multiply(Run *run, const Product &product)
+static float load_number(const Run *run, const Operand &operand, Element element, uint32_t major,
+                         uint32_t k)
 {
-    struct Room {
-        float a[64][16], b[16 * kMaxN], d[64][kMaxN];
-    };
-    /* on the heap: a module that is loaded later has little room for what is a thread's own */
-    static thread_local std::unique_ptr<Room> room(new Room);
-    auto &a = room->a;
-    auto &b = room->b;
-    auto &d = room->d;
+    const unsigned char *shared = run->shared - kSharedWindow;
+    uint16_t half;
+    if (element != Element::bf16)
+        return number_of(element, shared[address_of(operand, major, k / 2) + k % 2]);
+    memcpy(&half, shared + address_of(operand, major, k), 2);
+    return number_of(element, half);
+}
+
+struct Room {
+    float a[64][32], b[32 * kMaxN];
+    uint32_t d[64][kMaxN]; /* bits */
+};
+
+static void load_operands(const Run *run, const Product &product, unsigned k_count, Room *room)
+{
     const Wgmma &first = product.wgmma[0];
     Operand left = operand_of(first.a_descriptor, first.transpose_a);
     Operand right = operand_of(first.b_descriptor, first.transpose_b);
-    for (uint32_t k = 0; k < 16; k++)
+    for (uint32_t k = 0; k < k_count; k++)
         for (uint32_t n = 0; n < first.n; n++)
-            b[k * kMaxN + n] = load_bf16(run, right, n, k);
+            room->b[k * kMaxN + n] = load_number(run, right, first.element, n, k);
     for (uint32_t row = 0; row < 64 && !first.a; row++)
-        for (uint32_t k = 0; k < 16; k++)
-            a[row][k] = load_bf16(run, left, row, k);
+        for (uint32_t k = 0; k < k_count; k++)
+            room->a[row][k] = load_number(run, left, first.element, row, k);
+    /* registers: four of so many elements; rows, rows 8 further, then the same of later k */
+    unsigned each = k_count / 8, bits = 32 / each;
     for (unsigned i = 0; i < kGroupThreads && first.a; i++)
         for (unsigned word = 0; word < 4; word++)
-            for (unsigned half = 0; half < 2; half++)
-                a[i / 32 * 16 + i % 32 / 4 + word % 2 * 8][i % 4 * 2 + half + word / 2 * 8] =
-                    from_bf16(half_of(product.a[i][word], half));
-    auto each = [&](bool load) {
-        for (unsigned i = 0; i < kGroupThreads; i++)
-            for (unsigned j = 0; j < first.n / 2; j++) {
-                float *mine = &product.wgmma[i].d[j];
-                float *at =
-                    &d[i / 32 * 16 + i % 32 / 4 + j / 2 % 2 * 8][j / 4 * 8 + i % 4 * 2 + j % 2];
-                *(load ? at : mine) = load ? (first.more ? *mine : 0.0f) : *at;
-            }
-    };
-    each(true);
-    Rounding how = rounding();
-    unsigned step = step_of(how, 16);
-    for (unsigned row = 0; row < 64; row++)
-        for (unsigned from = 0; from < 16; from += step) {
-            double sum[1][kMaxN] = {};
-            add_products_n(sum, a[row] + from, b + from * kMaxN, first.n, step);
-            round_sums(d[row], sum[0], first.n, how);
+            for (unsigned e = 0; e < each; e++)
+                room->a[i / 32 * 16 + i % 32 / 4 + word % 2 * 8]
+                       [i % 4 * each + e + word / 2 * (k_count / 2)] =
+                    number_of(first.element, product.a[i][word] >> e * bits);
+}
+
+/* Of warp w: rows 16 w + lane / 4 (+ 8); columns 8 j + 2 (lane % 4) (+ 1) in d[4 j …]. */
+static void each_sum(const Product &product, Room *room, bool load)
+{
+    const Wgmma &first = product.wgmma[0];
+    for (unsigned i = 0; i < kGroupThreads; i++)
+        for (unsigned j = 0; j < first.n / 2; j++) {
+            uint32_t *mine = static_cast<uint32_t *>(product.wgmma[i].d) + j;
+            uint32_t *at =
+                &room->d[i / 32 * 16 + i % 32 / 4 + j / 2 % 2 * 8][j / 4 * 8 + i % 4 * 2 + j % 2];
+            *(load ? at : mine) = load ? (first.more ? *mine : 0) : *at;
         }
-    each(false);
+}
+
+static void multiply(Run *run, const Product &product)
+{
+    /* on the heap: a module that is loaded later has little room for what is a thread's own */
+    static thread_local std::unique_ptr<Room> room(new Room);
+    const Wgmma &first = product.wgmma[0];
+    unsigned k_count = first.element == Element::bf16 ? 16 : 32;
+    load_operands(run, product, k_count, room.get());
+    each_sum(product, room.get(), true);
+    Rounding how = rounding();
+    bool is_integer = first.element == Element::s8;
+    unsigned step = is_integer ? k_count : step_of(how, k_count);
+    for (unsigned row = 0; row < 64; row++)
+        for (unsigned from = 0; from < k_count; from += step) {
+            double sum[1][kMaxN] = {};
+            float values[kMaxN];
+            add_products_n(sum, room->a[row] + from, room->b + from * kMaxN, first.n, step);
+            for (unsigned n = 0; n < first.n && is_integer; n++) /* wraps around */
+                room->d[row][n] += static_cast<uint32_t>(static_cast<int32_t>(sum[0][n]));
+            if (is_integer)
+                continue;
+            memcpy(values, room->d[row], first.n * sizeof(float));
+            round_sums(values, sum[0], first.n, how);
+            memcpy(room->d[row], values, first.n * sizeof(float));
+        }
+    each_sum(product, room.get(), false);
 }
 
 void wgmma_wait(unsigned left, Place place)

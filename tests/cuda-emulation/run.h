@@ -63,6 +63,7 @@ struct Clocks {
 struct CopyAsync {
     unsigned char *to;
     const unsigned char *from;
+    uint32_t bytes;
     bool valid;
     unsigned group;
     Place place;

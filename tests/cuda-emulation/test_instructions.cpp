@@ -341,7 +341,9 @@ BT_DEVICE uint64_t descriptor_of(unsigned char *base, uint32_t rows, uint32_t k_
 template <int N, int MnA, int MnB>
 BT_DEVICE void wgmma_step(float *d, uint64_t a, uint64_t b, bool more)
 {
-    if (N == 64)
+    if (N == 16)
+        bt_wgmma_n16_bf16<MnA, MnB>(d, a, b, more);
+    else if (N == 64)
         bt_wgmma_n64_bf16<MnA, MnB>(d, a, b, more);
     else if (N == 128)
         bt_wgmma_n128_bf16<MnA, MnB>(d, a, b, more);
@@ -444,7 +446,8 @@ static void check_group(const Shape &shape)
                 fragments[(step * 128 + thread) * 4 + i / 2] |=
                     uint32_t(bf16_of(a[row * k_total + col])) << i % 2 * 16;
             }
-    n == 64    ? launch_group<64>(shape, images.at, fragments.at, out.at)
+    n == 16    ? launch_group<16>(shape, images.at, fragments.at, out.at)
+    : n == 64  ? launch_group<64>(shape, images.at, fragments.at, out.at)
     : n == 128 ? launch_group<128>(shape, images.at, fragments.at, out.at)
                : launch_group<256>(shape, images.at, fragments.at, out.at);
     for (unsigned thread = 0; thread < 128; thread++)
@@ -471,6 +474,156 @@ static void test_wgmma(void **)
                                      n == 128 && majors % 2 == 0});
     check_group({64, 64, 128, 128, 0, 0, true});
     check_group({256, 128, 128, 128, 0, 1, true});
+    check_group({16, 64, 128, 128, 0, 0, false});
+    check_group({16, 64, 32, 16, 1, 0, false});
+}
+
+/* ---- wgmma of bytes ---- */
+
+template <int N> BT_DEVICE void wgmma_bytes(float *d, uint64_t a, uint64_t b, bool more)
+{
+    if (N == 16)
+        bt_wgmma_n16_e4m3(d, a, b, more);
+    else if (N == 64)
+        bt_wgmma_n64_e4m3(d, a, b, more);
+    else
+        bt_wgmma_n128_e4m3(d, a, b, more);
+}
+template <int N> BT_DEVICE void wgmma_bytes(int32_t *d, uint64_t a, uint64_t b, bool more)
+{
+    if (N == 16)
+        bt_wgmma_n16_s8(d, a, b, more);
+    else if (N == 64)
+        bt_wgmma_n64_s8(d, a, b, more);
+    else if (N == 128)
+        bt_wgmma_n128_s8(d, a, b, more);
+    else
+        bt_wgmma_n256_s8(d, a, b, more);
+}
+template <int N>
+BT_DEVICE void wgmma_registers(int32_t *d, const uint32_t *a, uint64_t b, bool more)
+{
+    if (N == 16)
+        bt_wgmma_n16_s8_registers(d, a, b, more);
+    else if (N == 64)
+        bt_wgmma_n64_s8_registers(d, a, b, more);
+    else if (N == 128)
+        bt_wgmma_n128_s8_registers(d, a, b, more);
+    else
+        bt_wgmma_n256_s8_registers(d, a, b, more);
+}
+template <int N> BT_DEVICE void wgmma_registers(float *, const uint32_t *, uint64_t, bool)
+{
+}
+
+/* a [64][k_total], b [N][k_total] as images; d begins as what is in out. */
+template <int N, typename Sum>
+BT_KERNEL(128, 1)
+multiply_bytes(const unsigned char *images, const uint32_t *fragments, Sum *out, uint32_t k_total,
+               uint32_t span, bool registers)
+{
+    uint32_t a_bytes = 64 * k_total, bytes = a_bytes + N * k_total;
+    for (uint32_t i = threadIdx.x * 16; i < bytes; i += 128 * 16)
+        bt_store_shared_16(bt_shared() + i, bt_load_16(images + i));
+    bt_fence_async();
+    bt_sync_block();
+    Sum d[N / 2];
+    for (uint32_t i = 0; i < N / 2; i++)
+        d[i] = out[threadIdx.x * (N / 2) + i];
+    bt_wgmma_fence();
+    for (uint32_t step = 0; step < k_total / 32; step++) {
+        /* 32 k have as many bytes as 16 halves */
+        uint64_t a = descriptor_of(bt_shared(), 64, k_total / 2, span, false, step);
+        uint64_t b = descriptor_of(bt_shared() + a_bytes, N, k_total / 2, span, false, step);
+        if (registers)
+            wgmma_registers<N>(d, fragments + (step * 128 + threadIdx.x) * 4, b, true);
+        else
+            wgmma_bytes<N>(d, a, b, true);
+    }
+    bt_wgmma_commit();
+    bt_wgmma_wait<0>();
+    bt_wgmma_hold(d);
+    for (uint32_t i = 0; i < N / 2; i++)
+        out[threadIdx.x * (N / 2) + i] = d[i];
+}
+
+template <int N, typename Sum> static void check_bytes(uint32_t span, bool registers)
+{
+    constexpr unsigned k_total = 128;
+    constexpr bool is_integer = std::is_same<Sum, int32_t>::value;
+    std::vector<unsigned char> a(64 * k_total), b(N * k_total);
+    std::vector<int64_t> expected(64 * N);
+    auto draw = [&](unsigned char *byte) {
+        *byte = static_cast<unsigned char>(is_integer ? dice()() : e4m3_of(small_number()));
+    };
+    auto number = [&](unsigned char byte) {
+        return static_cast<int64_t>(is_integer ? static_cast<int8_t>(byte) : value_of_e4m3(byte));
+    };
+    for (unsigned char &byte : a)
+        draw(&byte);
+    for (unsigned char &byte : b)
+        draw(&byte);
+    Device<unsigned char> images((64 + N) * k_total);
+    Device<uint32_t> fragments(k_total / 32 * 128 * 4);
+    Device<Sum> out(64 * N);
+    /* a core matrix has 8 rows of 16 bytes, whatever elements they are */
+    for (unsigned k = 0; k < k_total; k++) {
+        for (unsigned m = 0; m < 64; m++)
+            images[place_in_pattern(k / 2, m, 64, span) + k % 2] = a[m * k_total + k];
+        for (unsigned j = 0; j < N; j++)
+            images[64 * k_total + place_in_pattern(k / 2, j, N, span) + k % 2] = b[j * k_total + k];
+    }
+    /* Element i of a thread's 16: row lane / 4, for 4 … 7 and 12 … 15 eight further; k 4 (lane % 4)
+     * + i % 4, for the last eight 16 further. */
+    for (unsigned step = 0; step < k_total / 32; step++)
+        for (unsigned thread = 0; thread < 128; thread++)
+            for (unsigned i = 0; i < 16; i++) {
+                unsigned row = thread / 32 * 16 + thread % 32 / 4 + (i / 4 % 2 ? 8 : 0);
+                unsigned col = step * 32 + thread % 4 * 4 + i % 4 + (i >= 8 ? 16 : 0);
+                fragments[(step * 128 + thread) * 4 + i / 4] |= uint32_t(a[row * k_total + col])
+                                                                << i % 4 * 8;
+            }
+    for (unsigned thread = 0; thread < 128; thread++)
+        for (unsigned i = 0; i < N / 2; i++) {
+            unsigned row = thread / 32 * 16 + thread % 32 / 4 + (i % 4 >= 2 ? 8 : 0);
+            unsigned col = i / 4 * 8 + thread % 4 * 2 + i % 2;
+            int64_t begin = is_integer ? static_cast<int32_t>(dice()()) : 3;
+            out[thread * (N / 2) + i] = static_cast<Sum>(begin);
+            expected[row * N + col] += begin;
+            for (unsigned k = 0; k < k_total; k++)
+                expected[row * N + col] +=
+                    number(a[row * k_total + k]) * number(b[col * k_total + k]);
+        }
+    bt_cuda_launch((multiply_bytes<N, Sum>), dim3(1), 128, (64 + N) * k_total, 0, images.at,
+                   fragments.at, out.at, k_total, span, registers);
+    for (unsigned thread = 0; thread < 128; thread++)
+        for (unsigned i = 0; i < N / 2; i++) {
+            unsigned row = thread / 32 * 16 + thread % 32 / 4 + (i % 4 >= 2 ? 8 : 0);
+            unsigned col = i / 4 * 8 + thread % 4 * 2 + i % 2;
+            int64_t want = expected[row * N + col];
+            Sum got = out[thread * (N / 2) + i];
+            bool same = is_integer ? static_cast<int32_t>(got) == static_cast<int32_t>(want)
+                                   : static_cast<double>(got) == static_cast<double>(want);
+            if (!same)
+                fail_msg("n %d, swizzle %u, registers %d: (%u, %u) is %g, not %lld", N, span,
+                         registers, row, col, static_cast<double>(got),
+                         static_cast<long long>(want));
+        }
+}
+
+static void test_wgmma_bytes(void **)
+{
+    for (uint32_t span : {16, 32, 64, 128}) {
+        check_bytes<16, float>(span, false);
+        check_bytes<64, float>(span, false);
+        check_bytes<128, float>(span, false);
+        for (int registers = 0; registers < 2; registers++) {
+            check_bytes<16, int32_t>(span, registers);
+            check_bytes<64, int32_t>(span, registers);
+            check_bytes<128, int32_t>(span, registers);
+            check_bytes<256, int32_t>(span, registers);
+        }
+    }
 }
 
 /* ---- copies ---- */
@@ -534,19 +687,23 @@ BT_KERNEL(32, 1) copy_some(const uint32_t *in, uint32_t *out)
 {
     uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
     bt_copy_async_16(words + 4 * threadIdx.x, in + 4 * threadIdx.x, threadIdx.x % 3 != 0);
+    bt_copy_async_4(words + 128 + threadIdx.x, in + threadIdx.x, threadIdx.x % 5 != 0);
     bt_copy_async_commit();
     bt_copy_async_wait<0>();
     bt_store_16(out + 4 * threadIdx.x, bt_load_shared_16(words + 4 * threadIdx.x));
+    out[128 + threadIdx.x] = words[128 + threadIdx.x];
 }
 
 static void test_copy_async(void **)
 {
-    Device<uint32_t> in(128), out(128);
+    Device<uint32_t> in(128), out(160);
     for (unsigned i = 0; i < 128; i++)
         in[i] = i + 1;
-    bt_cuda_launch(copy_some, dim3(1), 32, 512, 0, in.at, out.at);
+    bt_cuda_launch(copy_some, dim3(1), 32, 640, 0, in.at, out.at);
     for (unsigned i = 0; i < 128; i++)
         assert_int_equal(out[i], i / 4 % 3 != 0 ? i + 1 : 0);
+    for (unsigned i = 0; i < 32; i++)
+        assert_int_equal(out[128 + i], i % 5 != 0 ? i + 1 : 0);
 }
 
 /* ---- lanes and atomics ---- */
@@ -682,12 +839,12 @@ static void test_numbers(void **)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ldmatrix),   cmocka_unit_test(test_mma),
-        cmocka_unit_test(test_rounding),   cmocka_unit_test(test_s8_extremes),
-        cmocka_unit_test(test_wgmma),      cmocka_unit_test(test_boxes),
-        cmocka_unit_test(test_copy_async), cmocka_unit_test(test_lanes),
-        cmocka_unit_test(test_e4m3),       cmocka_unit_test(test_bf16),
-        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_ldmatrix), cmocka_unit_test(test_mma),
+        cmocka_unit_test(test_rounding), cmocka_unit_test(test_s8_extremes),
+        cmocka_unit_test(test_wgmma),    cmocka_unit_test(test_wgmma_bytes),
+        cmocka_unit_test(test_boxes),    cmocka_unit_test(test_copy_async),
+        cmocka_unit_test(test_lanes),    cmocka_unit_test(test_e4m3),
+        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -176,6 +176,13 @@ BT_DEVICE void bt_copy_async_16(void *shared, const void *global, bool valid)
                  "l"(global), "r"(valid ? 16 : 0)
                  : "memory");
 }
+/* The same of 4 bytes, aligned to 4. */
+BT_DEVICE void bt_copy_async_4(void *shared, const void *global, bool valid)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(bt_shared_address(shared)),
+                 "l"(global), "r"(valid ? 4 : 0)
+                 : "memory");
+}
 /* This thread's copies so far are a group. */
 BT_DEVICE void bt_copy_async_commit(void)
 {
@@ -388,6 +395,14 @@ template <int N> BT_DEVICE void bt_wgmma_hold(uint32_t (&a)[N])
         asm volatile("" : "+r"(a[i])::"memory");
 #endif
 }
+template <int N> BT_DEVICE void bt_wgmma_hold(int32_t (&d)[N])
+{
+#if BT_HAVE_WGMMA
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+r"(d[i])::"memory");
+#endif
+}
 
 #define BT_D8(i)                                                                                   \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),    \
@@ -483,6 +498,87 @@ BT_DEVICE void bt_wgmma_n256_bf16_registers(float d[128], const uint32_t a[4], u
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)more), "n"(TransposeB));
 #endif
 }
+
+/*
+ * The same with N = 16, and of bytes: d [64][N] (+)= a [64][32] b [32][N], K contiguous on both
+ * sides: e4m3 into f32, int8 into int32 (which wraps around). `leading` of descriptors is then from
+ * 16 k to the next 16.
+ */
+#define BT_I8(i)                                                                                   \
+    "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
+        "+r"(d[i + 6]), "+r"(d[i + 7])
+#define BT_I32(i) BT_I8(i), BT_I8(i + 8), BT_I8(i + 16), BT_I8(i + 24)
+#define BT_R16    "%0, %1, %2, %3, %4, %5, %6, %7"
+#define BT_R64    BT_R32_0
+#define BT_R128   BT_R32_0 ", " BT_R32_1
+#define BT_R256   BT_R32_0 ", " BT_R32_1 ", " BT_R32_2 ", " BT_R32_3
+#define BT_F16    BT_D8(0)
+#define BT_F64    BT_D32(0)
+#define BT_F128   BT_D32(0), BT_D32(32)
+#define BT_S16    BT_I8(0)
+#define BT_S64    BT_I32(0)
+#define BT_S128   BT_I32(0), BT_I32(32)
+#define BT_S256   BT_I32(0), BT_I32(32), BT_I32(64), BT_I32(96)
+/* A, B, C, …: the numbers of operands behind those of d. */
+#if BT_HAVE_WGMMA
+#define BT_WGMMA_E4M3(N, A, B, C)                                                                  \
+    BT_DEVICE void bt_wgmma_n##N##_e4m3(float d[N / 2], uint64_t a, uint64_t b, bool more)         \
+    {                                                                                              \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                              \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" BT_R##N          \
+                     "}, %" #A ", %" #B ", p, 1, 1;\n}\n"                                          \
+                     : BT_F##N                                                                     \
+                     : "l"(a), "l"(b), "r"((int)more));                                            \
+    }
+#define BT_WGMMA_S8(N, A, B, C, D, E, F)                                                           \
+    BT_DEVICE void bt_wgmma_n##N##_s8(int32_t d[N / 2], uint64_t a, uint64_t b, bool more)         \
+    {                                                                                              \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                              \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" BT_R##N              \
+                     "}, %" #A ", %" #B ", p;\n}\n"                                                \
+                     : BT_S##N                                                                     \
+                     : "l"(a), "l"(b), "r"((int)more));                                            \
+    }                                                                                              \
+    BT_DEVICE void bt_wgmma_n##N##_s8_registers(int32_t d[N / 2], const uint32_t a[4], uint64_t b, \
+                                                bool more)                                         \
+    {                                                                                              \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #F ", 0;\n"                              \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" BT_R##N              \
+                     "}, {%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p;\n}\n"                   \
+                     : BT_S##N                                                                     \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)more));        \
+    }
+#else
+#define BT_WGMMA_E4M3(N, A, B, C)                                                                  \
+    BT_DEVICE void bt_wgmma_n##N##_e4m3(float[N / 2], uint64_t, uint64_t, bool)                    \
+    {                                                                                              \
+    }
+#define BT_WGMMA_S8(N, A, B, C, D, E, F)                                                           \
+    BT_DEVICE void bt_wgmma_n##N##_s8(int32_t[N / 2], uint64_t, uint64_t, bool)                    \
+    {                                                                                              \
+    }                                                                                              \
+    BT_DEVICE void bt_wgmma_n##N##_s8_registers(int32_t[N / 2], const uint32_t[4], uint64_t, bool) \
+    {                                                                                              \
+    }
+#endif
+template <int TransposeA, int TransposeB>
+BT_DEVICE void bt_wgmma_n16_bf16(float d[8], uint64_t a, uint64_t b, bool more)
+{
+#if BT_HAVE_WGMMA
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {" BT_R16
+                 "}, %8, %9, p, 1, 1, %11, %12;\n}\n"
+                 : BT_D8(0)
+                 : "l"(a), "l"(b), "r"((int)more), "n"(TransposeA), "n"(TransposeB));
+#endif
+}
+BT_WGMMA_E4M3(16, 8, 9, 10)
+BT_WGMMA_E4M3(64, 32, 33, 34)
+BT_WGMMA_E4M3(128, 64, 65, 66)
+BT_WGMMA_S8(16, 8, 9, 10, 11, 12, 13)
+BT_WGMMA_S8(64, 32, 33, 34, 35, 36, 37)
+BT_WGMMA_S8(128, 64, 65, 66, 67, 68, 69)
+BT_WGMMA_S8(256, 128, 129, 130, 131, 132, 133)
 
 /* Registers a thread of this warpgroup may use from here on; N is a multiple of 8, from 24 to 256.
  * What one lowers goes to the block's pool, and raise waits until that has enough. The block has

@@ -155,7 +155,11 @@ BT_DEVICE void bt_store_shared_16(void *shared, uint4 value, BT_PLACE)
 }
 BT_DEVICE void bt_copy_async_16(void *shared, const void *global, bool valid, BT_PLACE)
 {
-    emulation::copy_async(shared, global, valid, place);
+    emulation::copy_async(shared, global, 16, valid, place);
+}
+BT_DEVICE void bt_copy_async_4(void *shared, const void *global, bool valid, BT_PLACE)
+{
+    emulation::copy_async(shared, global, 4, valid, place);
 }
 BT_DEVICE void bt_copy_async_commit(void)
 {
@@ -271,6 +275,9 @@ template <int N> BT_DEVICE void bt_wgmma_hold(float (&)[N])
 template <int N> BT_DEVICE void bt_wgmma_hold(uint32_t (&)[N])
 {
 }
+template <int N> BT_DEVICE void bt_wgmma_hold(int32_t (&)[N])
+{
+}
 
 #define BT_WGMMA(N)                                                                                \
     template <int TransposeA, int TransposeB>                                                      \
@@ -278,18 +285,57 @@ template <int N> BT_DEVICE void bt_wgmma_hold(uint32_t (&)[N])
                                         BT_PLACE)                                                  \
     {                                                                                              \
         BT_NEEDS(BT_HAVE_WGMMA);                                                                   \
-        emulation::wgmma({d, nullptr, a, b, N, more, TransposeA != 0, TransposeB != 0}, place);    \
-    }                                                                                              \
+        emulation::wgmma({d, nullptr, a, b, N, more, TransposeA != 0, TransposeB != 0,             \
+                          emulation::Element::bf16},                                               \
+                         place);                                                                   \
+    }
+#define BT_WGMMA_REGISTERS(N)                                                                      \
     template <int TransposeB>                                                                      \
     BT_DEVICE void bt_wgmma_n##N##_bf16_registers(float d[N / 2], const uint32_t a[4], uint64_t b, \
                                                   bool more, BT_PLACE)                             \
     {                                                                                              \
         BT_NEEDS(BT_HAVE_WGMMA);                                                                   \
-        emulation::wgmma({d, a, 0, b, N, more, false, TransposeB != 0}, place);                    \
+        emulation::wgmma({d, a, 0, b, N, more, false, TransposeB != 0, emulation::Element::bf16},  \
+                         place);                                                                   \
     }
+BT_WGMMA(16)
 BT_WGMMA(64)
 BT_WGMMA(128)
 BT_WGMMA(256)
+BT_WGMMA_REGISTERS(64)
+BT_WGMMA_REGISTERS(128)
+BT_WGMMA_REGISTERS(256)
+
+#define BT_WGMMA_E4M3(N)                                                                           \
+    BT_DEVICE void bt_wgmma_n##N##_e4m3(float d[N / 2], uint64_t a, uint64_t b, bool more,         \
+                                        BT_PLACE)                                                  \
+    {                                                                                              \
+        BT_NEEDS(BT_HAVE_WGMMA);                                                                   \
+        emulation::wgmma({d, nullptr, a, b, N, more, false, false, emulation::Element::e4m3},      \
+                         place);                                                                   \
+    }
+BT_WGMMA_E4M3(16)
+BT_WGMMA_E4M3(64)
+BT_WGMMA_E4M3(128)
+
+#define BT_WGMMA_S8(N)                                                                             \
+    BT_DEVICE void bt_wgmma_n##N##_s8(int32_t d[N / 2], uint64_t a, uint64_t b, bool more,         \
+                                      BT_PLACE)                                                    \
+    {                                                                                              \
+        BT_NEEDS(BT_HAVE_WGMMA);                                                                   \
+        emulation::wgmma({d, nullptr, a, b, N, more, false, false, emulation::Element::s8},        \
+                         place);                                                                   \
+    }                                                                                              \
+    BT_DEVICE void bt_wgmma_n##N##_s8_registers(int32_t d[N / 2], const uint32_t a[4], uint64_t b, \
+                                                bool more, BT_PLACE)                               \
+    {                                                                                              \
+        BT_NEEDS(BT_HAVE_WGMMA);                                                                   \
+        emulation::wgmma({d, a, 0, b, N, more, false, false, emulation::Element::s8}, place);      \
+    }
+BT_WGMMA_S8(16)
+BT_WGMMA_S8(64)
+BT_WGMMA_S8(128)
+BT_WGMMA_S8(256)
 
 template <int N> BT_DEVICE void bt_registers_raise(BT_PLACE)
 {
