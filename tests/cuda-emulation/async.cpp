@@ -115,11 +115,38 @@ void mbarrier_init(void *mbarrier, uint32_t count, Place place)
     run->mbarriers.push_back(std::move(made));
 }
 
+static void keep_wait(Run *run, Mbarrier *mbarrier, Thread *thread, uint32_t phase, Place place)
+{
+    mbarrier->waited.push_back({stamp_of(thread), phase, place});
+    clocks_advance(run, thread);
+}
+
+/*
+ * A phase ends: who waited for the one before has to have come to that before this end, in every
+ * order of the threads. Who looks later sees the parity of a phase that has yet to end, and hangs.
+ */
+static void check_waits(Run *run, Mbarrier *mbarrier)
+{
+    const Clocks &known = mbarrier->released;
+    for (const Waited &wait : mbarrier->waited) {
+        uint32_t clock = wait.stamp & kClockMask, who = wait.stamp >> kClockBits;
+        if (wait.phase + 1 != mbarrier->phase || clock < run->base ||
+            (known.era == run->era && known.of[who] >= clock))
+            continue;
+        fault(run,
+              "a phase of the mbarrier at shared memory + %u ends, while nothing says that %s has "
+              "seen the end of the phase before (bt_mbarrier_wait, %s)",
+              mbarrier->offset, thread_name(run, who).c_str(), place_name(wait.place).c_str());
+    }
+    mbarrier->waited.clear();
+}
+
 static void end_phase_if_due(Run *run, Mbarrier *mbarrier)
 {
     if (mbarrier->pending != 0 || mbarrier->bytes != 0)
         return;
-    mbarrier->phase++;
+    check_waits(run, mbarrier);
+    uint32_t ended = mbarrier->phase++;
     mbarrier->pending = mbarrier->count;
     clocks_join(run, &mbarrier->completed, &mbarrier->released);
     for (unsigned i = 0; i < run->threads; i++) {
@@ -128,6 +155,7 @@ static void end_phase_if_due(Run *run, Mbarrier *mbarrier)
             (mbarrier->phase & 1) == thread->parity)
             continue;
         clocks_acquire(run, thread, &mbarrier->completed);
+        keep_wait(run, mbarrier, thread, ended, thread->place);
         wake(run, thread);
     }
 }
@@ -217,6 +245,7 @@ void mbarrier_wait(void *at, uint32_t parity, Place place)
         finish_copies(run, static_cast<uint32_t>(mbarrier - run->mbarriers.data()));
     if ((mbarrier->phase & 1) != (parity & 1)) {
         clocks_acquire(run, self, &mbarrier->completed);
+        keep_wait(run, mbarrier, self, mbarrier->phase - 1, place);
         return;
     }
     self->mbarrier = at;

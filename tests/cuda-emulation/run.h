@@ -112,6 +112,12 @@ struct Barrier {
     Clocks released;
 };
 
+struct Waited { /* a thread has seen this phase end */
+    Stamp stamp;
+    uint32_t phase;
+    Place place;
+};
+
 struct Mbarrier {
     bool live;
     uint32_t offset; /* in shared memory */
@@ -119,6 +125,7 @@ struct Mbarrier {
     int64_t bytes;
     unsigned agent;
     Clocks released, completed;
+    std::vector<Waited> waited;
 };
 
 struct BulkCopy {

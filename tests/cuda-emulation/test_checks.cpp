@@ -679,6 +679,41 @@ static void test_many_launches(void **)
     assert_string_equal(told.c_str(), "");
 }
 
+/* One warp ends two phases. The other has seen the first end by luck, if nothing ties it to the
+ * second. */
+BT_KERNEL(64, 1) two_phases(uint32_t *out, uint32_t bad)
+{
+    uint64_t *full = reinterpret_cast<uint64_t *>(bt_shared()), *empty = full + 1;
+    if (threadIdx.x == 0) {
+        bt_mbarrier_init(full, 32);
+        bt_mbarrier_init(empty, 32);
+    }
+    bt_sync_block();
+    for (uint32_t round = 0; round < 4; round++) {
+        if (threadIdx.x < 32) {
+            bt_mbarrier_wait(full, round & 1);
+            bt_mbarrier_arrive(empty);
+            continue;
+        }
+        bt_mbarrier_arrive(full);
+        if (!bad || round != 1)
+            bt_mbarrier_wait(empty, round & 1);
+    }
+    out[threadIdx.x] = 1;
+}
+
+static void test_missed_phase(void **)
+{
+    emulation::set_fault_handler(keep_text);
+    emulation::set_seed(0); /* who waits is there first */
+    Memory memory;
+    told.clear();
+    bt_cuda_launch(two_phases, dim3(1), 64, 16, 0, memory.words, 0u);
+    assert_string_equal(told.c_str(), "");
+    bt_cuda_launch(two_phases, dim3(1), 64, 16, 0, memory.words, 1u);
+    assert_non_null(strstr(told.c_str(), "has seen the end of the phase before"));
+}
+
 BT_KERNEL(128, 1) sum_up(uint32_t *out, uint32_t rounds)
 {
     uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared()), sum = 0;
@@ -720,9 +755,8 @@ static void test_threads(void **)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_faults),
-        cmocka_unit_test(test_freed_memory),
-        cmocka_unit_test(test_many_launches),
+        cmocka_unit_test(test_faults),        cmocka_unit_test(test_freed_memory),
+        cmocka_unit_test(test_many_launches), cmocka_unit_test(test_missed_phase),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
