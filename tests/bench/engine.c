@@ -1,5 +1,7 @@
 /*
- * engine [--cores N] [--kernels NAME] [--dir DIR] [--keep] [--quick] [--only TEXT]
+ * engine [--device DEVICE] [--model DIR] [--cores N] [--kernels NAME] [--dir DIR] [--keep]
+ * [--quick]
+ *        [--only TEXT]
  *
  * The forward pass of real shapes against what this machine can do at most, measured next to every
  * figure: operations of the matrix unit, or bytes read from memory. Prints
@@ -9,7 +11,13 @@
  * with tokens a second, tokens a second at the limit, and how much of it was reached; for decode
  * also `serial NAME LIMIT UNIT RATIO`, the limit of a step that does not read weights while it
  * computes attention. Checkpoints
- * are made in DIR (default: a directory under TMPDIR or /var/tmp, removed at the end).
+ * are made in DIR (default: a directory under TMPDIR or /var/tmp, removed at the end). `--model`:
+ * of that checkpoint alone, as it is, called `model`.
+ *
+ * `--device` as the workers have it: on a GPU (auto: where there is one) its figures end with
+ * _cuda. Prompts and steps are queued as the engines queue them; limits are what gpu.c holds
+ * kernels to. Exit 77: that device is not here. Attention alone and cores are not measured there:
+ * gpu has the kernels. --quick is then of short prompts and few steps, whose figures say nothing.
  */
 #include <errno.h>
 #include <ftw.h>
@@ -23,20 +31,23 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "common/base/log.h"
 #include "common/kernels/team.h"
 #include "tests/bench/checkpoint.h"
+#include "tests/bench/device_bench.h"
 #include "tests/bench/engine_model.h"
 
 #define CHUNK      2048 /* rows of one prefill step */
+#define CHUNK_FEW  48   /* likewise, quick on a device */
 #define POOL_PAGES 64   /* beyond the longest sequences */
 
 static struct {
     uint32_t cores;
-    const char *kernels, *dir, *only;
+    const char *kernels, *dir, *only, *device, *model;
     bool keep, quick;
     char own_dir[64];
-} options = {.cores = 1, .kernels = "auto"};
+} options = {.cores = 1, .kernels = "auto", .device = "auto"};
+
+static struct bt_device *device; /* NULL: the CPU */
 
 static unsigned failures;
 
@@ -135,20 +146,44 @@ static void drop_checkpoint(const char *dir)
         nftw(dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
 }
 
+/* A GPU is there to be measured, an emulated one to see that all of this runs. */
+static bool is_short(void)
+{
+    return device && options.quick;
+}
+
+static uint32_t chunk_rows(void)
+{
+    return is_short() ? CHUNK_FEW : CHUNK;
+}
+
+static struct bench_model *load_model(const char *dir, struct bt_team *team, uint32_t pool_tokens)
+{
+    struct bt_error error;
+    struct bench_model *bench = NULL;
+    struct bench_model_options load = {.dir = dir,
+                                       .kernels = options.kernels,
+                                       .team = team,
+                                       .max_rows = chunk_rows(),
+                                       .max_logits = BENCH_MAX_BATCH,
+                                       .pool_tokens = pool_tokens,
+                                       .device = device,
+                                       .quick = options.quick};
+    if (bench_model_open(&load, &error, &bench) != BT_OK)
+        fail(&error);
+    return bench;
+}
+
 static struct bench_model *open_model(const char *shape, const char *dtype, struct bt_team *team,
                                       uint32_t pool_tokens, bool drop)
 {
     char dir[4096];
     struct bt_error error;
-    struct bench_model *bench = NULL;
     if (checkpoint_dir(shape, dtype, dir, sizeof(dir), &error) != BT_OK) {
         fail(&error);
         return NULL;
     }
-    struct bench_model_options load = {dir,   options.kernels, team,
-                                       CHUNK, BENCH_MAX_BATCH, pool_tokens};
-    if (bench_model_open(&load, &error, &bench) != BT_OK)
-        fail(&error);
+    struct bench_model *bench = load_model(dir, team, pool_tokens);
     if (drop)
         drop_checkpoint(dir);
     return bench;
@@ -158,8 +193,8 @@ static struct bench_model *open_model(const char *shape, const char *dtype, stru
 
 static void print_figure(const char *name, double tokens, double seconds, double least_seconds)
 {
-    printf("figure %s %.2f tokens/s %.2f %.3f\n", name, tokens / seconds, tokens / least_seconds,
-           least_seconds / seconds);
+    printf("figure %s%s %.2f tokens/s %.2f %.3f\n", name, device_suffix(device), tokens / seconds,
+           tokens / least_seconds, least_seconds / seconds);
     fflush(stdout);
 }
 
@@ -183,7 +218,7 @@ static double prefill_seconds(struct bench_model *bench, uint32_t length)
     double seconds[RUNS], spent = 0;
     size_t count = 0;
     while (count < 3 || (spent < 1.5 && count < RUNS)) {
-        seconds[count] = bench_prefill(bench, length, CHUNK);
+        seconds[count] = bench_prefill(bench, length, chunk_rows());
         spent += seconds[count++];
         if (options.quick || spent > 60)
             break;
@@ -207,14 +242,10 @@ static void measure_decode(struct bench_model *bench, const char *name, uint32_t
 {
     enum { STEPS = 25 };
     double seconds[STEPS], shares[STEPS], serial[STEPS];
-    int steps = options.quick ? 5 : STEPS;
+    int steps = is_short() ? 2 : options.quick ? 5 : STEPS;
     struct bench_limits limits = bench_limits_probe(bench);
-    bench_decode(bench, kv, batch);
     struct bench_needs needs[STEPS];
-    for (int i = 0; i < steps; i++) {
-        seconds[i] = bench_decode(bench, kv, batch);
-        needs[i] = bench_decode_needs(bench, kv, batch);
-    }
+    bench_decode_steps(bench, kv, batch, (uint32_t)steps, seconds, needs);
     limits = bench_limits_best(limits, bench_limits_probe(bench));
     for (int i = 0; i < steps; i++) {
         shares[i] = bench_seconds(&needs[i], &limits) / seconds[i];
@@ -222,7 +253,8 @@ static void measure_decode(struct bench_model *bench, const char *name, uint32_t
     }
     double step = median(seconds, (size_t)steps), alone = median(serial, (size_t)steps);
     print_figure(name, batch, step, step * median(shares, (size_t)steps));
-    printf("serial %s %.2f tokens/s %.3f\n", name, batch / step / alone, alone);
+    printf("serial %s%s %.2f tokens/s %.3f\n", name, device_suffix(device), batch / step / alone,
+           alone);
 }
 
 /* ---- time against length ---- */
@@ -263,24 +295,36 @@ static double crossing(struct fit attention, struct fit ffn)
     return curve > 0 ? fmax(0, (ffn.low - attention.low) / curve) : INFINITY;
 }
 
+/* By itself, as a device is waited for at each operation of a run with a profile. */
+static double profile_prefill(struct bench_model *bench, uint32_t length)
+{
+    bench->profile = (struct bt_profile){0};
+    bench_profile(bench, true);
+    double seconds = bench_prefill(bench, length, chunk_rows());
+    bench_profile(bench, !device);
+    return seconds;
+}
+
 static void measure_lengths(struct bench_model *bench, const char *shape)
 {
     static const uint32_t all[LENGTHS] = {512, 1024, 2048, 4096, 8192};
     double lengths[LENGTHS], seconds[LENGTHS], attention[LENGTHS], ffn[LENGTHS];
     for (int i = 0; i < LENGTHS; i++) {
-        bench->profile = (struct bt_profile){0};
         lengths[i] = all[i];
-        seconds[i] = bench_prefill(bench, all[i], CHUNK);
+        if (device)
+            seconds[i] = bench_prefill(bench, all[i], CHUNK);
+        double profiled = profile_prefill(bench, all[i]);
+        seconds[i] = device ? seconds[i] : profiled;
         const int64_t *ns = bench->profile.ns;
         attention[i] = (double)ns[BT_PROFILE_MLA_PREFILL] / 1e9;
         ffn[i] = (double)(ns[BT_PROFILE_MLP] + ns[BT_PROFILE_ROUTE] + ns[BT_PROFILE_EXPERTS]) / 1e9;
-        printf("length %s %u: %.3f s, attention %.3f s, ffn %.3f s\n", shape, all[i], seconds[i],
-               attention[i], ffn[i]);
+        printf("length %s%s %u: %.3f s, attention %.3f s, ffn %.3f s\n", shape,
+               device_suffix(device), all[i], seconds[i], attention[i], ffn[i]);
     }
     struct fit line = fit_powers(lengths, seconds, 0);
-    printf("line %s: %.4f s + %.4f ms a token, at most %.1f %% off; attention overtakes ffn at %.0f"
-           " tokens\n",
-           shape, line.low, line.high * 1e3, line.worst * 100,
+    printf("line %s%s: %.4f s + %.4f ms a token, at most %.1f %% off; attention overtakes ffn at "
+           "%.0f tokens\n",
+           shape, device_suffix(device), line.low, line.high * 1e3, line.worst * 100,
            crossing(fit_powers(lengths, attention, 1), fit_powers(lengths, ffn, 1)));
 }
 
@@ -289,7 +333,7 @@ static void print_breakdown(const struct bench_model *bench, const char *name)
     double all = 0;
     for (int i = 0; i < BT_PROFILE_KINDS; i++)
         all += (double)bench->profile.ns[i];
-    printf("breakdown %s:", name);
+    printf("breakdown %s%s:", name, device_suffix(device));
     for (int i = 0; i < BT_PROFILE_KINDS; i++)
         if (bench->profile.ns[i])
             printf(" %s %.1f%%", bt_profile_kind_name((enum bt_profile_kind)i),
@@ -301,24 +345,28 @@ static void print_breakdown(const struct bench_model *bench, const char *name)
 
 static void prefill_figures(struct bench_model *bench, const char *shape, const char *dtype)
 {
-    static const uint32_t lengths[] = {512, 2048, 3260};
-    for (int i = 0; i < 3; i++) {
+    static const uint32_t all[] = {512, 2048, 3260}, few[] = {70};
+    const uint32_t *lengths = is_short() ? few : all;
+    for (int i = 0; i < (is_short() ? 1 : 3); i++) {
         char name[64];
         snprintf(name, sizeof(name), "prefill_%s_%u_%s", shape, lengths[i], dtype);
         if (!wanted(name))
             continue;
         bench->profile = (struct bt_profile){0};
         measure_prefill(bench, name, lengths[i]);
+        if (device)
+            profile_prefill(bench, lengths[i]);
         print_breakdown(bench, name);
     }
 }
 
 static void decode_figures(struct bench_model *bench, const char *shape, const char *dtype)
 {
-    static const struct {
+    static const struct point {
         uint32_t kv, batch;
-    } points[] = {{0, 1}, {3260, 1}, {16384, 1}, {3260, 8}, {3260, 32}};
-    for (int i = 0; i < 5; i++) {
+    } all[] = {{0, 1}, {3260, 1}, {16384, 1}, {3260, 8}, {3260, 32}}, few[] = {{0, 1}, {70, 3}};
+    const struct point *points = is_short() ? few : all;
+    for (int i = 0; i < (is_short() ? 2 : 5); i++) {
         char name[64], batch[16] = "";
         if (points[i].batch > 1)
             snprintf(batch, sizeof(batch), "_b%u", points[i].batch);
@@ -327,6 +375,11 @@ static void decode_figures(struct bench_model *bench, const char *shape, const c
             continue;
         bench->profile = (struct bt_profile){0};
         measure_decode(bench, name, points[i].kv, points[i].batch);
+        if (device) {
+            bench_profile(bench, true);
+            bench_decode(bench, points[i].kv, points[i].batch);
+            bench_profile(bench, false);
+        }
         print_breakdown(bench, name);
     }
 }
@@ -346,6 +399,22 @@ static bool any_wanted(const char *shape, const char *dtype)
            !strstr(options.only, "cores");
 }
 
+static void measure_opened(struct bench_model *bench, const char *shape, const char *dtype,
+                           bool lengths)
+{
+    prefill_figures(bench, shape, dtype);
+    if (lengths && wanted("lengths") && !options.quick)
+        measure_lengths(bench, shape);
+    decode_figures(bench, shape, dtype);
+    bench_model_close(bench);
+}
+
+/* On a device steps go on from each context: a page more for each sequence. */
+static uint32_t pool_tokens(void)
+{
+    return is_short() ? 8 * BT_PAGE_TOKENS : 32 * (3260 + 2 * BT_PAGE_TOKENS) + POOL_PAGES * 64;
+}
+
 static void measure_model(const char *shape, const char *dtype, struct bt_team *team)
 {
     char checkpoint[64];
@@ -353,15 +422,17 @@ static void measure_model(const char *shape, const char *dtype, struct bt_team *
         return;
     snprintf(checkpoint, sizeof(checkpoint), "%s-slice", shape);
     struct bench_model *bench =
-        open_model(checkpoint, dtype, team, 32 * (3260 + BT_PAGE_TOKENS) + POOL_PAGES * 64,
-                   strcmp(dtype, "bf16") || strcmp(shape, "lite"));
-    if (!bench)
-        return;
-    prefill_figures(bench, shape, dtype);
-    if (!strcmp(dtype, "bf16") && wanted("lengths") && !options.quick)
-        measure_lengths(bench, shape);
-    decode_figures(bench, shape, dtype);
-    bench_model_close(bench);
+        open_model(checkpoint, dtype, team, pool_tokens(),
+                   device || strcmp(dtype, "bf16") || strcmp(shape, "lite"));
+    if (bench)
+        measure_opened(bench, shape, dtype, !strcmp(dtype, "bf16"));
+}
+
+static void measure_given_model(struct bt_team *team)
+{
+    struct bench_model *bench = load_model(options.model, team, pool_tokens());
+    if (bench)
+        measure_opened(bench, "model", "own", true);
 }
 
 /* ---- attention alone ---- */
@@ -547,14 +618,16 @@ static void measure_cores(void)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: engine [--cores N] [--kernels NAME] [--dir DIR] [--keep] [--quick]"
-                    " [--only TEXT]\n");
+    fprintf(stderr, "usage: engine [--device auto|cpu|cuda[:N]] [--model DIR] [--cores N]"
+                    " [--kernels NAME] [--dir DIR] [--keep] [--quick] [--only TEXT]\n");
     return 2;
 }
 
 static bool parse(int argc, char **argv)
 {
-    static const struct option table[] = {{"cores", required_argument, NULL, 'c'},
+    static const struct option table[] = {{"device", required_argument, NULL, 'D'},
+                                          {"model", required_argument, NULL, 'm'},
+                                          {"cores", required_argument, NULL, 'c'},
                                           {"kernels", required_argument, NULL, 'k'},
                                           {"dir", required_argument, NULL, 'd'},
                                           {"keep", no_argument, NULL, 'K'},
@@ -562,7 +635,11 @@ static bool parse(int argc, char **argv)
                                           {"only", required_argument, NULL, 'o'},
                                           {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) {
-        if (c == 'c')
+        if (c == 'D')
+            options.device = optarg;
+        else if (c == 'm')
+            options.model = optarg;
+        else if (c == 'c')
             options.cores = (uint32_t)strtoul(optarg, NULL, 10);
         else if (c == 'k')
             options.kernels = optarg;
@@ -593,28 +670,58 @@ static bool make_dir(void)
     return options.dir != NULL;
 }
 
+/* fp8 is for devices: CPUs widen it to bf16. */
+static void measure_models(struct bt_team *team)
+{
+    static const char *const shapes[] = {"lite", "v3"};
+    static const char *const dtypes[] = {"bf16", "int8", "w4", "fp8"};
+    if (options.model) {
+        measure_given_model(team);
+        return;
+    }
+    for (int shape = 0; shape < 2; shape++)
+        for (int i = 0; i < (device ? 4 : 3); i++)
+            measure_model(shapes[shape], dtypes[i], team);
+}
+
+/* 0, with `device` set where it is a GPU; else the exit code. */
+static int choose_device(void)
+{
+    struct bt_device *opened = NULL;
+    struct bt_device_info info;
+    int refused = device_open("engine", options.device, options.kernels, 0, &opened);
+    if (refused || opened->memory == BT_MEMORY_HOST)
+        return refused;
+    device = opened;
+    bt_device_info(device, &info);
+    printf("# %s: %s\n", device->name, info.description);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
-    static const char *const dtypes[] = {"bf16", "int8", "w4"};
     if (!parse(argc, argv))
         return usage();
+    int refused = choose_device();
+    if (refused)
+        return refused;
     if (sched_getaffinity(0, sizeof(allowed), &allowed))
         CPU_SET(0, &allowed);
-    if (!make_dir()) {
+    if (!options.model && !make_dir()) {
         fprintf(stderr, "engine: no directory for checkpoints: %s\n", strerror(errno));
         return 1;
     }
     struct bt_team *team = make_team(options.cores);
     if (team) {
-        for (int i = 0; i < 3; i++)
-            measure_model("lite", dtypes[i], team);
-        for (int i = 0; i < 3; i++)
-            measure_model("v3", dtypes[i], team);
-        attention_figures(team);
+        measure_models(team);
+        if (!device && !options.model)
+            attention_figures(team);
         drop_team(team);
-        measure_cores();
+        if (!device && !options.model)
+            measure_cores();
     }
     if (options.own_dir[0] && !options.keep)
         nftw(options.own_dir, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    bt_device_close(device);
     return failures ? 1 : 0;
 }

@@ -17,13 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/clock.h"
-#include "common/base/random.h"
-#include "common/kernels/device.h"
+#include "tests/bench/device_bench.h"
 
-#define ROUNDS   5
-#define ROUND_NS (20 * BT_NS_PER_MS)
-#define PAGE     BT_PAGE_TOKENS
+#define PAGE BT_PAGE_TOKENS
 
 struct shape {
     const char *name;
@@ -79,46 +75,21 @@ struct bench {
     unsigned block_count;
 };
 
-static void must(enum bt_status status, const struct bt_error *error)
-{
-    if (status == BT_OK)
-        return;
-    fprintf(stderr, "gpu: %s\n", error->text);
-    exit(1);
-}
-
 static void *take(struct bench *b, size_t bytes)
 {
-    struct bt_error error;
-    must(bt_device_alloc(b->device, bytes, &error, &b->blocks[b->block_count]), &error);
+    b->blocks[b->block_count] = device_take(b->device, bytes);
     return b->blocks[b->block_count++];
 }
 
 static void wait_for(struct bench *b)
 {
-    struct bt_error error;
-    must(bt_device_synchronize(b->device, b->stream, &error), &error);
-}
-
-static void fill(struct bench *b, float *floats, size_t count)
-{
-    struct bt_error error;
-    void *pinned;
-    size_t some = count < 65536 ? count : 65536;
-    must(bt_device_alloc_host(b->device, some * sizeof(float), &error, &pinned), &error);
-    for (size_t i = 0; i < some; i++)
-        ((float *)pinned)[i] = (float)(bt_random_u64(1, i, 1) % 2001) / 1000.0f - 1.0f;
-    for (size_t at = 0; at < count; at += some)
-        bt_device_copy(b->device, b->stream, floats + at, pinned,
-                       (count - at < some ? count - at : some) * sizeof(float));
-    wait_for(b);
-    bt_device_free_host(b->device, pinned);
+    device_wait(b->device, b->stream);
 }
 
 static float *floats(struct bench *b, size_t count)
 {
     float *result = take(b, count * sizeof(float));
-    fill(b, result, count);
+    device_fill(b->device, b->stream, result, count);
     return result;
 }
 
@@ -172,25 +143,22 @@ struct run {
     const void *arguments;
 };
 
+struct timed {
+    struct bench *bench;
+    struct run run;
+};
+
+static void run_timed(void *context)
+{
+    const struct timed *timed = context;
+    timed->run.op(timed->bench, timed->run.arguments);
+}
+
 /* Seconds of one, the best. */
 static double time_of(struct bench *b, struct run run)
 {
-    double best = 1e30;
-    run.op(b, run.arguments);
-    wait_for(b);
-    for (int round = 0; round < (b->quick ? 1 : ROUNDS); round++) {
-        int64_t start_ns = bt_clock_now_ns(), now_ns = start_ns;
-        uint32_t count = 0;
-        do {
-            for (int i = 0; i < (b->quick ? 1 : 16); i++, count++)
-                run.op(b, run.arguments);
-            wait_for(b);
-            now_ns = bt_clock_now_ns();
-        } while (!b->quick && now_ns - start_ns < ROUND_NS);
-        double each = (double)(now_ns - start_ns) / 1e9 / count;
-        best = each < best ? each : best;
-    }
-    return best;
+    struct timed timed = {b, run};
+    return device_seconds(b->device, b->stream, b->quick, run_timed, &timed);
 }
 
 static void figure(struct bench *b, const char *name, double bytes, double ops, struct run run)
@@ -200,14 +168,6 @@ static void figure(struct bench *b, const char *name, double bytes, double ops, 
     printf("figure %s/%s %.2f us %.2f %.3f\n", b->shape->name, name, seconds * 1e6, floor * 1e6,
            floor / seconds);
     fflush(stdout);
-}
-
-/* ---- limits ---- */
-
-static void copy_op(struct bench *b, const void *arguments)
-{
-    const size_t *bytes = arguments;
-    bt_device_copy(b->device, b->stream, b->x, b->y, *bytes);
 }
 
 struct products {
@@ -416,7 +376,7 @@ static void open_shape(struct bench *b, const struct shape *shape, uint32_t max_
     };
     b->shape = shape;
     b->max_rows = max_rows;
-    must(bt_device_stream_create(b->device, &limits, NULL, &error, &b->stream), &error);
+    device_must(bt_device_stream_create(b->device, &limits, NULL, &error, &b->stream), &error);
     const struct bt_mla_shape *m = &shape->mla;
     size_t widest = (size_t)m->heads * (m->qk_nope_head_dim + m->qk_rope_head_dim);
     widest = shape->dense > widest ? shape->dense : widest;
@@ -443,19 +403,10 @@ static void close_shape(struct bench *b)
 
 static void measure_limits(struct bench *b)
 {
-    uint32_t side = b->quick ? 64 : 8192;
-    size_t bytes = b->quick ? 4096 : (size_t)256 << 20;
-    struct shape square = small;
-    square.hidden = square.dense = side;
-    square.name = "limits";
-    open_shape(b, &square, side);
-    b->read = 2.0 * (double)bytes / time_of(b, (struct run){copy_op, &bytes});
-    struct bt_matrix w = weight(b, side, side, BT_BF16, BT_USE_LINEAR);
-    struct bt_linear linear = {&w, b->y};
-    struct products p = {&linear, 1, side};
-    b->ops = 2.0 * side * side * side / time_of(b, (struct run){linear_op, &p});
+    struct device_rates rates = device_rates_measure(b->device, b->quick);
+    b->read = rates.memory_bytes;
+    b->ops = rates.bf16_ops;
     printf("limits: %.0f GB/s, %.1f TFLOP/s in bf16\n", b->read / 1e9, b->ops / 1e12);
-    close_shape(b);
 }
 
 static void time_shape(struct bench *b, const struct shape *shape)
@@ -497,7 +448,6 @@ int main(int argc, char **argv)
                                             {NULL, 0, NULL, 0}};
     struct bench b = {0};
     struct bt_device_info info;
-    struct bt_error error = {0};
     const char *name = "cuda";
     for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (option != 'd' && option != 'q') {
@@ -507,11 +457,14 @@ int main(int argc, char **argv)
         name = option == 'd' ? optarg : name;
         b.quick = b.quick || option == 'q';
     }
-    if (bt_device_open(name, NULL, &error, &b.device) != BT_OK) {
-        printf("skipped: %s\n", error.text);
-        return 77;
+    int refused = device_open("gpu", name, NULL, 0, &b.device);
+    if (refused)
+        return refused;
+    if (b.device->memory == BT_MEMORY_HOST) {
+        fprintf(stderr, "gpu: device %s is the cpu here, whose kernels tests/bench/engine times\n",
+                name);
+        return DEVICE_SKIPPED;
     }
-    must(bt_device_enter(b.device, &error), &error);
     bt_device_info(b.device, &info);
     printf("%s: %s\n", b.device->name, info.description);
     b.k = b.device->kernels;

@@ -1,6 +1,7 @@
 /*
- * `groups [--rounds N] [--rows A,B]`: what the collectives of a group cost, between two processes
- * on two CPUs, against limits that are measured in the same run, in turns with them.
+ * `groups [--device DEVICE] [--rounds N] [--quick] [--rows A,B]`: what the collectives of a group
+ * cost, between two processes on two CPUs, against limits that are measured in the same run, in
+ * turns with them.
  *
  * Prints `figure NAME VALUE UNIT LIMIT RATIO`.
  *
@@ -20,6 +21,9 @@
  * LIMIT is the prediction of wire_bytes.h, RATIO VALUE / LIMIT.
  *
  * And what placement.h and steps.h say. `--rows A,B`: the median step of bench_uneven_steps alone.
+ *
+ * `--device` as the workers have it: where it is a GPU, the collectives alone, over NCCL between
+ * two of them (groups_device.h); exit 77 where there are no two. --quick is for these alone.
  *
  * RATIO is LIMIT / VALUE, the share of the limit that is reached; of wire_bytes_over_formula,
  * VALUE / LIMIT. Both ranks work on random rows that are new in every call.
@@ -41,6 +45,7 @@
 #include "common/base/process.h"
 #include "common/base/random.h"
 #include "common/parallel/group.h"
+#include "tests/bench/groups_device.h"
 #include "tests/bench/placement.h"
 #include "tests/bench/steps.h"
 #include "tests/unit/model-groups/wire_bytes.h"
@@ -440,21 +445,31 @@ int main(int argc, char **argv)
 {
     uint32_t rows[2];
     int failed = 0;
-    bool uneven = false;
+    bool uneven = false, quick = false;
+    const char *device = "auto";
     for (int i = 1; i < argc; i += 2) {
         bool more = i + 1 < argc;
         if (more && strcmp(argv[i], "--rounds") == 0 && atoi(argv[i + 1]) > 0) {
             rounds = atoi(argv[i + 1]);
+        } else if (more && strcmp(argv[i], "--device") == 0) {
+            device = argv[i + 1];
+        } else if (strcmp(argv[i], "--quick") == 0) {
+            quick = true;
+            i--;
         } else if (more && strcmp(argv[i], "--rows") == 0 &&
                    sscanf(argv[i + 1], "%u,%u", &rows[0], &rows[1]) == 2) {
             uneven = true;
         } else {
-            fprintf(stderr, "usage: groups [--rounds N] [--rows A,B]\n");
+            fprintf(stderr, "usage: groups [--device auto|cpu|cuda] [--rounds N] [--quick] "
+                            "[--rows A,B]\n");
             return 2;
         }
     }
     if (uneven)
         return bench_uneven_steps((uint32_t)rounds, rows) ? 0 : 1;
+    int on_device = groups_device_look(device);
+    if (on_device >= 0)
+        return on_device ? on_device : groups_device_run(quick ? 2 : (unsigned)rounds, quick);
     for (size_t i = 0; i < sizeof(sections) / sizeof(sections[0]); i++)
         failed |= sections[i]();
     return failed;

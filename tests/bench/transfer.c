@@ -1,6 +1,10 @@
 /*
- * `transfer [--svg FILE] [SECTION...]`: what the handoff costs, against limits that are measured in
- * the same run, in turns with it. Sections: shm, tcp, posts, visible, slowdown; none: all.
+ * `transfer [--device DEVICE] [--quick] [--svg FILE] [SECTION...]`: what the handoff costs, against
+ * limits that are measured in the same run, in turns with it. Sections: shm, tcp, posts, visible,
+ * slowdown; none: all. `--device` as the workers have it: where it is a GPU, pools are in its
+ * memory (see transfer_device.h), names of figures end with _cuda, and sections are ipc, staged and
+ * rdma;
+ * --quick is for those alone. Exit 77: that device is not here.
  *
  * Prints `figure NAME VALUE UNIT LIMIT RATIO`; RATIO is the share of the limit that is reached
  * (above 1: better). Source and target are two processes; the checksum is on, as in the workers.
@@ -13,6 +17,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <getopt.h>
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
@@ -34,6 +39,7 @@
 #include "common/base/log.h"
 #include "common/base/process.h"
 #include "deploy/batonctl/chart.h"
+#include "tests/bench/transfer_device.h"
 #include "tests/conformance/target_host.h"
 
 #define ROUNDS       5
@@ -665,12 +671,38 @@ static void section_slowdown_same_core(void)
     measure_slowdown("compute_slowdown_same_core", 0, 0);
 }
 
+/* ---- on a device ---- */
+
+static struct transfer_device on = {.name = "auto"};
+
+static void section_device_ipc(void)
+{
+    transfer_device_ipc(&on);
+}
+
+static void section_device_shm(void)
+{
+    transfer_device_staged(&on, "shm");
+}
+
+static void section_device_tcp(void)
+{
+    transfer_device_staged(&on, "tcp");
+}
+
+static void section_device_rdma(void)
+{
+    transfer_device_rdma(&on);
+}
+
 /* ---- running ---- */
 
-static const struct {
+struct section {
     const char *group;
     void (*run)(void);
-} sections[] = {
+};
+
+static const struct section host_sections[] = {
     {"shm", section_shm_27},
     {"shm", section_shm_61},
     {"tcp", section_tcp_27},
@@ -680,6 +712,15 @@ static const struct {
     {"visible", section_visible},
     {"slowdown", section_slowdown},
     {"slowdown", section_slowdown_same_core},
+    {NULL, NULL},
+};
+
+static const struct section device_sections[] = {
+    {"ipc", section_device_ipc},
+    {"staged", section_device_shm},
+    {"staged", section_device_tcp},
+    {"rdma", section_device_rdma},
+    {NULL, NULL},
 };
 
 /* Each in a process of its own: UCX is not made for fork. */
@@ -708,18 +749,43 @@ static bool is_wanted(const char *group, int count, char **wanted)
     return count == 0;
 }
 
+static bool parse(int argc, char **argv)
+{
+    static const struct option table[] = {{"svg", required_argument, NULL, 's'},
+                                          {"device", required_argument, NULL, 'd'},
+                                          {"quick", no_argument, NULL, 'q'},
+                                          {NULL, 0, NULL, 0}};
+
+    for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) {
+        if (c == 's')
+            svg_path = optarg;
+        else if (c == 'd')
+            on.name = optarg;
+        else if (c == 'q')
+            on.quick = true;
+        else
+            return false;
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     bool good = true;
-    int first = 1;
+    int device;
 
-    if (argc > 2 && strcmp(argv[1], "--svg") == 0) {
-        svg_path = argv[2];
-        first = 3;
+    if (!parse(argc, argv)) {
+        fprintf(stderr, "usage: transfer [--device auto|cpu|cuda[:N]] [--quick] [--svg FILE] "
+                        "[SECTION...]\n");
+        return 2;
     }
     bt_log_init("bench", BT_LOG_WARN);
-    for (size_t i = 0; i < sizeof(sections) / sizeof(sections[0]); i++)
-        if (is_wanted(sections[i].group, argc - first, argv + first))
-            good = run_section(sections[i].run) && good;
+    device = transfer_device_look(&on);
+    if (device > 0)
+        return device;
+    for (const struct section *section = device == 0 ? device_sections : host_sections;
+         section->group != NULL; section++)
+        if (is_wanted(section->group, argc - optind, argv + optind))
+            good = run_section(section->run) && good;
     return good ? 0 : 1;
 }
