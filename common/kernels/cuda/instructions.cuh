@@ -504,21 +504,21 @@ BT_DEVICE void bt_wgmma_n256_bf16_registers(float d[128], const uint32_t a[4], u
  * sides: e4m3 into f32, int8 into int32 (which wraps around). `leading` of descriptors is then from
  * 16 k to the next 16.
  */
-#define BT_I8(i)                                                                                   \
+#define BT_DI8(i)                                                                                  \
     "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]),    \
         "+r"(d[i + 6]), "+r"(d[i + 7])
-#define BT_I32(i) BT_I8(i), BT_I8(i + 8), BT_I8(i + 16), BT_I8(i + 24)
-#define BT_R16    "%0, %1, %2, %3, %4, %5, %6, %7"
-#define BT_R64    BT_R32_0
-#define BT_R128   BT_R32_0 ", " BT_R32_1
-#define BT_R256   BT_R32_0 ", " BT_R32_1 ", " BT_R32_2 ", " BT_R32_3
-#define BT_F16    BT_D8(0)
-#define BT_F64    BT_D32(0)
-#define BT_F128   BT_D32(0), BT_D32(32)
-#define BT_S16    BT_I8(0)
-#define BT_S64    BT_I32(0)
-#define BT_S128   BT_I32(0), BT_I32(32)
-#define BT_S256   BT_I32(0), BT_I32(32), BT_I32(64), BT_I32(96)
+#define BT_DI32(i) BT_DI8(i), BT_DI8(i + 8), BT_DI8(i + 16), BT_DI8(i + 24)
+#define BT_R16     "%0, %1, %2, %3, %4, %5, %6, %7"
+#define BT_R64     BT_R32_0
+#define BT_R128    BT_R32_0 ", " BT_R32_1
+#define BT_R256    BT_R32_0 ", " BT_R32_1 ", " BT_R32_2 ", " BT_R32_3
+#define BT_DF16    BT_D8(0)
+#define BT_DF64    BT_D32(0)
+#define BT_DF128   BT_D32(0), BT_D32(32)
+#define BT_DS16    BT_DI8(0)
+#define BT_DS64    BT_DI32(0)
+#define BT_DS128   BT_DI32(0), BT_DI32(32)
+#define BT_DS256   BT_DI32(0), BT_DI32(32), BT_DI32(64), BT_DI32(96)
 /* A, B, C, …: the numbers of operands behind those of d. */
 #if BT_HAVE_WGMMA
 #define BT_WGMMA_E4M3(N, A, B, C)                                                                  \
@@ -527,7 +527,7 @@ BT_DEVICE void bt_wgmma_n256_bf16_registers(float d[128], const uint32_t a[4], u
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                              \
                      "wgmma.mma_async.sync.aligned.m64n" #N "k32.f32.e4m3.e4m3 {" BT_R##N          \
                      "}, %" #A ", %" #B ", p, 1, 1;\n}\n"                                          \
-                     : BT_F##N                                                                     \
+                     : BT_DF##N                                                                    \
                      : "l"(a), "l"(b), "r"((int)more));                                            \
     }
 #define BT_WGMMA_S8(N, A, B, C, D, E, F)                                                           \
@@ -536,7 +536,7 @@ BT_DEVICE void bt_wgmma_n256_bf16_registers(float d[128], const uint32_t a[4], u
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #C ", 0;\n"                              \
                      "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" BT_R##N              \
                      "}, %" #A ", %" #B ", p;\n}\n"                                                \
-                     : BT_S##N                                                                     \
+                     : BT_DS##N                                                                    \
                      : "l"(a), "l"(b), "r"((int)more));                                            \
     }                                                                                              \
     BT_DEVICE void bt_wgmma_n##N##_s8_registers(int32_t d[N / 2], const uint32_t a[4], uint64_t b, \
@@ -545,7 +545,7 @@ BT_DEVICE void bt_wgmma_n256_bf16_registers(float d[128], const uint32_t a[4], u
         asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #F ", 0;\n"                              \
                      "wgmma.mma_async.sync.aligned.m64n" #N "k32.s32.s8.s8 {" BT_R##N              \
                      "}, {%" #A ", %" #B ", %" #C ", %" #D "}, %" #E ", p;\n}\n"                   \
-                     : BT_S##N                                                                     \
+                     : BT_DS##N                                                                    \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)more));        \
     }
 #else
