@@ -79,6 +79,10 @@ struct bt_device_ops {
     enum bt_status (*attach)(struct bt_device *device, const struct bt_shared_memory *shared,
                              struct bt_error *error, void **ret_memory, size_t *ret_bytes);
     void (*detach)(struct bt_device *device, void *memory);
+    /* Of bt_kernels.f8_inputs: whether e4m3 weights, those packed so far, are multiplied by this
+     * backend's own kernels, as its library has no products for them; the bits are others. It is
+     * asked once they are loaded, and holds from then on. NULL: there is one way alone. */
+    bool (*f8_is_own)(struct bt_device *device);
 };
 
 /* The first member of every backend's device. */

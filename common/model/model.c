@@ -208,9 +208,12 @@ const char *bt_model_dtype_name(enum bt_model_dtype dtype)
 
 const char *bt_model_arithmetic(const struct bt_model *model)
 {
-    bool f8 = model->dtype == BT_MODEL_BFLOAT16 && model->kernels->f8_inputs &&
-              model->config.quantization == BT_QUANTIZATION_FP8;
-    return f8 ? "bfloat16+fp8" : bt_model_dtype_name(model->dtype);
+    struct bt_device *device = model->device;
+    if (model->dtype != BT_MODEL_BFLOAT16 || !model->kernels->f8_inputs ||
+        model->config.quantization != BT_QUANTIZATION_FP8)
+        return bt_model_dtype_name(model->dtype);
+    return device && device->ops->f8_is_own && device->ops->f8_is_own(device) ? "bfloat16+fp8_own"
+                                                                              : "bfloat16+fp8";
 }
 
 enum bt_dtype bt_model_kv_dtype(const struct bt_model *model, const char *name)

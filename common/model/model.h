@@ -137,7 +137,9 @@ enum bt_status bt_model_check_placement(const struct bt_model *model,
                                         const struct bt_placement *placement,
                                         struct bt_error *error);
 
-/* Of fingerprints: the dtype's name, or "bfloat16+fp8" where rows are quantised for f8 weights. */
+/* Of fingerprints: the dtype's name, or "bfloat16+fp8" where rows are quantised for f8 weights,
+ * with
+ * "_own" where no library multiplies them (bt_device_ops.f8_is_own). */
 const char *bt_model_arithmetic(const struct bt_model *model);
 
 /* Of --kv-cache-dtype: "f32", "bf16", "fp8"; "auto" is bf16 with bfloat16 arithmetic, else f32. */

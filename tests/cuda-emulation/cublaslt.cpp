@@ -3,6 +3,7 @@
  * of k, as queued work. It refuses what the real one refuses. As there, the heuristic's choice
  * hangs on all three sizes: it splits k differently for different numbers of columns, so that who
  * asks anew for every batch gets other bits (BATON_EMULATED_HEURISTIC=same: one choice for all).
+ * BATON_EMULATED_BLOCK_SCALES=none: a version before 12.9, without products of scaled blocks.
  */
 #include <algorithm>
 #include <cmath>
@@ -299,6 +300,12 @@ bool has_blocks(int32_t mode)
            mode == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
 }
 
+bool has_block_scales()
+{
+    const char *text = getenv("BATON_EMULATED_BLOCK_SCALES");
+    return !text || strcmp(text, "none") != 0;
+}
+
 /* Of 8-bit floats: K is the contiguous dimension of both, and everything is a multiple of 16. */
 cublasStatus_t check_f8(const Operation &o, const Layout &a, const Layout &b, const Layout &d,
                         const Shape &shape)
@@ -313,10 +320,12 @@ cublasStatus_t check_f8(const Operation &o, const Layout &a, const Layout &b, co
         return CUBLAS_STATUS_NOT_SUPPORTED;
     if (has_blocks(o.a_mode) != has_blocks(o.b_mode))
         return CUBLAS_STATUS_NOT_SUPPORTED;
-    /* scales of blocks are Hopper's alone; both of 128 x 128 are not offered */
+    /* scales of blocks are Hopper's alone; both of 128 x 128 are not offered; outputs are of fours,
+     * and where the scales are is known before anything is asked */
     if (has_blocks(o.a_mode) &&
-        (arch != 90 || (o.a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F &&
-                        o.b_mode == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F)))
+        (!has_block_scales() || shape.n % 4 || !o.a_scale || !o.b_scale || arch != 90 ||
+         (o.a_mode == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F &&
+          o.b_mode == CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F)))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     return o.compute == CUBLAS_COMPUTE_32F ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_NOT_SUPPORTED;
 }
@@ -909,6 +918,8 @@ extern "C" cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmul
     size_t room = 0;
     if (!is_algo(algo, *o, *a, *b, *d))
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (emulation::device_of_stream(stream) != emulation::device())
+        return CUBLAS_STATUS_EXECUTION_FAILED; /* its kernels are launched here */
     if (workspace_of(algo, shape, d->batch) > workspace_bytes ||
         (workspace_bytes && (emulation::memory_of(workspace, &room) != emulation::Memory::device ||
                              room < workspace_bytes || !is_aligned(workspace, 256))))

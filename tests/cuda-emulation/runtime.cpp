@@ -24,10 +24,14 @@ cudaError_t device_fault; /* atomic */
 
 std::mutex functions_mutex;
 
-/* Dynamic shared memory that each kernel may have. */
-std::map<const void *, size_t> &shared_limits()
+/* What a device knows of a kernel: each loads it for itself, when it is first used there. */
+struct Function {
+    size_t shared_bytes = 48 * 1024; /* dynamic ones, that it may have */
+    bool is_loaded = false;
+};
+std::map<std::pair<int, const void *>, Function> &functions()
 {
-    static auto *the = new std::map<const void *, size_t>;
+    static auto *the = new std::map<std::pair<int, const void *>, Function>;
     return *the;
 }
 
@@ -124,15 +128,28 @@ int device()
     return current_device;
 }
 
-static cudaError_t launch_error(const Launch &launch)
+/* Loading a module is no part of a capture. */
+static cudaError_t load(const Launch &launch, cudaStream_t stream, size_t *ret_room)
 {
-    size_t room = 48 * 1024;
-    {
-        std::lock_guard<std::mutex> lock(functions_mutex);
-        auto found = shared_limits().find(launch.kernel);
-        if (found != shared_limits().end())
-            room = found->second;
+    std::lock_guard<std::mutex> lock(functions_mutex);
+    Function &function = functions()[{device(), launch.kernel}];
+    *ret_room = function.shared_bytes;
+    if (!function.is_loaded && is_capturing(stream)) {
+        invalidate(stream);
+        return cudaErrorStreamCaptureUnsupported;
     }
+    function.is_loaded = true;
+    return cudaSuccess;
+}
+
+static cudaError_t launch_error(const Launch &launch, cudaStream_t stream)
+{
+    size_t room;
+    if (device_of_stream(stream) != device())
+        return cudaErrorInvalidResourceHandle;
+    cudaError_t error = load(launch, stream, &room);
+    if (error != cudaSuccess)
+        return error;
     if (launch.threads == 0 || launch.threads > 1024 || launch.grid.x == 0 || launch.grid.y == 0 ||
         launch.grid.z == 0 || launch.grid.x > 0x7fffffffu || launch.grid.y > 65535 ||
         launch.grid.z > 65535)
@@ -144,7 +161,7 @@ void launch(cudaStream_t stream, Launch launch)
 {
     cudaError_t error = ready();
     if (error == cudaSuccess)
-        error = launch_error(launch);
+        error = launch_error(launch, stream);
     if (error == cudaSuccess) {
         std::function<void()> run = std::move(launch.run);
         error = queue(stream, "kernel", [run] {
@@ -688,7 +705,7 @@ extern "C" cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAtt
         (size_t)value > shared_optin())
         return result(cudaErrorInvalidValue);
     std::lock_guard<std::mutex> lock(functions_mutex);
-    shared_limits()[kernel] = (size_t)value;
+    functions()[{device(), kernel}].shared_bytes = (size_t)value;
     return cudaSuccess;
 }
 

@@ -41,6 +41,7 @@ void fault(cudaError_t error);
 int arch();   /* 80, 90, 100 */
 int device(); /* of the calling thread */
 bool is_capturing(cudaStream_t);
+int device_of_stream(cudaStream_t stream); /* -1: there is no such stream */
 
 enum class Memory { unknown, device, pinned, managed, registered, imported };
 /* The allocation that holds this address; bytes from the address to its end. */

@@ -70,6 +70,7 @@ struct Mark {
 
 struct Event {
     Mark mark;
+    int device = 0; /* that it was made on: only streams of it record it */
     uint64_t capture = 0; /* the capture it was recorded in; 0: none */
     unsigned flags = 0;
     std::shared_ptr<int64_t> time_ns = std::make_shared<int64_t>(0);

@@ -278,6 +278,14 @@ bool is_capturing(cudaStream_t stream)
     return found && found->capture;
 }
 
+int device_of_stream(cudaStream_t stream)
+{
+    Engine &e = engine();
+    Lock lock(e.mutex);
+    StreamPointer found = stream_of(e, stream);
+    return found ? found->device : -1;
+}
+
 bool is_in_use(const void *data, size_t bytes)
 {
     Engine &e = engine();
@@ -537,6 +545,7 @@ extern "C" cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret_event, unsigned
     Lock lock(e.mutex);
     Event *event = new Event;
     event->flags = flags;
+    event->device = device();
     e.events.insert(event);
     *ret_event = (cudaEvent_t)(void *)event;
     return cudaSuccess;
@@ -565,7 +574,7 @@ extern "C" cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t 
     Event *of = (Event *)(void *)event;
     Lock lock(e.mutex);
     StreamPointer found = stream_of(e, stream);
-    if (!found || !e.events.count(of))
+    if (!found || !e.events.count(of) || of->device != found->device)
         return result(cudaErrorInvalidResourceHandle);
     std::shared_ptr<int64_t> time_ns = of->time_ns;
     Item item = {};

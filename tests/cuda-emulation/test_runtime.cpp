@@ -232,6 +232,56 @@ void test_what_the_hardware_refuses(void **)
     assert_int_equal(cudaGetLastError(), cudaErrorMemoryAllocation);
 }
 
+/* Streams, events and kernels are of one device each. */
+void test_devices_are_apart(void **)
+{
+    cudaStream_t stream = new_stream();
+    cudaEvent_t event;
+    int *memory = device_memory<int>(1), got = 0;
+    run(stream, [=] { *memory = 3; });
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    assert_int_equal(cudaSetDevice(1), cudaSuccess);
+    run(stream, [] {});
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidResourceHandle);
+    assert_int_equal(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+    assert_int_equal(cudaEventRecord(event, stream), cudaErrorInvalidResourceHandle);
+    assert_int_equal(cudaMemcpyAsync(&got, memory, 4, cudaMemcpyDefault, stream), cudaSuccess);
+    assert_int_equal(got, 3); /* copies are where the stream is */
+    assert_int_equal(cudaFuncSetAttribute((const void *)&test_devices_are_apart,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, 50000),
+                     cudaSuccess);
+    cudaSetDevice(0);
+    cudaGetLastError();
+    emulation::launch(stream, {(const void *)&test_devices_are_apart, dim3(1), 32, 50000, [] {}});
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
+    cudaEventDestroy(event);
+    cudaFree(memory);
+    cudaStreamDestroy(stream);
+}
+
+/* A kernel is loaded when it is first launched, which is no part of a capture. */
+void test_no_capture_loads(void **)
+{
+    cudaStream_t stream = new_stream();
+    const emulation::Launch launch = {(const void *)&test_no_capture_loads, dim3(1), 32, 0, [] {}};
+    for (int i = 0; i < 2; i++) {
+        cudaGraph_t graph = nullptr;
+        cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+        emulation::launch(stream, launch);
+        assert_int_equal(cudaGetLastError(),
+                         i == 0 ? cudaErrorStreamCaptureUnsupported : cudaSuccess);
+        assert_int_equal(cudaStreamEndCapture(stream, &graph),
+                         i == 0 ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
+        cudaGetLastError();
+        if (graph)
+            cudaGraphDestroy(graph);
+        emulation::launch(stream, launch);
+        assert_int_equal(cudaGetLastError(), cudaSuccess);
+    }
+    cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+}
+
 void test_faults_of_the_host_name_the_memory(void **)
 {
     std::string text;
@@ -320,6 +370,8 @@ int main()
         cmocka_unit_test(test_graphs_run_again),
         cmocka_unit_test(test_what_no_capture_allows),
         cmocka_unit_test(test_what_the_hardware_refuses),
+        cmocka_unit_test(test_devices_are_apart),
+        cmocka_unit_test(test_no_capture_loads),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

@@ -370,6 +370,7 @@ static const struct bt_device_ops cuda_ops = {
     .share = device_share,
     .attach = device_attach,
     .detach = device_detach,
+    .f8_is_own = bt_cuda_f8_is_own,
 };
 
 static int attribute(int ordinal, enum cudaDeviceAttr which)
@@ -405,6 +406,7 @@ static enum bt_status make_device(struct bt_cuda_device *device, uint32_t index,
     device->base = (struct bt_device){
         .ops = &cuda_ops, .kernels = &bt_kernels_cuda, .memory = BT_MEMORY_CUDA, .index = index};
     snprintf(device->base.name, sizeof(device->base.name), "cuda:%u", index);
+    pthread_mutex_init(&device->f8.mutex, NULL);
     device->ordinal = ordinal;
     device->arch = 10 * attribute(ordinal, cudaDevAttrComputeCapabilityMajor) +
                    attribute(ordinal, cudaDevAttrComputeCapabilityMinor);

@@ -11,6 +11,11 @@ void bt_cuda_count_wait(struct bt_cuda_device *device);
 enum bt_status bt_cuda_alloc(struct bt_cuda_device *device, size_t bytes, struct bt_error *error,
                              void **ret_memory);
 
+/* f8_products.c */
+/* A weight of e4m3 is packed: `outs` rows of `pitch`. */
+void bt_cuda_f8_note(struct bt_cuda_device *device, uint32_t outs, uint32_t pitch);
+bool bt_cuda_f8_is_own(struct bt_device *device);
+
 enum bt_status bt_cuda_stream_create(struct bt_device *device,
                                      const struct bt_stream_limits *limits, struct bt_team *team,
                                      struct bt_error *error, struct bt_stream **ret_stream);

@@ -213,6 +213,11 @@ static bool multiply_tail(struct bt_cuda_stream *stream, const struct bt_cuda_pr
     return true;
 }
 
+bool bt_cuda_f8_shape_is_fine(uint32_t outs)
+{
+    return outs % 16 == 0 && outs <= F8_MAX_OUTS;
+}
+
 /* By cuBLASLt on Hopper, whose scales these are. */
 static bool multiply_f8(struct bt_cuda_stream *stream, const struct bt_cuda_inputs *x,
                         uint32_t rows, const struct bt_matrix *weight, enum bt_dtype out_dtype,
@@ -220,7 +225,8 @@ static bool multiply_f8(struct bt_cuda_stream *stream, const struct bt_cuda_inpu
 {
     struct bt_cuda_product whole = product_of(x, x->head, weight, out_dtype, out);
     struct bt_cuda_product_scales scales = {weight->scales, x->scales};
-    if (stream->device->arch != 90 || weight->rows % 16 || weight->rows > F8_MAX_OUTS)
+    if (stream->device->arch != 90 || !bt_cuda_f8_shape_is_fine(weight->rows) ||
+        __atomic_load_n(&stream->device->f8.way, __ATOMIC_RELAXED) == BT_CUDA_F8_OWN)
         return false;
     BT_ASSERT(x->head == rows / 4 * 4);
     if (x->head && !bt_cuda_product_try(stream, &whole, &scales))

@@ -157,6 +157,8 @@ void bt_cuda_pack(struct bt_stream *base, const struct bt_matrix *matrix, enum b
     struct job job = {
         .matrix = matrix, .use = use, .shape = shape, .chunk_bytes = layout.chunk_bytes};
     unsigned char *room = NULL;
+    if (layout.dtype == BT_F8_E4M3)
+        bt_cuda_f8_note(stream->device, matrix->rows, layout.pitch);
     if (send_chunks(stream, &job, &layout, out) && rest > 0)
         room = take_room(stream, rest);
     if (room) {

@@ -154,6 +154,17 @@ static bool describe_preference(const struct shape *shape, cublasLtMatmulPrefere
                          shape->out);
 }
 
+/* Before anything is asked: without scales there may be no algorithm for products that have some.
+ */
+static bool set_scales(struct plan *plan, const struct bt_cuda_product_scales *scales)
+{
+    return !scales ||
+           (ok(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
+                                              &scales->weight, sizeof(scales->weight))) &&
+            ok(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
+                                              &scales->x, sizeof(scales->x))));
+}
+
 /* ---- the algorithm ---- */
 
 static bool splits(const cublasLtMatmulAlgo_t *algorithm)
@@ -211,11 +222,12 @@ static void unmake(struct plan *plan)
 }
 
 static void make(cublasLtHandle_t cublas, const struct shape *shape,
-                 const struct bt_cuda_product *product, struct plan *plan)
+                 const struct bt_cuda_product *product, const struct bt_cuda_product_scales *scales,
+                 struct plan *plan)
 {
     cublasLtMatmulPreference_t preference = NULL;
     plan->shape = *shape;
-    if (!describe_operation(plan) || !describe_layouts(plan))
+    if (!describe_operation(plan) || !describe_layouts(plan) || !set_scales(plan, scales))
         return;
     if (shape->batch > 1 && (!set_distance(plan->weight, product->weight_distance) ||
                              !set_distance(plan->x, product->x_distance) ||
@@ -227,10 +239,9 @@ static void make(cublasLtHandle_t cublas, const struct shape *shape,
     (void)cublasLtMatmulPreferenceDestroy(preference);
 }
 
-static struct plan *plan_of(struct bt_cuda_stream *stream, const struct bt_cuda_product *product)
+static struct shape shape_of(const struct bt_cuda_product *product)
 {
-    struct bt_cuda_products *products = stream->products;
-    struct shape shape = {product->in,
+    return (struct shape){product->in,
                           product->out_dtype,
                           product->n,
                           product->k,
@@ -239,13 +250,40 @@ static struct plan *plan_of(struct bt_cuda_stream *stream, const struct bt_cuda_
                           product->weight_pitch,
                           product->out_pitch,
                           product->weight_is_k_major};
+}
+
+bool bt_cuda_product_is_there(cublasLtHandle_t cublas, uint32_t n, uint32_t k,
+                              enum bt_dtype out_dtype, const struct bt_cuda_product_scales *scales)
+{
+    const struct bt_cuda_product product = {.in = BT_F8_E4M3,
+                                            .out_dtype = out_dtype,
+                                            .n = n,
+                                            .k = k,
+                                            .batch = 1,
+                                            .x_pitch = k,
+                                            .weight_pitch = k,
+                                            .out_pitch = n,
+                                            .weight_is_k_major = true};
+    const struct shape shape = shape_of(&product);
+    struct plan plan = {0};
+    make(cublas, &shape, &product, scales, &plan);
+    bool works = plan.works;
+    unmake(&plan);
+    return works;
+}
+
+static struct plan *plan_of(struct bt_cuda_stream *stream, const struct bt_cuda_product *product,
+                            const struct bt_cuda_product_scales *scales)
+{
+    struct bt_cuda_products *products = stream->products;
+    const struct shape shape = shape_of(product);
     size_t count = products->count < PLANS ? products->count : PLANS;
     for (size_t i = 0; i < count; i++)
         if (memcmp(&products->plans[i].shape, &shape, sizeof(shape)) == 0)
             return &products->plans[i];
     struct plan *plan = &products->plans[products->count++ % PLANS];
     unmake(plan);
-    make(stream->cublas, &shape, product, plan);
+    make(stream->cublas, &shape, product, scales, plan);
     return plan;
 }
 
@@ -254,11 +292,7 @@ static struct plan *plan_of(struct bt_cuda_stream *stream, const struct bt_cuda_
 static bool prepare(struct plan *plan, const struct bt_cuda_product *product,
                     const struct bt_cuda_product_scales *scales)
 {
-    if (scales &&
-        (!ok(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER,
-                                            &scales->weight, sizeof(scales->weight))) ||
-         !ok(cublasLtMatmulDescSetAttribute(plan->operation, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER,
-                                            &scales->x, sizeof(scales->x)))))
+    if (!set_scales(plan, scales))
         return false;
     if (product->batch > 1 && (!set_distance(plan->weight, product->weight_distance) ||
                                !set_distance(plan->x, product->x_distance) ||
@@ -279,7 +313,7 @@ bool bt_cuda_product_try(struct bt_cuda_stream *stream, const struct bt_cuda_pro
     BT_ASSERT(is_aligned(p->x, batched ? p->x_distance : 0, p->x_pitch, p->in) &&
               is_aligned(p->weight, batched ? p->weight_distance : 0, p->weight_pitch, p->in) &&
               is_aligned(p->out, batched ? p->out_distance : 0, p->out_pitch, p->out_dtype));
-    plan = plan_of(stream, p);
+    plan = plan_of(stream, p, scales);
     if (!plan->works)
         return false;
     if (!prepare(plan, p, scales) ||

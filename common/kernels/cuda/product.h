@@ -16,4 +16,10 @@ struct bt_cuda_product_scales {
 bool bt_cuda_product_try(struct bt_cuda_stream *stream, const struct bt_cuda_product *product,
                          const struct bt_cuda_product_scales *scales);
 
+/* Whether it would, for F8_E4M3; nothing is multiplied. */
+bool bt_cuda_product_is_there(cublasLtHandle_t cublas, uint32_t n, uint32_t k,
+                              enum bt_dtype out_dtype, const struct bt_cuda_product_scales *scales);
+/* linear.c: whether cuBLASLt is asked at all for so many outputs of e4m3. */
+bool bt_cuda_f8_shape_is_fine(uint32_t outs);
+
 #endif

@@ -9,6 +9,7 @@
 
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
+#include <pthread.h>
 
 #include "common/kernels/cuda/rows.h"
 #include "common/kernels/device.h"
@@ -16,6 +17,20 @@
 
 struct bt_cuda_staging;  /* pack.c */
 struct bt_cuda_products; /* linear.c: what cuBLASLt was asked before, by shape */
+
+/* How e4m3 weights are multiplied: f8_products.c. */
+enum bt_cuda_f8_way { BT_CUDA_F8_UNKNOWN, BT_CUDA_F8_LIBRARY, BT_CUDA_F8_OWN };
+
+#define BT_CUDA_F8_SHAPES 64 /* of a model; more are not asked for */
+
+struct bt_cuda_f8 {
+    pthread_mutex_t mutex;
+    enum bt_cuda_f8_way way; /* atomic */
+    uint32_t count;
+    struct {
+        uint32_t outs, pitch;
+    } shapes[BT_CUDA_F8_SHAPES];
+};
 
 struct bt_cuda_device {
     struct bt_device base;
@@ -25,6 +40,7 @@ struct bt_cuda_device {
     size_t shared_bytes;        /* a block may have */
     uint64_t waits;             /* atomic */
     cudaStream_t memory_stream; /* that fills fresh memory with zeros */
+    struct bt_cuda_f8 f8;
 };
 
 struct bt_cuda_stream {

@@ -352,6 +352,34 @@ static void test_fingerprint(void **state)
     assert_non_null(strstr(error.text, "MiB of memory of cuda:0 are free"));
 }
 
+/* Where cuBLASLt lacks such products, own kernels make them, and nobody takes the bits for the
+ * same. */
+static void test_fingerprint_without_the_library(void **state)
+{
+    struct scratch scratch;
+    struct bt_fingerprint ours, theirs;
+    struct bt_error error = {0};
+    struct bt_device *other;
+    (void)state;
+    quantised_open(QUANTISED_FP8, &scratch);
+    struct bt_model_options options = {
+        .dir = scratch.dir, .dtype = BT_MODEL_BFLOAT16, .device = gpu};
+    struct bt_model *model = load(&options);
+    bt_model_fingerprint(model, "m", BT_BF16, &theirs);
+    bt_model_destroy(model);
+    assert_int_equal(bt_device_open("cuda:1", NULL, &error, &other), BT_OK);
+    setenv("BATON_EMULATED_BLOCK_SCALES", "none", 1);
+    options.device = other;
+    model = load(&options);
+    bt_model_fingerprint(model, "m", BT_BF16, &ours);
+    unsetenv("BATON_EMULATED_BLOCK_SCALES");
+    assert_string_equal(ours.arithmetic, "bfloat16+fp8_own");
+    assert_int_equal(bt_fingerprint_compare(&ours, &theirs, &error), BT_ERR_MISMATCH);
+    bt_model_destroy(model);
+    bt_device_close(other);
+    scratch_close(&scratch);
+}
+
 /* Two ranks of experts; then all experts of a layer go to this one, and back. */
 static void test_experts_move(void **state)
 {
@@ -453,9 +481,13 @@ static int stop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_float32),      cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_slices),       cmocka_unit_test(test_fingerprint),
-        cmocka_unit_test(test_experts_move), cmocka_unit_test(test_waits),
+        cmocka_unit_test(test_float32),
+        cmocka_unit_test(test_dtypes),
+        cmocka_unit_test(test_slices),
+        cmocka_unit_test(test_fingerprint),
+        cmocka_unit_test(test_fingerprint_without_the_library),
+        cmocka_unit_test(test_experts_move),
+        cmocka_unit_test(test_waits),
     };
     return cmocka_run_group_tests_name("device-weights", tests, start, stop);
 }
