@@ -42,6 +42,7 @@ MACHINE = (
     (('wgmma',), 'HGMMA'), (('mma', 'sync', 's8'), 'IMMA'), (('mma', 'sync', 'bf16'), 'HMMA'),
     (('ldmatrix',), 'LDSM'), (('cp', 'async', 'bulk', 'tensor'), 'UTMALDG'),
     (('cp', 'async', 'bulk'), 'UBLKCP'), (('cp', 'async'), 'LDGSTS'),
+    (('ld', 'global', 'v2', 'u32'), r'LDG\.E[\w.]*\.64'),
     (('ld', 'global', 'v4'), r'LDG\.E[\w.]*\.128'), (('st', 'global', 'v4'), r'STG\.E[\w.]*\.128'),
     (('shfl',), 'SHFL'),
 )

@@ -35,9 +35,9 @@ BT_DEVICE float4 bt_elements_of(const void *data, uint32_t index, uint32_t count
     if (wide && Type == BT_F32)
         return *(const float4 *)((const float *)data + index);
     if (wide && Type == BT_BF16) {
-        const uint32_t *pairs = (const uint32_t *)data + index / 2;
-        uint32_t low = pairs[0], high = pairs[1];
-        return {bt_bf16x2_low(low), bt_bf16x2_high(low), bt_bf16x2_low(high), bt_bf16x2_high(high)};
+        uint2 pairs = *(const uint2 *)((const uint16_t *)data + index); /* one load */
+        return {bt_bf16x2_low(pairs.x), bt_bf16x2_high(pairs.x), bt_bf16x2_low(pairs.y),
+                bt_bf16x2_high(pairs.y)};
     }
     if (index < count)
         value.x = bt_element_of<Type>(data, index);

@@ -5,7 +5,7 @@
  * and loads of 16 (f32) or 8 bytes (bf16) where table, out and dim are such that all rows are
  * aligned to 16 bytes; else, and for f16, element by element. No shared memory.
  * Registers: <= 32 (sm_80), <= 32 (sm_90a), <= 32 (sm_100)
- * Instructions: ld.global.v4.f32; st.global.v4.f32
+ * Instructions: ld.global.v4.f32; ld.global.v2.u32; st.global.v4.f32
  * Bound: memory. Floor (H100 SXM, computed): bf16 table, 2048 rows of V2-Lite (hidden 2048) 25 MB,
  * 7.5 us; of V3 (7168) 88 MB, 26 us; a decode batch of 64 rows less than a launch.
  */
