@@ -449,6 +449,65 @@ static void check_dtype(enum bt_dtype dtype, bool tiles)
     check_products((struct products_case){dtype, tiles, 1408, 64, 1, 1, 2, false, true});
 }
 
+/*
+ * Of one weight, rows in one group, and the same in groups of unlike sizes, on few multiprocessors
+ * and on many, so that each tile that there is has had them: the same bits.
+ */
+static void check_tiles(enum bt_dtype dtype)
+{
+    enum { ROWS = 366, COLS = 384, OUTS = 200, GROUPS = 5 };
+    static const uint32_t begins[2][GROUPS + 1] = {{0, ROWS}, {0, 260, 261, 280, 346, ROWS}};
+    struct bt_matrix host = make_weight(OUTS, COLS, dtype), there = packed(&host), all[GROUPS];
+    const size_t count = (size_t)ROWS * OUTS, bytes = count * sizeof(float);
+    float *x = malloc((size_t)ROWS * COLS * sizeof(*x)), *first = malloc(bytes);
+    float *got = malloc(bytes);
+    print_message("tiles of %s\n", bt_dtype_name(dtype));
+    for (size_t i = 0; i < (size_t)ROWS * COLS; i++)
+        x[i] = draw_float();
+    for (unsigned e = 0; e < GROUPS; e++)
+        all[e] = there;
+    memset(got, 0xff, bytes);
+    float *device_x = copied(x, (size_t)ROWS * COLS * sizeof(*x)), *out = copied(got, bytes);
+    stream.used_bytes = 0;
+    struct bt_cuda_inputs inputs = bt_cuda_inputs_of(&stream, &there, device_x, ROWS);
+    for (unsigned run = 0; run < 4; run++) {
+        const uint32_t *begin = begins[run % 2];
+        struct bt_cuda_grouped gemm = {.x = inputs,
+                                       .weights = {all},
+                                       .out = {out},
+                                       .out_dtype = BT_F32,
+                                       .groups = run % 2 ? GROUPS : 1,
+                                       .begin = copied(begin, sizeof(begins[0])),
+                                       .rows = ROWS};
+        device.multiprocessors = run / 2 ? 200 : 2;
+        assert_int_equal(cudaMemsetAsync(out, 0xff, bytes, stream.stream), cudaSuccess);
+        bt_cuda_grouped_gemm(&stream, &gemm);
+        fetch(run ? got : first, out, bytes);
+        if (run)
+            assert_memory_equal(got, first, bytes);
+        cudaFree((void *)(uintptr_t)gemm.begin);
+    }
+    device.multiprocessors = 2;
+    for (size_t i = 0; i < ROWS; i += 45)
+        check_output(&host, true, x + i * COLS, first + i * OUTS, 1, false);
+    cudaFree(device_x);
+    cudaFree(out);
+    cudaFree((void *)(uintptr_t)there.data);
+    free_weight(&host);
+    free(x);
+    free(first);
+    free(got);
+}
+
+static void test_tiles(void **unused)
+{
+    (void)unused;
+    check_tiles(BT_BF16);
+    check_tiles(BT_F8_E4M3);
+    check_tiles(BT_I8);
+    check_tiles(BT_I4);
+}
+
 static void test_bf16(void **unused)
 {
     (void)unused;
@@ -587,11 +646,11 @@ static void test_product(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kv_b),    cmocka_unit_test(test_quantised_rows),
-        cmocka_unit_test(test_bf16),    cmocka_unit_test(test_f8),
-        cmocka_unit_test(test_i8),      cmocka_unit_test(test_i4),
-        cmocka_unit_test(test_rows),    cmocka_unit_test(test_linear),
-        cmocka_unit_test(test_product),
+        cmocka_unit_test(test_kv_b),   cmocka_unit_test(test_quantised_rows),
+        cmocka_unit_test(test_bf16),   cmocka_unit_test(test_f8),
+        cmocka_unit_test(test_i8),     cmocka_unit_test(test_i4),
+        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_linear), cmocka_unit_test(test_product),
     };
     void *scratch = NULL;
     state = test_seed();

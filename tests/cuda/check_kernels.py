@@ -39,7 +39,8 @@ FUSABLE = re.compile(r'(?:@!?%p\d+ )?(mul|add|sub)(\.ftz)?\.f(32|64)\s')
 LOCAL = re.compile(r'\b(LDL|STL)\b')
 # What the instructions of PTX become: all of the words of a name are in one instruction.
 MACHINE = (
-    (('wgmma',), 'HGMMA'), (('mma', 'sync', 's8'), 'IMMA'), (('mma', 'sync', 'bf16'), 'HMMA'),
+    (('wgmma', 's8'), 'IGMMA'), (('wgmma', 'e4m3'), 'QGMMA'), (('wgmma',), 'HGMMA'),
+    (('mma', 'sync', 's8'), 'IMMA'), (('mma', 'sync', 'bf16'), 'HMMA'),
     (('ldmatrix',), 'LDSM'), (('cp', 'async', 'bulk', 'tensor'), 'UTMALDG'),
     (('cp', 'async', 'bulk'), 'UBLKCP'), (('cp', 'async'), 'LDGSTS'),
     (('ld', 'global', 'v2', 'u32'), r'LDG\.E[\w.]*\.64'),

@@ -1,7 +1,7 @@
 /* Dense and grouped products, by what a weight is and what it is multiplied by. */
 
 #include "common/base/status.h"
-#include "common/kernels/cuda/grouped_gemm.h"
+#include "common/kernels/cuda/grouped_gemm_wgmma.h"
 #include "common/kernels/cuda/product.h"
 
 /* Up to so many outputs cuBLASLt multiplies e4m3: rows past a multiple of 4 go through scratch. */
@@ -118,20 +118,22 @@ static void fill_weights(const struct bt_cuda_grouped *gemm, const struct bt_mat
     }
 }
 
-static void launch(const struct bt_cuda_stream *stream, const struct bt_matrix *weight,
-                   const struct bt_cuda_grouped_call *call)
+typedef void launch_fn(const struct bt_cuda_grouped_call *call, int multiprocessors,
+                       cudaStream_t stream);
+
+/* Few rows and many: the same launch, so that a row's bits stay. */
+static launch_fn *launch_of(const struct bt_matrix *weight, int arch)
 {
-    int multiprocessors = stream->device->multiprocessors;
+    bool wgmma = arch == 90;
     if (weight->layout == BT_LAYOUT_ROWS)
-        bt_cuda_launch_grouped_gemm_f32(call, multiprocessors, stream->stream);
-    else if (weight->dtype == BT_BF16)
-        bt_cuda_launch_grouped_gemm_bf16(call, multiprocessors, stream->stream);
-    else if (weight->dtype == BT_F8_E4M3)
-        bt_cuda_launch_grouped_gemm_f8(call, multiprocessors, stream->stream);
-    else if (weight->dtype == BT_I8)
-        bt_cuda_launch_grouped_gemm_i8(call, multiprocessors, stream->stream);
-    else
-        bt_cuda_launch_grouped_gemm_i4(call, multiprocessors, stream->stream);
+        return bt_cuda_launch_grouped_gemm_f32;
+    if (weight->dtype == BT_BF16)
+        return wgmma ? bt_cuda_launch_grouped_gemm_bf16_wgmma : bt_cuda_launch_grouped_gemm_bf16;
+    if (weight->dtype == BT_F8_E4M3)
+        return wgmma ? bt_cuda_launch_grouped_gemm_f8_wgmma : bt_cuda_launch_grouped_gemm_f8;
+    if (weight->dtype == BT_I8)
+        return wgmma ? bt_cuda_launch_grouped_gemm_i8_wgmma : bt_cuda_launch_grouped_gemm_i8;
+    return wgmma ? bt_cuda_launch_grouped_gemm_i4_wgmma : bt_cuda_launch_grouped_gemm_i4;
 }
 
 void bt_cuda_grouped_gemm(struct bt_cuda_stream *stream, const struct bt_cuda_grouped *gemm)
@@ -162,7 +164,7 @@ void bt_cuda_grouped_gemm(struct bt_cuda_stream *stream, const struct bt_cuda_gr
                                         .scales_offset = layout.scales_offset,
                                         .group_scales_offset = layout.group_scales_offset};
     fill_weights(gemm, weight, &layout, &call);
-    launch(stream, weight, &call);
+    launch_of(weight, stream->device->arch)(&call, stream->device->multiprocessors, stream->stream);
 }
 
 /* ---- dense products ---- */

@@ -1,0 +1,47 @@
+/*
+ * Grouped products (grouped_gemm.h) of e4m3 by e4m3 into f32, with a scale for 128 inputs of a row
+ * and one for 128 x 128 weights, on Hopper: few rows and many. sm_90a alone; elsewhere the kernel
+ * is empty.
+ *
+ * The f32 sum of each 128 inputs begins at 0 and is added by one fused multiply-add with the
+ * product of both scales, so that what tensor cores keep of long sums does not matter. Of 256 rows
+ * 128 are multiplied at a time, which leaves registers for both sums; one consumer's products cover
+ * the other's scales.
+ *
+ * Tiles of 16, 64, 128 or 256 rows x 128 outputs (64 where there are few tiles), 4 stages of 49
+ * KiB, 201 KiB with the list of tiles: one block of 384 threads a multiprocessor. Any shape: inputs
+ * are padded to 128 and outputs to 64 (weights.h, quantise_rows.h). setmaxnreg makes the registers
+ * 72 for the fetcher and 216 for the consumers.
+ * Registers: <= 16 (sm_80), <= 168 (sm_90a), <= 16 (sm_100)
+ * Instructions: wgmma m64n16k32 e4m3 (sm_90a); wgmma m64n64k32 e4m3 (sm_90a); wgmma m64n128k32 e4m3
+ * (sm_90a); cp.async.cg (sm_90a); mbarrier (sm_90a); setmaxnreg (sm_90a)
+ *
+ * Bound: few rows: the bytes of the weights of experts that have rows, each read once. Many: 1979
+ * TFLOP/s, if L2 kept up: a step of a full tile is 48 KiB for 1024 cycles of products, and at the
+ * 41 GB/s (23 bytes a cycle) of a multiprocessor that mla_decode_wgmma.cu counts with, it takes
+ * 2100. So L2 binds, at about half of that; what would help is one copy of weights for two blocks.
+ *
+ * Floor for H100 SXM at 3.35 TB/s of HBM3, in us, gate and up + down, experts drawn evenly
+ * (computed):
+ *              1 row         16             64             256            8192 rows
+ *     V2-Lite  10.3 + 5.2    87.4 + 43.7    110.0 + 55.0   110.2 + 55.1   286 + 143
+ *     V3       70.1 + 35.1   894 + 447      1950 + 975     2243 + 1122    1945 + 972
+ */
+#include "common/kernels/cuda/grouped_gemm_wgmma.cuh"
+
+BT_KERNEL(384, 1)
+grouped_gemm_f8_wgmma(const __grid_constant__ bt_cuda_grouped_call call, uint32_t panels)
+{
+#if BT_HAVE_WGMMA
+    bt_grouped_wgmma<BT_GROUPED_F8>::run(call, panels);
+#else
+    (void)call;
+    (void)panels;
+#endif
+}
+
+extern "C" void bt_cuda_launch_grouped_gemm_f8_wgmma(const struct bt_cuda_grouped_call *call,
+                                                     int multiprocessors, cudaStream_t stream)
+{
+    bt_grouped_launch_wgmma<BT_GROUPED_F8>(grouped_gemm_f8_wgmma, call, multiprocessors, stream);
+}
