@@ -45,13 +45,12 @@ static bool engine_alloc(struct dc_engine *engine)
     engine->tokens = calloc(rows, sizeof(*engine->tokens));
     engine->logit_rows = calloc(rows, sizeof(*engine->logit_rows));
     engine->token_from = calloc(rows, sizeof(*engine->token_from));
-    engine->draws = calloc(max_drawn(&engine->options), sizeof(*engine->draws));
     const struct bt_model_config *config = &engine->options.model->config;
     engine->sampler =
         bt_sampler_create(config->vocab_size, config->eos_token_ids, config->eos_token_count);
     return engine->sequences && engine->rows && engine->tokens && engine->logit_rows &&
-           engine->token_from && engine->draws && engine->sampler && flights_alloc(engine) &&
-           prompts_alloc(engine);
+           engine->token_from && bt_draws_init(&engine->draws, max_drawn(&engine->options)) &&
+           engine->sampler && flights_alloc(engine) && prompts_alloc(engine);
 }
 
 struct bt_forward_batch dc_engine_batch(const struct dc_engine *engine)
@@ -123,7 +122,7 @@ void dc_engine_destroy(struct dc_engine *engine)
     }
     free(engine->rows);
     free(engine->token_from);
-    free(engine->draws);
+    bt_draws_finish(&engine->draws);
     free(engine->tokens);
     free(engine->logit_rows);
     free(engine);

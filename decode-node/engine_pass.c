@@ -1,33 +1,40 @@
 #include "common/base/clock.h"
-#include "common/model/draws.h"
 #include "decode-node/engine_state.h"
 
 /* ------------------------------------------------------------------ tokens */
 
-/* Row `index` of the logits is for token number `position` of this sequence. */
+/* Row `index` of the logits is for token number `position` of this sequence. `newest`: the token
+ * before it, where its history does not have that yet. */
 static void ask_draw(struct dc_engine *engine, uint32_t index, const struct dc_sequence *sequence,
-                     uint32_t position)
+                     uint32_t position, enum bt_newest newest, uint32_t newest_token)
 {
-    bool by_device = bt_sampling_draw(sequence->sampling, position, &engine->draws[index]);
-    engine->now->by_device[index] = by_device;
-    engine->no_logits &= by_device;
+    const struct bt_draw_ask ask = {
+        .sampling = sequence->sampling,
+        .history = sequence->history,
+        .position = position,
+        .newest = newest,
+        .newest_token = newest_token,
+    };
+    engine->now->by_device[index] = bt_draws_add(&engine->draws, engine->sampler, &ask);
+    engine->no_logits = engine->draws.all_here;
 }
 
 /* Which tokens the device is to draw. */
 static void ask_draws(struct dc_engine *engine, const struct dc_step *step, enum dc_pass pass)
 {
     uint32_t count = 0;
+    bt_draws_clear(&engine->draws);
     engine->no_logits = true;
     for (uint32_t i = 0; i < step->sequences && pass == DC_PASS_STEP; i++) {
         const struct dc_sequence *sequence = engine->now->batch[i];
         if (dc_sequence_draws(sequence)) {
-            ask_draw(engine, count++, sequence, sequence->generated);
+            ask_draw(engine, count++, sequence, sequence->generated, BT_NEWEST_NONE, 0);
         }
     }
     for (uint32_t i = 0; i < engine->prompts.chunk_count && pass == DC_PASS_PROMPTS; i++) {
         const struct dc_sequence *sequence = dc_prompts_ended(&engine->prompts, i);
         if (sequence) {
-            ask_draw(engine, count++, sequence, 0);
+            ask_draw(engine, count++, sequence, 0, BT_NEWEST_NONE, 0);
         }
     }
 }
@@ -50,7 +57,9 @@ static enum bt_status begin_pass(struct dc_engine *engine, const struct dc_step 
         bt_prompt_batch_fill(&engine->prompts.batch, &batch);
     }
     if (bt_forward_draws(engine->forward)) {
-        batch.draws = engine->draws;
+        batch.draws = engine->draws.draws;
+        batch.adjusts = engine->draws.adjusts;
+        batch.adjust_count = engine->draws.adjust_count;
         batch.no_logits = engine->no_logits;
     }
     for (uint32_t i = 0; i < step->sequences; i++) {
@@ -70,9 +79,8 @@ static void draw(struct dc_engine *engine, const struct bt_forward_result *resul
     size_t vocab_size = engine->options.model->config.vocab_size;
     if (result->tokens && flight->by_device[index]) {
         BT_ASSERT(result->tokens[index] < vocab_size);
-        sequence->last.token = result->tokens[index];
-        sequence->last.logprob = 0;
-        sequence->last.top_count = 0;
+        bt_draw_sample(sequence->sampling, result->tokens[index],
+                       result->logprobs ? &result->logprobs[index] : NULL, &sequence->last);
         return;
     }
     bt_sampler_draw(engine->sampler, result->logits + index * vocab_size, sequence->sampling,
@@ -238,13 +246,19 @@ static void add_ahead(struct dc_engine *engine, uint32_t index, struct dc_sequen
     engine->token_from[index] = sequence->ahead > 0 ? sequence->place : BT_TOKEN_GIVEN;
     engine->logit_rows[index] = index;
     sequence->rows = 1;
-    ask_draw(engine, index, sequence, generated);
+    bool drawn = sequence->ahead > 0, given = !sequence->joined;
+    ask_draw(engine, index, sequence, generated,
+             drawn   ? BT_NEWEST_DRAWN
+             : given ? BT_NEWEST_GIVEN
+                     : BT_NEWEST_NONE,
+             drawn ? sequence->place : sequence->last.token);
 }
 
 /* As `gather` would when the step under way is over. */
 static void gather_ahead(struct dc_engine *engine, struct dc_step *next)
 {
     uint32_t count = 0, generated;
+    bt_draws_clear(&engine->draws);
     engine->no_logits = true;
     for (uint32_t i = 0; i < engine->sequence_count && count < engine->options.max_num_seqs; i++) {
         if (will_run(engine, engine->sequences[i], &generated)) {

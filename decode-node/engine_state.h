@@ -5,6 +5,7 @@
 #ifndef BATON_DECODE_NODE_ENGINE_STATE_H
 #define BATON_DECODE_NODE_ENGINE_STATE_H
 
+#include "common/model/draws.h"
 #include "decode-node/engine.h"
 #include "decode-node/prompts.h"
 
@@ -34,7 +35,7 @@ struct dc_engine {
     uint32_t *tokens;              /* likewise */
     uint32_t *logit_rows;          /* likewise */
     uint32_t logit_count;
-    struct bt_draw *draws; /* [logit_count] where the device draws */
+    struct bt_draws draws; /* of logit_count rows, where the device draws */
     bool no_logits;        /* it draws all of them */
 
     /* With steps under way. */

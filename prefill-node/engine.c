@@ -21,7 +21,7 @@ struct pf_engine {
     struct pf_plan_chunk *plan;     /* likewise */
     struct kvt_push **pushes;       /* likewise */
     struct pf_job **moved;          /* likewise: started, then finished ones */
-    struct bt_draw *draws;          /* likewise: of those that end, where the device draws */
+    struct bt_draws draws;          /* likewise: of those that end, where the device draws */
     bool *by_device;                /* likewise */
     uint32_t chunk_count;
     uint32_t *words; /* the plan for other ranks; NULL: there are none */
@@ -46,7 +46,6 @@ static bool engine_alloc(struct pf_engine *engine)
     engine->plan = calloc(share, sizeof(*engine->plan));
     engine->pushes = calloc(share, sizeof(struct kvt_push *));
     engine->moved = calloc(share, sizeof(*engine->moved));
-    engine->draws = calloc(share, sizeof(*engine->draws));
     engine->by_device = calloc(share, sizeof(*engine->by_device));
     const struct bt_model_config *config = &engine->options.model->config;
     engine->sampler =
@@ -55,8 +54,8 @@ static bool engine_alloc(struct pf_engine *engine)
         engine->words = calloc(pf_plan_max_words(&limits), sizeof(uint32_t));
     }
     return engine->jobs && engine->waiting && engine->chunks && engine->plan && engine->pushes &&
-           engine->moved && engine->draws && engine->by_device && engine->sampler &&
-           (engine->words || !pf_engine_in_group(engine));
+           engine->moved && bt_draws_init(&engine->draws, share) && engine->by_device &&
+           engine->sampler && (engine->words || !pf_engine_in_group(engine));
 }
 
 enum bt_status pf_engine_create(const struct pf_engine_options *options, struct bt_error *error,
@@ -103,7 +102,7 @@ void pf_engine_destroy(struct pf_engine *engine)
     free(engine->plan);
     free(engine->pushes);
     free(engine->moved);
-    free(engine->draws);
+    bt_draws_finish(&engine->draws);
     free(engine->by_device);
     free(engine->words);
     free(engine);
@@ -253,18 +252,17 @@ static void engine_advance(struct pf_engine *engine, int64_t now_ns, struct pf_j
 }
 
 /* Which first tokens the device is to draw. */
-static struct pf_pass_draws ask_draws(struct pf_engine *engine)
+static void ask_draws(struct pf_engine *engine)
 {
-    struct pf_pass_draws draws = {.draws = engine->draws, .no_logits = true};
     uint32_t count = 0;
+    bt_draws_clear(&engine->draws);
     for (uint32_t i = 0; i < engine->chunk_count; i++) {
         if (engine->plan[i].is_last) {
             const struct pf_job *job = engine->jobs[engine->chunks[i].job];
-            engine->by_device[count] = bt_sampling_draw(job->sampling, 0, &engine->draws[count]);
-            draws.no_logits &= engine->by_device[count++];
+            const struct bt_draw_ask ask = {.sampling = job->sampling, .history = job->history};
+            engine->by_device[count++] = bt_draws_add(&engine->draws, engine->sampler, &ask);
         }
     }
-    return draws;
 }
 
 /* job->first, that of row `index` of the logits */
@@ -274,7 +272,8 @@ static void draw_first(struct pf_engine *engine, const struct bt_forward_result 
     size_t vocab_size = engine->options.model->config.vocab_size;
     if (result->tokens && engine->by_device[index]) {
         BT_ASSERT(result->tokens[index] < vocab_size);
-        job->first = (struct bt_sample){.token = result->tokens[index]};
+        bt_draw_sample(job->sampling, result->tokens[index],
+                       result->logprobs ? &result->logprobs[index] : NULL, &job->first);
         return;
     }
     bt_sampler_draw(engine->sampler, &result->logits[index * vocab_size], job->sampling,
@@ -286,15 +285,14 @@ enum bt_status pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finis
 {
     BT_ASSERT(engine->chunk_count > 0);
     struct bt_forward_result result;
-    struct pf_pass_draws draws;
     bool by_device = pf_pass_draws(engine->pass);
     int64_t computed_ns = 0;
     if (by_device) {
-        draws = ask_draws(engine);
+        ask_draws(engine);
     }
     enum bt_status status =
         pf_pass_run(engine->pass, engine->plan, engine->pushes, engine->chunk_count,
-                    by_device ? &draws : NULL, &engine->error, &result, &computed_ns);
+                    by_device ? &engine->draws : NULL, &engine->error, &result, &computed_ns);
     if (status != BT_OK) {
         return status;
     }

@@ -125,7 +125,7 @@ bool pf_pass_draws(const struct pf_pass *pass)
 
 enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chunks,
                            struct kvt_push *const *pushes, uint32_t count,
-                           const struct pf_pass_draws *draws, struct bt_error *error,
+                           const struct bt_draws *draws, struct bt_error *error,
                            struct bt_forward_result *ret_result, int64_t *ret_computed_ns)
 {
     BT_ASSERT(count > 0 && count <= pass->options.max_chunks);
@@ -148,7 +148,9 @@ enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chu
     bt_prompt_batch_fill(&pass->batch, &batch);
     if (draws) {
         batch.draws = draws->draws;
-        batch.no_logits = draws->no_logits;
+        batch.adjusts = draws->adjusts;
+        batch.adjust_count = draws->adjust_count;
+        batch.no_logits = draws->all_here;
     }
     begin_times(pass);
     enum bt_status status = bt_forward_begin(pass->forward, &batch);

@@ -5,6 +5,7 @@
 #ifndef BATON_PREFILL_NODE_PASS_H
 #define BATON_PREFILL_NODE_PASS_H
 
+#include "common/model/draws.h"
 #include "common/model/rank.h"
 #include "kvtransfer/source.h"
 #include "kvtransfer/staging.h"
@@ -31,24 +32,19 @@ void pf_pass_destroy(struct pf_pass *pass); /* NULL is fine */
 /* The calling thread runs it from now on. */
 enum bt_status pf_pass_enter(struct pf_pass *pass, struct bt_error *error);
 
-/* What a device draws of the chunks that are last; NULL: nothing, the logits are wanted. */
-struct pf_pass_draws {
-    const struct bt_draw *draws; /* [chunks that are last] */
-    bool no_logits;
-};
-
 /* Whether the device of the model draws. */
 bool pf_pass_draws(const struct pf_pass *pass);
 
 /*
  * `pushes` [count], each NULL or of that chunk's prompt: finished, when the prompt ends with the
- * chunk. A layer is given to the pushes when it is computed, while those after it are. *ret_result:
- * of the chunks that are last, valid until the next pass; NULL on ranks other than 0.
+ * chunk. A layer is given to the pushes when it is computed, while those after it are. `draws`:
+ * what the device draws of the chunks that are last; NULL: nothing, the logits are wanted.
+ * *ret_result: of the chunks that are last, valid until the next pass; NULL on ranks other than 0.
  * *ret_computed_ns: after the last layer. Fails as bt_forward_begin does.
  */
 enum bt_status pf_pass_run(struct pf_pass *pass, const struct pf_plan_chunk *chunks,
                            struct kvt_push *const *pushes, uint32_t count,
-                           const struct pf_pass_draws *draws, struct bt_error *error,
+                           const struct bt_draws *draws, struct bt_error *error,
                            struct bt_forward_result *ret_result, int64_t *ret_computed_ns);
 
 #endif

@@ -154,14 +154,54 @@ struct bt_routing {
     uint32_t *begin;   /* [experts + 1] where each expert's picks begin in `order` */
 };
 
-/* How a row's token is drawn; see common/model/sampler.h, of which this is the part without
- * penalties, bias, masks and logprobs. */
+/* A token whose logit is changed before a draw. */
+struct bt_adjust {
+    uint32_t token; /* < vocab_size */
+    union {
+        float bias;
+        uint32_t outputs; /* how often it was generated; 0: it is in the prompt alone */
+    };
+};
+
+/* A generated token that the row's list does not count yet. */
+enum bt_newest {
+    BT_NEWEST_NONE,
+    BT_NEWEST_GIVEN, /* newest_token */
+    BT_NEWEST_DRAWN, /* that of row newest_token of the last `draw` of this stream */
+};
+
+/* Best tokens at most that `draw` tells of. */
+#define BT_DRAW_MAX_TOP 20
+
+/* How a row's token is drawn: common/model/sampler.h, common/model/draws.h. All 0: the best. */
 struct bt_draw {
     uint64_t seed;
     uint32_t position; /* tokens generated before this one */
     float temperature; /* 0: the best */
     float top_p, min_p;
-    int32_t top_k; /* <= 0: off */
+    int32_t top_k;     /* <= 0: off */
+    uint32_t logprobs; /* 0: not wanted; n: with the n - 1 best tokens, <= BT_DRAW_MAX_TOP + 1 */
+    /* Its part of the list of adjusts, in the order in which they apply: to each of bias_count its
+     * bias is added, each of masked_count becomes -inf, each of seen_count is penalised by its
+     * outputs. A token is in each of the three once at most. */
+    uint32_t adjust_begin, bias_count, masked_count, seen_count;
+    /* Of those seen, the newest one included: logit > 0 ? logit / repetition : logit * repetition,
+     * then less outputs * frequency + presence where there are outputs; f32, each rounded. */
+    float repetition, presence, frequency;
+    uint32_t newest; /* enum bt_newest */
+    uint32_t newest_token;
+};
+
+/* What logprobs of a row are made of (bt_sample_logprobs): of its logits before adjusts. */
+struct bt_logprobs {
+    uint64_t sum;       /* of the weights e^(logit - best), in units of 2^-35; exact */
+    float best;         /* -inf: none is more, and the sum is 0 */
+    float logit;        /* of the token that was drawn */
+    uint32_t top_count; /* min(n - 1, vocab_size) */
+    struct {
+        uint32_t token;
+        float logit;        /* -inf for a NaN */
+    } top[BT_DRAW_MAX_TOP]; /* best first, of equals the lower token; the others are undefined */
 };
 
 /*
@@ -182,7 +222,9 @@ struct bt_stage {
     uint32_t wanted_count, padded_wanted;
     const struct bt_sequence_rows *wanted_sequences; /* covering the wanted rows in order */
     uint32_t wanted_sequence_count;
-    const struct bt_draw *draws; /* [wanted_count], or NULL */
+    const struct bt_draw *draws;     /* [wanted_count], or NULL */
+    const struct bt_adjust *adjusts; /* [adjust_count] of all draws */
+    uint32_t adjust_count;           /* <= max_adjusts of the stream */
 };
 #define BT_TOKEN_GIVEN 0xffffffffu
 
@@ -314,11 +356,15 @@ struct bt_kernels {
 
     /*
      * NULL on CPUs. tokens[row] = the token that bt_sampler_draw (common/model/sampler.h) draws
-     * from the same logits [rows][vocab_size]. draws [rows] is the host's; tokens the device's, and
-     * also kept by the stream for token_from.
+     * from the same logits [rows][vocab_size], and logprobs[row] what its logprobs are made of,
+     * where the row wants them; other rows are left as they are; NULL: no row does. Logits of
+     * tokens that are adjusted may be changed. draws [rows] and adjusts are the host's, staged
+     * together or both not; tokens and logprobs the device's. Tokens are also kept by the stream,
+     * for token_from and newest.
      */
-    void (*draw)(struct bt_stream *stream, const float *logits, uint32_t rows, uint32_t vocab_size,
-                 const struct bt_draw *draws, uint32_t *tokens);
+    void (*draw)(struct bt_stream *stream, float *logits, uint32_t rows, uint32_t vocab_size,
+                 const struct bt_draw *draws, const struct bt_adjust *adjusts, uint32_t *tokens,
+                 struct bt_logprobs *logprobs);
 
     /*
      * NULL on CPUs. sums[i] = the hash of kvtransfer/checksum.h, of spans[i].bytes bytes at base +
@@ -354,7 +400,8 @@ struct bt_stream_limits {
     /* Of one batch on a GPU, page numbers of all its sequences; 0: room is made as it is needed,
      * and nothing can be captured. */
     uint32_t max_page_numbers;
-    uint32_t vocab_size; /* of `draw`; 0: none */
+    uint32_t vocab_size;  /* of `draw`; 0: none */
+    uint32_t max_adjusts; /* of one draw */
 };
 enum bt_status bt_stream_create(const struct bt_stream_limits *limits, struct bt_team *team,
                                 struct bt_error *error, struct bt_stream **ret_stream);

@@ -339,7 +339,7 @@ static enum bt_status run_head(struct bt_forward *f, const struct bt_forward_pas
                  &(struct bt_linear){&f->model->lm_head, f->logits}, 1);
     if (pass->batch->draws)
         f->k->draw(f->stream, f->logits, rows.count, f->model->config.vocab_size,
-                   pass->batch->draws, f->drawn);
+                   pass->batch->draws, pass->batch->adjusts, f->drawn, f->logprobs);
     return BT_OK;
 }
 

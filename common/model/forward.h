@@ -109,7 +109,9 @@ struct bt_forward_batch {
     /* [logit_count] how the device draws a token of each of them; NULL: it draws none. Only where
      * bt_forward_draws. */
     const struct bt_draw *draws;
-    bool no_logits; /* nobody wants to see them: with draws */
+    const struct bt_adjust *adjusts; /* [adjust_count] of the draws */
+    uint32_t adjust_count;           /* <= BT_DRAWS_ADJUSTS of each of max_logits */
+    bool no_logits;                  /* nobody wants to see them: with draws */
     /* [rows] the row of `draws` of the run before, whose token it is, or BT_TOKEN_GIVEN. NULL: all
      * are given. Only where bt_forward_draws, after a run with draws. */
     const uint32_t *token_from;
@@ -128,8 +130,12 @@ struct bt_forward_batch {
 
 /* NULL on tp ranks other than 0. */
 struct bt_forward_result {
-    const float *logits;    /* [logit_count][vocab_size], until the next begin; NULL: no_logits */
+    /* [logit_count][vocab_size], until the next begin; those that draws adjust may have changed;
+     * NULL: no_logits */
+    const float *logits;
     const uint32_t *tokens; /* [logit_count], until the next but one begin; NULL: no draws */
+    /* Likewise, of those whose draw wants them. NULL: none does. */
+    const struct bt_logprobs *logprobs;
 };
 
 /* Whether its device can draw tokens. */

@@ -62,6 +62,7 @@ static enum bt_status allocate_device(struct bt_forward *f, struct bt_error *err
         {(void **)&f->begins, begins_bytes(f), true},
         {(void **)&f->logits, of_floats(logits, c->vocab_size), true},
         {(void **)&f->drawn, logits * sizeof(uint32_t), f->k->draw},
+        {(void **)&f->logprobs, logits * sizeof(struct bt_logprobs), f->k->draw},
         {&f->y, arriving * hidden * bt_dtype_bytes(f->y_dtype), f->ep},
     };
     enum bt_status status = BT_OK;
@@ -81,6 +82,8 @@ static enum bt_status allocate_results(struct bt_forward *f, struct bt_error *er
         {(void **)&f->host_logits, of_floats(logits, f->model->config.vocab_size), true},
         {(void **)&slots[0].tokens, logits * sizeof(uint32_t), f->k->draw},
         {(void **)&slots[1].tokens, logits * sizeof(uint32_t), f->k->draw},
+        {(void **)&slots[0].logprobs, logits * sizeof(struct bt_logprobs), f->k->draw},
+        {(void **)&slots[1].logprobs, logits * sizeof(struct bt_logprobs), f->k->draw},
         {(void **)&slots[0].begins, begins_bytes(f), f->loads},
         {(void **)&slots[1].begins, begins_bytes(f), f->loads},
     };
@@ -255,6 +258,7 @@ static enum bt_status make_stream(struct bt_forward *f, struct bt_error *error)
         .mla = f->mla,
         .max_page_numbers = page_numbers < UINT32_MAX ? (uint32_t)page_numbers : UINT32_MAX,
         .vocab_size = c->vocab_size,
+        .max_adjusts = f->k->draw ? f->max_logits * BT_DRAWS_ADJUSTS : 0,
     };
     return bt_device_stream_create(f->device, &limits, f->model->team, error, &f->stream);
 }
@@ -309,6 +313,7 @@ static void free_queueing(struct bt_forward *f)
         if (f->slots[i].done)
             ops->event_destroy(f->slots[i].done);
         ops->free_host(f->device, f->slots[i].tokens);
+        ops->free_host(f->device, f->slots[i].logprobs);
         ops->free_host(f->device, f->slots[i].begins);
     }
     ops->free_host(f->device, f->host_logits);
@@ -350,6 +355,7 @@ void bt_forward_destroy(struct bt_forward *f)
                       f->routing.order,
                       f->logits,
                       f->drawn,
+                      f->logprobs,
                       f->y};
     void *host[] = {f->wanted,          f->wanted_mine,    f->slots[0].routed,
                     f->slots[1].routed, f->placements,     f->payloads,

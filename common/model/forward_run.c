@@ -45,7 +45,8 @@ static void check_batch(const struct bt_forward *f, const struct bt_forward_batc
     BT_ASSERT(batch->layout.kv_lora_rank == f->mla.kv_lora_rank);
     BT_ASSERT(batch->layout.qk_rope_head_dim == f->mla.qk_rope_head_dim);
     BT_ASSERT(bt_forward_draws(f) || (!batch->draws && !batch->token_from));
-    BT_ASSERT(batch->draws || !batch->no_logits);
+    BT_ASSERT(batch->draws || (!batch->no_logits && batch->adjust_count == 0));
+    BT_ASSERT(batch->adjust_count <= f->max_logits * BT_DRAWS_ADJUSTS);
     BT_ASSERT(!batch->is_steady || batch->rows == batch->logit_count);
     uint32_t row = 0;
     for (uint32_t i = 0; i < batch->sequence_count; i++) {
@@ -70,6 +71,19 @@ static void check_under_way(const struct bt_forward *f, const struct bt_forward_
         BT_ASSERT(!slot->logits || batch->no_logits);
         BT_ASSERT(!slot->layer_done || !batch->layer_done);
     }
+}
+
+static void check_draws(const struct bt_forward *f, const struct bt_forward_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->logit_count && batch->draws; i++) {
+        const struct bt_draw *draw = &batch->draws[i];
+        uint64_t end = (uint64_t)draw->adjust_begin + draw->bias_count + draw->masked_count;
+        BT_ASSERT(end + draw->seen_count <= batch->adjust_count);
+        BT_ASSERT(draw->logprobs <= BT_DRAW_MAX_TOP + 1);
+        BT_ASSERT(draw->newest != BT_NEWEST_DRAWN || draw->newest_token < f->max_rows);
+    }
+    for (uint32_t i = 0; i < batch->adjust_count; i++)
+        BT_ASSERT(batch->adjusts[i].token < f->model->config.vocab_size);
 }
 
 /* The batch's wanted rows as sequences of their own, neighbouring rows in one: how many. */
@@ -118,6 +132,9 @@ static void fill_slot(const struct bt_forward *f, const struct bt_forward_batch 
     bool mine = f->model->shard.tp_rank == 0;
     slot->logit_count = batch->logit_count;
     slot->draws = mine && batch->draws;
+    slot->logprobs_wanted = false;
+    for (uint32_t i = 0; i < batch->logit_count && slot->draws; i++)
+        slot->logprobs_wanted |= batch->draws[i].logprobs > 0;
     slot->logits = mine && !batch->no_logits;
     slot->layer_done = batch->layer_done;
     slot->context = batch->context;
@@ -142,6 +159,8 @@ static void stage(struct bt_forward *f, const struct bt_forward_pass *pass)
         .wanted_sequences = f->wanted,
         .wanted_sequence_count = pass->wanted_sequence_count,
         .draws = batch->draws,
+        .adjusts = batch->adjusts,
+        .adjust_count = batch->adjust_count,
     };
     if (f->k->stage)
         f->k->stage(f->stream, &stage);
@@ -165,6 +184,8 @@ static void queue_results(struct bt_forward *f, struct bt_forward_slot *slot)
     size_t vocab_size = f->model->config.vocab_size;
     if (slot->draws)
         download(f, slot->tokens, f->drawn, slot->logit_count * sizeof(uint32_t));
+    if (slot->logprobs_wanted)
+        download(f, slot->logprobs, f->logprobs, slot->logit_count * sizeof(struct bt_logprobs));
     if (slot->logits)
         download(f, f->host_logits, f->logits, slot->logit_count * vocab_size * sizeof(float));
     if (f->loads)
@@ -261,6 +282,7 @@ enum bt_status bt_forward_begin(struct bt_forward *f, const struct bt_forward_ba
 {
     struct bt_forward_slot *slot = &f->slots[f->begun % BT_FORWARD_DEPTH];
     check_batch(f, batch);
+    check_draws(f, batch);
     check_under_way(f, batch);
     f->error = (struct bt_error){0};
     if (batch->most_rows > f->max_rows || (batch->most_rows > 0 && batch->most_rows < batch->rows))
@@ -317,6 +339,7 @@ enum bt_status bt_forward_finish(struct bt_forward *f, struct bt_forward_result 
     *ret_result = (struct bt_forward_result){
         .logits = slot->logits ? f->host_logits : NULL,
         .tokens = slot->draws ? slot->tokens : NULL,
+        .logprobs = slot->logprobs_wanted ? slot->logprobs : NULL,
     };
     return BT_OK;
 }

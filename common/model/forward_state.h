@@ -8,6 +8,7 @@
 #include <stdatomic.h>
 
 #include "common/kernels/device.h"
+#include "common/model/draws.h"
 #include "common/model/forward.h"
 
 /* Of one run that was begun, until it is finished. */
@@ -15,14 +16,15 @@ struct bt_forward_slot {
     enum bt_status status; /* of what was queued */
     struct bt_event *done; /* all of it */
     uint32_t logit_count;
-    bool draws, logits; /* are to be had */
+    bool draws, logprobs_wanted, logits; /* are to be had */
     bt_forward_layer_fn *layer_done;
     void *context;
     uint32_t told; /* layers */
     /* Of the host, pinned where the device is none. */
-    uint32_t *tokens; /* [max_logits] */
-    uint32_t *begins; /* as those of the pass, which they are on a CPU */
-    uint32_t *routed; /* [MoE layers] rows that chose experts */
+    uint32_t *tokens;             /* [max_logits] */
+    struct bt_logprobs *logprobs; /* likewise */
+    uint32_t *begins;             /* as those of the pass, which they are on a CPU */
+    uint32_t *routed;             /* [MoE layers] rows that chose experts */
 };
 
 /* Of a captured pass: what else than the staged rows it depends on. */
@@ -57,18 +59,19 @@ struct bt_forward {
     struct bt_expert_loads *loads; /* may be NULL */
 
     /* Of the device. */
-    float *x;                  /* [S][H] the residual stream */
-    float *normed;             /* [R][H] */
-    float *update;             /* [R][H] what a block adds to x */
-    float *summed;             /* [S][H] with tp: the sum of all ranks' updates */
-    float *q_a;                /* [R][q_lora_rank] */
-    float *q;                  /* [R][A][N + P] */
-    float *kv_a;               /* [R][L + P] */
-    float *heads;              /* [R][A][V] */
-    struct bt_routing routing; /* of S rows; begin: of the layer */
-    uint32_t *begins;          /* [MoE layers, or 1 without loads][experts + 1] */
-    float *logits;             /* [max_logits][vocab_size] */
-    uint32_t *drawn;           /* [max_logits] */
+    float *x;                     /* [S][H] the residual stream */
+    float *normed;                /* [R][H] */
+    float *update;                /* [R][H] what a block adds to x */
+    float *summed;                /* [S][H] with tp: the sum of all ranks' updates */
+    float *q_a;                   /* [R][q_lora_rank] */
+    float *q;                     /* [R][A][N + P] */
+    float *kv_a;                  /* [R][L + P] */
+    float *heads;                 /* [R][A][V] */
+    struct bt_routing routing;    /* of S rows; begin: of the layer */
+    uint32_t *begins;             /* [MoE layers, or 1 without loads][experts + 1] */
+    float *logits;                /* [max_logits][vocab_size] */
+    uint32_t *drawn;              /* [max_logits] */
+    struct bt_logprobs *logprobs; /* likewise */
 
     /* Of the host. */
     float *host_logits;               /* pinned; on a CPU those above */

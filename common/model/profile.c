@@ -174,11 +174,12 @@ static void stage(struct bt_stream *stream, const struct bt_stage *staged)
     count(BT_PROFILE_OTHER, start_ns);
 }
 
-static void draw(struct bt_stream *stream, const float *logits, uint32_t rows, uint32_t vocab_size,
-                 const struct bt_draw *draws, uint32_t *tokens)
+static void draw(struct bt_stream *stream, float *logits, uint32_t rows, uint32_t vocab_size,
+                 const struct bt_draw *draws, const struct bt_adjust *adjusts, uint32_t *tokens,
+                 struct bt_logprobs *logprobs)
 {
     int64_t start_ns = bt_clock_now_ns();
-    inner->draw(stream, logits, rows, vocab_size, draws, tokens);
+    inner->draw(stream, logits, rows, vocab_size, draws, adjusts, tokens, logprobs);
     count(BT_PROFILE_DRAW, start_ns);
 }
 

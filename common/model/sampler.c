@@ -16,7 +16,7 @@
 struct bt_sampler {
     uint32_t vocab_size, blocks;
     uint32_t eos_count;
-    uint32_t *eos;
+    uint32_t *eos; /* each once */
     const struct bt_logits_passes *passes;
     float *logits; /* [vocab_size] after bias, masks and penalties */
     float *maxima; /* [blocks] of the logits that are looked at */
@@ -26,6 +26,14 @@ struct bt_sampler {
     uint32_t *keys; /* their logits, in order as unsigned integers */
     float *weights; /* e^((logit - best) / temperature) */
 };
+
+static bool is_eos(const struct bt_sampler *sampler, uint32_t token)
+{
+    for (uint32_t i = 0; i < sampler->eos_count; i++)
+        if (sampler->eos[i] == token)
+            return true;
+    return false;
+}
 
 struct bt_sampler *bt_sampler_create(uint32_t vocab_size, const uint32_t *eos, uint32_t eos_count)
 {
@@ -49,7 +57,7 @@ struct bt_sampler *bt_sampler_create(uint32_t vocab_size, const uint32_t *eos, u
         return NULL;
     }
     for (uint32_t i = 0; i < eos_count; i++)
-        if (eos[i] < vocab_size)
+        if (eos[i] < vocab_size && !is_eos(sampler, eos[i]))
             sampler->eos[sampler->eos_count++] = eos[i];
     return sampler;
 }
@@ -73,12 +81,16 @@ static bool masks_eos(const struct bt_sampling *sampling, uint32_t position)
     return position < sampling->min_tokens;
 }
 
-static bool is_eos(const struct bt_sampler *sampler, uint32_t token)
+uint32_t bt_sampler_masked(const struct bt_sampler *sampler, const struct bt_sampling *sampling,
+                           uint32_t position, const uint32_t **ret_tokens)
 {
-    for (uint32_t i = 0; i < sampler->eos_count; i++)
-        if (sampler->eos[i] == token)
-            return true;
-    return false;
+    *ret_tokens = sampler->eos;
+    return masks_eos(sampling, position) ? sampler->eos_count : 0;
+}
+
+uint32_t bt_sampler_vocab_size(const struct bt_sampler *sampler)
+{
+    return sampler->vocab_size;
 }
 
 /* Copies the logits and applies bias, mask and penalties. A NaN stays one: no comparison that
@@ -392,23 +404,24 @@ static float logprob_of(float logit, float best, double sum)
 }
 
 /* Offers one token to the `wanted` best; they come in ascending order. */
-static void offer_top(struct bt_sample *sample, uint32_t wanted, uint32_t token, float logit)
+static void offer_top(struct bt_logprobs *of, uint32_t wanted, uint32_t token, float logit)
 {
-    uint32_t count = sample->top_count;
-    if (count == wanted && !(logit > sample->top[count - 1].logprob))
+    uint32_t count = of->top_count;
+    if (count == wanted && !(logit > of->top[count - 1].logit))
         return;
     uint32_t at = count < wanted ? count : count - 1;
-    sample->top_count = at + 1 > count ? at + 1 : count;
-    for (; at > 0 && logit > sample->top[at - 1].logprob; at--)
-        sample->top[at] = sample->top[at - 1];
-    sample->top[at].token = token;
-    sample->top[at].logprob = logit;
+    of->top_count = at + 1 > count ? at + 1 : count;
+    for (; at > 0 && logit > of->top[at - 1].logit; at--)
+        of->top[at] = of->top[at - 1];
+    of->top[at].token = token;
+    of->top[at].logit = logit;
 }
 
 /* The `wanted` best of the raw logits, whose maxima are there. */
 static void fill_top(struct bt_sampler *sampler, const float *logits, uint32_t wanted,
-                     struct bt_sample *sample)
+                     struct bt_logprobs *of)
 {
+    of->top_count = 0;
     if (wanted == 0)
         return;
     float reached = reached_by(sampler, wanted);
@@ -418,21 +431,36 @@ static void fill_top(struct bt_sampler *sampler, const float *logits, uint32_t w
         if (sampler->maxima[b] < reached)
             continue;
         for (uint32_t i = first; i < end; i++)
-            offer_top(sample, wanted, i, isnan(logits[i]) ? -INFINITY : logits[i]);
+            offer_top(of, wanted, i, isnan(logits[i]) ? -INFINITY : logits[i]);
     }
 }
 
-static void fill_logprobs(struct bt_sampler *sampler, const float *logits, uint32_t wanted,
-                          struct bt_sample *sample)
+void bt_sampler_logprobs(struct bt_sampler *sampler, const float *logits, uint32_t token,
+                         uint32_t wanted, struct bt_logprobs *ret_logprobs)
 {
     uint32_t best = find_best(sampler, logits);
-    bool some = best < sampler->vocab_size;
-    struct draw raw = {logits, some ? logits[best] : 0, 1, 0};
-    double sum = some ? log(weigh_all(sampler, &raw)) : 0;
-    sample->logprob = logprob_of(logits[sample->token], raw.best, sum);
-    fill_top(sampler, logits, wanted, sample);
-    for (uint32_t i = 0; i < sample->top_count; i++)
-        sample->top[i].logprob = logprob_of(sample->top[i].logprob, raw.best, sum);
+    struct draw raw = {logits, -INFINITY, 1, 0};
+    ret_logprobs->sum = 0;
+    if (best < sampler->vocab_size) {
+        raw.best = logits[best];
+        ret_logprobs->sum = (uint64_t)(weigh_all(sampler, &raw) * 0x1p35);
+    }
+    ret_logprobs->best = raw.best;
+    ret_logprobs->logit = logits[token];
+    fill_top(sampler, logits, wanted, ret_logprobs);
+}
+
+void bt_sample_logprobs(const struct bt_logprobs *logprobs, struct bt_sample *sample)
+{
+    bool some = logprobs->sum > 0;
+    double sum = some ? log((double)logprobs->sum * 0x1p-35) : 0;
+    float best = some ? logprobs->best : 0;
+    sample->logprob = logprob_of(logprobs->logit, best, sum);
+    sample->top_count = logprobs->top_count;
+    for (uint32_t i = 0; i < sample->top_count; i++) {
+        sample->top[i].token = logprobs->top[i].token;
+        sample->top[i].logprob = logprob_of(logprobs->top[i].logit, best, sum);
+    }
 }
 
 void bt_sampler_draw(struct bt_sampler *sampler, const float *logits,
@@ -451,6 +479,10 @@ void bt_sampler_draw(struct bt_sampler *sampler, const float *logits,
         ret_sample->token = best;
     else
         ret_sample->token = draw_token(sampler, adjusted, best, sampling, position);
-    if (sampling->logprobs >= 0)
-        fill_logprobs(sampler, logits, (uint32_t)sampling->logprobs, ret_sample);
+    if (sampling->logprobs >= 0) {
+        struct bt_logprobs logprobs;
+        bt_sampler_logprobs(sampler, logits, ret_sample->token, (uint32_t)sampling->logprobs,
+                            &logprobs);
+        bt_sample_logprobs(&logprobs, ret_sample);
+    }
 }

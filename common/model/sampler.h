@@ -11,8 +11,8 @@
  *
  * Weights, e^((logit - best) / temperature), are f32 and the same on every device (logits.h), each
  * a multiple of 2^-35, so that their sums are exact, in whatever order: the token that a GPU draws
- * (kernels.h) is this one. Of equal logits the lower id is better. A few passes over the
- * vocabulary, nothing is sorted.
+ * (kernels.h) is this one, and logprobs that it gives the parts of have the same bits. Of equal
+ * logits the lower id is better. A few passes over the vocabulary, nothing is sorted.
  */
 #ifndef BATON_COMMON_MODEL_SAMPLER_H
 #define BATON_COMMON_MODEL_SAMPLER_H
@@ -21,9 +21,10 @@
 #include <stdint.h>
 
 #include "common/base/status.h"
+#include "common/kernels/kernels.h"
 #include "proto/types.pb-c.h"
 
-#define BT_SAMPLER_MAX_LOGPROBS 20
+#define BT_SAMPLER_MAX_LOGPROBS BT_DRAW_MAX_TOP
 #define BT_SAMPLER_MAX_BIAS     1024
 
 struct bt_sampling {
@@ -77,5 +78,11 @@ void bt_sampler_destroy(struct bt_sampler *sampler);
 void bt_sampler_draw(struct bt_sampler *sampler, const float *logits,
                      const struct bt_sampling *sampling, const struct bt_sampler_history *history,
                      uint32_t position, struct bt_sample *ret_sample);
+
+/* Of these logits, with the `wanted` best. */
+void bt_sampler_logprobs(struct bt_sampler *sampler, const float *logits, uint32_t token,
+                         uint32_t wanted, struct bt_logprobs *ret_logprobs);
+/* The token's and the best ones' of *sample. */
+void bt_sample_logprobs(const struct bt_logprobs *logprobs, struct bt_sample *sample);
 
 #endif

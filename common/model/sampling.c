@@ -233,3 +233,21 @@ void bt_sampler_history_apply(const struct bt_sampler_history *history,
                 (float)seen->outputs * sampling->frequency_penalty + sampling->presence_penalty;
     }
 }
+
+/* Without a repetition penalty only outputs change. */
+bool bt_sampler_history_list(const struct bt_sampler_history *history,
+                             const struct bt_sampling *sampling, uint32_t vocab_size,
+                             struct bt_adjust *list, uint32_t room, uint32_t *ret_count)
+{
+    uint32_t count = 0;
+    for (size_t i = 0; i < history->count; i++) {
+        const struct counted *seen = &history->list[i];
+        if (seen->token >= vocab_size || (seen->outputs == 0 && sampling->repetition_penalty == 1))
+            continue;
+        if (count == room)
+            return false;
+        list[count++] = (struct bt_adjust){.token = seen->token, .outputs = seen->outputs};
+    }
+    *ret_count = count;
+    return true;
+}

@@ -337,7 +337,7 @@ struct drawing {
 static void draw_op(struct bench *b, const void *arguments)
 {
     const struct drawing *d = arguments;
-    b->k->draw(b->stream, b->x, d->rows, b->shape->vocab, d->draws, d->tokens);
+    b->k->draw(b->stream, b->x, d->rows, b->shape->vocab, d->draws, NULL, d->tokens, NULL);
 }
 
 static void time_draw(struct bench *b, uint32_t rows, float temperature)

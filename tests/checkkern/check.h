@@ -134,7 +134,8 @@ void check_mla_finite(struct check *check);
 void check_mlp(struct check *check);
 void check_moe_route(struct check *check);
 void check_moe_experts(struct check *check);
-void check_stage(struct check *check); /* of a device */
+void check_draw(struct check *check);  /* of a device */
+void check_stage(struct check *check); /* likewise */
 
 /* Times the operations against what this machine can do; prints `figure` lines. */
 void check_bench(const struct bt_kernels *kernels);

@@ -581,13 +581,15 @@ static void moe_expert_rows(struct bt_stream *stream, const float *x, uint32_t r
     free(room);
 }
 
-static void draw(struct bt_stream *stream, const float *logits, uint32_t rows, uint32_t vocab_size,
-                 const struct bt_draw *draws, uint32_t *tokens)
+static void draw(struct bt_stream *stream, float *logits, uint32_t rows, uint32_t vocab_size,
+                 const struct bt_draw *draws, const struct bt_adjust *adjusts, uint32_t *tokens,
+                 struct bt_logprobs *logprobs)
 {
     stream_for(stream, rows, 0);
-    const float *from = in(logits, FLOATS((size_t)rows * vocab_size));
-    d.device->kernels->draw(d.stream, from, rows, vocab_size, draws,
-                            out(tokens, rows * sizeof(*tokens)));
+    float *from = out(logits, FLOATS((size_t)rows * vocab_size));
+    d.device->kernels->draw(d.stream, from, rows, vocab_size, draws, adjusts,
+                            out(tokens, rows * sizeof(*tokens)),
+                            out(logprobs, rows * sizeof(*logprobs)));
     finish();
 }
 

@@ -46,6 +46,7 @@ static const struct {
     {"mlp", check_mlp},
     {"moe_route", check_moe_route},
     {"moe_experts", check_moe_experts},
+    {"draw", check_draw},
     {"stage", check_stage},
 };
 #define OP_COUNT (sizeof(ops) / sizeof(ops[0]))
@@ -64,7 +65,9 @@ static bool is_for_cpus(const char *op)
 
 static bool is_left_out(const char *op)
 {
-    return check_device() ? is_for_cpus(op) : strcmp(op, "stage") == 0;
+    if (check_device())
+        return is_for_cpus(op);
+    return strcmp(op, "stage") == 0 || strcmp(op, "draw") == 0;
 }
 
 static const struct bt_kernels *find(const char *name)

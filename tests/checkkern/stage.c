@@ -9,7 +9,7 @@
 #include "common/kernels/weight.h"
 #include "tests/checkkern/sequences.h"
 
-enum { HIDDEN = 64, VOCAB = 300, EXPERTS = 16, PICKS = 4, INNER = 32, MOST_PAGES = 32 };
+enum { HIDDEN = 64, VOCAB = 300, EXPERTS = 16, PICKS = 4, INNER = 32, MOST_PAGES = 32, EACH = 20 };
 
 static const struct bt_mla_shape mla = {3, 32, 16, 32, 64, 0.15f};
 static const struct bt_route_shape routes = {EXPERTS,        PICKS, 1, 1, BT_SCORING_SOFTMAX,
@@ -22,6 +22,8 @@ struct pass {
     struct bt_sequence_rows wanted_sequences[CHECK_MAX_SEQUENCES];
     uint32_t *tokens, *wanted;
     struct bt_draw *draws;
+    struct bt_adjust *adjusts;
+    uint32_t adjust_count;
     struct bt_matrix table, norm, kv_b, gate, expert_gate[EXPERTS], expert_up[EXPERTS],
         expert_down[EXPERTS];
     struct bt_rope_table rope;
@@ -36,7 +38,8 @@ struct results {
     char *pool;
     float *embedded, *q, *prefill, *decode, *product, *routed, *kept, *kept_decode;
     uint32_t *experts, *order, *begin, *drawn;
-    float *weights;
+    float *weights, *adjusted;
+    struct bt_logprobs *logprobs;
 };
 
 /* The last row of each sequence. */
@@ -68,14 +71,34 @@ static void make_experts(struct check *check, struct pass *p)
     }
 }
 
+/* With adjusts of three kinds, EACH of them. */
 static void make_draws(struct check *check, struct pass *p)
 {
     p->draws = check_buffer(check, (p->padded_wanted + 1) * sizeof(*p->draws));
-    for (uint32_t i = 0; i < p->wanted_count; i++)
+    p->adjusts =
+        check_buffer(check, ((size_t)p->wanted_count * 3 * EACH + 1) * sizeof(*p->adjusts));
+    for (uint32_t i = 0; i < p->wanted_count; i++) {
         p->draws[i] = (struct bt_draw){.seed = check_random(check),
                                        .position = i,
                                        .temperature = i % 3 ? 1 : 0,
-                                       .top_p = i % 2 ? 0.9f : 1};
+                                       .top_p = i % 2 ? 0.9f : 1,
+                                       .logprobs = i % 2 ? 4 : 0,
+                                       .adjust_begin = p->adjust_count,
+                                       .bias_count = EACH,
+                                       .masked_count = EACH,
+                                       .seen_count = EACH,
+                                       .repetition = 1.5f,
+                                       .presence = 0.5f,
+                                       .newest = BT_NEWEST_GIVEN,
+                                       .newest_token = check_below(check, VOCAB)};
+        for (uint32_t a = 0; a < 3 * EACH; a++) {
+            uint32_t token = a % EACH * (VOCAB / EACH) + check_below(check, VOCAB / EACH);
+            struct bt_adjust adjust = {.token = token, .outputs = a};
+            if (a < EACH)
+                adjust.bias = check_uniform(check) * 2;
+            p->adjusts[p->adjust_count++] = adjust;
+        }
+    }
 }
 
 static void make_pass(struct check *check, const struct check_layout *layout, uint32_t padding,
@@ -114,7 +137,8 @@ static void make_pass(struct check *check, const struct check_layout *layout, ui
                                       .experts_per_token = PICKS,
                                       .mla = mla,
                                       .max_page_numbers = has_limits ? MOST_PAGES : 0,
-                                      .vocab_size = VOCAB};
+                                      .vocab_size = VOCAB,
+                                      .max_adjusts = p->adjust_count};
     p->stream = check_stream(&limits);
     p->plain = check_stream(&limits);
 }
@@ -137,6 +161,8 @@ static struct results make_results(struct check *check, const struct pass *p)
         .begin = check_buffer(check, (EXPERTS + 1) * sizeof(uint32_t)),
         .drawn = check_buffer(check, wanted * sizeof(uint32_t)),
         .weights = check_floats(check, rows * PICKS),
+        .adjusted = check_floats(check, wanted * VOCAB),
+        .logprobs = check_buffer(check, wanted * sizeof(struct bt_logprobs)),
     };
 }
 
@@ -188,7 +214,8 @@ static void run(struct check *check, struct bt_stream *stream, const struct pass
     k->gather_rows(stream, r->kept, (uint32_t)p->q_width, p->wanted, wanted);
     k->mla_decode(stream, r->kept, &mla, &p->kv_b, p->wanted_sequences, p->wanted_sequence_count,
                   &kv, r->kept_decode);
-    k->draw(stream, p->logits, wanted, VOCAB, p->draws, r->drawn);
+    memcpy(r->adjusted, p->logits, (size_t)wanted * VOCAB * sizeof(float));
+    k->draw(stream, r->adjusted, wanted, VOCAB, p->draws, p->adjusts, r->drawn, r->logprobs);
 }
 
 /* Rows 0 … live - 1 as they are without padding, those behind them finite. */
@@ -223,6 +250,7 @@ static void compare(struct check *check, const struct pass *p, const struct resu
     check_bits(check, "order", got->order, want->order, live * (size_t)PICKS, 4);
     check_bits(check, "begin", got->begin, want->begin, EXPERTS + 1, 4);
     check_bits(check, "drawn", got->drawn, want->drawn, kept, 4);
+    check_bits(check, "logprobs", got->logprobs, want->logprobs, kept, sizeof(*got->logprobs));
 }
 
 /* What is wanted is known without another run, and so is the token of each row. */
@@ -276,7 +304,9 @@ static void check_stage_shape(struct check *check, const struct check_layout *la
                              .padded_wanted = p.padded_wanted,
                              .wanted_sequences = p.wanted_sequences,
                              .wanted_sequence_count = p.wanted_sequence_count,
-                             .draws = p.draws};
+                             .draws = p.draws,
+                             .adjusts = p.adjusts,
+                             .adjust_count = p.adjust_count};
     check->kernels->stage(p.stream, &stage);
     run(check, p.stream, &p, p.padded, p.padded_wanted, &got);
     compare(check, &p, &got, &want);

@@ -411,6 +411,8 @@ static void test_tokens_and_lists(void **context)
     uint32_t tokens[] = {7, 8, 9}, from[] = {BT_TOKEN_GIVEN, 1, 0}, wanted[] = {0, 2}, got[8];
     const uint32_t drawn[] = {100, 101}, other[] = {5, 6, 7, 8};
     struct bt_draw draws[] = {{.seed = 1, .temperature = 2}, {.seed = 3, .temperature = 4}};
+    const struct bt_adjust adjusts[] = {{.token = 4, .bias = 2}, {.token = 5, .outputs = 3}};
+    struct bt_adjust got_adjusts[2];
     struct bt_draw got_draws[3];
     struct bt_stage stage = {.tokens = tokens,
                              .token_from = from,
@@ -419,7 +421,11 @@ static void test_tokens_and_lists(void **context)
                              .wanted = wanted,
                              .wanted_count = 2,
                              .padded_wanted = 3,
-                             .draws = draws};
+                             .draws = draws,
+                             .adjusts = adjusts,
+                             .adjust_count = 2};
+    draws[1].adjust_begin = 1;
+    draws[1].seen_count = 1;
     assert_int_equal(
         cudaMemcpy(bt_cuda_drawn(&stream), drawn, sizeof(drawn), cudaMemcpyHostToDevice),
         cudaSuccess);
@@ -432,14 +438,24 @@ static void test_tokens_and_lists(void **context)
     assert_memory_equal(got, kept, sizeof(kept));
     fetch(got, bt_cuda_list_of(&stream, other, 4), sizeof(other));
     assert_memory_equal(got, other, sizeof(other));
-    fetch(got_draws, bt_cuda_draws_of(&stream, draws, 3), sizeof(got_draws));
+    struct bt_cuda_draws there = bt_cuda_draws_of(&stream, draws, adjusts, 3);
+    fetch(got_draws, there.draws, sizeof(got_draws));
+    fetch(got_adjusts, there.adjusts, sizeof(got_adjusts));
     assert_memory_equal(got_draws, draws, sizeof(draws));
+    assert_memory_equal(got_adjusts, adjusts, sizeof(adjusts));
     assert_true(got_draws[2].temperature == 0);
     fetch(got, bt_cuda_live_rows(&stream, 5), sizeof(*got));
     assert_int_equal(got[0], 3);
     fetch(got, bt_cuda_live_rows(&stream, 3), sizeof(*got));
     assert_int_equal(got[0], 2);
     assert_null(bt_cuda_live_rows(&stream, 4));
+    /* not staged */
+    const struct bt_draw others[] = {draws[1], draws[0]};
+    there = bt_cuda_draws_of(&stream, others, adjusts, 2);
+    fetch(got_draws, there.draws, sizeof(others));
+    fetch(got_adjusts, there.adjusts, sizeof(adjusts));
+    assert_memory_equal(got_draws, others, sizeof(others));
+    assert_memory_equal(got_adjusts, adjusts, sizeof(adjusts));
     /* graphs rely on it */
     bt_cuda_stage(&stream.base, &stage);
     assert_ptr_equal(bt_cuda_list_of(&stream, tokens, 5), list);
@@ -471,7 +487,8 @@ static int set_up(void **context)
 {
     (void)context;
     state = test_seed();
-    stream.base.limits = (struct bt_stream_limits){.max_rows = MAX_ROWS, .max_page_numbers = PAGES};
+    stream.base.limits = (struct bt_stream_limits){
+        .max_rows = MAX_ROWS, .max_page_numbers = PAGES, .max_adjusts = 2};
     assert_int_equal(cudaStreamCreateWithFlags(&stream.stream, cudaStreamNonBlocking), cudaSuccess);
     assert_true(bt_cuda_rows_create(&stream));
     assert_int_equal(cudaStreamSynchronize(stream.stream), cudaSuccess);

@@ -1,5 +1,6 @@
 #include "tests/late-device/late_device.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +49,8 @@ struct op {
     const struct bt_route_shape *route;
     const struct bt_expert_weights *experts;
     struct bt_routing routing;
+    float *logits;
+    struct bt_logprobs *logprobs;
     struct bt_kv_layer kv;
     enum source source;
     void *own; /* a list or sequences that were not staged */
@@ -64,6 +67,7 @@ struct staged {
     uint32_t *tokens, *token_from, *wanted, *pages;
     struct bt_sequence_rows *sequences, *wanted_sequences;
     struct bt_draw *draws;
+    struct bt_adjust *adjusts;
 };
 
 struct list {
@@ -97,7 +101,8 @@ struct late_stream {
     struct bt_stage named;  /* of the last stage: the host's pointers */
     struct staged *current; /* of the last stage that was done */
     uint32_t *drawn;        /* of the last draw */
-    uint32_t max_rows;
+    uint32_t *before;       /* of the one before it */
+    uint32_t max_rows, max_adjusts;
     struct bt_sampler *sampler;
     uint32_t vocab_size;
 };
@@ -185,6 +190,7 @@ static struct staged *copy_stage(const struct bt_stage *from)
     stage->wanted = copy_of(from->wanted, from->wanted_count, sizeof(uint32_t));
     stage->draws =
         copy_of(from->draws, from->draws ? from->wanted_count : 0, sizeof(struct bt_draw));
+    stage->adjusts = copy_of(from->adjusts, from->adjust_count, sizeof(struct bt_adjust));
     stage->sequences = copy_sequences(from->sequences, from->sequence_count);
     stage->wanted_sequences = copy_sequences(from->wanted_sequences, from->wanted_sequence_count);
     return stage;
@@ -198,6 +204,7 @@ static void staged_free(struct staged *stage)
     free(stage->token_from);
     free(stage->wanted);
     free(stage->draws);
+    free(stage->adjusts);
     free(stage->sequences);
     free(stage->wanted_sequences);
     free(stage);
@@ -208,7 +215,7 @@ static void late_stage(struct bt_stream *base, const struct bt_stage *stage)
     struct late_stream *stream = stream_of(base);
     BT_ASSERT(!stream->capturing && stage->rows <= stage->padded_rows &&
               stage->wanted_count <= stage->padded_wanted &&
-              stage->padded_rows <= stream->max_rows);
+              stage->padded_rows <= stream->max_rows && stage->adjust_count <= stream->max_adjusts);
     stream->device->counts.stages++;
     stream->named = *stage;
     queue(base, (struct op){.kind = OP_STAGE, .stage = copy_stage(stage)});
@@ -421,32 +428,100 @@ static void late_moe_expert_rows(struct bt_stream *base, const float *x, uint32_
     queue_experts(base, OP_MOE_EXPERT_ROWS, x, rows, shape, routing, experts, y);
 }
 
-static void late_draw(struct bt_stream *base, const float *logits, uint32_t rows,
-                      uint32_t vocab_size, const struct bt_draw *draws, uint32_t *tokens)
+static void late_draw(struct bt_stream *base, float *logits, uint32_t rows, uint32_t vocab_size,
+                      const struct bt_draw *draws, const struct bt_adjust *adjusts,
+                      uint32_t *tokens, struct bt_logprobs *logprobs)
 {
     struct late_stream *stream = stream_of(base);
-    BT_ASSERT(draws == stream->named.draws && vocab_size == stream->vocab_size);
-    queue(base, (struct op){.kind = OP_DRAW, .x = logits, .rows = rows, .out = (float *)tokens});
+    BT_ASSERT(draws == stream->named.draws && adjusts == stream->named.adjusts &&
+              vocab_size == stream->vocab_size);
+    queue(base, (struct op){.kind = OP_DRAW,
+                            .logits = logits,
+                            .rows = rows,
+                            .out = (float *)tokens,
+                            .logprobs = logprobs});
 }
 
 /* ---- and done ---- */
 
+/* As the list of the row has it. */
+static struct bt_sampler_history *history_of(const struct late_stream *stream,
+                                             const struct bt_draw *draw,
+                                             const struct bt_adjust *seen)
+{
+    struct bt_sampler_history *history = bt_sampler_history_create();
+    uint32_t newest = draw->newest_token;
+    BT_ASSERT(history);
+    for (uint32_t i = 0; i < draw->seen_count; i++) {
+        BT_ASSERT(bt_sampler_history_add_prompt(history, &seen[i].token, 1));
+        for (uint32_t n = 0; n < seen[i].outputs; n++)
+            BT_ASSERT(bt_sampler_history_add_output(history, seen[i].token));
+    }
+    if (draw->newest == BT_NEWEST_DRAWN) {
+        BT_ASSERT(draw->newest_token < stream->max_rows);
+        newest = stream->before[draw->newest_token];
+    }
+    if (draw->newest != BT_NEWEST_NONE)
+        BT_ASSERT(bt_sampler_history_add_output(history, newest));
+    return history;
+}
+
+/* The host's sampler, with what the row is given. Logits that are adjusted are spoilt. */
+static void draw_row(struct late_stream *stream, const struct bt_draw *draw, float *logits,
+                     uint32_t *ret_token, struct bt_logprobs *ret_logprobs)
+{
+    const struct bt_adjust *adjusts = stream->current->adjusts + draw->adjust_begin;
+    const struct bt_adjust *masked = adjusts + draw->bias_count;
+    uint32_t count = draw->bias_count + draw->masked_count + draw->seen_count;
+    struct bt_logit_bias *bias = make(draw->bias_count, sizeof(*bias));
+    uint32_t *eos = make(draw->masked_count, sizeof(*eos));
+    for (uint32_t i = 0; i < draw->bias_count; i++)
+        bias[i] = (struct bt_logit_bias){adjusts[i].token, adjusts[i].bias};
+    for (uint32_t i = 0; i < draw->masked_count; i++)
+        eos[i] = masked[i].token;
+    bool seen = draw->seen_count > 0 || draw->newest != BT_NEWEST_NONE;
+    const struct bt_sampling sampling = {
+        .seed = draw->seed,
+        .temperature = draw->temperature,
+        .top_p = draw->top_p,
+        .min_p = draw->min_p,
+        .top_k = draw->top_k,
+        .repetition_penalty = seen ? draw->repetition : 1,
+        .presence_penalty = draw->presence,
+        .frequency_penalty = draw->frequency,
+        .logprobs = -1,
+        .min_tokens = draw->masked_count > 0 ? draw->position + 1 : 0,
+        .bias_count = draw->bias_count,
+        .bias = bias,
+    };
+    struct bt_sampler *sampler = stream->sampler;
+    if (draw->masked_count > 0)
+        sampler = bt_sampler_create(stream->vocab_size, eos, draw->masked_count);
+    BT_ASSERT(sampler);
+    struct bt_sampler_history *history = history_of(stream, draw, masked + draw->masked_count);
+    struct bt_sample sample;
+    bt_sampler_draw(sampler, logits, &sampling, history, draw->position, &sample);
+    *ret_token = sample.token;
+    if (draw->logprobs > 0)
+        bt_sampler_logprobs(stream->sampler, logits, sample.token, draw->logprobs - 1,
+                            ret_logprobs);
+    for (uint32_t i = 0; i < count; i++)
+        logits[adjusts[i].token] = NAN;
+    bt_sampler_history_destroy(history);
+    if (sampler != stream->sampler)
+        bt_sampler_destroy(sampler);
+    free(bias);
+    free(eos);
+}
+
 static void do_draw(struct late_stream *stream, const struct op *op)
 {
     uint32_t *tokens = (uint32_t *)(void *)op->out;
+    memcpy(stream->before, stream->drawn, stream->max_rows * sizeof(uint32_t));
     for (uint32_t i = 0; i < live(stream, op->rows); i++) {
-        const struct bt_draw *draw = &stream->current->draws[i];
-        const struct bt_sampling sampling = {.seed = draw->seed,
-                                             .temperature = draw->temperature,
-                                             .top_p = draw->top_p,
-                                             .min_p = draw->min_p,
-                                             .top_k = draw->top_k,
-                                             .repetition_penalty = 1,
-                                             .logprobs = -1};
-        struct bt_sample sample;
-        bt_sampler_draw(stream->sampler, op->x + (size_t)i * stream->vocab_size, &sampling, NULL,
-                        draw->position, &sample);
-        tokens[i] = stream->drawn[i] = sample.token;
+        draw_row(stream, &stream->current->draws[i], op->logits + (size_t)i * stream->vocab_size,
+                 &tokens[i], &op->logprobs[i]);
+        stream->drawn[i] = tokens[i];
     }
 }
 
@@ -614,6 +689,8 @@ static enum bt_status late_stream_create(struct bt_device *device,
     BT_ASSERT(limits->vocab_size > 0 && limits->max_page_numbers > 0);
     stream->device = device_of(device);
     stream->max_rows = limits->max_rows;
+    stream->max_adjusts = limits->max_adjusts;
+    stream->before = make(limits->max_rows, sizeof(uint32_t));
     stream->vocab_size = limits->vocab_size;
     stream->drawn = make(limits->max_rows, sizeof(uint32_t));
     stream->sampler = bt_sampler_create(limits->vocab_size, NULL, 0);
@@ -631,6 +708,7 @@ static void late_stream_destroy(struct bt_stream *base)
     bt_sampler_destroy(stream->sampler);
     staged_free(stream->current);
     free(stream->drawn);
+    free(stream->before);
     free(stream->queue.ops);
     free(stream);
 }

@@ -1,6 +1,6 @@
 /*
  * Lists and sequences of the host in device memory. What one `stage` needs is written to a pinned
- * buffer and copied in three pieces, in the stream's order, so that the pass before it still reads
+ * buffer and copied in four pieces, in the stream's order, so that the pass before it still reads
  * its own. The pinned buffers are a ring, each with an event behind its copies.
  *
  * The addresses of a block are a function of the padded counts alone: a graph that was captured
@@ -38,7 +38,7 @@ struct head {
 
 /* Sequences, and what else is staged of them. */
 struct block {
-    struct area head, pages, pieces;
+    struct area head, pages, pieces, adjusts;
     bool is_fixed; /* never grows: graphs know its addresses */
 };
 
@@ -173,12 +173,14 @@ static bool area_reserve(struct bt_cuda_stream *stream, struct area *area, size_
 }
 
 static bool block_reserve(struct bt_cuda_stream *stream, struct block *block, size_t head,
-                          size_t pages, size_t pieces)
+                          size_t pages, size_t pieces, size_t adjusts)
 {
     BT_ASSERT(!block->is_fixed || (head <= block->head.bytes && pages <= block->pages.bytes &&
                                    pieces <= block->pieces.bytes));
+    BT_ASSERT(!block->is_fixed || adjusts <= block->adjusts.bytes);
     return area_reserve(stream, &block->head, head) && area_reserve(stream, &block->pages, pages) &&
-           area_reserve(stream, &block->pieces, pieces);
+           area_reserve(stream, &block->pieces, pieces) &&
+           area_reserve(stream, &block->adjusts, adjusts);
 }
 
 static void block_destroy(struct block *block)
@@ -186,6 +188,7 @@ static void block_destroy(struct block *block)
     (void)cudaFree(block->head.memory);
     (void)cudaFree(block->pages.memory);
     (void)cudaFree(block->pieces.memory);
+    (void)cudaFree(block->adjusts.memory);
 }
 
 /* The next buffer of the ring, when the copies that read it are done; NULL: no memory. */
@@ -394,7 +397,8 @@ static bool upload(struct bt_cuda_stream *stream, struct block *block, const str
     size_t head = round_up(head_bytes(rows, wanted), 256);
     size_t pages = round_up(stage_pages(stage) * sizeof(uint32_t), 256);
     size_t pieces = (piece_room(stream, rows) + piece_room(stream, wanted)) * 4 * sizeof(uint32_t);
-    struct pinned *pinned = take_pinned(stream, head + pages + pieces);
+    size_t adjusts = stage->adjust_count * sizeof(struct bt_adjust);
+    struct pinned *pinned = take_pinned(stream, head + pages + pieces + adjusts);
     if (!pinned)
         return false;
 
@@ -408,11 +412,17 @@ static bool upload(struct bt_cuda_stream *stream, struct block *block, const str
     write_set(&to, &host.wanted_rows, stage->wanted_sequences, stage->wanted_sequence_count,
               stage->wanted_count, wanted, stage, &host.batch);
 
-    if (!block_reserve(stream, block, host.bytes, to.page_count * sizeof(uint32_t), pieces))
+    void *host_adjusts = pinned->memory + head + pages + pieces;
+    if (adjusts > 0)
+        memcpy(host_adjusts, stage->adjusts, adjusts);
+
+    if (!block_reserve(stream, block, host.bytes, to.page_count * sizeof(uint32_t), pieces,
+                       adjusts))
         return false;
     copy_up(stream, block->head.memory, host.draws, host.bytes);
     copy_up(stream, block->pages.memory, to.pages, to.page_count * sizeof(uint32_t));
     copy_up(stream, block->pieces.memory, to.pieces, to.piece_count * 4 * sizeof(uint32_t));
+    copy_up(stream, block->adjusts.memory, host_adjusts, adjusts);
     give_pinned(stream, pinned);
     *ret_head = head_at(block->head.memory, rows, wanted);
     return true;
@@ -430,7 +440,9 @@ static bool create_fixed(struct bt_cuda_stream *stream, struct block *block)
     size_t pieces = 2 * piece_room(stream, rows) * 4 * sizeof(uint32_t);
     block->is_fixed = true;
     return area_create(stream, &block->head, head_bytes(rows, rows)) &&
-           area_create(stream, &block->pages, pages) && area_create(stream, &block->pieces, pieces);
+           area_create(stream, &block->pages, pages) &&
+           area_create(stream, &block->pieces, pieces) &&
+           area_create(stream, &block->adjusts, limits->max_adjusts * sizeof(struct bt_adjust));
 }
 
 static bool create_ring(struct bt_cuda_stream *stream, size_t bytes)
@@ -460,7 +472,7 @@ bool bt_cuda_rows_create(struct bt_cuda_stream *stream)
         if (!create_fixed(stream, &memory->staged))
             return false;
         pinned = memory->staged.head.bytes + memory->staged.pages.bytes +
-                 memory->staged.pieces.bytes + 1024;
+                 memory->staged.pieces.bytes + memory->staged.adjusts.bytes + 1024;
     }
     return create_ring(stream, pinned);
 }
@@ -491,6 +503,7 @@ void bt_cuda_stage(struct bt_stream *base, const struct bt_stage *stage)
     size_t list = stage->padded_rows * sizeof(uint32_t);
     BT_ASSERT(!stream->capturing);
     BT_ASSERT(stage->rows <= stage->padded_rows && stage->wanted_count <= stage->padded_wanted);
+    BT_ASSERT(stage->adjust_count <= stream->base.limits.max_adjusts);
     for (uint32_t i = 0; stage->token_from && i < stage->rows; i++)
         BT_ASSERT(stage->token_from[i] == BT_TOKEN_GIVEN ||
                   stage->token_from[i] < stream->base.limits.max_rows);
@@ -533,18 +546,22 @@ struct bt_cuda_rows bt_cuda_rows_of(struct bt_cuda_stream *stream,
     return view_of(stream, &memory->other, &head.batch, stage.rows);
 }
 
-/* Copies a list in place of the one before. NULL: no memory, or an empty list. */
-static void *upload_list(struct bt_cuda_stream *stream, const void *list, size_t bytes)
+/* Copies a list, and one that is behind it, in place of those before. NULL: no memory, or an empty
+ * list. */
+static void *upload_lists(struct bt_cuda_stream *stream, const void *list, size_t bytes,
+                          const void *behind, size_t behind_bytes)
 {
     struct bt_cuda_rows_memory *memory = stream->rows;
     BT_ASSERT(!stream->capturing);
-    if (bytes == 0 || !area_reserve(stream, &memory->other_list, bytes))
+    if (bytes == 0 || !area_reserve(stream, &memory->other_list, bytes + behind_bytes))
         return NULL;
-    struct pinned *pinned = take_pinned(stream, bytes);
+    struct pinned *pinned = take_pinned(stream, bytes + behind_bytes);
     if (!pinned)
         return NULL;
     memcpy(pinned->memory, list, bytes);
-    copy_up(stream, memory->other_list.memory, pinned->memory, bytes);
+    if (behind_bytes > 0)
+        memcpy(pinned->memory + bytes, behind, behind_bytes);
+    copy_up(stream, memory->other_list.memory, pinned->memory, bytes + behind_bytes);
     give_pinned(stream, pinned);
     return memory->other_list.memory;
 }
@@ -556,16 +573,36 @@ const uint32_t *bt_cuda_list_of(struct bt_cuda_stream *stream, const uint32_t *l
         return (const uint32_t *)(const void *)memory->resolved.memory;
     if (list && list == memory->stage.wanted && count <= memory->stage.padded_wanted)
         return memory->head.wanted;
-    return upload_list(stream, list, count * sizeof(*list));
+    return upload_lists(stream, list, count * sizeof(*list), NULL, 0);
 }
 
-const struct bt_draw *bt_cuda_draws_of(struct bt_cuda_stream *stream, const struct bt_draw *draws,
-                                       uint32_t count)
+/* Adjusts that the draws know of. */
+static uint32_t adjust_end(const struct bt_draw *draws, uint32_t count)
+{
+    uint32_t most = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t of_row = draws[i].bias_count + draws[i].masked_count + draws[i].seen_count;
+        uint32_t end = of_row > 0 ? draws[i].adjust_begin + of_row : 0;
+        most = end > most ? end : most;
+    }
+    return most;
+}
+
+struct bt_cuda_draws bt_cuda_draws_of(struct bt_cuda_stream *stream, const struct bt_draw *draws,
+                                      const struct bt_adjust *adjusts, uint32_t count)
 {
     struct bt_cuda_rows_memory *memory = stream->rows;
+    size_t bytes = count * sizeof(*draws);
     if (draws && draws == memory->stage.draws && count <= memory->stage.padded_wanted)
-        return memory->head.draws;
-    return upload_list(stream, draws, count * sizeof(*draws));
+        return (struct bt_cuda_draws){
+            memory->head.draws,
+            (const struct bt_adjust *)(const void *)memory->staged.adjusts.memory};
+    uint32_t end = adjust_end(draws, count);
+    BT_ASSERT(end <= stream->base.limits.max_adjusts);
+    unsigned char *there = upload_lists(stream, draws, bytes, adjusts, end * sizeof(*adjusts));
+    return (struct bt_cuda_draws){(const struct bt_draw *)(const void *)there,
+                                  there ? (const struct bt_adjust *)(const void *)(there + bytes)
+                                        : NULL};
 }
 
 uint32_t *bt_cuda_drawn(struct bt_cuda_stream *stream)

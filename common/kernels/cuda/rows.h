@@ -51,6 +51,7 @@ static inline uint32_t bt_cuda_group_pieces(uint32_t max_rows, uint32_t max_page
 #ifndef __cplusplus
 struct bt_cuda_stream;
 struct bt_cuda_rows_memory;
+struct bt_adjust;
 struct bt_draw;
 struct bt_sequence_rows;
 struct bt_stage;
@@ -70,9 +71,13 @@ struct bt_cuda_rows bt_cuda_rows_of(struct bt_cuda_stream *stream,
  * are 0. */
 const uint32_t *bt_cuda_list_of(struct bt_cuda_stream *stream, const uint32_t *list,
                                 uint32_t count);
-/* Likewise of draws: the device's copy. Past what is live: of temperature 0. */
-const struct bt_draw *bt_cuda_draws_of(struct bt_cuda_stream *stream, const struct bt_draw *draws,
-                                       uint32_t count);
+/* Likewise of draws and their adjusts: the device's copies. Past what is live: all 0. */
+struct bt_cuda_draws {
+    const struct bt_draw *draws;
+    const struct bt_adjust *adjusts;
+};
+struct bt_cuda_draws bt_cuda_draws_of(struct bt_cuda_stream *stream, const struct bt_draw *draws,
+                                      const struct bt_adjust *adjusts, uint32_t count);
 /* [max_rows] of the device: where `draw` keeps its tokens. */
 uint32_t *bt_cuda_drawn(struct bt_cuda_stream *stream);
 /* [1] of the device: rows of the staged batch that are no padding, where `rows` is its padded

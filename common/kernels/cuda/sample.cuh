@@ -41,6 +41,11 @@ BT_DEVICE bt_weigher bt_weigher_of(uint32_t best_key, const struct bt_cuda_draw 
     return {bt_number_of(best_key), bt_divide(1.0f, draw->temperature), draw->min_p};
 }
 
+BT_DEVICE bt_weigher bt_weigher_of_logprobs(uint32_t best_key)
+{
+    return {bt_number_of(best_key), 1.0f, 0.0f};
+}
+
 /* (logit - best) / temperature, at least -32, where the weight is none. Where there is no distance
  * from the best (infinity), or no temperature, only the best itself is not there. */
 BT_DEVICE float bt_exponent_of(const bt_weigher &weigher, float logit)

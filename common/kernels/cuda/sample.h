@@ -3,6 +3,7 @@
 #define BATON_COMMON_KERNELS_CUDA_SAMPLE_H
 
 #include <cuda_runtime_api.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define BT_CUDA_SAMPLE_BLOCK 128  /* tokens whose best logit is kept */
@@ -12,26 +13,61 @@
 extern "C" {
 #endif
 
-/* bt_draw of kernels.h, which only C reads. */
+#define BT_CUDA_MAX_TOP 20 /* BT_DRAW_MAX_TOP */
+
+/* Structs of kernels.h, which only C reads: bt_draw, bt_adjust, bt_logprobs. */
 struct bt_cuda_draw {
     uint64_t seed;
     uint32_t position;
     float temperature, top_p, min_p;
     int32_t top_k;
+    uint32_t logprobs;
+    uint32_t adjust_begin, bias_count, masked_count, seen_count;
+    float repetition, presence, frequency;
+    uint32_t newest, newest_token;
+};
+
+struct bt_cuda_adjust {
+    uint32_t token;
+    uint32_t value; /* bias, as bits, or outputs */
+};
+
+struct bt_cuda_logprobs {
+    uint64_t sum;
+    float best, logit;
+    uint32_t top_count;
+    struct {
+        uint32_t token;
+        float logit;
+    } top[BT_CUDA_MAX_TOP];
+};
+
+/* A logit before its adjust. */
+struct bt_cuda_adjusted {
+    uint32_t token;
+    float logit;
 };
 
 struct bt_cuda_sample {
-    const float *logits; /* [rows][vocab_size] */
+    float *logits; /* [rows][vocab_size] */
     const struct bt_cuda_draw *draws;
+    const struct bt_cuda_adjust *adjusts; /* of all rows */
     uint32_t rows, vocab_size;
-    uint32_t blocks, slices; /* of a row */
-    uint32_t *maxima;        /* [rows][blocks] keys of logits (sample.cuh) */
-    uint64_t *sums;          /* [rows][slices] of weights; where a row needs them */
-    uint32_t *tokens;        /* [rows] */
-    uint32_t *kept;          /* [rows] likewise; or NULL */
+    uint32_t blocks, slices;           /* of a row */
+    uint32_t *maxima;                  /* [rows][blocks] keys of logits (sample.cuh) */
+    uint64_t *sums;                    /* [rows][slices] of weights; where a row needs them */
+    float *before;                     /* [adjusts] the logit before it */
+    struct bt_cuda_adjusted *newest;   /* [rows] that is not in the list; where a row has one */
+    uint32_t *tokens;                  /* [rows] */
+    uint32_t *kept;                    /* [rows] likewise, of the draw before until then; or NULL */
+    struct bt_cuda_logprobs *logprobs; /* [rows]; or NULL */
+    bool raw; /* maxima and sums are those of logprobs, of rows that want them, and no draw's */
 };
 
-/* One after the other. */
+/* One after the other: with logprobs maxima and sums (raw), logprobs; then adjust, maxima, sums,
+ * draw. */
+void bt_cuda_launch_sample_logprobs(const struct bt_cuda_sample *sample, cudaStream_t stream);
+void bt_cuda_launch_sample_adjust(const struct bt_cuda_sample *sample, cudaStream_t stream);
 void bt_cuda_launch_sample_maxima(const struct bt_cuda_sample *sample, cudaStream_t stream);
 void bt_cuda_launch_sample_sums(const struct bt_cuda_sample *sample, cudaStream_t stream);
 void bt_cuda_launch_sample_draw(const struct bt_cuda_sample *sample, cudaStream_t stream);

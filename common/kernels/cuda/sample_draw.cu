@@ -1,13 +1,14 @@
 /*
  * Draws a token from each row of logits: the one that bt_sampler_draw draws
- * (common/model/sampler.c) without penalties, bias and masks.
+ * (common/model/sampler.c); penalties, bias and masks are in the logits already (sample_adjust.cu).
  *
- * logits [rows][vocab] f32, maxima (sample_maxima.cu), sums (sample_sums.cu) -> tokens [rows]. One
- * block of 1024 threads a row. A set of tokens is all whose key is above one key, and the first few
- * (by id) whose key is that. It is cut twice, by count and by weight, each time by looking for the
- * key with 2048 bins: first by distance from the best, 1/64 in the exponent each, then by key,
- * until a bin is one key. Then weights are added up in the order of tokens, by blocks of 128. Of
- * these blocks only those are read whose best logit says that something in them counts.
+ * logits [rows][vocab] f32, maxima (sample_maxima.cu), sums (sample_sums.cu) -> tokens [rows], and
+ * into the row's logprobs the logit that its token had before any adjust. One block of 1024 threads
+ * a row. A set of tokens is all whose key is above one key, and the first few (by id) whose key is
+ * that. It is cut twice, by count and by weight, each time by looking for the key with 2048 bins:
+ * first by distance from the best, 1/64 in the exponent each, then by key, until a bin is one key.
+ * Then weights are added up in the order of tokens, by blocks of 128. Of these blocks only those
+ * are read whose best logit says that something in them counts.
  *
  * Integers throughout (of 2^-35): no sum has an order, atomics in shared memory decide nothing.
  * Shared memory: 16 bytes for each 128 tokens, and 16 KiB for bins at least, 25 and 33 KB at the
@@ -416,6 +417,41 @@ BT_DEVICE void find_token(const row_state &row, const bt_cuda_sample &sample, ui
 
 /* ---- a row ---- */
 
+/* Where no logit can win: the lowest token that is not masked. One thread. */
+BT_DEVICE uint32_t first_allowed(const bt_cuda_sample &sample, const bt_cuda_draw *draw)
+{
+    const bt_cuda_adjust *masked = sample.adjusts + draw->adjust_begin + draw->bias_count;
+    uint32_t token = 0;
+    for (uint32_t i = 0; i < draw->masked_count; i++)
+        if (masked[i].token == token) {
+            token++;
+            i = 0xffffffffu; /* from the first one on */
+        }
+    return token < sample.vocab_size ? token : 0;
+}
+
+/* The logit of the token that was drawn as it was given: the first adjust of the token knows it. */
+BT_DEVICE void put_logit(const row_state &row, const bt_cuda_sample &sample, uint32_t out_row)
+{
+    const bt_cuda_draw *draw = sample.draws + out_row;
+    uint32_t begin = draw->adjust_begin, last = 0; /* the complement of the first one */
+    uint32_t count = draw->bias_count + draw->masked_count + draw->seen_count;
+    bt_sync_block();
+    uint32_t token = sample.tokens[out_row];
+    for (uint32_t i = threadIdx.x; i < count; i += THREADS)
+        if (sample.adjusts[begin + i].token == token)
+            last = ~i > last ? ~i : last;
+    uint32_t first = ~bt_block_max(last, (uint32_t *)row.memory.scratch);
+    if (threadIdx.x > 0)
+        return;
+    float logit = row.logits[token];
+    if (first < count)
+        logit = sample.before[begin + first];
+    else if (draw->newest != 0 && sample.newest[out_row].token == token)
+        logit = sample.newest[out_row].logit;
+    sample.logprobs[out_row].logit = logit;
+}
+
 /* The first token of this key, which is the best one. */
 BT_DEVICE void put_best(const row_state &row, uint32_t key, const bt_cuda_sample &sample)
 {
@@ -494,16 +530,10 @@ BT_DEVICE bool select(row_state *row, const bt_cuda_draw *draw, const uint64_t *
     return true;
 }
 
-BT_KERNEL(THREADS, 1) sample_draw(const __grid_constant__ bt_cuda_sample sample)
+BT_DEVICE void draw_token(row_state row, const bt_cuda_sample &sample, uint32_t number)
 {
-    uint32_t number = blockIdx.x, best = 0;
     const bt_cuda_draw *draw = sample.draws + number;
-    row_state row;
-    row.memory = row_memory_of(sample.blocks);
-    row.logits = sample.logits + (size_t)number * sample.vocab_size;
-    row.vocab_size = sample.vocab_size;
-    row.blocks = sample.blocks;
-    row.set = {0, 0xffffffffu};
+    uint32_t best = 0;
     for (uint32_t i = threadIdx.x; i < row.blocks; i += THREADS) {
         uint32_t key = sample.maxima[(size_t)number * row.blocks + i];
         row.memory.block_keys[i] = key;
@@ -512,7 +542,7 @@ BT_KERNEL(THREADS, 1) sample_draw(const __grid_constant__ bt_cuda_sample sample)
     best = bt_block_max(best, (uint32_t *)row.memory.scratch);
     if (best <= BT_KEY_LEAST) {
         if (threadIdx.x == 0)
-            put_token(sample, number, 0);
+            put_token(sample, number, first_allowed(sample, draw));
         return;
     }
     if (draw->temperature == 0) {
@@ -533,6 +563,20 @@ BT_KERNEL(THREADS, 1) sample_draw(const __grid_constant__ bt_cuda_sample sample)
     find_block(row, before, of_all ? target : target_of(draw, total));
     if (threadIdx.x < 32)
         find_token(row, sample, number);
+}
+
+BT_KERNEL(THREADS, 1) sample_draw(const __grid_constant__ bt_cuda_sample sample)
+{
+    uint32_t number = blockIdx.x;
+    row_state row;
+    row.memory = row_memory_of(sample.blocks);
+    row.logits = sample.logits + (size_t)number * sample.vocab_size;
+    row.vocab_size = sample.vocab_size;
+    row.blocks = sample.blocks;
+    row.set = {0, 0xffffffffu};
+    draw_token(row, sample, number);
+    if (sample.logprobs && sample.draws[number].logprobs > 0)
+        put_logit(row, sample, number);
 }
 
 void bt_cuda_launch_sample_draw(const struct bt_cuda_sample *sample, cudaStream_t stream)

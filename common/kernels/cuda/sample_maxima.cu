@@ -1,6 +1,7 @@
 /*
  * The best logit of every 128 tokens of each row, as a key (sample.cuh): what greedy draws, top-k
- * and top-p look at, in place of all logits.
+ * and top-p look at, in place of all logits. Before that, of the rows that want logprobs, for
+ * these.
  *
  * logits [rows][vocab] f32 -> maxima [row][blocks of 128]. A grid of slices of 4096 tokens by rows,
  * 8 warps a block, 4 blocks of tokens a warp, 4 tokens a lane. No shared memory.
@@ -19,6 +20,8 @@
 BT_KERNEL(THREADS, 4) sample_maxima(const __grid_constant__ bt_cuda_sample sample)
 {
     uint32_t row = blockIdx.y, warp = blockIdx.x * WARPS + threadIdx.x / 32;
+    if (sample.raw && sample.draws[row].logprobs == 0)
+        return;
     const float *logits = sample.logits + (size_t)row * sample.vocab_size;
     for (uint32_t i = 0; i < PER_WARP; i++) {
         uint32_t block = warp * PER_WARP + i, most = 0;

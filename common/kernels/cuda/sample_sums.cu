@@ -1,6 +1,7 @@
 /*
  * The sum of the weights of every 4096 tokens of each row, exact, for the rows whose draw needs it:
- * those that are neither greedy nor limited to the best k.
+ * those that are neither greedy nor limited to the best k. Before that, for logprobs, of the rows
+ * that want them, at temperature 1.
  *
  * logits [rows][vocab] f32, maxima -> sums [row][slice]. A grid of slices by rows, 8 warps a block,
  * 4 blocks of 128 tokens a warp, 4 tokens a lane; the row's best is found again by each block.
@@ -26,11 +27,12 @@ BT_KERNEL(THREADS, 4) sample_sums(const __grid_constant__ bt_cuda_sample sample)
     const float *logits = sample.logits + (size_t)row * sample.vocab_size;
     const uint32_t *maxima = sample.maxima + (size_t)row * sample.blocks;
     uint64_t sum = 0;
-    if (!bt_needs_sum(draw, sample.vocab_size))
+    if (sample.raw ? draw->logprobs == 0 : !bt_needs_sum(draw, sample.vocab_size))
         return;
     for (uint32_t i = threadIdx.x; i < sample.blocks; i += THREADS)
         best = maxima[i] > best ? maxima[i] : best;
-    bt_weigher weigher = bt_weigher_of(bt_block_max(best, scratch), draw);
+    best = bt_block_max(best, scratch);
+    bt_weigher weigher = sample.raw ? bt_weigher_of_logprobs(best) : bt_weigher_of(best, draw);
     for (uint32_t i = 0; i < PER_WARP; i++) {
         uint32_t token = blockIdx.x * BT_CUDA_SAMPLE_SLICE +
                          (warp * PER_WARP + i) * BT_CUDA_SAMPLE_BLOCK + bt_lane() * 4;

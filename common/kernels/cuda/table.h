@@ -91,8 +91,9 @@ void bt_cuda_moe_expert_rows(struct bt_stream *stream, const float *x, uint32_t 
 size_t bt_cuda_moe_scratch(const struct bt_cuda_stream *stream);
 
 /* sample_ops.c */
-void bt_cuda_draw(struct bt_stream *stream, const float *logits, uint32_t rows, uint32_t vocab_size,
-                  const struct bt_draw *draws, uint32_t *tokens);
+void bt_cuda_draw(struct bt_stream *stream, float *logits, uint32_t rows, uint32_t vocab_size,
+                  const struct bt_draw *draws, const struct bt_adjust *adjusts, uint32_t *tokens,
+                  struct bt_logprobs *logprobs);
 size_t bt_cuda_draw_scratch(const struct bt_cuda_stream *stream);
 
 /* page_hash.c */

@@ -66,14 +66,22 @@ static uint32_t dice(const struct world *world, uint32_t what, uint32_t of, uint
 
 static void choose_sampling(const struct world *world, uint32_t i, struct bt_sampling *sampling)
 {
-    bool mixed = world->seed % 2 == 0; /* with those that the host draws */
+    static const float penalties[] = {0, 0, 1, -0.5f};
+    bool mixed = world->seed % 2 == 0; /* with penalties, bias and logprobs */
+    static struct bt_logit_bias bias[SUBJECTS][2];
+    bias[i][0] = (struct bt_logit_bias){dice(world, 15, i, 1000), 3};
+    bias[i][1] = (struct bt_logit_bias){1000 + dice(world, 16, i, 1000), -100};
     *sampling = (struct bt_sampling){
         .seed = i,
         .temperature = dice(world, 1, i, 3) == 0 ? 0 : 1.5f,
         .top_p = dice(world, 2, i, 2) ? 0.95f : 1,
         .top_k = dice(world, 3, i, 4) == 0 ? 40 : 0,
-        .repetition_penalty = mixed && dice(world, 4, i, 12) == 0 ? 1.3f : 1,
-        .logprobs = mixed && dice(world, 5, i, 12) == 0 ? 2 : -1,
+        .repetition_penalty = mixed && dice(world, 4, i, 3) == 0 ? 1.3f : 1,
+        .presence_penalty = mixed ? penalties[dice(world, 17, i, 4)] : 0,
+        .frequency_penalty = mixed ? penalties[dice(world, 18, i, 4)] : 0,
+        .bias = bias[i],
+        .bias_count = mixed && dice(world, 19, i, 3) == 0 ? 2 : 0,
+        .logprobs = mixed && dice(world, 5, i, 3) == 0 ? 2 : -1,
         .ignore_eos = !world->ends_with_eos,
         .min_tokens = dice(world, 6, i, 4) == 0 ? 6 : 0,
         .max_tokens = 1 + dice(world, 7, i, MAX_OUTPUT - 1),
@@ -313,6 +321,8 @@ static void same_entry(const struct dc_entry *a, const struct dc_entry *b)
         assert_int_equal(a->sample.token, b->sample.token);
         assert_int_equal(a->sample.top_count, b->sample.top_count);
         assert_memory_equal(&a->sample.logprob, &b->sample.logprob, sizeof(float));
+        assert_memory_equal(a->sample.top, b->sample.top,
+                            a->sample.top_count * sizeof(a->sample.top[0]));
     }
 }
 
@@ -375,6 +385,7 @@ static void test_the_same_steps(void **state)
     uint32_t overlapped = 0;
     for (uint64_t seed = 1; seed <= 4; seed += 3) {
         run_both(model, seed, false);
+        assert_true(ahead->overlapped > ahead->turn / 2);
         for (uint32_t t = 0; t < TURNS_MAX; t++) {
             const struct record *a = &plain->records[t], *b = &ahead->records[t];
             assert_int_equal(a->there, b->there);

@@ -272,24 +272,13 @@ static void test_padded(void **state)
 
 /* ---- tokens that stay on the device ---- */
 
-static uint32_t draw_on_host(const struct rig *rig, const float *logits,
-                             const struct bt_sampling *sampling, uint32_t position)
-{
-    const struct bt_model_config *c = &rig->model->config;
-    struct bt_sampler *sampler =
-        bt_sampler_create(c->vocab_size, c->eos_token_ids, c->eos_token_count);
-    struct bt_sample sample;
-    bt_sampler_draw(sampler, logits, sampling, NULL, position, &sample);
-    bt_sampler_destroy(sampler);
-    return sample.token;
-}
-
 enum { AHEAD = 20, OF = 5 };
 
 /* What each of OF sequences draws in AHEAD steps, none where it has no row. */
 struct story {
     struct bt_sampling sampling[OF];
-    uint32_t drawn[AHEAD][OF];
+    struct bt_sampler *sampler;
+    struct bt_sample drawn[AHEAD][OF];
 };
 
 static bool has_row(uint32_t step, uint32_t i)
@@ -310,8 +299,37 @@ static uint32_t token_before(const struct story *story, uint32_t step, uint32_t 
 {
     while (step-- > 0)
         if (has_row(step, i))
-            return story->drawn[step][i];
+            return story->drawn[step][i].token;
     return 10 + i;
+}
+
+/* Of the tokens that it drew in the steps before. */
+static struct bt_sampler_history *history_before(const struct story *story, uint32_t step,
+                                                 uint32_t i)
+{
+    struct bt_sampler_history *history = bt_sampler_history_create();
+    uint32_t first = 10 + i;
+    assert_true(bt_sampler_history_add_prompt(history, &first, 1));
+    for (uint32_t s = 0; s < step; s++)
+        if (has_row(s, i))
+            assert_true(bt_sampler_history_add_output(history, story->drawn[s][i].token));
+    return history;
+}
+
+/* The draw of the next row. `ahead`: nobody knows what the step before drew, in row `from`. */
+static void ask(const struct story *story, uint32_t step, uint32_t i, bool ahead, uint32_t from,
+                struct bt_draws *draws)
+{
+    struct bt_draw_ask ask = {.sampling = &story->sampling[i],
+                              .position = generated_before(step, i)};
+    struct bt_sampler_history *history = history_before(story, ahead ? step - 1 : step, i);
+    ask.history = history;
+    if (ahead) {
+        ask.newest = BT_NEWEST_DRAWN;
+        ask.newest_token = from;
+    }
+    assert_true(bt_draws_add(draws, story->sampler, &ask));
+    bt_sampler_history_destroy(history);
 }
 
 static void story_feed(struct rig *rig, const struct story *story, uint32_t step, struct feed *feed)
@@ -321,12 +339,8 @@ static void story_feed(struct rig *rig, const struct story *story, uint32_t step
         counts[i] = has_row(step, i);
     feed_fill(rig, feed, BT_FORWARD_ABSORBED, counts, 0);
     for (uint32_t i = 0; i < OF; i++)
-        if (counts[i]) {
-            bool plain =
-                bt_sampling_draw(&story->sampling[i], generated_before(step, i), &feed->draws[row]);
-            assert_true(plain);
+        if (counts[i])
             feed->tokens[row++] = token_before(story, step, i);
-        }
 }
 
 static void story_init(struct rig *rig, struct story *story)
@@ -337,9 +351,14 @@ static void story_init(struct rig *rig, struct story *story)
                                                   .temperature = i % 2 ? 0.9f : 0,
                                                   .top_p = i == 3 ? 0.8f : 1,
                                                   .top_k = i == 1 ? 20 : 0,
-                                                  .repetition_penalty = 1,
-                                                  .logprobs = -1,
+                                                  .repetition_penalty = i == 2 ? 5 : 1,
+                                                  .frequency_penalty = i == 3 ? 2 : 0,
+                                                  .logprobs = i == 1 ? -1 : (int32_t)i,
+                                                  .min_tokens = i == 4 ? 5 : 0,
                                                   .max_tokens = 100};
+    const struct bt_model_config *c = &rig->model->config;
+    story->sampler = bt_sampler_create(c->vocab_size, c->eos_token_ids, c->eos_token_count);
+    assert_non_null(story->sampler);
     for (uint32_t step = 0; step < AHEAD; step++) {
         const float *logits;
         story_feed(rig, story, step, &feed);
@@ -347,9 +366,11 @@ static void story_init(struct rig *rig, struct story *story)
         assert_int_equal(bt_forward_run(rig->cpu.forward, &batch, &logits), BT_OK);
         for (uint32_t i = 0; i < OF; i++)
             if (has_row(step, i)) {
-                story->drawn[step][i] =
-                    draw_on_host(rig, logits, &story->sampling[i], generated_before(step, i));
-                logits += rig->model->config.vocab_size;
+                struct bt_sampler_history *history = history_before(story, step, i);
+                bt_sampler_draw(story->sampler, logits, &story->sampling[i], history,
+                                generated_before(step, i), &story->drawn[step][i]);
+                bt_sampler_history_destroy(history);
+                logits += c->vocab_size;
             }
     }
 }
@@ -358,22 +379,28 @@ static void begin_ahead(struct rig *rig, const struct story *story, uint32_t ste
 {
     struct feed feed;
     uint32_t from[OF], row = 0, before = 0;
+    struct bt_draws draws;
+    assert_true(bt_draws_init(&draws, OF));
     story_feed(rig, story, step, &feed);
     for (uint32_t i = 0; i < OF; i++) {
         bool drew = step > 0 && has_row(step - 1, i);
         if (has_row(step, i)) {
             from[row] = drew ? before : BT_TOKEN_GIVEN;
             feed.tokens[row] = drew ? UINT32_MAX : feed.tokens[row];
+            ask(story, step, i, drew, before, &draws);
             row++;
         }
         before += drew;
     }
     struct bt_forward_batch batch = batch_of(rig, &rig->device, &feed);
-    batch.draws = feed.draws;
+    batch.draws = draws.draws;
+    batch.adjusts = draws.adjusts;
+    batch.adjust_count = draws.adjust_count;
     batch.no_logits = true;
     batch.token_from = step > 0 ? from : NULL;
     assert_int_equal(bt_forward_begin(rig->device.forward, &batch), BT_OK);
     memset(&feed, 0xff, sizeof(feed)); /* it was read */
+    bt_draws_finish(&draws);
 }
 
 static void finish_ahead(struct rig *rig, const struct story *story, uint32_t step)
@@ -383,8 +410,17 @@ static void finish_ahead(struct rig *rig, const struct story *story, uint32_t st
     assert_int_equal(bt_forward_finish(rig->device.forward, &result), BT_OK);
     assert_null(result.logits);
     for (uint32_t i = 0; i < OF; i++)
-        if (has_row(step, i))
-            assert_int_equal(result.tokens[row++], story->drawn[step][i]);
+        if (has_row(step, i)) {
+            const struct bt_sample *want = &story->drawn[step][i];
+            struct bt_sample got;
+            bt_draw_sample(&story->sampling[i], result.tokens[row],
+                           result.logprobs ? &result.logprobs[row] : NULL, &got);
+            row++;
+            assert_int_equal(got.token, want->token);
+            assert_int_equal(got.top_count, want->top_count);
+            assert_memory_equal(&got.logprob, &want->logprob, sizeof(float));
+            assert_memory_equal(got.top, want->top, want->top_count * sizeof(want->top[0]));
+        }
 }
 
 /* Each step is begun before the tokens of the one before are looked at: the same tokens as of one
@@ -410,6 +446,7 @@ static void test_steps_begun_ahead(void **state)
         assert_int_equal(late_device_count(rig.late).waits, waits + step + 1);
     }
     same_pools_and_loads(&rig);
+    bt_sampler_destroy(story.sampler);
     rig_close(&rig);
 }
 
