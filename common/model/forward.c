@@ -150,7 +150,7 @@ static void shared_experts(struct bt_forward *f, const struct bt_layer_weights *
 static enum bt_status check_arrivals(const struct bt_forward *f, const struct bt_layer_weights *w,
                                      const struct bt_arrivals *arrivals)
 {
-    const uint32_t *begin = arrivals->routing.begin;
+    const uint32_t *begin = arrivals->begin;
     const uint32_t picks = f->model->config.route.experts_per_token;
     bool fits =
         arrivals->rows <= f->arriving_rows && arrivals->picks <= (uint64_t)f->arriving_rows * picks;

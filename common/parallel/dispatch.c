@@ -345,6 +345,7 @@ enum bt_status bt_memory_dispatch_finish(struct bt_group *base, struct bt_arriva
     *ret_arrivals = (struct bt_arrivals){.rows = e->arrived_rows,
                                          .x = e->x,
                                          .routing = {.order = e->order, .begin = e->begin},
+                                         .begin = e->begin,
                                          .picks = e->arrived_picks};
     return BT_OK;
 }

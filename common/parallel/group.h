@@ -151,7 +151,8 @@ struct bt_arrivals {
     uint32_t rows;
     const float *x; /* [rows][hidden], expanded from the payload; the group's until combine */
     struct bt_routing routing;
-    uint32_t picks; /* routing.begin[experts] */
+    const uint32_t *begin; /* as routing.begin, the host's; NULL: on_device */
+    uint32_t picks;        /* begin[experts] */
 };
 
 /*

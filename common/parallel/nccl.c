@@ -592,6 +592,7 @@ static enum bt_status dispatch_finish(struct bt_group *base, struct bt_arrivals 
         (struct bt_arrivals){.rows = e->arrived_rows,
                              .x = g->device.x,
                              .routing = {.order = g->device.order, .begin = g->device.begin},
+                             .begin = e->begin,
                              .picks = e->arrived_picks};
     return BT_OK;
 }
@@ -751,13 +752,8 @@ static void make_expert_buffers(struct bt_nccl_group *g)
     g->weights = malloc((own + 1) * sizeof(*g->weights));
     if (!g->routed || !g->weights)
         bt_nccl_fail(g, BT_ERR_NO_MEMORY, "no memory for routing");
-    if (g->error.status == BT_OK)
-        bt_nccl_cuda_ok(g, cudaMallocManaged((void **)&d->order, picks * sizeof(*d->order) + 64,
-                                             cudaMemAttachGlobal));
-    if (g->error.status == BT_OK)
-        bt_nccl_cuda_ok(g, cudaMallocManaged((void **)&d->begin,
-                                             (limits->experts + 1) * sizeof(*d->begin),
-                                             cudaMemAttachGlobal));
+    d->order = device_memory(g, picks * sizeof(*d->order));
+    d->begin = device_memory(g, (limits->experts + 1) * sizeof(*d->begin));
 }
 
 static void make_buffers(struct bt_nccl_group *g)

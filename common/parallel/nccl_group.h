@@ -14,7 +14,7 @@ struct bt_nccl_buffers {
     char *outgoing, *incoming; /* rows or y */
     uint32_t *list;            /* [picks] rows to pack, or slots */
     float *weights;            /* [own picks] */
-    uint32_t *order, *begin;   /* managed: of the arrivals' routing */
+    uint32_t *order, *begin;   /* of the arrivals' routing */
     uint64_t *words, *all_words;
     char *meta_out, *meta_in; /* lists of picks */
     float *scratch;           /* [share] of an all_reduce that is not used: barrier */

@@ -465,13 +465,6 @@ extern "C" cudaError_t cudaHostAlloc(void **ret_memory, size_t bytes, unsigned i
     return alloc_host(ret_memory, bytes, Memory::pinned, __builtin_return_address(0));
 }
 
-extern "C" cudaError_t cudaMallocManaged(void **ret_memory, size_t bytes, unsigned int flags)
-{
-    if (bytes == 0 || (flags != cudaMemAttachGlobal && flags != cudaMemAttachHost))
-        return result(cudaErrorInvalidValue);
-    return alloc_host(ret_memory, bytes, Memory::managed, __builtin_return_address(0));
-}
-
 extern "C" cudaError_t cudaFreeHost(void *memory)
 {
     if (!memory)

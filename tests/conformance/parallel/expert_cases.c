@@ -423,6 +423,9 @@ static void play(struct bt_group *group, const struct scene *scene,
     arrivals.x = buffer_copy(copy.x, (size_t)arrivals.rows * w.hidden * sizeof(float));
     arrivals.routing.order = buffer_copy(copy.routing.order, arrivals.picks * sizeof(uint32_t));
     arrivals.routing.begin = buffer_copy(copy.routing.begin, (w.experts + 1) * sizeof(uint32_t));
+    CHECK(arrivals.on_device == !arrivals.begin);
+    CHECK(!arrivals.begin ||
+          memcmp(arrivals.begin, arrivals.routing.begin, (w.experts + 1) * sizeof(uint32_t)) == 0);
     check_rows(&w, &arrivals);
     check_order(&w, &arrivals);
     void *y = run_experts(&w, &arrivals);
