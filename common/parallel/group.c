@@ -45,12 +45,32 @@ static enum bt_status check(const struct bt_group_options *options, struct bt_er
     return status == BT_OK ? check_limits(&options->limits, error) : status;
 }
 
+/* So that an agreement waits for other ranks' hosts alone, whatever is queued on the devices. */
+static enum bt_status add_words(struct bt_group *group, const struct bt_group_options *options,
+                                struct bt_error *error)
+{
+    struct bt_group_options words = *options;
+    words.limits = (struct bt_group_limits){0};
+    return bt_memory_group_create(&words, error, &group->words);
+}
+
 static enum bt_status create_on_gpus(const struct bt_group_options *options, struct bt_error *error,
                                      struct bt_group **ret_group)
 {
     const struct bt_cuda_module *module;
+    struct bt_group *group;
     enum bt_status status = bt_cuda_module_load(error, &module);
-    return status == BT_OK ? module->group_create(options, error, ret_group) : status;
+    if (status == BT_OK)
+        status = module->group_create(options, error, &group);
+    if (status != BT_OK)
+        return status;
+    status = add_words(group, options, error);
+    if (status != BT_OK) {
+        bt_group_destroy(group);
+        return status;
+    }
+    *ret_group = group;
+    return BT_OK;
 }
 
 enum bt_status bt_group_create(const struct bt_group_options *options, struct bt_error *error,
@@ -74,8 +94,11 @@ enum bt_status bt_group_create(const struct bt_group_options *options, struct bt
 
 void bt_group_destroy(struct bt_group *group)
 {
-    if (group)
-        group->ops->destroy(group);
+    if (!group)
+        return;
+    struct bt_group *words = group->words;
+    group->ops->destroy(group);
+    bt_group_destroy(words);
 }
 
 uint32_t bt_group_rank(const struct bt_group *group)
@@ -101,6 +124,10 @@ const char *bt_group_error(const struct bt_group *group)
 void bt_group_traffic(const struct bt_group *group, struct bt_group_traffic *ret_traffic)
 {
     *ret_traffic = group->traffic;
+    if (group->words) {
+        ret_traffic->other += group->words->traffic.other;
+        ret_traffic->between_machines += group->words->traffic.between_machines;
+    }
 }
 
 /* ---- calls ---- */
@@ -148,6 +175,14 @@ enum bt_status bt_group_broadcast(struct bt_group *group, uint32_t root, void *d
     return status != BT_OK ? status : group->ops->broadcast(group, root, data, bytes, ret_bytes);
 }
 
+/* Who is lost to the hosts is lost to the devices. */
+static enum bt_status agreed(struct bt_group *group, enum bt_status status)
+{
+    if (status != BT_OK && group->words)
+        group->ops->fail(group, status, bt_group_error(group->words));
+    return status;
+}
+
 enum bt_status bt_group_agree_begin(struct bt_group *group, const uint64_t *words, uint32_t count)
 {
     enum bt_status status = over(group);
@@ -156,7 +191,8 @@ enum bt_status bt_group_agree_begin(struct bt_group *group, const uint64_t *word
         return status;
     BT_ASSERT(group->agreeing == 0);
     group->agreeing = count;
-    return group->ops->agree_begin(group, words, count);
+    return group->words ? agreed(group, bt_group_agree_begin(group->words, words, count))
+                        : group->ops->agree_begin(group, words, count);
 }
 
 enum bt_status bt_group_agree_finish(struct bt_group *group, uint64_t *ret_words)
@@ -165,7 +201,8 @@ enum bt_status bt_group_agree_finish(struct bt_group *group, uint64_t *ret_words
     if (status != BT_OK)
         return status;
     BT_ASSERT(group->agreeing > 0);
-    status = group->ops->agree_finish(group, ret_words);
+    status = group->words ? agreed(group, bt_group_agree_finish(group->words, ret_words))
+                          : group->ops->agree_finish(group, ret_words);
     group->agreeing = 0;
     return status;
 }

@@ -86,7 +86,8 @@ const char *bt_group_error(const struct bt_group *group);
  * current when the group was made, and see buffers in its order; nothing has to be waited for
  * before a call. all_reduce, reduce_scatter, all_gather, and dispatch and combine where
  * bt_group_queues, only queue their work and return: what is wrong with it a later call says, or
- * bt_group_await. The others return when all that is on the stream is done. NULL: as at the
+ * bt_group_await. Agreements have nothing to do with it. The others return when all that is on the
+ * stream is done. NULL: as at the
  * beginning. Before the stream goes, and when another is named, what is on it is waited for.
  *
  * False: the group knows no streams (self, ucx); it works on buffers of which nothing is queued,
@@ -110,7 +111,8 @@ enum bt_status bt_group_broadcast(struct bt_group *group, uint32_t root, void *d
 /*
  * Small agreement: every rank learns the words of all ranks, [rank][count]. `begin` posts and
  * returns, so that the wait can be overlapped with other work; no other call of the group in
- * between but dispatch and combine.
+ * between but dispatch and combine. It goes from host to host, also where ranks are on GPUs: it
+ * waits for nothing that is queued there, and may come while that runs.
  */
 enum bt_status bt_group_agree_begin(struct bt_group *group, const uint64_t *words, uint32_t count);
 enum bt_status bt_group_agree_finish(struct bt_group *group, uint64_t *ret_words);

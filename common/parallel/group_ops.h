@@ -19,6 +19,7 @@ struct bt_group_ops {
     enum bt_status (*barrier)(struct bt_group *group);
     enum bt_status (*broadcast)(struct bt_group *group, uint32_t root, void *data, size_t bytes,
                                 size_t *ret_bytes);
+    /* Without these two the group has `words`. */
     enum bt_status (*agree_begin)(struct bt_group *group, const uint64_t *words, uint32_t count);
     enum bt_status (*agree_finish)(struct bt_group *group, uint64_t *ret_words);
     enum bt_status (*all_reduce)(struct bt_group *group, float *x, size_t count);
@@ -34,6 +35,8 @@ struct bt_group_ops {
     enum bt_status (*dispatch_finish)(struct bt_group *group, struct bt_arrivals *ret_arrivals);
     enum bt_status (*combine)(struct bt_group *group, const void *y, enum bt_dtype payload,
                               const struct bt_routing *routing, float *out);
+    /* With `words`: it is over, and nothing that is queued waits for other ranks any more. */
+    void (*fail)(struct bt_group *group, enum bt_status status, const char *why);
 };
 
 /* The first member of every transport's group. */
@@ -42,6 +45,7 @@ struct bt_group {
     uint32_t rank, size, machines;
     struct bt_group_limits limits;
     struct bt_group_traffic traffic;
+    struct bt_group *words; /* of the same ranks, between hosts: agreements go there; or NULL */
     uint32_t agreeing; /* words of the agreement that is open; 0: none */
     bool dispatching;  /* begun */
     bool dispatched;   /* and not combined */

@@ -5,9 +5,9 @@
  *
  * All work of a group is on one stream at a time, the caller's or its own. On its own, a call but
  * dispatch_begin returns when its work is over, and the caller's work on the buffers must be over
- * before. Routing and words may be in either memory. The loss of a rank is what NCCL makes of it:
- * an error, or silence until the wait timeout. Then the communicator is aborted, which ends what is
- * queued.
+ * before. Routing may be in either memory. The loss of a rank is what NCCL makes of it: an error,
+ * or silence until the wait timeout; or an agreement finds it. Then the communicator is aborted,
+ * which ends what is queued.
  */
 #include "common/parallel/nccl.h"
 
@@ -77,6 +77,11 @@ ncclResult_t bt_nccl_collected(struct bt_nccl_group *g)
     if (g->error.status != BT_OK)
         abandon(g);
     return result;
+}
+
+static void fail(struct bt_group *base, enum bt_status status, const char *why)
+{
+    bt_nccl_fail(bt_nccl_group(base), status, why);
 }
 
 bool bt_nccl_ok(struct bt_nccl_group *g, ncclResult_t result)
@@ -325,20 +330,6 @@ static enum bt_status gather_words(struct bt_nccl_group *g, const uint64_t *word
         taken(g, ncclAllGather(g->device.words, g->device.all_words, count, ncclUint64, g->comm,
                                g->stream));
     return g->error.status;
-}
-
-static enum bt_status agree_begin(struct bt_group *base, const uint64_t *words, uint32_t count)
-{
-    base->traffic.other += count * sizeof(*words) * (base->size - 1);
-    return gather_words(bt_nccl_group(base), words, count);
-}
-
-/* The words stay where they are until the next agreement. */
-static enum bt_status agree_finish(struct bt_group *base, uint64_t *ret_words)
-{
-    struct bt_nccl_group *g = bt_nccl_group(base);
-    return copy_down(g, ret_words, g->device.all_words,
-                     (size_t)base->size * base->agreeing * sizeof(*ret_words));
 }
 
 static enum bt_status barrier(struct bt_group *base)
@@ -718,14 +709,13 @@ static const struct bt_group_ops nccl_ops = {
     .expect_rows = expect_rows,
     .barrier = barrier,
     .broadcast = broadcast,
-    .agree_begin = agree_begin,
-    .agree_finish = agree_finish,
     .all_reduce = all_reduce,
     .reduce_scatter = reduce_scatter,
     .all_gather = all_gather,
     .dispatch_begin = dispatch_begin,
     .dispatch_finish = dispatch_finish,
     .combine = combine,
+    .fail = fail,
 };
 
 static void *device_memory(struct bt_nccl_group *g, size_t bytes)

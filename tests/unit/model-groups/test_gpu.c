@@ -1,7 +1,8 @@
 /*
  * Decode steps of ranks on GPUs, one each (emulated ones, unless BATON_CUDA_MODULE says otherwise):
- * a step waits for the device once, where it ends; an ep group's logits have the bits of one rank
- * alone, whether its steps are captured or not; the loss of a rank ends the step.
+ * a step waits for the device once, where it ends, also where the next one was agreed on and begun
+ * before; an ep group's logits and tokens have the bits of one rank alone, whether its steps are
+ * captured or not; the loss of a rank ends the step.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -35,6 +36,8 @@ struct scene {
     enum bt_model_dtype dtype;
     enum bt_dtype kv_dtype;
     bool copies; /* of experts */
+    bool draws;  /* the device draws tokens, which are the next step's */
+    bool ahead;  /* likewise, and the next step is begun before the last one is over */
     bool kills;  /* rank 1, before KILL_STEP */
 };
 
@@ -44,6 +47,7 @@ struct outcome {
     uint64_t waits[STEPS], launches;
     struct bt_group_traffic traffic;
     float logits[STEPS][ROWS][VOCAB];
+    uint32_t tokens[STEPS][ROWS]; /* drawn */
 };
 
 struct run {
@@ -162,56 +166,149 @@ static struct bt_forward_counts counts_of(const struct run *run)
     return counts;
 }
 
-/* Step 8 is not known to be like the others', of step 9 nothing is known. */
-static bool step(struct run *run, uint32_t number)
-{
-    uint32_t tokens[ROWS], pages[ROWS], wanted[ROWS], rows = rows_of(run->of, number);
+/* What is fed to a step, and lives while it is begun. */
+struct feed {
+    uint32_t tokens[ROWS], token_from[ROWS], pages[ROWS], wanted[ROWS];
     struct bt_sequence_rows sequences[ROWS];
-    struct bt_forward_result result = {0};
-    struct outcome *outcome = run->outcome;
+    struct bt_draw draws[ROWS];
+    uint32_t rows;
+};
+
+/* The token that row i drew in the step before, or one of its own. */
+static void choose_token(const struct run *run, uint32_t number, uint32_t i, struct feed *feed)
+{
+    bool goes_on = run->scene->draws && number > 0 && i < rows_of(run->of, number - 1);
     size_t vocab = run->model->config.vocab_size;
-    for (uint32_t i = 0; i < rows; i++) {
-        tokens[i] = (uint32_t)(bt_random_u64(run->of, i, run->length[i]) % vocab);
-        pages[i] = (i * 3 + 1) % ROWS;
-        wanted[i] = i;
-        sequences[i] = (struct bt_sequence_rows){&pages[i], run->length[i]++, i, 1};
+    feed->tokens[i] = (uint32_t)(bt_random_u64(run->of, i, run->length[i]) % vocab);
+    feed->token_from[i] = BT_TOKEN_GIVEN;
+    if (goes_on && run->scene->ahead)
+        feed->token_from[i] = i;
+    else if (goes_on)
+        feed->tokens[i] = run->outcome->tokens[number - 1][i];
+}
+
+static void fill_feed(struct run *run, uint32_t number, struct feed *feed)
+{
+    feed->rows = rows_of(run->of, number);
+    for (uint32_t i = 0; i < feed->rows; i++) {
+        choose_token(run, number, i, feed);
+        feed->pages[i] = (i * 3 + 1) % ROWS;
+        feed->wanted[i] = i;
+        feed->draws[i] = (struct bt_draw){.seed = 7,
+                                          .position = run->length[i],
+                                          .temperature = i % 3 == 0 ? 0 : 1.5f,
+                                          .top_p = 1};
+        feed->sequences[i] = (struct bt_sequence_rows){&feed->pages[i], run->length[i]++, i, 1};
     }
+}
+
+/* Step 8 is not known to be like the others', of step 9 nothing is known. */
+static void begin(struct run *run, uint32_t number)
+{
+    struct feed feed;
+    const struct scene *scene = run->scene;
+    fill_feed(run, number, &feed);
     const struct bt_forward_batch batch = {
         .form = BT_FORWARD_ABSORBED,
-        .tokens = tokens,
-        .rows = rows,
-        .sequences = sequences,
-        .sequence_count = rows,
+        .tokens = feed.tokens,
+        .rows = feed.rows,
+        .sequences = feed.sequences,
+        .sequence_count = feed.rows,
         .kv_pool = run->pool,
         .layout = run->kv,
         .pool_pages = ROWS,
-        .logit_rows = wanted,
-        .logit_count = rows,
-        .most_rows = run->scene->ep && number < 9 ? most_rows(run->scene, number) : 0,
-        .is_steady = run->scene->ep && number < 8};
-    uint64_t before = counts_of(run).device_waits;
-    outcome->status = bt_forward_begin(run->forward, &batch);
+        .logit_rows = feed.wanted,
+        .logit_count = feed.rows,
+        .draws = scene->draws ? feed.draws : NULL,
+        .no_logits = scene->ahead,
+        .token_from = scene->ahead && number > 0 ? feed.token_from : NULL,
+        .most_rows = scene->ep && number < 9 ? most_rows(scene, number) : 0,
+        .is_steady = scene->ep && number < 8};
+    run->outcome->status = bt_forward_begin(run->forward, &batch);
+}
+
+static void end(struct run *run, uint32_t number)
+{
+    struct outcome *outcome = run->outcome;
+    struct bt_forward_result result = {0};
+    size_t vocab = run->model->config.vocab_size;
+    uint32_t rows = rows_of(run->of, number);
     if (outcome->status == BT_OK)
         outcome->status = bt_forward_finish(run->forward, &result);
     if (outcome->status != BT_OK)
-        return false;
-    outcome->waits[number] = counts_of(run).device_waits - before;
+        return;
     for (uint32_t i = 0; i < rows && result.logits; i++)
         memcpy(outcome->logits[number][i], result.logits + i * vocab, vocab * sizeof(float));
+    for (uint32_t i = 0; i < rows && result.tokens; i++)
+        outcome->tokens[number][i] = result.tokens[i];
     outcome->steps = number + 1;
-    return true;
+}
+
+/* Between hosts: were it behind what is queued, half of the ranks would wait here for a step that
+ * the others have not begun. */
+static void agree(struct run *run, uint32_t number)
+{
+    uint64_t word = number * 100 + run->rank, all[RANKS];
+    struct outcome *outcome = run->outcome;
+    if (outcome->status == BT_OK)
+        outcome->status = bt_group_agree_begin(run->group, &word, 1);
+    if (outcome->status == BT_OK)
+        outcome->status = bt_group_agree_finish(run->group, all);
+    for (uint32_t r = 0; r < run->scene->ep && outcome->status == BT_OK; r++)
+        if (all[r] != number * 100 + r)
+            give_up("agreement", "other words");
+}
+
+static void die_here(const struct run *run, uint32_t number)
+{
+    if (run->scene->kills && run->rank == 1 && number == KILL_STEP)
+        raise(SIGKILL);
+}
+
+static void run_steps(struct run *run)
+{
+    uint64_t before = counts_of(run).device_waits;
+    for (uint32_t i = 0; i < STEPS && run->outcome->status == BT_OK; i++) {
+        die_here(run, i);
+        begin(run, i);
+        end(run, i);
+        uint64_t now = counts_of(run).device_waits;
+        run->outcome->waits[i] = now - before;
+        before = now;
+    }
+}
+
+/* Step i is begun, and agreed on with the others, while step i - 1 is under way. One that dies has
+ * a step queued, and in the group's words said that it goes on. */
+static void run_ahead(struct run *run)
+{
+    uint64_t before = counts_of(run).device_waits;
+    bool agrees_first = run->rank % 2;
+    for (uint32_t i = 0; i <= STEPS && run->outcome->status == BT_OK; i++) {
+        if (agrees_first)
+            agree(run, i);
+        die_here(run, i);
+        if (i < STEPS && run->outcome->status == BT_OK)
+            begin(run, i);
+        if (!agrees_first)
+            agree(run, i);
+        if (i == 0 || run->outcome->status != BT_OK)
+            continue;
+        end(run, i - 1);
+        uint64_t now = counts_of(run).device_waits;
+        run->outcome->waits[i - 1] = now - before;
+        before = now;
+    }
 }
 
 static void run_rank(struct run *run, const char *endpoint)
 {
     join(run, endpoint);
     load(run);
-    for (uint32_t i = 0; i < STEPS; i++) {
-        if (run->scene->kills && run->rank == 1 && i == KILL_STEP)
-            raise(SIGKILL);
-        if (!step(run, i))
-            break;
-    }
+    if (run->scene->ahead)
+        run_ahead(run);
+    else
+        run_steps(run);
     run->outcome->launches = counts_of(run).graph_launches;
     if (run->group)
         bt_group_traffic(run->group, &run->outcome->traffic);
@@ -285,7 +382,8 @@ static void check_waits(const struct outcome *outcome)
 static void ep_leaves_the_bits(struct scene scene)
 {
     struct outcome *got = make_outcomes(), *alone = make_outcomes();
-    const struct scene single = {.dtype = scene.dtype, .kv_dtype = scene.kv_dtype};
+    const struct scene single = {
+        .dtype = scene.dtype, .kv_dtype = scene.kv_dtype, .draws = scene.draws};
     run_scene(&scene, 0, got);
     for (uint32_t r = 0; r < scene.ep; r++) {
         check_waits(&got[r]);
@@ -294,7 +392,9 @@ static void ep_leaves_the_bits(struct scene scene)
         assert_int_equal(got[r].traffic.dispatch, got[0].traffic.dispatch);
         run_scene(&single, r, alone);
         check_waits(&alone[0]);
-        assert_memory_equal(got[r].logits, alone[0].logits, sizeof(alone[0].logits));
+        assert_memory_equal(got[r].tokens, alone[0].tokens, sizeof(alone[0].tokens));
+        if (!scene.ahead)
+            assert_memory_equal(got[r].logits, alone[0].logits, sizeof(alone[0].logits));
     }
     munmap(got, RANKS * sizeof(*got));
     munmap(alone, RANKS * sizeof(*alone));
@@ -311,6 +411,23 @@ static void test_ep_of_copies(void **state)
     (void)state;
     ep_leaves_the_bits(
         (struct scene){.ep = 4, .copies = true, .dtype = BT_MODEL_BFLOAT16, .kv_dtype = BT_BF16});
+}
+
+static void test_ep_ahead(void **state)
+{
+    (void)state;
+    ep_leaves_the_bits((struct scene){.ep = 2, .draws = true, .ahead = true});
+}
+
+static void test_ep_of_copies_ahead(void **state)
+{
+    (void)state;
+    ep_leaves_the_bits((struct scene){.ep = 4,
+                                      .copies = true,
+                                      .dtype = BT_MODEL_BFLOAT16,
+                                      .kv_dtype = BT_BF16,
+                                      .draws = true,
+                                      .ahead = true});
 }
 
 /* Sums of heads in another order. */
@@ -343,13 +460,33 @@ static void test_loss_of_a_rank(void **state)
     munmap(got, RANKS * sizeof(*got));
 }
 
+/* Between an agreement and the step that it was about, with another one under way: the others learn
+ * of it in the next agreement, and what they have queued ends. */
+static void test_loss_of_a_rank_ahead(void **state)
+{
+    struct outcome *got = make_outcomes();
+    (void)state;
+    run_scene(&(struct scene){.ep = 4, .kills = true, .draws = true, .ahead = true}, 0, got);
+    for (uint32_t r = 0; r < 4; r++) {
+        if (r == 1)
+            continue;
+        assert_int_equal(got[r].status, BT_ERR_PEER_LOST);
+        /* what rank 1 had queued may have run to its end */
+        assert_true(got[r].steps == KILL_STEP - 1 || got[r].steps == KILL_STEP);
+    }
+    munmap(got, RANKS * sizeof(*got));
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_ep),
         cmocka_unit_test(test_ep_of_copies),
+        cmocka_unit_test(test_ep_ahead),
+        cmocka_unit_test(test_ep_of_copies_ahead),
         cmocka_unit_test(test_tp),
         cmocka_unit_test(test_loss_of_a_rank),
+        cmocka_unit_test(test_loss_of_a_rank_ahead),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
