@@ -466,6 +466,11 @@ enum bt_status bt_rank_agreed(struct bt_rank *rank, const uint64_t *words, uint3
     return rank->rebalance ? bt_rebalance_agreed(rank->rebalance, words, stride, error) : BT_OK;
 }
 
+bool bt_rank_acts(const struct bt_rank *rank, const uint64_t *words, uint32_t stride)
+{
+    return rank->rebalance && bt_rebalance_acts(rank->rebalance, words, stride);
+}
+
 void bt_rank_metrics(struct bt_rank *rank, struct bt_metrics *metrics, const char *labels)
 {
     const struct bt_rank_metrics_options options = {

@@ -94,6 +94,9 @@ enum bt_status bt_rank_exchange(struct bt_rank *rank, const void *mine, size_t b
 void bt_rank_words(struct bt_rank *rank, int64_t now_ns, uint64_t ret_words[BT_RANK_WORDS]);
 enum bt_status bt_rank_agreed(struct bt_rank *rank, const uint64_t *words, uint32_t stride,
                               struct bt_error *error);
+/* Whether bt_rank_agreed would do something with these words; all ranks know it alike. In a group
+ * that belongs between two steps, with nothing under way. */
+bool bt_rank_acts(const struct bt_rank *rank, const uint64_t *words, uint32_t stride);
 
 /*
  * baton_group_bytes_total{kind} and baton_group_crossing_bytes_total (in a group);

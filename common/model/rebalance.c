@@ -523,50 +523,78 @@ static void give_up(struct bt_rebalance *r, uint32_t culprit, const char *why)
     begin(r, ENDING);
 }
 
+/* What an agreement leads to, on all ranks. */
+enum turn { NOTHING, EXCHANGE, GIVE_UP_FAILED, GIVE_UP_UNLIKE, SWITCH, SETTLE };
+
 /* Of the plan that all ranks follow; what was said of another one, or of a layer that was switched
  * since, counts for nothing. */
-static void follow_plan(struct bt_rebalance *r, const uint64_t *words, uint32_t stride)
+static enum turn turn_of_plan(const struct bt_rebalance *r, const uint64_t *words, uint32_t stride,
+                              uint32_t *ret_culprit)
 {
     const struct say first = read_words(words);
     uint32_t settled = 0, loaded = 0, alike = 0;
+    *ret_culprit = 0;
     for (uint32_t i = 0; i < r->options.size; i++) {
         const struct say say = read_words(words + (size_t)i * stride);
         bool counts = say.round == r->round;
         if (counts && say.phase == FAILED) {
-            give_up(r, i, "could not go on");
-            return;
+            *ret_culprit = i;
+            return GIVE_UP_FAILED;
         }
         settled += counts && say.phase == SETTLED;
         loaded += counts && say.phase == LOADED && say.done == r->switched;
         alike += say.phase == first.phase && say.plan == first.plan;
     }
     if (settled + loaded < r->options.size)
-        return;
-    if (alike < r->options.size) {
-        give_up(r, 0, "planned something else than others");
-    } else if (loaded > 0) {
-        switch_layer(r);
-    } else {
-        r->moving = false;
-        begin(r, IDLE);
+        return NOTHING;
+    return alike < r->options.size ? GIVE_UP_UNLIKE : loaded > 0 ? SWITCH : SETTLE;
+}
+
+static enum turn turn_of(const struct bt_rebalance *r, const uint64_t *words, uint32_t stride,
+                         uint32_t *ret_culprit)
+{
+    *ret_culprit = 0;
+    if (r->moving)
+        return turn_of_plan(r, words, stride, ret_culprit);
+    bool wanted = read_words(words).asks;
+    for (uint32_t i = 0; i < r->options.size; i++) {
+        const struct say say = read_words(words + (size_t)i * stride);
+        wanted = wanted && say.phase == IDLE && say.round == r->round;
     }
+    return wanted ? EXCHANGE : NOTHING;
+}
+
+bool bt_rebalance_acts(const struct bt_rebalance *r, const uint64_t *words, uint32_t stride)
+{
+    uint32_t culprit;
+    return turn_of(r, words, stride, &culprit) != NOTHING;
 }
 
 enum bt_status bt_rebalance_agreed(struct bt_rebalance *r, const uint64_t *words, uint32_t stride,
                                    struct bt_error *error)
 {
     enum bt_status status = BT_OK;
-    if (r->moving) {
-        follow_plan(r, words, stride);
-        return BT_OK;
-    }
-    bool wanted = read_words(words).asks;
-    for (uint32_t i = 0; i < r->options.size; i++) {
-        const struct say say = read_words(words + (size_t)i * stride);
-        wanted = wanted && say.phase == IDLE && say.round == r->round;
-    }
-    if (wanted)
+    uint32_t culprit;
+    switch (turn_of(r, words, stride, &culprit)) {
+    case NOTHING:
+        break;
+    case EXCHANGE:
         status = exchange_loads(r);
+        break;
+    case GIVE_UP_FAILED:
+        give_up(r, culprit, "could not go on");
+        break;
+    case GIVE_UP_UNLIKE:
+        give_up(r, 0, "planned something else than others");
+        break;
+    case SWITCH:
+        switch_layer(r);
+        break;
+    case SETTLE:
+        r->moving = false;
+        begin(r, IDLE);
+        break;
+    }
     if (status != BT_OK)
         bt_error_set(error, status, "%s", bt_group_error(r->options.group));
     return status;

@@ -53,6 +53,8 @@ enum bt_status bt_rebalance_start(struct bt_rebalance *rebalance, struct bt_mode
 /* See rank.h. */
 void bt_rebalance_words(struct bt_rebalance *rebalance, int64_t now_ns,
                         uint64_t ret_words[BT_REBALANCE_WORDS]);
+bool bt_rebalance_acts(const struct bt_rebalance *rebalance, const uint64_t *words,
+                       uint32_t stride);
 enum bt_status bt_rebalance_agreed(struct bt_rebalance *rebalance, const uint64_t *words,
                                    uint32_t stride, struct bt_error *error);
 
