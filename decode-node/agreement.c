@@ -55,7 +55,7 @@ enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct d
 
 static struct dc_consent consent_of(const struct dc_agreement *agreement)
 {
-    struct dc_consent consent = {.steady = true};
+    struct dc_consent consent = {.steady = true, .goes_on = true};
     for (uint32_t r = 0; r < agreement->size; r++) {
         const uint64_t *words = &agreement->all[(size_t)r * WORDS];
         uint64_t flags = words[WORD_FLAGS];
@@ -70,6 +70,7 @@ static struct dc_consent consent_of(const struct dc_agreement *agreement)
         }
         consent.steady &= words[WORD_ROWS] == words[WORD_DRAWING];
         consent.leaves |= (flags & DC_RANK_LEAVES) != 0;
+        consent.goes_on &= (flags & DC_RANK_GOES_ON) != 0;
         consent.will = words[WORD_WILL] > consent.will ? words[WORD_WILL] : consent.will;
     }
     consent.drained = dc_will_drains(consent.will);
@@ -78,6 +79,9 @@ static struct dc_consent consent_of(const struct dc_agreement *agreement)
         consent.drained &=
             words[WORD_WILL] == consent.will && (words[WORD_FLAGS] & DC_RANK_BUSY) == 0;
     }
+    consent.goes_on &=
+        consent.largest > 0 && consent.prompts == 0 && consent.steady && !consent.leaves &&
+        !(agreement->rank && bt_rank_acts(agreement->rank, &agreement->all[OWN_WORDS], WORDS));
     return consent;
 }
 

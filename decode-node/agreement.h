@@ -1,7 +1,8 @@
 /*
  * What the ranks of a group agree on before each pass: which of them have rows, who drains, who
- * leaves, and whatever common/model/rank.h has to say. Of one rank it is no exchange. Step thread,
- * between create and destroy of the stepper.
+ * leaves, whether steps are begun behind each other, and whatever common/model/rank.h has to say.
+ * It goes from host to host, and may come while a step is under way. Of one rank it is no exchange.
+ * Step thread, between create and destroy of the stepper.
  */
 #ifndef BATON_DECODE_NODE_AGREEMENT_H
 #define BATON_DECODE_NODE_AGREEMENT_H
@@ -13,8 +14,9 @@
 
 /* What a rank says of itself. */
 enum dc_rank_flag {
-    DC_RANK_LEAVES = 1, /* all ranks stop in order, together */
-    DC_RANK_BUSY = 2,   /* has requests, or pages that are still written; said by who drains */
+    DC_RANK_LEAVES = 1,  /* all ranks stop in order, together */
+    DC_RANK_BUSY = 2,    /* has requests, or pages that are still written; said by who drains */
+    DC_RANK_GOES_ON = 4, /* see `goes_on` of struct dc_consent */
 };
 
 /*
@@ -43,6 +45,10 @@ struct dc_consent {
     bool leaves;
     uint64_t will;
     bool drained; /* all follow that will, to drain, and none is busy */
+    /* There is a step, of the batch alone, and all ranks can have it under way while they agree on
+     * the one behind it; where one is under way already: all can begin this behind it, and nothing
+     * has to be done between the two. */
+    bool goes_on;
 };
 
 bool dc_agreement_init(struct dc_agreement *agreement, struct bt_rank *rank); /* false: no memory */
@@ -61,7 +67,7 @@ enum bt_status dc_agreement_begin(struct dc_agreement *agreement, const struct d
 enum bt_status dc_agreement_end(struct dc_agreement *agreement, struct bt_error *error,
                                 struct dc_consent *ret_consent);
 
-/* After an `end` that a step or a rest follows: experts may move here. */
+/* After an `end` that a step or a rest follows: experts may move here, but where goes_on. */
 enum bt_status dc_agreement_keep(struct dc_agreement *agreement, struct bt_error *error);
 
 /* Fills *error with why the group is over, or else with the status alone. */

@@ -101,8 +101,7 @@ enum bt_status dc_engine_create(const struct dc_engine_options *options, struct 
         dc_engine_destroy(engine);
         return status;
     }
-    engine->overlaps =
-        bt_forward_draws(engine->forward) && (!options->rank || bt_rank_size(options->rank) == 1);
+    engine->overlaps = bt_forward_draws(engine->forward);
     *ret_engine = engine;
     return BT_OK;
 }

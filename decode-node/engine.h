@@ -27,14 +27,15 @@
  * sequence lie at most prompt_chunk rows of others' prompts. The ranks of a group take the same
  * passes.
  *
- * Where a device draws the tokens and the rank is alone, a step is begun before the one under way
- * is over (dc_engine_go_on): it takes the tokens of that from the device. So the device works while
- * tokens are looked at and reported. Whoever ends with its length or was stopped is known not to
- * have a row there. One that turns out to have ended with EOS has a row too many: it is dropped,
- * and since it is written to a page of the sequence, the last token is reported with that step and
- * not before. But for this, and for the place that the row had in the batch, tokens, entries and
- * wishes are those of steps one after the other. Steps with replays, prompts or tokens that the
- * host draws have nothing begun behind them.
+ * Where a device draws the tokens, a step is begun before the one under way is over: it takes the
+ * tokens of that from the device. So the device works while tokens are looked at and reported.
+ * Whoever ends with its length or was stopped is known not to have a row there. One that turns out
+ * to have ended with EOS has a row too many: it is dropped, and since it is written to a page of
+ * the sequence, the last token is reported with that step and not before. But for this, and for the
+ * place that the row had in the batch, tokens, entries and wishes are those of steps one after the
+ * other. Steps with replays, prompts or tokens that the host draws have nothing begun behind them.
+ * The ranks of a group agree on the step behind while the one before it runs (dc_engine_look_ahead
+ * says what this rank has for it), and begin it all or none.
  */
 #ifndef BATON_DECODE_NODE_ENGINE_H
 #define BATON_DECODE_NODE_ENGINE_H
@@ -199,9 +200,9 @@ enum dc_pass {
  * sequence that has room, and rows that are replayed, at most max_num_seqs. Gathers chunks of
  * prompts, too.
  *
- * It is not prepared while the last step computes: on a CPU that took the tiny model 0.06 us of a
- * step of 201 us with one sequence, and 0.54 us of 9.5 ms with 64; and what a step drew, who ended
- * and who came decides the next batch.
+ * Where no step is begun behind another, it is not prepared while the last one computes: on a CPU
+ * that took the tiny model 0.06 us of a step of 201 us with one sequence, and 0.54 us of 9.5 ms
+ * with 64; and what a step drew, who ended and who came decides the next batch.
  */
 void dc_engine_begin(struct dc_engine *engine, struct dc_step *step);
 /* The next pass, where some rank has a batch, and some rank chunks. */
@@ -219,15 +220,28 @@ enum bt_status dc_engine_step(struct dc_engine *engine, struct dc_step *step);
 
 /* ---- steps that are begun before the last one is over */
 
-/* Whether this engine does so. */
+/* Whether this engine does so: all of a group or none. */
 bool dc_engine_overlaps(const struct dc_engine *engine);
-/* After dc_engine_begin, in place of run and account, for DC_PASS_STEP: begins it, and it is under
- * way from then on. */
-enum bt_status dc_engine_set_out(struct dc_engine *engine, struct dc_step *step);
-/*
- * Ends `step`, which is under way. Before, if that can be, it begins `next` (as dc_engine_begin and
- * set_out do), which is under way then: *ret_begun. Whoever was stopped is reported there.
+/* After dc_engine_begin: whether, as far as this rank knows, a step may be begun behind this one.
  */
+bool dc_engine_goes_on(struct dc_engine *engine, const struct dc_step *step);
+/* After dc_engine_begin, in place of run and account, for DC_PASS_STEP: begins it, and it is under
+ * way from then on. Without rows only in a group. */
+enum bt_status dc_engine_set_out(struct dc_engine *engine, struct dc_step *step);
+
+/*
+ * While `step` is under way: gathers `next`, as it will be if no sequence ends with EOS. Whether
+ * this rank can begin it behind `step`; if not it has no rows.
+ */
+bool dc_engine_look_ahead(struct dc_engine *engine, const struct dc_step *step,
+                          struct dc_step *next);
+/* After look_ahead, with nothing in between: begins `next`. Without rows only in a group. */
+enum bt_status dc_engine_set_out_behind(struct dc_engine *engine, const struct dc_step *next);
+/* After look_ahead: ends `step`, account included. `next`: is under way behind it, and whoever was
+ * stopped is reported there; NULL: nothing is. */
+enum bt_status dc_engine_end(struct dc_engine *engine, struct dc_step *step, struct dc_step *next);
+
+/* These three, of a rank alone. *ret_begun: there was something to begin. */
 enum bt_status dc_engine_go_on(struct dc_engine *engine, struct dc_step *step, struct dc_step *next,
                                bool *ret_begun);
 

@@ -39,6 +39,12 @@ static void ask_draws(struct dc_engine *engine, const struct dc_step *step, enum
     }
 }
 
+/* Ranks that share experts meet in each pass, whoever has rows. */
+static bool has_part(const struct dc_engine *engine, const struct dc_step *step)
+{
+    return step->rows > 0 || step->prompt_rows > 0 || engine->shares_experts;
+}
+
 /* Begins the pass that was gathered. `token_from`: see struct bt_forward_batch. */
 static enum bt_status begin_pass(struct dc_engine *engine, const struct dc_step *step,
                                  enum dc_pass pass, const uint32_t *token_from)
@@ -68,7 +74,8 @@ static enum bt_status begin_pass(struct dc_engine *engine, const struct dc_step 
     }
     engine->last_pass = pass;
     engine->under_way++;
-    return bt_forward_begin(engine->forward, &batch);
+    engine->now->runs = has_part(engine, step);
+    return engine->now->runs ? bt_forward_begin(engine->forward, &batch) : BT_OK;
 }
 
 /* sequence->last = its token number `position`, that of row `index` of the logits. */
@@ -164,8 +171,8 @@ static void end_prompts(struct dc_engine *engine, const struct bt_forward_result
 static enum bt_status end_pass(struct dc_engine *engine, const struct dc_flight *flight,
                                enum dc_pass pass, struct dc_step *step, struct dc_step *behind)
 {
-    struct bt_forward_result result;
-    enum bt_status status = bt_forward_finish(engine->forward, &result);
+    struct bt_forward_result result = {0};
+    enum bt_status status = flight->runs ? bt_forward_finish(engine->forward, &result) : BT_OK;
     engine->under_way--;
     if (status == BT_OK && pass == DC_PASS_STEP) {
         sample(engine, flight, &result, step, behind);
@@ -185,7 +192,7 @@ enum bt_status dc_engine_run(struct dc_engine *engine, struct dc_step *step, enu
     } else {
         step->rows = step->sequences = 0;
     }
-    if (step->rows > 0 || step->prompt_rows > 0 || engine->shares_experts) {
+    if (has_part(engine, step)) {
         if (bt_forward_draws(engine->forward)) {
             ask_draws(engine, step, pass);
         }
@@ -254,13 +261,13 @@ static void add_ahead(struct dc_engine *engine, uint32_t index, struct dc_sequen
              drawn ? sequence->place : sequence->last.token);
 }
 
-/* As `gather` would when the step under way is over. */
-static void gather_ahead(struct dc_engine *engine, struct dc_step *next)
+/* As `gather` would of the first sequences when the step under way is over. */
+static void gather_ahead(struct dc_engine *engine, uint32_t sequences, struct dc_step *next)
 {
     uint32_t count = 0, generated;
     bt_draws_clear(&engine->draws);
     engine->no_logits = true;
-    for (uint32_t i = 0; i < engine->sequence_count && count < engine->options.max_num_seqs; i++) {
+    for (uint32_t i = 0; i < sequences && count < engine->options.max_num_seqs; i++) {
         if (will_run(engine, engine->sequences[i], &generated)) {
             add_ahead(engine, count++, engine->sequences[i], generated);
         }
@@ -270,47 +277,60 @@ static void gather_ahead(struct dc_engine *engine, struct dc_step *next)
     next->entry_count = next->wish_count = next->prompt_rows = 0;
 }
 
+bool dc_engine_goes_on(struct dc_engine *engine, const struct dc_step *step)
+{
+    if (!engine->overlaps) {
+        return false;
+    }
+    ask_draws(engine, step, DC_PASS_STEP);
+    return goes_on(engine, step);
+}
+
 enum bt_status dc_engine_set_out(struct dc_engine *engine, struct dc_step *step)
 {
-    BT_ASSERT(engine->overlaps && engine->under_way == 0 && step->rows > 0);
+    BT_ASSERT(engine->overlaps && engine->under_way == 0);
     step->prompt_rows = 0;
     ask_draws(engine, step, DC_PASS_STEP);
     return begin_pass(engine, step, DC_PASS_STEP, NULL);
 }
 
-/* Begins the step behind the one under way; there may be nothing to begin. */
-static enum bt_status set_out_behind(struct dc_engine *engine, const struct dc_step *step,
-                                     struct dc_step *next)
+static struct dc_flight *other_flight(struct dc_engine *engine)
 {
-    struct dc_flight *before = engine->now;
-    next->rows = 0;
-    if (!goes_on(engine, step)) {
-        return BT_OK;
+    return &engine->flights[engine->now == engine->flights];
+}
+
+bool dc_engine_look_ahead(struct dc_engine *engine, const struct dc_step *step,
+                          struct dc_step *next)
+{
+    BT_ASSERT(engine->under_way == 1);
+    bool goes = goes_on(engine, step);
+    engine->now = other_flight(engine);
+    gather_ahead(engine, goes ? engine->sequence_count : 0, next);
+    return goes;
+}
+
+enum bt_status dc_engine_set_out_behind(struct dc_engine *engine, const struct dc_step *next)
+{
+    return begin_pass(engine, next, DC_PASS_STEP, engine->token_from);
+}
+
+enum bt_status dc_engine_end(struct dc_engine *engine, struct dc_step *step, struct dc_step *next)
+{
+    BT_ASSERT(engine->under_way == 1 + (next != NULL));
+    enum bt_status status = end_pass(engine, other_flight(engine), DC_PASS_STEP, step, next);
+    step->end_ns = bt_clock_now_ns();
+    dc_engine_account(engine, step);
+    if (status == BT_OK && next) {
+        next->begin_ns = next->end_ns = step->end_ns;
+        dc_engine_admit(engine, next);
     }
-    engine->now = &engine->flights[before == engine->flights];
-    gather_ahead(engine, next);
-    if (next->rows > 0) {
-        return begin_pass(engine, next, DC_PASS_STEP, engine->token_from);
-    }
-    engine->now = before;
-    return BT_OK;
+    return status;
 }
 
 enum bt_status dc_engine_go_on(struct dc_engine *engine, struct dc_step *step, struct dc_step *next,
                                bool *ret_begun)
 {
-    const struct dc_flight *flight = engine->now;
-    BT_ASSERT(engine->under_way == 1);
-    enum bt_status status = set_out_behind(engine, step, next);
-    *ret_begun = next->rows > 0;
-    if (status == BT_OK) {
-        status = end_pass(engine, flight, DC_PASS_STEP, step, *ret_begun ? next : NULL);
-    }
-    step->end_ns = bt_clock_now_ns();
-    dc_engine_account(engine, step);
-    if (status == BT_OK && *ret_begun) {
-        next->begin_ns = next->end_ns = step->end_ns;
-        dc_engine_admit(engine, next);
-    }
-    return status;
+    *ret_begun = dc_engine_look_ahead(engine, step, next) && next->rows > 0;
+    enum bt_status status = *ret_begun ? dc_engine_set_out_behind(engine, next) : BT_OK;
+    return status == BT_OK ? dc_engine_end(engine, step, *ret_begun ? next : NULL) : status;
 }

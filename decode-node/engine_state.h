@@ -13,6 +13,7 @@
 struct dc_flight {
     struct dc_sequence **batch; /* [max_num_seqs]; NULL: it has ended meanwhile */
     bool *by_device;            /* [of those that draw] who draws its token */
+    bool runs;                  /* on the device: a rank alone has nothing to do without rows */
 };
 
 struct dc_engine {
@@ -30,7 +31,7 @@ struct dc_engine {
     struct dc_prompts prompts; /* with options.prompt_chunk */
 
     /* One step. */
-    struct dc_flight *now;         /* of `flights` */
+    struct dc_flight *now;         /* of `flights`: that was gathered last */
     struct bt_sequence_rows *rows; /* [max_num_seqs] */
     uint32_t *tokens;              /* likewise */
     uint32_t *logit_rows;          /* likewise */

@@ -147,7 +147,6 @@ static void push_step(struct dc_stepper *stepper, struct dc_step *step)
 /* Steps in which this rank had no part go round unseen. */
 static void report(struct dc_stepper *stepper, struct dc_step *step)
 {
-    dc_engine_account(stepper->engine, step);
     if (step->rows > 0 || step->prompt_rows > 0 || step->entry_count > 0 || step->wish_count > 0) {
         push_step(stepper, step);
     } else {
@@ -167,11 +166,12 @@ static struct dc_intent intent_of(const struct dc_step *step, uint64_t told)
                               (unsigned)told & ((1u << TOLD_WILL) - 1), told >> TOLD_WILL};
 }
 
-/* Why a pass failed: as the group says, or the device. */
+/* Why a pass failed: as the group says, or else the device. */
 static void broken(const struct dc_stepper *stepper, enum bt_status status, struct bt_error *error)
 {
+    const struct bt_group *group = stepper->agreement.group;
     const char *why = bt_forward_error(dc_engine_forward(stepper->engine));
-    if (stepper->agreement.group || !*why) {
+    if ((group && *bt_group_error(group)) || !*why) {
         dc_agreement_broken(&stepper->agreement, status, error);
     } else {
         bt_error_set(error, status, "%s", why);
@@ -270,6 +270,7 @@ static void run_closed(struct dc_stepper *stepper)
         }
         dc_engine_stop_all(stepper->engine, DC_FINISH_PREEMPTED);
         dc_engine_begin(stepper->engine, step);
+        dc_engine_account(stepper->engine, step);
         report(stepper, step);
     }
 }
@@ -295,94 +296,170 @@ static void rest(struct dc_stepper *stepper)
     }
 }
 
-static void publish(struct dc_stepper *stepper, const struct dc_consent *consent)
+/* may_rest: without rows nothing follows. */
+static void publish(struct dc_stepper *stepper, const struct dc_consent *consent, bool may_rest)
 {
     uint64_t agreed = consent->will << 1 | consent->drained;
     uint64_t before = atomic_exchange(&stepper->agreed, agreed);
-    atomic_store(&stepper->resting, consent->largest == 0 && consent->prompts == 0);
+    atomic_store(&stepper->resting, may_rest && consent->largest == 0 && consent->prompts == 0);
     atomic_fetch_add(&stepper->agreements, 1);
     if (agreed != before) {
         notice(stepper, DC_NOTICE_AGREED);
     }
 }
 
-/* Begins the step `next`; reports the last one, which may be NULL, while the others' words come. */
-static enum bt_status agree(struct dc_stepper *stepper, struct dc_step *next, struct dc_step *last,
-                            struct bt_error *error, struct dc_consent *ret_consent)
+/* The steps of a group, as its step thread has them in hand. */
+struct together {
+    struct dc_step *under_way; /* NULL: none */
+    struct dc_step *last;      /* is over and not reported yet; NULL: none */
+    bool left;
+};
+
+/* On the step `next`, which is to come behind the one under way where there is one. Reports the
+ * last one while the others' words come. */
+static enum bt_status agree(struct dc_stepper *stepper, struct together *together,
+                            const struct dc_step *next, bool goes_on, struct bt_error *error,
+                            struct dc_consent *ret_consent)
 {
     struct dc_agreement *agreement = &stepper->agreement;
-    dc_engine_begin(stepper->engine, next);
-    const struct dc_intent intent = intent_of(next, atomic_load(&stepper->told));
+    struct dc_intent intent = intent_of(next, atomic_load(&stepper->told));
+    intent.flags |= goes_on ? DC_RANK_GOES_ON : 0;
     enum bt_status status = dc_agreement_begin(agreement, &intent, error);
-    if (last) {
-        report(stepper, last);
+    if (together->last) {
+        report(stepper, together->last);
+        together->last = NULL;
     }
     if (status == BT_OK) {
         status = dc_agreement_end(agreement, error, ret_consent);
     }
     if (status == BT_OK) {
         dc_engine_beside(stepper->engine, ret_consent->drawing);
-        publish(stepper, ret_consent);
+        publish(stepper, ret_consent, !together->under_way);
     }
-    return status == BT_OK && !ret_consent->leaves ? dc_agreement_keep(agreement, error) : status;
+    bool keeps = together->under_way ? status == BT_OK && ret_consent->goes_on
+                                     : status == BT_OK && !ret_consent->leaves;
+    return keeps ? dc_agreement_keep(agreement, error) : status;
 }
 
-/* Of the steps of a group one; true: there are more. *step: the last one, not reported yet. */
-static bool step_together(struct dc_stepper *stepper, struct dc_step **step, bool *ret_rest)
+/* The pass that was agreed on. */
+static enum bt_status pass_together(struct dc_stepper *stepper, struct dc_step *step,
+                                    const struct dc_consent *consent, enum dc_pass pass)
 {
-    struct bt_error error;
+    bool is_step = pass == DC_PASS_STEP;
+    count_step(stepper, step->rows, consent->largest);
+    dc_engine_together(stepper->engine, is_step ? consent->largest : consent->prompts,
+                       is_step && consent->steady);
+    return consent->goes_on ? dc_engine_set_out(stepper->engine, step)
+                            : dc_engine_run(stepper->engine, step, pass);
+}
+
+/* With nothing under way. *ret_rest: nobody has anything to compute. */
+static enum bt_status step_together(struct dc_stepper *stepper, struct together *together,
+                                    struct dc_step *next, struct bt_error *error, bool *ret_rest)
+{
+    struct dc_engine *engine = stepper->engine;
     struct dc_consent consent;
-    struct dc_step *next, *last = *step;
-    if (!bt_queue_pop(stepper->idle, &next)) {
-        return false;
-    }
-    enum bt_status status = agree(stepper, next, last, &error, &consent);
     enum dc_pass pass = DC_PASS_NONE;
-    if (status == BT_OK && !consent.leaves) {
-        pass = dc_engine_turn(stepper->engine, consent.largest > 0, consent.prompts > 0);
-    }
-    if (pass != DC_PASS_NONE) {
-        bool is_step = pass == DC_PASS_STEP;
-        count_step(stepper, next->rows, consent.largest);
-        dc_engine_together(stepper->engine, is_step ? consent.largest : consent.prompts,
-                           is_step && consent.steady);
-        status = dc_engine_run(stepper->engine, next, pass);
-        if (status != BT_OK) {
-            broken(stepper, status, &error);
-        }
-    }
+    dc_engine_begin(engine, next);
+    enum bt_status status =
+        agree(stepper, together, next, dc_engine_goes_on(engine, next), error, &consent);
     if (status != BT_OK) {
-        fail(stepper, &error);
-        return false;
+        return status;
     }
     if (consent.leaves) {
-        notice(stepper, DC_NOTICE_LEFT);
         next->rows = next->prompt_rows = 0;
-        report(stepper, next);
-        run_closed(stepper);
-        return false;
+        together->left = true;
+    } else {
+        pass = dc_engine_turn(engine, consent.largest > 0, consent.prompts > 0);
     }
-    *ret_rest = pass == DC_PASS_NONE;
-    *step = next;
+    if (pass != DC_PASS_NONE) {
+        status = pass_together(stepper, next, &consent, pass);
+        if (status != BT_OK) {
+            broken(stepper, status, error);
+            return status;
+        }
+        if (consent.goes_on) {
+            together->under_way = next;
+            return BT_OK;
+        }
+    }
+    dc_engine_account(engine, next);
+    *ret_rest = pass == DC_PASS_NONE && !consent.leaves;
+    together->last = next;
     if (*ret_rest) {
         report(stepper, next);
-        *step = NULL;
+        together->last = NULL;
     }
-    return true;
+    return BT_OK;
+}
+
+/* Behind the step under way `next` is begun, if all ranks can; then that one ends. */
+static enum bt_status go_on_together(struct dc_stepper *stepper, struct together *together,
+                                     struct dc_step *next, struct bt_error *error)
+{
+    struct dc_engine *engine = stepper->engine;
+    struct dc_step *step = together->under_way;
+    struct dc_consent consent;
+    bool goes_on = dc_engine_look_ahead(engine, step, next);
+    enum bt_status status = agree(stepper, together, next, goes_on, error, &consent);
+    if (status != BT_OK) {
+        return status;
+    }
+    if (consent.goes_on) {
+        count_step(stepper, next->rows, consent.largest);
+        dc_engine_together(engine, consent.largest, consent.steady);
+        status = dc_engine_set_out_behind(engine, next);
+    }
+    if (status == BT_OK) {
+        status = dc_engine_end(engine, step, consent.goes_on ? next : NULL);
+    }
+    if (status != BT_OK) {
+        broken(stepper, status, error);
+        return status;
+    }
+    together->last = step;
+    together->under_way = consent.goes_on ? next : NULL;
+    if (!consent.goes_on) {
+        dc_stepper_return(stepper, next);
+    }
+    return BT_OK;
+}
+
+/* What is left when the group has agreed to leave. */
+static void leave(struct dc_stepper *stepper, struct dc_step *last)
+{
+    notice(stepper, DC_NOTICE_LEFT);
+    report(stepper, last);
+    run_closed(stepper);
 }
 
 static void run_together(struct dc_stepper *stepper)
 {
-    struct dc_step *step = NULL;
-    bool rests = false, more = true;
+    struct together together = {NULL, NULL, false};
+    struct bt_error error;
+    struct dc_step *next;
+    bool rests = false;
     uint32_t own, others;
-    while (more && !stopping(stepper)) {
+    while (!together.left && !stopping(stepper)) {
         if (rests) {
             rest(stepper);
         } else {
             take_commands(stepper, &own, &others);
         }
-        more = step_together(stepper, &step, &rests);
+        rests = false;
+        if (!bt_queue_pop(stepper->idle, &next)) {
+            return;
+        }
+        enum bt_status status = together.under_way
+                                    ? go_on_together(stepper, &together, next, &error)
+                                    : step_together(stepper, &together, next, &error, &rests);
+        if (status != BT_OK) {
+            fail(stepper, &error);
+            return;
+        }
+    }
+    if (together.left) {
+        leave(stepper, together.last);
     }
 }
 

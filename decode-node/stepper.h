@@ -10,11 +10,12 @@
  *
  * The step threads of a group step together, and agree before each step (agreement.h). The next
  * batch is gathered and the agreement begun first; what there is to report of the last step is
- * reported while the others' words come. Without a row on any rank all of them sleep: each until a
- * command comes, until another rank has work and says so (DC_NOTICE_WAKE there, dc_stepper_wake
- * here), and no longer than a heartbeat, when it begins an agreement that waits for the others'. So
- * a wake that is lost costs a heartbeat, and a rank that is lost is missed within a heartbeat and
- * the group's timeout.
+ * reported while the others' words come. Where all ranks can, that happens while a step is under
+ * way on their devices, and the next one is begun behind it. Without a row on any rank all of them
+ * sleep: each until a command comes, until another rank has work and says so (DC_NOTICE_WAKE there,
+ * dc_stepper_wake here), and no longer than a heartbeat, when it begins an agreement that waits for
+ * the others'. So a wake that is lost costs a heartbeat, and a rank that is lost is missed within a
+ * heartbeat and the group's timeout.
  */
 #ifndef BATON_DECODE_NODE_STEPPER_H
 #define BATON_DECODE_NODE_STEPPER_H
