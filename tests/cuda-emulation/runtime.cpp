@@ -318,6 +318,18 @@ extern "C" cudaError_t cudaDriverGetVersion(int *ret_version)
     return cudaSuccess;
 }
 
+/* BATON_EMULATED_PEERS=none: no GPU reaches another. */
+extern "C" cudaError_t cudaDeviceCanAccessPeer(int *ret_can, int device, int peer)
+{
+    if (presence() != cudaSuccess)
+        return result(presence());
+    int count = settings().devices;
+    if (device < 0 || device >= count || peer < 0 || peer >= count)
+        return result(cudaErrorInvalidDevice);
+    *ret_can = device != peer && !says("BATON_EMULATED_PEERS", "none");
+    return cudaSuccess;
+}
+
 extern "C" cudaError_t cudaRuntimeGetVersion(int *ret_version)
 {
     *ret_version = CUDART_VERSION;

@@ -31,6 +31,12 @@ struct bt_cuda_host {
     uint32_t (*team_threads)(const struct bt_team *team);
 };
 
+/* As CUDA (1000 * major + 10 * minor) and NCCL (10000 * major + 100 * minor + patch) number them;
+ * 0: not there. */
+struct bt_cuda_versions {
+    int driver, runtime, nccl;
+};
+
 /* What the module gives; static. Errors begin with "cuda: ", without the module's path. */
 struct bt_cuda_module {
     uint32_t abi; /* first in every version */
@@ -44,6 +50,10 @@ struct bt_cuda_module {
     /* See common/parallel/group.h: of transport nccl, on the device that is current. */
     enum bt_status (*group_create)(const struct bt_group_options *options, struct bt_error *error,
                                    struct bt_group **ret_group);
+    /* For tools: also where there is no GPU. */
+    void (*versions)(struct bt_cuda_versions *ret_versions);
+    /* Whether GPU `from` reads and writes memory of `to` by itself, over NVLink or PCIe. */
+    bool (*reaches)(uint32_t from, uint32_t to);
 };
 
 typedef const struct bt_cuda_module *bt_cuda_module_fn(const struct bt_cuda_host *host);
