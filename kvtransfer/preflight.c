@@ -11,6 +11,9 @@
 
 #include "kvtransfer/rails/devices.h"
 #include "kvtransfer/rails/gpu_memory.h"
+#ifdef KVT_HAVE_UCX
+#include "kvtransfer/ucx/ucx.h"
+#endif
 
 /* The message first: it is what others hold. */
 struct preflight {
@@ -172,6 +175,16 @@ Baton__V1__PreflightResponse *kvt_preflight_create(const struct kvt_preflight_op
 void kvt_preflight_destroy(Baton__V1__PreflightResponse *preflight)
 {
     free(preflight); /* the first member */
+}
+
+enum bt_status kvt_preflight_ucx(struct bt_error *error, const char **ret_version)
+{
+#ifdef KVT_HAVE_UCX
+    return kvt_ucx_check_gpus(error, ret_version);
+#else
+    (void)ret_version;
+    return bt_error_set(error, BT_ERR_UNSUPPORTED, "UCX is not in this build");
+#endif
 }
 
 uint64_t kvt_preflight_rails_mbps(const Baton__V1__PreflightResponse *preflight)

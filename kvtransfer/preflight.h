@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/base/status.h"
 #include "proto/registry.pb-c.h"
 #include "proto/worker.pb-c.h"
 
@@ -22,6 +23,10 @@ struct kvt_preflight_options {
 /* Points to strings of `options`. NULL: no memory. */
 Baton__V1__PreflightResponse *kvt_preflight_create(const struct kvt_preflight_options *options);
 void kvt_preflight_destroy(Baton__V1__PreflightResponse *preflight); /* NULL is fine */
+
+/* Whether UCX carries KV from GPU to GPU by the NICs, and its version. UNSUPPORTED, UNAVAILABLE:
+ * why not. */
+enum bt_status kvt_preflight_ucx(struct bt_error *error, const char **ret_version);
 
 /* All that writes go over, together; 0: there are none. */
 uint64_t kvt_preflight_rails_mbps(const Baton__V1__PreflightResponse *preflight);

@@ -12,6 +12,7 @@
 #include <ucs/debug/log_def.h>
 
 #include "common/base/log.h"
+#include "kvtransfer/ucx/ucx.h"
 
 enum bt_status kvt_ucx_status(ucs_status_t status)
 {
@@ -213,4 +214,17 @@ void kvt_ucx_drain_wake(struct kvt_ucx *ucx)
 
     if (read(ucx->wake_fd, &count, sizeof(count)) < 0)
         BT_ASSERT(errno == EAGAIN);
+}
+
+enum bt_status kvt_ucx_check_gpus(struct bt_error *error, const char **ret_version)
+{
+    const struct kvt_ucx_config config = {
+        .tls = "self,cuda_copy", .memory = BT_MEMORY_CUDA, .features = UCP_FEATURE_RMA};
+    struct kvt_ucx ucx = {.wake_fd = -1};
+    enum bt_status status = kvt_ucx_open(&ucx, &config, error);
+
+    kvt_ucx_close(&ucx);
+    if (status == BT_OK)
+        *ret_version = ucp_get_version_string();
+    return status;
 }

@@ -18,4 +18,8 @@ enum bt_status kvt_rdma_transport_create(const struct kvt_transport_options *opt
                                          struct bt_error *error,
                                          struct kvt_transport **ret_transport);
 
+/* Whether this UCX writes from and to memory of GPUs, as RDMA between them takes it; UNAVAILABLE
+ * says why not. Opens and closes it: a matter for tools. */
+enum bt_status kvt_ucx_check_gpus(struct bt_error *error, const char **ret_version);
+
 #endif
