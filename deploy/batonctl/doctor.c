@@ -99,7 +99,9 @@ static int print_json(const struct ctl_report *report)
 
 static const char usage[] =
     "batonctl doctor [OPTIONS] [WORKER_A WORKER_B]\n\n"
-    "  batonctl doctor                     this machine: devices, limits, a push over each "
+    "  batonctl doctor                     this machine: devices, limits, GPUs and what they take "
+    "(module,\n"
+    "                                      driver, NCCL, UCX, GPUDirect), a push over each "
     "transport\n"
     "  batonctl doctor prefill-0 decode-0  any two running workers: what each has, and real pushes "
     "from\n"
@@ -142,7 +144,7 @@ int ctl_verb_doctor(int argc, char **argv)
         return CTL_DOCTOR_NOT_ASKED;
     }
     if (argc == used) {
-        ctl_doctor_machine(&report);
+        ctl_doctor_machine(&report, target.timeout_ns);
         ctl_doctor_loops(&report, transport > 0 ? transports[transport] : NULL, target.timeout_ns);
     } else if (ctl_doctor_pair(&report, &target, argv[used], argv[used + 1],
                                transport > 0 ? transports[transport] : NULL, (uint32_t)tokens,

@@ -56,8 +56,9 @@ void ctl_report_add(struct ctl_report *report, enum ctl_level level, const char 
 void ctl_report_transfer(struct ctl_report *report, const struct ctl_transfer *transfer);
 enum ctl_level ctl_report_level(const struct ctl_report *report);
 
-/* doctor_machine.c: devices, ports, GIDs, memlock, shared memory, huge pages, GPU memory. */
-void ctl_doctor_machine(struct ctl_report *report);
+/* doctor_machine.c: devices, ports, GIDs, memlock, shared memory, huge pages, GPU memory; GPUs as
+ * doctor_gpu.h has them. Must run before this process uses CUDA or UCX. */
+void ctl_doctor_machine(struct ctl_report *report, int64_t timeout_ns);
 /* The same of a worker that told; `who` is its name. */
 void ctl_doctor_judge(struct ctl_report *report, const char *who,
                       const Baton__V1__PreflightResponse *preflight);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "deploy/batonctl/doctor.h"
+#include "deploy/batonctl/doctor_gpu.h"
 #include "kvtransfer/preflight.h"
 
 #define SHM_WANTED_BYTES (UINT64_C(1) << 30) /* less is too little for any real pool */
@@ -109,7 +110,7 @@ void ctl_doctor_judge(struct ctl_report *report, const char *who,
                        "%.60s, of no known rate", preflight->net_device);
 }
 
-void ctl_doctor_machine(struct ctl_report *report)
+void ctl_doctor_machine(struct ctl_report *report, int64_t timeout_ns)
 {
     const struct kvt_preflight_options options = {0};
     Baton__V1__PreflightResponse *preflight = kvt_preflight_create(&options);
@@ -118,5 +119,7 @@ void ctl_doctor_machine(struct ctl_report *report)
         ctl_report_add(report, CTL_BROKEN, "preflight", "no memory");
     else
         ctl_doctor_judge(report, "", preflight);
+    ctl_doctor_gpus(report, preflight != NULL && kvt_preflight_rails_mbps(preflight) > 0,
+                    timeout_ns);
     kvt_preflight_destroy(preflight);
 }

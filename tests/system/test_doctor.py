@@ -49,6 +49,7 @@ def machine():
     ports = has_ports()
     what = {finding["what"] for finding in told["findings"]}
     assert {"rdma", "memlock", "/dev/shm", "huge pages", "gpu memory"} <= what, told
+    assert levels(told, "gpus") or levels(told, "gpu cuda:0"), told
     carried = {t["transport"]: t for t in told["transfers"]}
     assert {"shm", "tcp"} <= set(carried), told
     for transfer in carried.values():
