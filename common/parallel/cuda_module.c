@@ -1,5 +1,4 @@
 /* The one function of baton-cuda.so that programs call: common/kernels/cuda/module.h. */
-#include <cuda_runtime_api.h>
 #include <nccl.h>
 
 #include "common/kernels/cuda/host.h"
@@ -7,19 +6,9 @@
 
 static void versions(struct bt_cuda_versions *ret_versions)
 {
-    *ret_versions = (struct bt_cuda_versions){0};
-    (void)cudaDriverGetVersion(&ret_versions->driver);
-    (void)cudaRuntimeGetVersion(&ret_versions->runtime);
-    (void)ncclGetVersion(&ret_versions->nccl);
-    (void)cudaGetLastError();
-}
-
-static bool reaches(uint32_t from, uint32_t to)
-{
-    int can = 0;
-    if (cudaDeviceCanAccessPeer(&can, (int)from, (int)to) != cudaSuccess)
-        (void)cudaGetLastError();
-    return can != 0;
+    bt_cuda_read_versions(ret_versions);
+    if (ncclGetVersion(&ret_versions->nccl) != ncclSuccess)
+        ret_versions->nccl = 0;
 }
 
 static const struct bt_cuda_module module = {
@@ -29,7 +18,7 @@ static const struct bt_cuda_module module = {
     .device_open = bt_cuda_device_open,
     .group_create = bt_nccl_group_create,
     .versions = versions,
-    .reaches = reaches,
+    .reaches = bt_cuda_reaches,
 };
 
 bt_cuda_module_fn bt_cuda_module;

@@ -89,6 +89,23 @@ enum bt_status bt_cuda_device_count(struct bt_error *error, uint32_t *ret_count)
     return BT_OK;
 }
 
+void bt_cuda_read_versions(struct bt_cuda_versions *ret_versions)
+{
+    *ret_versions = (struct bt_cuda_versions){0};
+    (void)cudaDriverGetVersion(&ret_versions->driver);
+    (void)cudaRuntimeGetVersion(&ret_versions->runtime);
+    (void)cudaGetLastError();
+}
+
+bool bt_cuda_reaches(uint32_t from, uint32_t to)
+{
+    int can = 0;
+    if (cudaDeviceCanAccessPeer(&can, (int)from, (int)to) == cudaSuccess)
+        return can != 0;
+    (void)cudaGetLastError();
+    return false;
+}
+
 static enum bt_status no_such_index(uint32_t index, uint32_t count, struct bt_error *error)
 {
     char list[320] = "";
