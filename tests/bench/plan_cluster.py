@@ -61,8 +61,8 @@ class Comparison:
     # ---- what is predicted
 
     def calibrate(self):
-        command = [self.options.program, "--model", self.options.model, "--cores", "1", "--out",
-                   self.options.out, *(["--quick"] if self.options.quick else [])]
+        command = [self.options.program, "--model", self.options.model, "--device", "cpu",
+                   "--cores", "1", "--out", self.options.out, *(["--quick"] if self.options.quick else [])]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     def plan(self, tokens, calibration):
