@@ -236,6 +236,20 @@ BT_KERNEL(32, 1) misaligned_word(uint32_t *out, uint32_t bad)
     unsigned char *bytes = reinterpret_cast<unsigned char *>(out) + 2 * bad;
     reinterpret_cast<uint32_t *>(bytes)[threadIdx.x] = 1;
 }
+/* Four floats are one load there. */
+BT_KERNEL(32, 1) misaligned_four(uint32_t *out, uint32_t bad)
+{
+    float4 four = *reinterpret_cast<const float4 *>(out + 4 * threadIdx.x + bad);
+    out[1024 + threadIdx.x] = four.x + four.w == 0;
+}
+BT_KERNEL(32, 1) shift_far(uint32_t *out, uint32_t bad)
+{
+    out[threadIdx.x] = 1u << (threadIdx.x + bad);
+}
+BT_KERNEL(32, 1) convert_large(uint32_t *out, uint32_t bad)
+{
+    out[threadIdx.x] = static_cast<uint32_t>((1.0f + static_cast<float>(bad)) * 2147483648.0f);
+}
 BT_KERNEL(32, 1) local_of_other(uint32_t *out, uint32_t bad)
 {
     uint64_t *shared = reinterpret_cast<uint64_t *>(bt_shared());
@@ -573,6 +587,9 @@ static const Case cases[] = {
     {"load_of_written", load_of_written, 32, 0, 1, "constant memory"},
     {"misaligned", misaligned, 32, 0, 1, "misaligned"},
     {"misaligned_word", misaligned_word, 32, 0, 1, "misaligned"},
+    {"misaligned_four", misaligned_four, 32, 0, 1, "misaligned"},
+    {"shift_far", shift_far, 32, 0, 1, "a shift by more bits"},
+    {"convert_large", convert_large, 32, 0, 1, "that does not fit"},
     {"local_of_other", local_of_other, 32, 256, 1, "local memory of thread"},
     {"sync_ended", sync_ended, 64, 0, 1, "divergence"},
     {"sync_apart", sync_apart, 64, 0, 1, "divergence"},
