@@ -21,7 +21,7 @@ struct Location {
 /* Of the library, the function of this name. */
 template <typename Function> static Function *library_function(const char *name)
 {
-    Function *function = reinterpret_cast<Function *>(dlsym(RTLD_NEXT, name));
+    Function *function = reinterpret_cast<Function *>(dlsym(RTLD_DEFAULT, name));
     if (function == nullptr) {
         fprintf(stderr, "undefined behaviour outside of kernels, and there is no %s\n", name);
         abort();
