@@ -69,6 +69,11 @@ void device_wait(struct bt_device *device, struct bt_stream *stream)
     device_must(bt_device_synchronize(device, stream, &error), &error);
 }
 
+float device_filler(size_t i)
+{
+    return (float)(bt_random_u64(1, i % FILLED, 1) % 2001) / 1000.0f - 1.0f;
+}
+
 void device_fill(struct bt_device *device, struct bt_stream *stream, float *floats, size_t count)
 {
     struct bt_error error;
@@ -76,7 +81,7 @@ void device_fill(struct bt_device *device, struct bt_stream *stream, float *floa
     size_t some = count < FILLED ? count : FILLED;
     device_must(bt_device_alloc_host(device, some * sizeof(float), &error, &pinned), &error);
     for (size_t i = 0; i < some; i++)
-        ((float *)pinned)[i] = (float)(bt_random_u64(1, i, 1) % 2001) / 1000.0f - 1.0f;
+        ((float *)pinned)[i] = device_filler(i);
     for (size_t at = 0; at < count; at += some)
         bt_device_copy(device, stream, floats + at, pinned,
                        (count - at < some ? count - at : some) * sizeof(float));

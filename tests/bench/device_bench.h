@@ -25,7 +25,8 @@ const char *device_suffix(const struct bt_device *device);
 void device_must(enum bt_status status, const struct bt_error *error);
 void *device_take(struct bt_device *device, size_t bytes);
 void device_wait(struct bt_device *device, struct bt_stream *stream);
-/* Random floats in [-1, 1]; they repeat. */
+/* Random floats in [-1, 1]; they repeat. `i` of them is device_filler(i). */
+float device_filler(size_t i);
 void device_fill(struct bt_device *device, struct bt_stream *stream, float *floats, size_t count);
 
 /* Queues the work once. */

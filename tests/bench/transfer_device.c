@@ -174,7 +174,7 @@ static uint64_t take_in(const struct far_end *far)
     return true;
 }
 
-/* Whether the last layer's first page is in the device's pool as it is in the host's. */
+/* Whether the last layer's first page is in the GPU's pool as the source filled it. */
 static uint64_t is_same(const struct far_end *far)
 {
     const struct bt_kv_layout *layout = &far->load->layout;
@@ -182,11 +182,15 @@ static uint64_t is_same(const struct far_end *far)
     void *seen = NULL;
     size_t bytes = BT_PAGE_TOKENS * bt_kv_token_bytes(layout);
     uint64_t offset = bt_kv_offset(layout, far->load->pool_pages, layout->layer_count - 1, 0, 0);
+    char *pool = far->staging ? kvt_staging_pool(far->staging) : kvt_target_pool(far->target);
+    bool same = true;
     must(bt_device_alloc_host(far->device, bytes, &error, &seen), "pinned", &error);
-    bt_device_copy(far->device, far->stream, seen, (char *)kvt_staging_pool(far->staging) + offset,
-                   bytes);
+    bt_device_copy(far->device, far->stream, seen, pool + offset, bytes);
     device_wait(far->device, far->stream);
-    bool same = memcmp(seen, (char *)kvt_target_pool(far->target) + offset, bytes) == 0;
+    for (size_t i = 0; i < bytes / sizeof(float); i++) {
+        float expected = device_filler(offset / sizeof(float) + i);
+        same = same && memcmp((float *)seen + i, &expected, sizeof(expected)) == 0;
+    }
     bt_device_free_host(far->device, seen);
     return same;
 }
@@ -406,8 +410,6 @@ static double push_once(struct ends *ends, bool layerwise, struct kvt_push_event
     if (ends->staging) {
         ask_target(ends, ASK_IN);
         end_ns = bt_clock_now_ns();
-        if (!ask_target(ends, ASK_SAME))
-            die("staging", "the pool of the target's GPU has other bytes than the host's");
     }
     kvt_push_close(push);
     return (double)(end_ns - begin_ns) / 1e9;
@@ -427,6 +429,8 @@ static double push_rate(struct ends *ends, bool layerwise, bool quick)
         if (ask_target(ends, ASK_SUM) != event.checksum)
             die("push", "the target sums up to something else");
     }
+    if (!ask_target(ends, ASK_SAME))
+        die("push", "the pool of the target's GPU has other bytes than the source's");
     return best;
 }
 

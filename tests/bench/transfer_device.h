@@ -1,7 +1,8 @@
 /*
  * The handoff between pools in the memory of GPUs, for `transfer --device`: source and target are
  * two processes, each with its GPU, the next one of this machine where there are several. What
- * arrived is checked by the sums of both ends. Prints figures; ends the process where it fails.
+ * arrived is checked by the sums of both ends and by bytes of its last layer. Prints figures; ends
+ * the process where it fails.
  */
 #ifndef BATON_TESTS_BENCH_TRANSFER_DEVICE_H
 #define BATON_TESTS_BENCH_TRANSFER_DEVICE_H
