@@ -194,10 +194,12 @@ static void disturb(void)
     bool ripe = first->ahead == 2 && first->generated >= 6 && report->cancelled_at == 0;
     if (scene->fault != NO_FAULT && runner.index == scene->victim && ripe)
         fault_now(scene->fault);
-    for (uint32_t i = 0; i < scene->subjects && scene->mixed && scene->size > 1; i++)
-        if (runner.subjects[i].sequence.ahead > 0 && runner.subjects[i].added &&
+    for (uint32_t i = 0; i < scene->subjects && scene->mixed && scene->size > 1; i++) {
+        const struct dc_sequence *sequence = &runner.subjects[i].sequence;
+        if (sequence->ahead > 0 && sequence->stop == DC_RUNNING &&
             dice(3000 + report->behind, i, 300) == 0)
             dc_stepper_stop(runner.stepper, i + 1, 1, DC_FINISH_CANCELLED);
+    }
 }
 
 enum bt_status __wrap_dc_engine_end(struct dc_engine *engine, struct dc_step *step,
