@@ -12,6 +12,7 @@
 #include "common/parallel/nccl.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -84,13 +85,23 @@ static void fail(struct bt_group *base, enum bt_status status, const char *why)
     bt_nccl_fail(bt_nccl_group(base), status, why);
 }
 
+/* NCCL's own words say which GPU, port or peer it was. */
+static void fail_with_reason(struct bt_nccl_group *g, ncclResult_t result)
+{
+    const char *reason = g->comm ? ncclGetLastError(g->comm) : NULL;
+    char what[192];
+    snprintf(what, sizeof(what), "%s%s%.120s", ncclGetErrorString(result),
+             reason && *reason ? ": " : "", reason ? reason : "");
+    bt_nccl_fail(g,
+                 result == ncclRemoteError || result == ncclSystemError ? BT_ERR_PEER_LOST
+                                                                        : BT_ERR_INTERNAL,
+                 what);
+}
+
 bool bt_nccl_ok(struct bt_nccl_group *g, ncclResult_t result)
 {
     if (result != ncclSuccess && result != ncclInProgress)
-        bt_nccl_fail(g,
-                     result == ncclRemoteError || result == ncclSystemError ? BT_ERR_PEER_LOST
-                                                                            : BT_ERR_INTERNAL,
-                     ncclGetErrorString(result));
+        fail_with_reason(g, result);
     return g->error.status == BT_OK;
 }
 
@@ -151,6 +162,9 @@ static enum bt_status await(struct bt_group *base, bool (*is_done)(void *context
 static bool stream_is_empty(void *context)
 {
     struct bt_nccl_group *g = context;
+    /* of a launch: what a query says would take its place */
+    if (!bt_nccl_cuda_ok(g, cudaGetLastError()))
+        return true;
     cudaError_t done = cudaStreamQuery(g->stream);
     if (done == cudaErrorNotReady) {
         (void)cudaGetLastError(); /* it is no error of what comes next */

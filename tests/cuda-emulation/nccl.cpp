@@ -480,7 +480,7 @@ extern "C" const char *ncclGetErrorString(ncclResult_t result)
 
 extern "C" const char *ncclGetLastError(ncclComm_t comm)
 {
-    return ncclGetErrorString(comm ? comm->error : ncclInvalidArgument);
+    return comm && comm->lost.load() ? "a peer closed its connection" : "";
 }
 
 /* The file lives while this process does. */

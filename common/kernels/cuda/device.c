@@ -332,8 +332,11 @@ static enum bt_status device_attach(struct bt_device *base, const struct bt_shar
         return BT_OK;
     }
     (void)cudaGetLastError();
-    return bt_error_set(error, BT_ERR_UNAVAILABLE, "%s does not reach that GPU's memory: %s",
-                        base->name, cudaGetErrorString(result));
+    return bt_error_set(
+        error, BT_ERR_UNAVAILABLE,
+        "%s does not reach that GPU's memory: %s (the GPU has to be visible to both "
+        "processes, and reachable from this one: nvidia-smi topo -p2p r)",
+        base->name, cudaGetErrorString(result));
 }
 
 static void device_detach(struct bt_device *base, void *memory)

@@ -186,6 +186,8 @@ void bt_cuda_event_wait(struct bt_event *event, struct bt_stream *base)
 /* One whose stream is at fault is over: who waits for it learns why. */
 bool bt_cuda_event_query(struct bt_event *event)
 {
+    if (event->fault == cudaSuccess)
+        event->fault = cudaGetLastError(); /* of a launch: the answer would take its place */
     if (event->fault != cudaSuccess || cudaEventQuery(event->event) != cudaErrorNotReady)
         return true;
     (void)cudaGetLastError(); /* that, too, is kept as this thread's last error */

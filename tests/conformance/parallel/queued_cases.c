@@ -91,6 +91,7 @@ static void lose_one_of_a_graph(const struct bt_group_options *options, const vo
         raise(SIGKILL);
     repeat_calls(graph);
     CHECK(await_calls(group) == BT_ERR_PEER_LOST);
+    CHECK(strstr(bt_group_error(group), "a peer closed its connection"));
     check_over(group, BT_ERR_PEER_LOST, x);
     forget_calls(graph);
     stop_queueing(group);
