@@ -12,6 +12,8 @@
 #include "common/kernels/cuda/module.h"
 #include "kvtransfer/preflight.h"
 
+#define LOOK_NS (60 * BT_NS_PER_S) /* at least: a context on each of many GPUs takes its time */
+
 /* ---- looking ---- */
 
 static void look_at_gpu(const struct bt_cuda_module *module, uint32_t index, struct ctl_gpu *gpu)
@@ -222,6 +224,7 @@ void ctl_doctor_gpus(struct ctl_report *report, bool rails, int64_t timeout_ns)
         return;
     }
     close(fds[1]);
+    timeout_ns = timeout_ns > LOOK_NS ? timeout_ns : LOOK_NS;
     if (read_gpus(fds[0], bt_clock_now_ns() + timeout_ns, &gpus))
         ctl_gpus_judge(report, &gpus, rails);
     else

@@ -37,7 +37,7 @@ struct ctl_gpus {
 void ctl_gpus_look(struct ctl_gpus *ret_gpus);
 /* `rails`: there are RDMA ports that writes go over. Pure. */
 void ctl_gpus_judge(struct ctl_report *report, const struct ctl_gpus *gpus, bool rails);
-/* Both, the looking in a process of its own, which is given so much time. */
+/* Both, the looking in a process of its own, which is given so much time, and a minute at least. */
 void ctl_doctor_gpus(struct ctl_report *report, bool rails, int64_t timeout_ns);
 
 #endif
