@@ -174,8 +174,113 @@ static void test_steps(void **state)
     side_close(&cpu);
 }
 
+/* ---- draws of all kinds in one graph */
+
+/* Of a row: bias, mask, penalties, logprobs; row 0 has none. The history has not `newest`. */
+struct wish {
+    struct bt_logit_bias bias;
+    struct bt_sampling sampling;
+    struct bt_sampler_history *known, *all;
+};
+
+static void wish_init(struct wish *wish, uint32_t row, uint32_t best, uint32_t newest)
+{
+    wish->bias = (struct bt_logit_bias){best, -2};
+    wish->sampling = (struct bt_sampling){.seed = row,
+                                          .temperature = row % 2 ? 0.8f : 0,
+                                          .top_p = 0.95f,
+                                          .repetition_penalty = row > 0 ? 1.3f : 1,
+                                          .presence_penalty = row > 0 ? 0.5f : 0,
+                                          .frequency_penalty = row > 1 ? 0.25f : 0,
+                                          .logprobs = row > 0 ? (int32_t)row * 3 : -1,
+                                          .bias_count = row > 1,
+                                          .bias = &wish->bias,
+                                          .min_tokens = row == 1 ? 100 : 0,
+                                          .max_tokens = 100};
+    wish->known = bt_sampler_history_create();
+    wish->all = bt_sampler_history_create();
+    for (uint32_t i = 0; i < 9; i++) {
+        uint32_t token = i < 8 ? 3 + i * 50 : best;
+        assert_true(bt_sampler_history_add_output(wish->known, token));
+        assert_true(bt_sampler_history_add_output(wish->all, token));
+    }
+    assert_true(bt_sampler_history_add_output(wish->all, newest));
+}
+
+/* A step twice: as it is, whose logits the host sees, and drawing with all that a draw can have,
+ * with tokens of the first as those that the host does not know. */
+static void check_draws(struct side *gpu, struct bt_sampler *sampler, struct bt_draws *draws,
+                        uint32_t step)
+{
+    struct feed feed;
+    struct bt_forward_result got;
+    struct wish wishes[SEQUENCES];
+    struct bt_sample want[SEQUENCES], sample;
+    uint32_t vocab = gpu->model->config.vocab_size, drawn[SEQUENCES];
+    feed_init(&feed, step, 1);
+    for (uint32_t i = 0; i < SEQUENCES; i++)
+        feed.tokens[i] = 3 + (step * 31 + i * 17) % 900;
+    struct bt_forward_batch batch = batch_of(gpu, &feed, BT_FORWARD_ABSORBED);
+    batch.draws = feed.draws;
+    assert_int_equal(bt_forward_begin(gpu->forward, &batch), BT_OK);
+    assert_int_equal(bt_forward_finish(gpu->forward, &got), BT_OK);
+    assert_null(got.logprobs);
+    memcpy(drawn, got.tokens, sizeof(drawn));
+
+    bt_draws_clear(draws);
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        uint32_t from = SEQUENCES - 1 - i;
+        wish_init(&wishes[i], i, drawn[i], drawn[from]);
+        const struct bt_draw_ask ask = {&wishes[i].sampling, wishes[i].known, step, BT_NEWEST_DRAWN,
+                                        from};
+        assert_true(bt_draws_add(draws, sampler, &ask));
+        bt_sampler_draw(sampler, got.logits + (size_t)i * vocab, &wishes[i].sampling, wishes[i].all,
+                        step, &want[i]);
+        bt_sampler_history_destroy(wishes[i].known);
+        bt_sampler_history_destroy(wishes[i].all);
+    }
+    batch.draws = draws->draws;
+    batch.adjusts = draws->adjusts;
+    batch.adjust_count = draws->adjust_count;
+    batch.no_logits = true;
+    uint64_t before = waits(gpu);
+    assert_int_equal(bt_forward_begin(gpu->forward, &batch), BT_OK);
+    assert_int_equal(waits(gpu), before);
+    assert_int_equal(bt_forward_finish(gpu->forward, &got), BT_OK);
+    assert_int_equal(waits(gpu), before + 1);
+    assert_null(got.logits);
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        bt_draw_sample(&wishes[i].sampling, got.tokens[i], &got.logprobs[i], &sample);
+        assert_int_equal(sample.token, want[i].token);
+        assert_int_equal(sample.top_count, want[i].top_count);
+        assert_memory_equal(&sample.logprob, &want[i].logprob, sizeof(float));
+        assert_memory_equal(sample.top, want[i].top, want[i].top_count * sizeof(want[i].top[0]));
+    }
+}
+
+static void test_draws(void **state)
+{
+    (void)state;
+    struct side gpu;
+    struct bt_draws draws;
+    struct bt_forward_counts counts;
+    side_open(&gpu, "cuda");
+    const struct bt_model_config *c = &gpu.model->config;
+    struct bt_sampler *sampler =
+        bt_sampler_create(c->vocab_size, c->eos_token_ids, c->eos_token_count);
+    assert_true(sampler && bt_draws_init(&draws, SEQUENCES));
+    for (uint32_t step = 0; step < STEPS; step++)
+        check_draws(&gpu, sampler, &draws, step);
+    bt_forward_count(gpu.forward, &counts);
+    assert_int_equal(counts.graphs, 1);
+    assert_int_equal(counts.graph_launches, 2 * STEPS - 1);
+    bt_draws_finish(&draws);
+    bt_sampler_destroy(sampler);
+    side_close(&gpu);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps), cmocka_unit_test(test_draws)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
