@@ -24,7 +24,8 @@ static std::string code_name(const void *code)
     return text;
 }
 
-static void local_access(Run *run, const unsigned char *at, size_t bytes, bool write)
+[[gnu::noinline]] static void local_access(Run *run, const unsigned char *at, size_t bytes,
+                                           bool write)
 {
     const Thread *self = run->now;
     size_t owner = static_cast<size_t>(at - run->stacks) / kStackBytes;
@@ -56,24 +57,67 @@ const char *access_text(const char *what)
     return what ? what : access_name(nullptr, lazy.write, lazy.code);
 }
 
-static inline void check(const void *address, size_t bytes, size_t align, bool write,
-                         const void *code)
+/* ---- the usual access: of bytes that have one past, and no fault ---- */
+
+template <size_t count, typename Word> static inline bool all_are(const Word *from, Word value)
 {
-    Run *run = current;
-    if (__builtin_expect(run == nullptr, 0))
-        return;
-    const unsigned char *at = static_cast<const unsigned char *>(address);
-    size_t in_stacks = static_cast<size_t>(at - run->stacks);
-    if (in_stacks < kThreads * kStackBytes) {
-        size_t owner = in_stacks / kStackBytes;
-        if (__builtin_expect(owner != run->now->number || run->wgmma_under_way != 0, 0))
-            local_access(run, at, bytes, write);
-        return;
+    Word differ = 0;
+    for (size_t i = 0; i < count; i++)
+        differ = static_cast<Word>(differ | (from[i] ^ value));
+    return differ == 0;
+}
+
+/* As shared_read. False: that has to look. */
+template <size_t bytes> static inline bool quick_read(Run *run, const Thread *by, uint32_t offset)
+{
+    const uint8_t *content = reinterpret_cast<const uint8_t *>(run->content + offset);
+    const Stamp *writer = run->writer + offset;
+    Stamp *reader = run->reader + offset, wrote = *writer, before = *reader, me = stamp_of(by);
+    if (!all_are<bytes>(content, uint8_t(written)) || !all_are<bytes>(writer, wrote) ||
+        !all_are<bytes>(reader, before) || !ordered(run, by, wrote))
+        return false;
+    if (before == me)
+        return true;
+    Stamp after = me;
+    if (before & kMany) {
+        const Readers *readers = &run->readers[before & ~kMany];
+        if (readers->newest >= run->base) {
+            if (readers->stamp == me)
+                return true;
+            const Run::Joined *kept = joined_place(run, before, me);
+            if (kept->set != before || kept->with != me)
+                return false;
+            after = kept->result;
+        }
+    } else if (!ordered(run, by, before))
+        return false;
+    for (size_t i = 0; i < bytes; i++)
+        reader[i] = after;
+    return true;
+}
+
+/* As shared_write. */
+template <size_t bytes> static inline bool quick_write(Run *run, const Thread *by, uint32_t offset)
+{
+    uint8_t *content = reinterpret_cast<uint8_t *>(run->content + offset), was = *content;
+    Stamp *writer = run->writer + offset, *reader = run->reader + offset;
+    Stamp wrote = *writer, read = *reader, me = stamp_of(by);
+    if (was >= under_way || run->wgmma_under_way != 0 || !all_are<bytes>(content, was) ||
+        !all_are<bytes>(writer, wrote) || !all_are<bytes>(reader, read) || !ordered(run, by, wrote))
+        return false;
+    if (read & kMany ? run->readers[read & ~kMany].newest >= run->base : !ordered(run, by, read))
+        return false;
+    for (size_t i = 0; i < bytes; i++) {
+        content[i] = written;
+        writer[i] = me;
+        reader[i] = 0;
     }
-    if (static_cast<size_t>(at - static_cast<const unsigned char *>(run->context)) <
-            run->context_bytes &&
-        !write)
-        return;
+    return true;
+}
+
+static void look(Run *run, const unsigned char *at, size_t bytes, size_t align, bool write,
+                 const void *code)
+{
     lazy = {write, code};
     if (__builtin_expect(reinterpret_cast<uintptr_t>(at) & (align - 1), 0))
         fault(run, "misaligned: a %s of %zu bytes (%s) by %s at %s", write ? "store" : "load",
@@ -91,33 +135,86 @@ static inline void check(const void *address, size_t bytes, size_t align, bool w
     global_access(run, at, bytes, write ? Access::write : Access::read, nullptr);
 }
 
+template <size_t bytes, size_t align, bool write>
+[[gnu::noinline]] static void check_elsewhere(Run *run, const unsigned char *at, const void *code)
+{
+    size_t offset = static_cast<size_t>(at - run->shared), room = run->grid->shared_bytes;
+    if (offset < room && bytes <= room - offset && (offset & (align - 1)) == 0) {
+        bool is_done = write ? quick_write<bytes>(run, run->now, static_cast<uint32_t>(offset))
+                             : quick_read<bytes>(run, run->now, static_cast<uint32_t>(offset));
+        if (__builtin_expect(is_done, 1))
+            return;
+    } else if (!write && static_cast<size_t>(at - static_cast<const unsigned char *>(
+                                                      run->context)) < run->context_bytes)
+        return;
+    look(run, at, bytes, align, write, code);
+}
+
+/* Whether it is of the thread's own local memory, and no register of a wgmma. */
+static inline bool is_own(const Run *run, const unsigned char *at)
+{
+    return static_cast<size_t>(at - run->stacks) / kStackBytes == run->now->number &&
+           run->wgmma_under_way == 0;
+}
+
+static inline bool in_stacks(const Run *run, const unsigned char *at)
+{
+    return static_cast<size_t>(at - run->stacks) < kThreads * kStackBytes;
+}
+
+template <size_t bytes, size_t align, bool write>
+static inline void check(const void *address, const void *code)
+{
+    Run *run = current;
+    const unsigned char *at = static_cast<const unsigned char *>(address);
+    if (run == nullptr || is_own(run, at))
+        return;
+    if (in_stacks(run, at))
+        return local_access(run, at, bytes, write);
+    check_elsewhere<bytes, align, write>(run, at, code);
+}
+
+static void check_range(const void *address, size_t bytes, bool write, const void *code)
+{
+    Run *run = current;
+    const unsigned char *at = static_cast<const unsigned char *>(address);
+    if (run == nullptr || is_own(run, at))
+        return;
+    if (in_stacks(run, at))
+        return local_access(run, at, bytes, write);
+    if (!write && static_cast<size_t>(at - static_cast<const unsigned char *>(run->context)) <
+                      run->context_bytes)
+        return;
+    look(run, at, bytes, 1, write, code);
+}
+
 } // namespace emulation
 
 #define HERE __builtin_return_address(0)
 #define ACCESSES(bytes)                                                                            \
     void __tsan_read##bytes(void *at)                                                              \
     {                                                                                              \
-        emulation::check(at, bytes, bytes, false, HERE);                                           \
+        emulation::check<bytes, bytes, false>(at, HERE);                                           \
     }                                                                                              \
     void __tsan_write##bytes(void *at)                                                             \
     {                                                                                              \
-        emulation::check(at, bytes, bytes, true, HERE);                                            \
+        emulation::check<bytes, bytes, true>(at, HERE);                                            \
     }                                                                                              \
     void __tsan_unaligned_read##bytes(void *at)                                                    \
     {                                                                                              \
-        emulation::check(at, bytes, 1, false, HERE);                                               \
+        emulation::check<bytes, 1, false>(at, HERE);                                               \
     }                                                                                              \
     void __tsan_unaligned_write##bytes(void *at)                                                   \
     {                                                                                              \
-        emulation::check(at, bytes, 1, true, HERE);                                                \
+        emulation::check<bytes, 1, true>(at, HERE);                                                \
     }                                                                                              \
     void __tsan_volatile_read##bytes(void *at)                                                     \
     {                                                                                              \
-        emulation::check(at, bytes, bytes, false, HERE);                                           \
+        emulation::check<bytes, bytes, false>(at, HERE);                                           \
     }                                                                                              \
     void __tsan_volatile_write##bytes(void *at)                                                    \
     {                                                                                              \
-        emulation::check(at, bytes, bytes, true, HERE);                                            \
+        emulation::check<bytes, bytes, true>(at, HERE);                                            \
     }
 
 #pragma GCC visibility push(hidden)
@@ -129,11 +226,11 @@ ACCESSES(8)
 ACCESSES(16)
 void __tsan_read_range(void *at, size_t bytes)
 {
-    emulation::check(at, bytes, 1, false, HERE);
+    emulation::check_range(at, bytes, false, HERE);
 }
 void __tsan_write_range(void *at, size_t bytes)
 {
-    emulation::check(at, bytes, 1, true, HERE);
+    emulation::check_range(at, bytes, true, HERE);
 }
 void __tsan_vptr_update(void **, void *)
 {

@@ -6,15 +6,9 @@
 
 namespace emulation {
 
-/* Arrays hold the block's threads, then the agents. */
 static unsigned clock_count(const Run *run)
 {
     return run->threads + kAgents;
-}
-
-static unsigned place_of(const Run *run, unsigned who)
-{
-    return who < kThreads ? who : run->threads + (who - kThreads);
 }
 
 static void make_valid(const Run *run, Clocks *clocks)
@@ -99,14 +93,6 @@ void clocks_release(Run *run, Thread *thread, Clocks *to)
 void clocks_acquire(Run *run, Thread *thread, const Clocks *from)
 {
     clocks_join(run, &thread->known, from);
-}
-
-bool ordered(const Run *run, const Thread *thread, Stamp before)
-{
-    uint32_t clock = before & kClockMask, who = before >> kClockBits;
-    if (clock < run->base || who == thread->number)
-        return true;
-    return thread->known.era == run->era && thread->known.of[place_of(run, who)] >= clock;
 }
 
 } // namespace emulation

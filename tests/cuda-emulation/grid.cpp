@@ -13,7 +13,7 @@
 
 namespace emulation {
 
-thread_local Run *current __attribute__((tls_model("initial-exec")));
+__thread Run *current __attribute__((tls_model("initial-exec")));
 
 static thread_local fault_handler handler_now;
 static thread_local uint64_t seed_now;

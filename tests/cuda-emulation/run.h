@@ -206,7 +206,14 @@ struct Run {
 };
 constexpr unsigned kJoined = 1u << 14;
 
-extern thread_local Run *current __attribute__((tls_model("initial-exec")));
+/* Where the cache has the union of a set and a stamp, if it has it. */
+inline Run::Joined *joined_place(Run *run, Stamp set, Stamp with)
+{
+    return &run->joined[(uint64_t(set) << 32 | with) * 0x9e3779b97f4a7c15u >> 50];
+}
+
+/* Not thread_local, whose uses first ask whether it has been made. */
+extern __thread Run *current __attribute__((tls_model("initial-exec")));
 
 /* Gives the grid up: does not return. Called by a fiber or by the run's own thread. */
 [[noreturn]] void fault(Run *run, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -265,7 +272,18 @@ void clocks_release(Run *run, Thread *thread, Clocks *to);
 void clocks_acquire(Run *run, Thread *thread, const Clocks *from);
 void clocks_join(Run *run, Clocks *to, const Clocks *from);
 void clocks_set(Run *run, Clocks *to, unsigned who, uint32_t clock);
-bool ordered(const Run *run, const Thread *thread, Stamp before);
+/* Arrays hold the block's threads, then the agents. */
+inline unsigned place_of(const Run *run, unsigned who)
+{
+    return who < kThreads ? who : run->threads + (who - kThreads);
+}
+inline bool ordered(const Run *run, const Thread *thread, Stamp before)
+{
+    uint32_t clock = before & kClockMask, who = before >> kClockBits;
+    if (clock < run->base || who == thread->number)
+        return true;
+    return thread->known.era == run->era && thread->known.of[place_of(run, who)] >= clock;
+}
 inline Stamp stamp_of(const Thread *thread)
 {
     return thread->number << kClockBits | thread->clock;

@@ -96,8 +96,7 @@ static Stamp join_readers(Run *run, const Thread *by, Stamp set)
     Stamp me = stamp_of(by);
     if (set & kMany && run->readers[set & ~kMany].stamp == me)
         return set;
-    uint64_t key = (uint64_t(set) << 32 | me) * 0x9e3779b97f4a7c15u;
-    Run::Joined *kept = &run->joined[key >> 50];
+    Run::Joined *kept = joined_place(run, set, me);
     if (kept->set == set && kept->with == me)
         return kept->result;
     Stamp others[kClocks * 2];

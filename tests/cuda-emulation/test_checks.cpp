@@ -57,6 +57,17 @@ BT_KERNEL(64, 1) shared_bounds(uint32_t *, uint32_t bad)
     uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
     words[threadIdx.x + bad] = 1;
 }
+/* Begins inside. */
+BT_KERNEL(1, 1) shared_bounds_part(uint32_t *out, uint32_t bad)
+{
+    __builtin_memcpy(bt_shared() + 252 + 2 * bad, out, sizeof(*out));
+}
+BT_KERNEL(1, 1) shared_misaligned(uint32_t *out, uint32_t bad)
+{
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    words[0] = words[1] = 1;
+    out[0] = *reinterpret_cast<uint32_t *>(bt_shared() + 2 * bad);
+}
 BT_KERNEL(64, 1) shared_poison(uint32_t *out, uint32_t bad)
 {
     uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
@@ -372,6 +383,17 @@ BT_KERNEL(32, 1) copy_no_wait(uint32_t *out, uint32_t bad)
         bt_copy_async_wait<0>();
     out[1024 + threadIdx.x] = words[4 * threadIdx.x];
 }
+BT_KERNEL(32, 1) copy_stored_over(uint32_t *out, uint32_t bad)
+{
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    words[4 * threadIdx.x] = 1;
+    bt_copy_async_16(words + 4 * threadIdx.x, out + 4 * threadIdx.x, true);
+    bt_copy_async_commit();
+    if (!bad)
+        bt_copy_async_wait<0>();
+    words[4 * threadIdx.x] = 2;
+    bt_copy_async_wait<0>();
+}
 BT_KERNEL(32, 1) copy_no_commit(uint32_t *out, uint32_t bad)
 {
     uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
@@ -563,6 +585,8 @@ static const char unordered[] = "at shared memory + ";
 
 static const Case cases[] = {
     {"shared_bounds", shared_bounds, 64, 256, 1, "out of the block's shared memory"},
+    {"shared_bounds_part", shared_bounds_part, 1, 256, 1, "out of the block's shared memory"},
+    {"shared_misaligned", shared_misaligned, 1, 256, 1, "misaligned"},
     {"shared_poison", shared_poison, 64, 256, 1, "never written in this block"},
     {"shared_race_read", shared_race_read, 64, 512, 1, unordered},
     {"shared_race_write", shared_race_write, 64, 256, 1, "race: "},
@@ -605,6 +629,7 @@ static const Case cases[] = {
     {"shuffle_part", shuffle_part, 48, 0, 1, "needs 32 threads"},
     {"mma_apart", mma_apart, 64, 0, 1, "no thread can go on"},
     {"copy_no_wait", copy_no_wait, 32, 512, 1, "has yet to write"},
+    {"copy_stored_over", copy_stored_over, 32, 512, 1, "has yet to write"},
     {"copy_no_commit", copy_no_commit, 32, 512, 1, "has yet to write"},
     {"copy_left", copy_left, 32, 1024, 1, "has yet to write"},
     {"copy_other", copy_other, 32, 512, 1, unordered},
