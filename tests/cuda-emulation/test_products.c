@@ -508,6 +508,21 @@ static void test_tiles(void **unused)
     check_tiles(BT_I4);
 }
 
+/* What sm_100 has: the instructions of sm_90 but wgmma. */
+static void test_without_wgmma(void **unused)
+{
+    static const enum bt_dtype dtypes[] = {BT_BF16, BT_F8_E4M3, BT_I8, BT_I4};
+    const int arch = device.arch;
+    (void)unused;
+    if (arch != 90)
+        return; /* all tests have been that */
+    device.arch = 100;
+    check_dtype(BT_F8_E4M3, true);
+    for (unsigned i = 0; i < 4; i++)
+        check_tiles(dtypes[i]);
+    device.arch = arch;
+}
+
 static void test_bf16(void **unused)
 {
     (void)unused;
@@ -646,11 +661,12 @@ static void test_product(void **unused)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kv_b),   cmocka_unit_test(test_quantised_rows),
-        cmocka_unit_test(test_bf16),   cmocka_unit_test(test_f8),
-        cmocka_unit_test(test_i8),     cmocka_unit_test(test_i4),
-        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_linear), cmocka_unit_test(test_product),
+        cmocka_unit_test(test_kv_b),    cmocka_unit_test(test_quantised_rows),
+        cmocka_unit_test(test_bf16),    cmocka_unit_test(test_f8),
+        cmocka_unit_test(test_i8),      cmocka_unit_test(test_i4),
+        cmocka_unit_test(test_tiles),   cmocka_unit_test(test_without_wgmma),
+        cmocka_unit_test(test_rows),    cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_product),
     };
     void *scratch = NULL;
     state = test_seed();

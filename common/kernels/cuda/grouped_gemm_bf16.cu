@@ -1,5 +1,6 @@
 /*
- * Grouped products (grouped_gemm.h) of bf16 by bf16 into f32.
+ * Grouped products (grouped_gemm.h) of bf16 by bf16 into f32, by mma.sync: of sm_80 and sm_100, as
+ * grouped_gemm_bf16_wgmma.cu is of sm_90.
  *
  * grouped_gemm_bf16_few: tiles of 16 rows x 64 outputs, 4 warps side by side, 5 stages, 54 KiB; for
  * groups of few rows (decode). grouped_gemm_bf16_many: 128 rows x 128 outputs, 2 x 4 warps, 4

@@ -1,4 +1,6 @@
 /*
+ * By mma.sync, of sm_80 and sm_100, as grouped_gemm_f8_wgmma.cu is of sm_90.
+ *
  * Grouped products (grouped_gemm.h) of e4m3 by e4m3 into f32, with a scale for 128 inputs of a row
  * and one for 128 x 128 weights.
  *
@@ -17,8 +19,7 @@
  * Instructions: mma.sync m16n8k32 e4m3 (sm_90a); mma.sync m16n8k32 e4m3 (sm_100)
  *
  * Bound: few rows: the bytes of the weights of experts that have rows, each read once; many:
- * 1979 TFLOP/s of wgmma, which mma.sync does not reach: the many registers it takes on sm_90 say
- * that e4m3 is widened there.
+ * 1979 TFLOP/s of wgmma, which mma.sync does not reach.
  *
  * Floor for H100 SXM at 3.35 TB/s of HBM3, in us, gate and up + down, experts drawn evenly
  * (computed):

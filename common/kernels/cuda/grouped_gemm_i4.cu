@@ -1,4 +1,6 @@
 /*
+ * By mma.sync, of sm_80 and sm_100, as grouped_gemm_i4_wgmma.cu is of sm_90.
+ *
  * Grouped products (grouped_gemm.h) of int8 rows by int4 weights with scales of groups of 128
  * inputs (W4A8): weights become int8 in registers, exactly, sums are int32, then (sum * scale of
  * the row) * scale of the output, each rounded to f32.

@@ -1,4 +1,6 @@
 /*
+ * By mma.sync, of sm_80 and sm_100, as grouped_gemm_i8_wgmma.cu is of sm_90.
+ *
  * Grouped products (grouped_gemm.h) of int8 by int8 into int32: exact, then (sum * scale of the
  * row) * scale of the output, each rounded to f32.
  *
