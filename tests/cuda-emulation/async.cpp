@@ -272,8 +272,22 @@ bool finish_for_waiting(Run *run)
     return false;
 }
 
+/* What threads stored where it goes is there before, by their proxy fence. */
+static void check_stores(Run *run, const BulkCopy &copy, const char *what)
+{
+    for (uint32_t i = copy.offset; i < copy.offset + copy.bytes; i++) {
+        unsigned who = run->writer[i] >> kClockBits;
+        if (run->content[i] == written && who < kThreads &&
+            (run->writer[i] & kClockMask) > run->thread[who].proxied)
+            fault(run,
+                  "%s (%s) to shared memory + %u, which %s wrote without a bt_fence_async after it",
+                  what, place_name(copy.place).c_str(), i, thread_name(run, who).c_str());
+    }
+}
+
 static void issue(Run *run, BulkCopy copy, void *mbarrier, const char *what)
 {
+    check_stores(run, copy, what);
     Mbarrier *found = find_mbarrier(run, mbarrier, what);
     copy.mbarrier = static_cast<uint32_t>(found - run->mbarriers.data());
     copy.issuer = run->now->number;

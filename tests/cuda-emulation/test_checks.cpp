@@ -496,6 +496,25 @@ template <int Fault> BT_KERNEL(64, 1) bulk(uint32_t *out, uint32_t bad)
     }
 }
 
+/* What was stored before the copy may come after it. */
+BT_KERNEL(32, 1) bulk_over(uint32_t *out, uint32_t bad)
+{
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    uint64_t *full = reinterpret_cast<uint64_t *>(bt_shared() + 128);
+    words[threadIdx.x] = threadIdx.x;
+    if (!bad)
+        bt_fence_async();
+    if (threadIdx.x == 0)
+        bt_mbarrier_init(full, 1);
+    bt_sync_block();
+    if (threadIdx.x == 0) {
+        bt_mbarrier_arrive_expect(full, 128);
+        bt_bulk_copy(words, out, 128, full);
+    }
+    bt_mbarrier_wait(full, 0);
+    out[1024 + threadIdx.x] = words[threadIdx.x];
+}
+
 /* ---- wgmma ---- */
 
 enum wgmma_fault {
@@ -643,6 +662,7 @@ static const Case cases[] = {
     {"bulk wrong_parity", bulk<wrong_parity>, 64, 1040, 1, unordered},
     {"bulk misaligned_bytes", bulk<misaligned_bytes>, 64, 1040, 1, "misaligned"},
     {"bulk reused", bulk<reused>, 64, 1040, 1, ""},
+    {"bulk_over", bulk_over, 32, 144, 1, "without a bt_fence_async"},
     {"wgmma no_group_wait", multiply<no_group_wait>, 128, 16384, 1, "register that a wgmma"},
     {"wgmma no_proxy_fence", multiply<no_proxy_fence>, 128, 16384, 1, "without a bt_fence_async"},
     {"wgmma no_wgmma_fence", multiply<no_wgmma_fence>, 128, 16384, 1, "without a bt_wgmma_fence"},
