@@ -60,9 +60,9 @@ struct runner {
     uint32_t index, of; /* of: whose sequences */
     struct shared *shared;
     struct steps_report *report;
-    struct bt_device *device, *late; /* NULL: the CPU */
-    struct bt_rank *rank;            /* NULL: alone */
-    struct bt_model *model, view;
+    struct bt_device *device, *late;     /* NULL: the CPU */
+    struct bt_rank *rank;                /* NULL: alone */
+    struct bt_model *model, view, *used; /* used: the view on the late device, else the model */
     struct bt_kv_layout layout;
     void *pool;
     struct dc_engine *engine;
@@ -244,7 +244,7 @@ static void join(void)
         .device = scene->where == ON_GPU ? runner.device : NULL,
         .dispatch = BT_DISPATCH_LATENCY,
         .placement = scene->moves ? BT_PLACEMENT_BALANCED : BT_PLACEMENT_ROUND_ROBIN,
-        .rebalance_interval_ns = scene->moves ? BT_NS_PER_MS : 0,
+        .rebalance_interval_ns = scene->moves ? 200 * BT_NS_PER_MS : 0,
         .load_windows = 2,
         .load_span = 16,
     };
@@ -264,8 +264,10 @@ static void load(void)
     struct bt_model_config *config = &runner.model->config;
     config->eos_token_count = runner.scene->eos_count;
     memcpy(config->eos_token_ids, runner.scene->eos, sizeof(runner.scene->eos));
-    runner.view = *runner.model;
+    runner.used = runner.model;
     if (runner.scene->where == ON_LATE_DEVICE) {
+        runner.view = *runner.model;
+        runner.used = &runner.view;
         runner.device = runner.late = late_device_create(runner.model->kernels);
         runner.view.device = runner.late;
         runner.view.kernels = runner.late->kernels;
@@ -276,7 +278,7 @@ static void make_pool(void)
 {
     struct bt_error error = {0};
     runner.layout = bt_model_kv_layout(runner.model, BT_F32);
-    if (bt_device_alloc(runner.view.device, bt_kv_pool_bytes(&runner.layout, POOL_PAGES), &error,
+    if (bt_device_alloc(runner.used->device, bt_kv_pool_bytes(&runner.layout, POOL_PAGES), &error,
                         &runner.pool) != BT_OK)
         give_up("pool", error.text);
 }
@@ -285,7 +287,7 @@ static void start(void)
 {
     struct bt_error error = {0};
     const struct dc_engine_options options = {
-        .model = &runner.view,
+        .model = runner.used,
         .rank = runner.rank,
         .layout = runner.layout,
         .kv_pool = runner.pool,
@@ -301,7 +303,7 @@ static void start(void)
     if (runner.rank) {
         runner.metrics = bt_metrics_create();
         bt_rank_metrics(runner.rank, runner.metrics, "role=\"test\"");
-        if (bt_rank_start(runner.rank, &runner.view, dc_engine_forward(runner.engine), &error) !=
+        if (bt_rank_start(runner.rank, runner.used, dc_engine_forward(runner.engine), &error) !=
             BT_OK)
             give_up("start", error.text);
     }
@@ -322,7 +324,7 @@ static void finish(void)
             bt_metrics_counter(runner.metrics, "baton_expert_moves_total", "role=\"test\"", ""));
     }
     dc_engine_destroy(runner.engine);
-    bt_device_free(runner.view.device, runner.pool);
+    bt_device_free(runner.used->device, runner.pool);
     bt_rank_leave(runner.rank);
     bt_metrics_destroy(runner.metrics);
     bt_model_destroy(runner.model);
