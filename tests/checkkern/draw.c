@@ -9,7 +9,7 @@
 #include "common/model/draws.h"
 #include "tests/checkkern/check.h"
 
-enum { MOST = 24, MOST_BIAS = 4, MOST_SEEN = 4 };
+enum { MOST = 32, MOST_BIAS = 4, MOST_SEEN = 4 };
 #define ANY UINT32_MAX
 
 /* One row. */
@@ -123,6 +123,12 @@ static const struct needle needles[] = {
      .newest = BT_NEWEST_GIVEN,
      .newest_token = 7,
      .winner = 9},
+    {.what = "the newest, in no list, and best all the same",
+     .given = {{7, 3}, {9, 2.9f}},
+     .sampling = {.presence_penalty = 0.05f},
+     .newest = BT_NEWEST_GIVEN,
+     .newest_token = 7,
+     .winner = 7},
     {.what = "the newest, of the draw before",
      .given = {{7, 3}, {9, 2.9f}},
      .sampling = {.presence_penalty = 0.2f},

@@ -80,7 +80,7 @@ static float normal(void)
 static void fill_row(float *logits, uint32_t vocab)
 {
     static const float odd[] = {NAN, -NAN, INFINITY, -INFINITY, 0, -0.0f, 1e-40f, -1e-40f, 3e38f};
-    uint32_t kind = below(10);
+    uint32_t kind = below(11);
     float size = (float)(1 << below(6)) * 0.25f;
     for (uint32_t i = 0; i < vocab; i++) {
         switch (kind) {
@@ -105,11 +105,14 @@ static void fill_row(float *logits, uint32_t vocab)
         case 6:
             logits[i] = i % 2 ? -0.0f : 0.0f;
             break;
+        case 7:
+            logits[i] = NAN;
+            break;
         default:
             logits[i] = normal() * size;
         }
     }
-    if (kind != 3 && below(3) == 0) /* a peak, and one beside it */
+    if (kind != 3 && kind != 7 && below(3) == 0) /* a peak, and one beside it */
         logits[below(vocab)] = logits[below(vocab)] = 4 * size + 3;
 }
 
@@ -180,14 +183,14 @@ static void choose_history(struct row *row, uint32_t vocab, uint32_t best, const
     row->sampling.frequency_penalty = penalties[below(7)];
     row->known = bt_sampler_history_create();
     row->all = bt_sampler_history_create();
-    for (uint32_t i = below(3) ? below(MOST_SEEN) : 0; i > 0; i--)
+    for (uint32_t i = below(2) ? below(MOST_SEEN) : 0; i > 0; i--)
         add_to(row, below(vocab + 3), below(3) ? below(4) : 0);
     if (below(2))
         add_to(row, best, below(3));
     row->ask.newest = below(3);
     uint32_t from = below(rows);
     bool is_drawn = row->ask.newest == BT_NEWEST_DRAWN;
-    row->ask.newest_token = is_drawn ? from : below(2) ? best : below(vocab);
+    row->ask.newest_token = is_drawn ? from : below(4) ? best : below(vocab);
     if (row->ask.newest != BT_NEWEST_NONE)
         assert_true(bt_sampler_history_add_output(row->all,
                                                   is_drawn ? before[from] : row->ask.newest_token));
