@@ -119,17 +119,23 @@ static void on_refused(void *context, enum bt_status status, const char *text)
 
 /* ------------------------------------------------------------------ the group */
 
-/* The runs go elsewhere; what is left of this worker ends. */
+/* A rank is lost, or the device failed, also of a worker that is alone. The runs go elsewhere; what
+ * is left of this worker ends. */
 static void on_group_over(void *context, const char *why)
 {
     struct pf_worker *worker = context;
     if (worker->lost.status != BT_OK) {
         return;
     }
-    bt_error_set(&worker->lost, BT_ERR_PEER_LOST, "the group is over: %s", why);
+    bt_error_set(&worker->lost, BT_ERR_PEER_LOST, "%s: %s",
+                 worker->group ? "the group is over" : "computing failed", why);
     bt_log_error(0, "%s", worker->lost.text);
-    pf_runs_fail_all(worker->runs, BT_ERR_UNAVAILABLE, "the prefill worker has lost a rank");
-    pf_group_abandon(worker->group);
+    pf_runs_fail_all(worker->runs, BT_ERR_UNAVAILABLE,
+                     worker->group ? "the prefill worker has lost a rank"
+                                   : "the prefill worker's device failed");
+    if (worker->group) {
+        pf_group_abandon(worker->group);
+    }
     bt_loop_stop(worker->node.loop);
 }
 

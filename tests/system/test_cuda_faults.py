@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Workers on the emulated GPU that are killed or told to end in the middle of requests: these have the
-tokens that a cluster on the CPU gives undisturbed."""
+"""Workers on the emulated GPU that are killed or told to end in the middle of requests, or whose GPU
+fails there: these have the tokens that a cluster on the CPU gives undisturbed."""
 import signal
 import sys
 
@@ -43,9 +43,30 @@ def disturbed(f, name, act):
     return stream.answer(), victims
 
 
+def failed(want):
+    """A GPU fails in the middle of a prompt: its worker says so and ends, another one takes over."""
+    with gpus.Gpus(batch=1, ends=(0, 1)) as f:
+        broken = f.begin("prefill", "prefill-0", prefix=(
+            "env", "BATON_EMULATED_FAIL_LAUNCH=40", "BATON_EMULATED_LEAKS=say"))
+        f.begin("decode", "decode-0")
+        f.wait_ready_all(100)
+        stream = Stream(gpus.TEXT, BODY, "failed")
+        running = run_all([stream], lambda: f.http)
+        cluster.until(lambda: broken.child.poll() is not None, 100, "the worker ends")
+        assert broken.child.returncode == 1, broken.text()[-2000:]
+        assert "cuda:0: unspecified launch failure" in broken.text(), broken.text()[-2000:]
+        f.begin("prefill", "prefill-1").wait_ready(100)
+        join_all(running)
+        assert not stream.cuts, stream.cuts
+        assert stream.answer() == want, f"\n got {stream.answer()}\nwant {want}"
+        f.wait_quiet()
+    print("failed: the same tokens", flush=True)
+
+
 def main():
     gpus.choose(90)
     want = undisturbed()
+    failed(want)
     with gpus.Gpus(batch=1) as f:
         for role, count in (("prefill", 2), ("decode", 2)):
             for i in range(count):
