@@ -32,7 +32,7 @@
 /* Rank 1 has one short sequence, then for so many steps of the others' none, then the rest. */
 #define PAUSE_AFTER 4
 #define PAUSE_STEPS 10
-/* In mixed scenes; nothing is begun behind a step beside them. */
+/* In mixed scenes; nothing is begun behind a step beside them. The prompt is rank 0's alone. */
 #define WITH_PROMPT 2
 #define WITH_REPLAY 4
 
@@ -119,7 +119,7 @@ static void choose_sampling(uint32_t i, struct bt_sampling *sampling)
 static void choose_kind(uint32_t i, struct subject *subject)
 {
     struct dc_sequence *sequence = &subject->sequence;
-    if (runner.scene->mixed && i == WITH_PROMPT) {
+    if (runner.scene->mixed && i == WITH_PROMPT && runner.of == 0) {
         sequence->prompt = subject->prompt;
     } else if (runner.scene->mixed && i == WITH_REPLAY) {
         sequence->replay = subject->replay;
@@ -152,7 +152,7 @@ static void subject_init(uint32_t i, struct subject *subject)
     choose_kind(i, subject);
     subject->arrival = dice(10, i, 12);
     if (runner.scene->mixed && (i == WITH_PROMPT || i == WITH_REPLAY)) /* while others draw */
-        subject->arrival = 5 + 5 * i + 4 * runner.of;
+        subject->arrival = i == WITH_PROMPT ? 30 : 20 + 4 * runner.of;
     if (bt_sampling_needs_history(&subject->sampling)) {
         struct bt_sampler_history *history = bt_sampler_history_create();
         subject->history = subject->sequence.history = history;
