@@ -67,9 +67,9 @@ static void set_up_process(void)
 {
     static const int signals[] = {SIGILL, SIGSEGV, SIGBUS, SIGFPE};
 
+    ucs_log_push_handler(on_ucx_log); /* later versions warn of signals that they did not take */
     for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
         ucs_debug_disable_signal(signals[i]);
-    ucs_log_push_handler(on_ucx_log);
 }
 
 /* A peer that dies while nothing is under way is noticed by UCX's own keepalive only, every 20 s by
@@ -82,15 +82,19 @@ static ucs_status_t look_after_peers(ucp_config_t *config)
 }
 
 /* What the user says in UCX's own variable counts. A name of a device's table is taken for good and
- * looked up later: 1.13 knows it without the table's prefix, later ones with it. */
+ * looked up later: 1.13 knows it without the table's prefix, later ones with it, and the latest
+ * (1.23) refuse the other name. */
 static ucs_status_t choose_gid(ucp_config_t *config, const char *index)
 {
-    ucs_status_t status;
+    ucs_status_t status, other;
 
     if (index == NULL || getenv("UCX_IB_GID_INDEX") != NULL)
         return UCS_OK;
-    status = ucp_config_modify(config, "GID_INDEX", index);
-    return status == UCS_OK ? ucp_config_modify(config, "IB_GID_INDEX", index) : status;
+    status = ucp_config_modify(config, "IB_GID_INDEX", index);
+    other = ucp_config_modify(config, "GID_INDEX", index);
+    if (status != UCS_OK || other == UCS_ERR_INVALID_PARAM)
+        return status;
+    return other;
 }
 
 /* The old protocols copy small puts by the host, whatever memory they are from. */

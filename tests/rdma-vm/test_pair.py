@@ -1,10 +1,13 @@
 """Real RDMA: two virtual machines with software RDMA devices. The conformance suite over rc_verbs, and
 requests from a prefill worker in one to a decode worker in the other, equal to the goldens.
 
-It builds without sanitizers for itself: the machines are emulated.
+It builds without sanitizers for itself: the machines are emulated. BATON_RDMA_VM_BUILD names a build
+directory to use instead; BATON_TEST_UCX a directory with the libraries of another UCX, and its modules in
+`ucx/`, which the guests then load (deploy/container/fetch-ucx brings one).
 """
 import os
 import pathlib
+import shlex
 import shutil
 import sys
 import tempfile
@@ -21,7 +24,7 @@ TARGETS = ["tests/conformance/test_transfer", "router/baton-router", "prefill-no
 
 
 def build(directory):
-    """Release binaries; BATON_RDMA_VM_BUILD names a build directory to use instead."""
+    """Release binaries."""
     given = os.environ.get("BATON_RDMA_VM_BUILD")
     if given:
         return pathlib.Path(given)
@@ -37,8 +40,13 @@ def write_script(share, binaries):
     """What init runs in each guest. Without the GID that we choose nothing would pass: UCX's own choice
     is the IPv4 one, which fails with this device."""
     script = share / "run.sh"
+    ucx, load = os.environ.get("BATON_TEST_UCX"), ""
+    if ucx:
+        load = f"""export LD_LIBRARY_PATH={shlex.quote(os.path.abspath(ucx))}
+ldd {binaries}/{TARGETS[0]} | grep -F "$LD_LIBRARY_PATH/libucp" || exit 1"""
     script.write_text(f"""
 . {machine.HERE}/guard.sh
+{load}
 export PYTHONDONTWRITEBYTECODE=1
 exec python3 {machine.HERE}/guest.py "$1" {binaries}
 """, encoding="utf-8")
