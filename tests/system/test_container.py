@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """deploy/container/Containerfile without a container engine: the stages of its target `cpu` are run
-step by step in chroots made of Debian packages. By default the programs come from this build; with
-BATON_TEST_CONTAINER=full they are compiled in the recipe's own build stage, which takes minutes."""
+step by step in chroots made of Debian packages, then with the UCX of target `cuda`. By default the programs
+come from this build; with BATON_TEST_CONTAINER=full they are compiled in the recipe's own build stage, which
+takes minutes."""
 import os
 import pathlib
 import re
@@ -158,7 +159,7 @@ def built_here(directory):
 def sanitizers(root):
     """Libraries of a sanitized build, which no image has."""
     extra = root / "sanitizers"
-    extra.mkdir()
+    extra.mkdir(exist_ok=True)
     for name in PROGRAMS:
         done = subprocess.run(["ldd", str(cluster.BUILD / PROGRAMS[name] / name)], capture_output=True, text=True)
         for library, path in re.findall(r"(lib(?:asan|ubsan|tsan|stdc\+\+|gcc_s)\S*) => (\S+)", done.stdout):
@@ -190,6 +191,34 @@ def look(root, stages):
     assert done.returncode == 1 and ready in done.stderr, (done.returncode, done.stderr)
 
 
+def look_at_ucx(root, stages, roots, directory):
+    """The same image with the UCX of `cuda` in front of Debian's; False: none is to be had."""
+    roots["ucx"] = directory / "ucx"
+    fetched = subprocess.run([cluster.ROOT / "deploy/container/fetch-ucx", roots["ucx"] / "opt/ucx"],
+                             capture_output=True, text=True)
+    if fetched.returncode == 77:
+        print(fetched.stdout.strip(), flush=True)
+        return False
+    assert fetched.returncode == 0, fetched.stderr
+    own = next(own for name, _, own in stages if name == "cuda")
+    for word, rest in own:
+        if word == "COPY" and rest.startswith("--from=ucx "):
+            copy_into(root, rest, roots)
+    path = re.search(r"LD_LIBRARY_PATH=(\S+)", " ".join(rest for word, rest in own if word == "ENV")).group(1)
+    environment = {} if FULL else sanitizers(root)
+    environment["LD_LIBRARY_PATH"] = ":".join(filter(None, (path, environment.get("LD_LIBRARY_PATH"))))
+    first = path.split(":", maxsplit=1)[0]
+    for name in ("baton-prefill", "baton-decode", "batonctl"):
+        libraries = inside(root, f"ldd /usr/local/bin/{name}", environment).stdout
+        assert f"{first}/libucp.so.0" in libraries and "not found" not in libraries, libraries
+    for module in ("ib", "ib_mlx5"):
+        libraries = inside(root, f"ldd {first}/ucx/libuct_{module}.so.0", environment).stdout
+        assert "not found" not in libraries, libraries
+    said = inside(root, "batonctl doctor", {**environment, "ASAN_OPTIONS": "detect_leaks=0"}, check=False).stdout
+    assert "shm: one token" in said, said
+    return True
+
+
 def main():
     recipe = RECIPE.read_text()
     stages = steps(recipe)
@@ -218,7 +247,9 @@ def main():
         for name in ("base", "cpu"):
             run_stage(name, own[name], first, roots)
         look(first, stages)
-        print(f"the image's programs run, as {'built by the recipe' if FULL else 'built here'}")
+        with_ucx = look_at_ucx(first, stages, roots, directory)
+        print(f"the image's programs run{' with either UCX' if with_ucx else ''}, "
+              f"as {'built by the recipe' if FULL else 'built here'}")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
