@@ -281,12 +281,24 @@ static void reduce_parts(struct bt_nccl_group *g, const float *x, const struct p
         reduce_piece(g, x, parts, done, out);
 }
 
-/* to: where the parts of all ranks are, `mine` aside. */
+static bool are_equal(const struct parts *parts, uint32_t size)
+{
+    for (uint32_t r = 0; r < size; r++) {
+        if (parts->first[r + 1] != parts->first[1] * (r + 1))
+            return false;
+    }
+    return true;
+}
+
+/* to: where the parts of all ranks are, `mine` aside. NCCL has one call for parts of one size. */
 static ncclResult_t gather_parts(struct bt_nccl_group *g, const struct parts *parts,
                                  const float *mine, float *to)
 {
     uint32_t rank = g->base.rank;
     size_t own = parts->first[rank + 1] - parts->first[rank];
+    g->base.traffic.reduce += own * sizeof(*mine) * (g->base.size - 1);
+    if (are_equal(parts, g->base.size))
+        return ncclAllGather(mine, to, own, ncclFloat, g->comm, g->stream);
     bt_nccl_collect(g);
     for (uint32_t r = 0; r < g->base.size; r++) {
         float *part = to + parts->first[r];
@@ -294,7 +306,6 @@ static ncclResult_t gather_parts(struct bt_nccl_group *g, const struct parts *pa
                                     parts->first[r + 1] - parts->first[r], ncclFloat, (int)r,
                                     g->comm, g->stream));
     }
-    g->base.traffic.reduce += own * sizeof(*mine) * (g->base.size - 1);
     return bt_nccl_collected(g);
 }
 
