@@ -54,6 +54,7 @@ class Client:
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
+        self.socket.sndtimeo = 120_000          # a peer that turned us away for good takes nothing
         address, _, server_key = endpoint.partition("#")
         if server_key:
             words = [line.split() for line in open(secret_file, encoding="ascii")]
