@@ -472,18 +472,6 @@ static double link_rate(const struct ends *ends, bool quick)
 
 static const uint32_t layer_counts[] = {27, 61};
 
-void transfer_device_ipc(const struct transfer_device *on)
-{
-    for (size_t i = 0; i < 2; i++) {
-        const struct load load = load_of(on, layer_counts[i]);
-        struct ends ends;
-        if (!ends_open(&ends, on, (struct way){.transport = "cuda_ipc"}, &load))
-            return;
-        both_forms(&ends, "cuda_ipc", layer_counts[i], link_rate(&ends, on->quick), on->quick);
-        ends_close(&ends);
-    }
-}
-
 /* GB/s of the slowest of the three ways that staged bytes go. */
 static double staging_limit(const struct ends *ends, bool quick)
 {
@@ -508,36 +496,64 @@ static double staging_limit(const struct ends *ends, bool quick)
     return fmin(fmin(out, in), copy) / 1e9;
 }
 
-void transfer_device_staged(const struct transfer_device *on, const char *transport)
-{
-    const struct load load = load_of(on, layer_counts[0]);
-    struct ends ends;
-    char name[32];
-    if (!ends_open(&ends, on, (struct way){.transport = transport, .staged = true}, &load))
-        return;
-    snprintf(name, sizeof(name), "staged_%s", transport);
-    both_forms(&ends, name, layer_counts[0], staging_limit(&ends, on->quick), on->quick);
-    ends_close(&ends);
-}
-
-static double rails_rate(void)
+static double rails_rate(const struct ends *ends, bool quick)
 {
     const struct kvt_preflight_options options = {0};
     Baton__V1__PreflightResponse *preflight = kvt_preflight_create(&options);
     double rate = preflight ? (double)kvt_preflight_rails_mbps(preflight) / 8000 : 0;
+    (void)ends, (void)quick;
     kvt_preflight_destroy(preflight);
     return rate;
+}
+
+/* In a process of its own, as its target is one: a driver that was used before does not survive a
+ * fork. limit: in GB/s. False: this machine has no such way. */
+static bool measure(const struct transfer_device *on, struct way way, const char *name,
+                    uint32_t layers, double (*limit)(const struct ends *ends, bool quick))
+{
+    enum { NONE = 3 };
+    int status;
+    fflush(NULL);
+    pid_t child = fork();
+    if (child == 0) {
+        const struct load load = load_of(on, layers);
+        struct ends ends;
+        if (bt_process_die_with_parent() != BT_OK)
+            _exit(1);
+        if (!ends_open(&ends, on, way, &load))
+            exit(NONE);
+        both_forms(&ends, name, layers, limit(&ends, on->quick), on->quick);
+        ends_close(&ends);
+        exit(0);
+    }
+    if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status) ||
+        (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != NONE))
+        die(name, "its process did not end well");
+    return WEXITSTATUS(status) == 0;
+}
+
+void transfer_device_ipc(const struct transfer_device *on)
+{
+    for (size_t i = 0; i < 2; i++) {
+        if (!measure(on, (struct way){.transport = "cuda_ipc"}, "cuda_ipc", layer_counts[i],
+                     link_rate))
+            return;
+    }
+}
+
+void transfer_device_staged(const struct transfer_device *on, const char *transport)
+{
+    char name[32];
+    snprintf(name, sizeof(name), "staged_%s", transport);
+    measure(on, (struct way){.transport = transport, .staged = true}, name, layer_counts[0],
+            staging_limit);
 }
 
 void transfer_device_rdma(const struct transfer_device *on)
 {
     for (size_t i = 0; i < 2; i++) {
-        const struct load load = load_of(on, layer_counts[i]);
-        struct ends ends;
-        if (!ends_open(&ends, on, (struct way){.transport = "rdma"}, &load))
+        if (!measure(on, (struct way){.transport = "rdma"}, "rdma", layer_counts[i], rails_rate))
             return;
-        both_forms(&ends, "rdma", layer_counts[i], rails_rate(), on->quick);
-        ends_close(&ends);
     }
 }
 
