@@ -122,6 +122,10 @@ def check_files(text, here):
     for code in codes(text):
         for path in re.findall(r"(?<![\w/.:$~-])[\w.-]+(?:/[\w.-]+)*/?", code):
             first = path.split("/")[0]
+            if first == "build":    # may be there, of any kind: what is built from is looked for
+                if not ROOT.joinpath(*path.split("/")[1:-1]).is_dir():
+                    problems.append(f"nothing is built as {path}")
+                continue
             local = "/" in path and (here / first).is_dir() or re.fullmatch(r".+\.md", path)
             if "/" in path and (first in FOLDERS or local) or local:
                 # tests/bench/engine is a program that is built of engine.c
@@ -158,7 +162,8 @@ def prove():
     for old, new in (("batonctl scale", "batonctl scales"), ("`--router-args`", "`--router-arg`"),
                      ("--decode-args", "--decode-arg"), ("--max-num-seqs", "--max-num-seq"),
                      ("--port", "--porto"), ("--host", "--hosts"), ("deploy/README", "deploy/READ"),
-                     ("test_documents", "test_document"), ("queue is full", "queue is empty")):
+                     ("test_documents", "test_document"), ("queue is full", "queue is empty"),
+                     ("build/router", "build/routers")):
         assert old in right and problems_of("README.md", right.replace(old, new)), (old, new)
 
 
