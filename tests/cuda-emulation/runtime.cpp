@@ -1,4 +1,5 @@
 /* The stand-in for the CUDA runtime: devices, errors, memory, copies, launches. */
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -72,11 +73,21 @@ struct AtExit {
 } at_exit;
 
 /* Of the driver and the devices: what a call finds before it does anything. */
+/* A driver that was asked anything does not survive a fork. */
+bool is_of_this_process()
+{
+    static std::atomic<pid_t> first{0};
+    pid_t self = getpid(), process = 0;
+    return first.compare_exchange_strong(process, self) || process == self;
+}
+
 cudaError_t presence()
 {
     const Settings &s = settings();
     if (!s.has_driver || s.driver_version < CUDART_VERSION / 1000 * 1000)
         return cudaErrorInsufficientDriver;
+    if (!is_of_this_process())
+        return cudaErrorInitializationError;
     return s.devices == 0 ? cudaErrorNoDevice : cudaSuccess;
 }
 

@@ -355,6 +355,26 @@ void test_what_can_be_missing(void **)
                      0);
 }
 
+void test_no_fork_survives(void **)
+{
+    std::string text;
+    cudaFree(device_memory<char>(1));
+    assert_int_equal(end_of(
+                         [] {
+                             void *memory;
+                             _exit(cudaMalloc(&memory, 1));
+                         },
+                         &text),
+                     cudaErrorInitializationError);
+    assert_int_equal(end_of(
+                         [] {
+                             int count;
+                             _exit(cudaGetDeviceCount(&count));
+                         },
+                         &text),
+                     cudaErrorInitializationError);
+}
+
 } // namespace
 
 int main()
@@ -372,6 +392,7 @@ int main()
         cmocka_unit_test(test_what_the_hardware_refuses),
         cmocka_unit_test(test_devices_are_apart),
         cmocka_unit_test(test_no_capture_loads),
+        cmocka_unit_test(test_no_fork_survives),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }
