@@ -197,7 +197,7 @@ def look_at_ucx(root, stages, roots, directory):
     fetched = subprocess.run([cluster.ROOT / "deploy/container/fetch-ucx", roots["ucx"] / "opt/ucx"],
                              capture_output=True, text=True)
     if fetched.returncode == 77:
-        print(fetched.stdout.strip(), flush=True)
+        print(fetched.stderr.strip(), flush=True)
         return False
     assert fetched.returncode == 0, fetched.stderr
     own = next(own for name, _, own in stages if name == "cuda")
