@@ -44,8 +44,9 @@ static void register_counters(struct pf_metrics *metrics, const char *labels)
     metrics->prompt_tokens =
         bt_metrics_counter(registry, "vllm:prompt_tokens_total", labels,
                            "Tokens of prompts whose KV was complete, cached ones included.");
-    metrics->computed_tokens = bt_metrics_counter(registry, "baton_prefill_computed_tokens_total",
-                                                  labels, "Of them, computed for that prompt.");
+    metrics->computed_tokens = bt_metrics_counter(
+        registry, "baton_prefill_computed_tokens_total", labels,
+        "Prompt tokens whose KV was computed, those of cancelled prompts included.");
     metrics->prefix_queries =
         bt_metrics_counter(registry, "vllm:prefix_cache_queries_total", labels,
                            "Prompt tokens that were looked for in the prefix cache.");

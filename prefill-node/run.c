@@ -329,8 +329,6 @@ static void run_computed(struct run *run)
 {
     const struct pf_metrics *metrics = run->runs->options.metrics;
     bt_counter_add(metrics->prompt_tokens, run->request.prompt_tokens);
-    bt_counter_add(metrics->computed_tokens,
-                   run->request.prompt_tokens - pf_prompt_pages_cached_tokens(&run->pages));
     bt_histogram_observe(metrics->queue_seconds,
                          (double)(run->job.started_ns - run->accepted_ns) * 1e-9);
     bt_histogram_observe(metrics->prefill_seconds,
@@ -351,6 +349,9 @@ static void job_event(const struct pf_compute_event *event)
         return;
     }
     run->in_compute = false;
+    bt_counter_add(run->runs->options.metrics->computed_tokens,
+                   atomic_load_explicit(&run->job.computed, memory_order_relaxed) -
+                       pf_prompt_pages_cached_tokens(&run->pages));
     if (event->kind == PF_COMPUTE_COMPUTED) {
         run_computed(run);
     }
