@@ -13,6 +13,7 @@
 #include "kvtransfer/checksum.h"
 #include "kvtransfer/target.h"
 #include "tests/unit/decode/cluster.h"
+#include "tests/unit/decode/gate.h"
 
 /* ids and greedy continuation of a golden prompt */
 struct golden {
@@ -354,6 +355,7 @@ static void test_done_again_and_again(void **state)
     done.message.has_checksum = false;
     assert_int_equal(done_send(&cluster, &done), BT_ERR_INVALID_ARGUMENT);
     done.message.has_checksum = true;
+    decode_gate(100); /* of 500 */
     assert_int_equal(done_send(&cluster, &done), BT_OK);
     assert_int_equal(done_send(&cluster, &done), BT_OK);
     /* Quiesced and Lease come late: the pages stay the sequence's. */
@@ -365,6 +367,7 @@ static void test_done_again_and_again(void **state)
     assert_int_equal(done_send(&cluster, &done), BT_ERR_STALE);
     done.message.epoch--;
     assert_int_equal(cluster_cancel(&cluster, 9, attempt.epoch + 1), BT_OK);
+    decode_gate(GATE_OPEN);
     cluster_until(&cluster, attempt.finish != 0);
     assert_int_equal(attempt.finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
     assert_int_equal(attempt.token_count, 500);
@@ -398,6 +401,7 @@ static void test_done_after_a_cut(void **state)
     done.message.has_checksum = false; /* what is asked for after the cut is checked as ever */
     assert_int_equal(done_send(&cluster, &done), BT_ERR_INVALID_ARGUMENT);
     done.message.has_checksum = true;
+    decode_gate(100); /* of 500 */
     assert_int_equal(done_send(&cluster, &done), BT_OK);
     assert_true(summed_anew); /* pages may have been written between an early sum and the cut */
     done.message.n_cuts = 3;  /* once more, and what is not there */
@@ -422,6 +426,7 @@ static void test_done_after_a_cut(void **state)
     assert_int_equal(cluster_call(&cluster, cluster.to_decode, "baton.v1.Decode/Quiesced",
                                   &quiesced.base, NULL, NULL),
                      BT_OK);
+    decode_gate(GATE_OPEN);
     cluster_until(&cluster, attempts[0].finish != 0);
     assert_int_equal(attempts[0].token_count, 500);
     cluster_until(&cluster, dc_worker_free_pages(cluster.decode) == decode.kv_pages);
@@ -455,6 +460,17 @@ static void test_first_token_may_be_the_last(void **state)
     cluster_close(&cluster);
 }
 
+#define LEASE_MS 600000 /* it runs out when the test says so */
+
+static _Atomic int64_t later_ns; /* that the clock is ahead */
+
+int64_t __real_bt_clock_now_ns(void);
+int64_t __wrap_bt_clock_now_ns(void);
+int64_t __wrap_bt_clock_now_ns(void)
+{
+    return __real_bt_clock_now_ns() + later_ns;
+}
+
 /* Pages that somebody may still write stay out of use until he says that he does not, or is cut
  * off. */
 static void test_quarantine_ends_with_quiesced_only(void **state)
@@ -464,7 +480,7 @@ static void test_quarantine_ends_with_quiesced_only(void **state)
     struct dc_worker_options decode = cluster_decode_options();
     struct fake_prefill fake;
     struct attempt attempts[3];
-    decode.lease_ms = 2000;
+    decode.lease_ms = LEASE_MS;
     open_by_hand(&cluster, &decode);
     fake_init(&fake);
     for (int i = 0; i < 3; i++) {
@@ -476,6 +492,7 @@ static void test_quarantine_ends_with_quiesced_only(void **state)
     assert_int_equal(cluster_cancel(&cluster, 1, 0), BT_OK);
     cluster_until(&cluster, dc_worker_requests(cluster.decode) == 0);
     assert_int_equal(dc_worker_free_pages(cluster.decode), decode.kv_pages - 6);
+    later_ns += LEASE_MS * BT_NS_PER_MS;
     cluster_until(&cluster, attempts[2].finish == BATON__V1__FINISH_REASON__FINISH_ERROR);
     assert_false(cluster_lease(&cluster, &fake, 2, attempts[1].epoch));
     /* Another worker can not speak for the one that held the lease. */
@@ -525,7 +542,7 @@ static void test_preemption_gives_pages_to_the_eldest(void **state)
     cluster_open(&cluster, &prefill, &decode);
     /* The first two start with a page each and need all eight that the third, which has all it
      * needs, leaves: one of them has to give way, and not the third, which is the youngest.
-     * However late each of them begins, it does before the one before it is near its end. */
+     * Nobody draws before all of them are there. */
     struct attempt attempts[3];
     for (int i = 0; i < 3; i++) {
         attempt_init(&attempts[i], (uint64_t)i + 1, golden.ids, golden.id_count,
@@ -533,10 +550,13 @@ static void test_preemption_gives_pages_to_the_eldest(void **state)
         attempts[i].full = i == 2;
         assert_int_equal(cluster_reserve(&cluster, &attempts[i]), BT_OK);
     }
+    decode_gate(0);
     for (int i = 0; i < 3; i++) {
         cluster_run(&cluster, &attempts[i]);
-        cluster_until(&cluster, attempts[i].token_count > 0);
+        cluster_until(&cluster, attempts[i].run_ended);
+        assert_int_equal(attempts[i].run_status, BT_OK);
     }
+    decode_gate(GATE_OPEN);
     for (int i = 0; i < 3; i++) {
         cluster_until(&cluster, attempts[i].finish != 0);
     }

@@ -11,6 +11,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "tests/unit/decode/cluster.h"
+#include "tests/unit/decode/gate.h"
 
 static uint32_t prompt[100] = {0};
 
@@ -433,6 +434,7 @@ static void test_run_twice_and_too_many(void **state)
         attempt_init(&attempts[i], 90 + (uint64_t)i, prompt, 100, 20);
         assert_int_equal(cluster_reserve(cluster, &attempts[i]), BT_OK);
     }
+    prefill_gate(0); /* those that are taken in are here when the others come */
     cluster_run(cluster, &attempts[0]);
     attempts[3] = attempts[0];
     attempts[3].run = NULL;
@@ -442,6 +444,7 @@ static void test_run_twice_and_too_many(void **state)
     cluster_until(cluster, attempts[3].run_ended && attempts[2].run_ended);
     assert_int_equal(attempts[3].run_status, BT_ERR_ALREADY_EXISTS);
     assert_int_equal(attempts[2].run_status, BT_ERR_EXHAUSTED);
+    prefill_gate(GATE_OPEN);
     cluster_until(cluster, attempts[0].run_ended && attempts[1].run_ended);
     assert_int_equal(attempts[0].run_status, BT_OK);
     assert_int_equal(attempts[1].run_status, BT_OK);

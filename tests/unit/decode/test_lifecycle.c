@@ -9,6 +9,7 @@
 #include "common/base/clock.h"
 #include "common/base/log.h"
 #include "tests/unit/decode/cluster.h"
+#include "tests/unit/decode/gate.h"
 
 static const uint32_t prompt[4000] = {0};
 
@@ -45,12 +46,15 @@ static void test_deadline_in_the_middle_of_prefill(void **state)
     struct attempt attempt;
     attempt_init(&attempt, 1, prompt, 4000, 10);
     assert_int_equal(cluster_reserve(cluster, &attempt), BT_OK);
+    prefill_gate(0); /* its first chunk is not over before the deadline */
     attempt.deadline_ns = bt_clock_now_ns() + 100 * BT_NS_PER_MS;
     cluster_run(cluster, &attempt);
     cluster_until(cluster, attempt.run_ended);
     assert_int_equal(attempt.run_status, BT_ERR_DEADLINE);
     assert_int_equal(attempt.first_token, -1);
-    /* The worker's own clock of it ends the run, and Quiesced the landing. */
+    expect_metrics(cluster, cluster->to_prefill, (const char *[]){NULL}); /* so it heard of it */
+    prefill_gate(GATE_OPEN);
+    /* The worker ends the run, and Quiesced the landing. */
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0 &&
                                pf_worker_free_pages(cluster->prefill) == cluster->prefill_pages);
     /* The prompt was not computed to its end. */
@@ -137,9 +141,10 @@ static void test_resume_undoes_a_drain(void **state)
     struct cluster *cluster = *state;
     struct attempt running, next, refused;
     struct drain drains[2];
-    attempt_init(&running, 1, prompt, 200, 4000); /* does not end before */
+    attempt_init(&running, 1, prompt, 200, 4000);
     attempt_init(&refused, 2, prompt, 200, 100);
     attempt_init(&next, 3, prompt, 200, 100);
+    decode_gate(1000);
     assert_int_equal(resume(cluster, cluster->to_decode), BT_OK); /* nothing to undo */
     assert_int_equal(resume(cluster, cluster->to_prefill), BT_OK);
     assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
@@ -161,12 +166,14 @@ static void test_resume_undoes_a_drain(void **state)
     assert_int_equal(cluster_cancel(cluster, 2, 0), BT_OK);
     assert_int_equal(resume(cluster, cluster->to_prefill), BT_OK);
     assert_int_equal(cluster_reserve(cluster, &next), BT_OK);
+    decode_gate(1000); /* half of what `running` needs, in all */
     cluster_run(cluster, &next);
     cluster_until(cluster, next.finish != 0);
     assert_int_equal(next.token_count, 100);
     assert_int_equal(running.finish, 0);
     drain_start(cluster->to_decode, &drains[0]); /* and it can drain again */
     assert_int_equal(cluster_cancel(cluster, 1, 0), BT_OK);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, drains[0].over);
     assert_int_equal(drains[0].status, BT_OK);
     cluster_close(cluster);
@@ -178,6 +185,7 @@ static void test_who_stops_is_not_resumed(void **state)
     struct cluster *cluster = *state;
     struct attempt running;
     attempt_init(&running, 1, prompt, 200, 4000);
+    decode_gate(1000);
     assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
     cluster_run(cluster, &running);
     cluster_until(cluster, running.token_count > 0);
@@ -185,6 +193,7 @@ static void test_who_stops_is_not_resumed(void **state)
     pf_worker_stop(cluster->prefill);
     assert_int_equal(resume(cluster, cluster->to_decode), BT_ERR_UNAVAILABLE);
     assert_int_equal(resume(cluster, cluster->to_prefill), BT_ERR_UNAVAILABLE);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, running.finish != 0);
     assert_int_equal(running.finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
     cluster_close(cluster);
@@ -196,13 +205,15 @@ static void test_a_rank_that_stops_gives_back(void **state)
 {
     struct cluster *cluster = *state;
     struct attempt running, reserved;
-    attempt_init(&running, 1, prompt, 200, 4000); /* does not end before */
+    attempt_init(&running, 1, prompt, 200, 4000);
     attempt_init(&reserved, 2, prompt, 200, 100);
+    decode_gate(1000);
     assert_int_equal(cluster_reserve(cluster, &running), BT_OK);
     cluster_run(cluster, &running);
     cluster_until(cluster, running.token_count > 0);
     assert_int_equal(cluster_reserve(cluster, &reserved), BT_OK);
     dc_worker_stop(cluster->decode);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, running.finish != 0 && reserved.finish != 0);
     assert_int_equal(running.finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
     assert_int_equal(reserved.finish, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);

@@ -11,6 +11,7 @@
 #include "common/base/clock.h"
 #include "common/base/random.h"
 #include "tests/unit/decode/cluster.h"
+#include "tests/unit/decode/gate.h"
 
 #define LONGEST  900
 #define REQUESTS 6
@@ -84,24 +85,26 @@ static void test_tokens_of_both_ways(void **state)
     cluster_close(&cluster);
 }
 
-/* Before its first chunk, in the midst of it, and when tokens came. */
+/* Before its first chunk is over, in the midst of it, and when tokens came; it has no pass for the
+ * rest before it is cancelled. */
 static void test_cancel_frees_every_page(void **state)
 {
     (void)state;
+    static const uint32_t passes[3] = {0, 5, LONGEST / 4 + 50};
     static struct attempt attempts[3];
     struct cluster cluster;
     cluster_with(&cluster, 4);
     for (uint32_t i = 0; i < 3; i++) {
         local_init(&attempts[i], 1 + i, LONGEST, 100);
+        decode_gate(passes[i]);
         assert_int_equal(cluster_reserve(&cluster, &attempts[i]), BT_OK);
         if (i == 2) {
             cluster_until(&cluster, attempts[i].token_count > 2);
-        } else if (i == 1) {
-            for (uint32_t turn = 0; turn < 5; turn++) {
-                cluster_turn(&cluster);
-            }
+        } else {
+            cluster_until(&cluster, decode_gate_left() == 0);
         }
         assert_int_equal(cluster_cancel(&cluster, attempts[i].request, attempts[i].epoch), BT_OK);
+        decode_gate(GATE_OPEN);
         cluster_until(&cluster, attempts[i].finish != 0);
         assert_int_equal(attempts[i].finish, BATON__V1__FINISH_REASON__FINISH_CANCELLED);
         cluster_until(&cluster, dc_worker_free_pages(cluster.decode) == cluster.decode_pages);

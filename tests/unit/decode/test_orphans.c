@@ -1,5 +1,4 @@
 /* Requests whose router goes away: kept, adopted, dropped; and two routers on one rank. */
-#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -11,15 +10,16 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
-#include "decode-node/engine.h"
 #include "decode-node/subscriber.h"
 #include "decode-node/token_log.h"
 #include "proto/registry.pb-c.h"
 #include "tests/unit/decode/cluster.h"
+#include "tests/unit/decode/gate.h"
 
 #define OTHER UINT64_C(78) /* incarnations of other routers */
 #define THIRD UINT64_C(79)
-#define LONG  4000 /* tokens: does not end before the test says so */
+#define LONG  4000 /* tokens: it has no pass for the last before the test opens the gate */
+#define SOME  1000 /* passes: more than a test looks at, and a few times that is less than LONG */
 
 static const uint32_t prompt[200] = {0};
 static const uint8_t key[32] = {1, 2, 3, [31] = 4};
@@ -150,6 +150,7 @@ static struct cluster *open_cluster(void)
 
 static void close_cluster(struct cluster *cluster)
 {
+    decode_gate(GATE_OPEN);
     cluster_close(cluster);
     free(cluster);
 }
@@ -171,35 +172,6 @@ static void run(struct cluster *cluster, struct attempt *attempt)
     assert_int_equal(attempt->run_status, BT_OK);
 }
 
-enum bt_status __real_dc_engine_run(struct dc_engine *engine, struct dc_step *step,
-                                    enum dc_pass pass);
-enum bt_status __wrap_dc_engine_run(struct dc_engine *engine, struct dc_step *step,
-                                    enum dc_pass pass);
-
-static pthread_mutex_t gate_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t gate_opens = PTHREAD_COND_INITIALIZER;
-static bool gate_shut;
-
-/* While it is shut nothing draws a token: what runs can't end before the test has gone on. */
-static void gate_set(bool shut)
-{
-    pthread_mutex_lock(&gate_lock);
-    gate_shut = shut;
-    pthread_cond_broadcast(&gate_opens);
-    pthread_mutex_unlock(&gate_lock);
-}
-
-enum bt_status __wrap_dc_engine_run(struct dc_engine *engine, struct dc_step *step,
-                                    enum dc_pass pass)
-{
-    pthread_mutex_lock(&gate_lock);
-    while (gate_shut) {
-        pthread_cond_wait(&gate_opens, &gate_lock);
-    }
-    pthread_mutex_unlock(&gate_lock);
-    return __real_dc_engine_run(engine, step, pass);
-}
-
 /* ROUTER goes away, without closing the connection. */
 static void lose_router(struct cluster *cluster)
 {
@@ -211,6 +183,7 @@ static void lose_router(struct cluster *cluster)
 static void leave(struct cluster *cluster, struct attempt *attempt, uint64_t request)
 {
     keyed(attempt, request, LONG);
+    decode_gate(SOME);
     run(cluster, attempt);
     lose_router(cluster);
     cluster_until(cluster, dc_worker_orphans(cluster->decode) == 1);
@@ -227,12 +200,12 @@ static void test_adopted_with_all_its_tokens(void **state)
     run(cluster, &whole);
     cluster_until(cluster, whole.finish != 0);
     keyed(&left, 2, 300);
+    decode_gate(20);
     run(cluster, &left);
     cluster_until(cluster, left.token_count >= 3);
-    gate_set(true);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
-    gate_set(false);
+    decode_gate(GATE_OPEN);
     struct router *other = router_open(cluster, OTHER);
     assert_int_equal(adopt(cluster, &left, other, OTHER), BT_OK);
     cluster_until(cluster, other->finish != 0);
@@ -254,11 +227,11 @@ static void test_replayed_tokens_are_kept(void **state)
     cluster_until(cluster, whole.finish != 0);
     keyed(&left, 2, 300);
     attempt_replay(&left, &whole, 40);
-    gate_set(true);
+    decode_gate(0);
     run(cluster, &left);
     lose_router(cluster);
     cluster_until(cluster, dc_worker_orphans(cluster->decode) == 1);
-    gate_set(false);
+    decode_gate(GATE_OPEN);
     struct router *other = router_open(cluster, OTHER);
     assert_int_equal(adopt(cluster, &left, other, OTHER), BT_OK);
     cluster_until(cluster, other->finish != 0);
@@ -274,11 +247,11 @@ static void test_one_that_ended_holds_tokens_alone(void **state)
     struct cluster *cluster = open_cluster();
     struct attempt left;
     keyed(&left, 2, 500);
-    gate_set(true);
+    decode_gate(0);
     run(cluster, &left);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
-    gate_set(false);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
     struct router *other = router_open(cluster, OTHER);
@@ -325,8 +298,10 @@ static void test_only_with_its_id_epoch_and_key(void **state)
     cancel_by(cluster, 2, 0, THIRD);
     cancel_by(cluster, 2, left.epoch, THIRD);
     uint32_t before = other->count;
+    decode_gate(SOME);
     cluster_until(cluster, other->count > before + 5);
     cancel_by(cluster, 2, left.epoch, OTHER);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, other->finish != 0);
     assert_int_equal(other->finish, BATON__V1__FINISH_REASON__FINISH_CANCELLED);
     assert_int_equal(third->count, 0);
@@ -363,10 +338,12 @@ static void test_what_does_not_outlive_its_router(void **state)
     keyed(&plain, 1, LONG);
     plain.resume_key = NULL;
     keyed(&reserved, 2, 300);
+    decode_gate(SOME);
     run(cluster, &plain);
     assert_int_equal(cluster_reserve(cluster, &reserved), BT_OK);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 0);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
     close_cluster(cluster);
 }
@@ -378,9 +355,11 @@ static void test_no_grace(void **state)
     struct cluster *cluster = open_with(&decode);
     struct attempt left;
     keyed(&left, 2, LONG);
+    decode_gate(SOME);
     run(cluster, &left);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 0);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
     close_cluster(cluster);
 }
@@ -393,9 +372,11 @@ static void test_the_grace_ends(void **state)
     struct cluster *cluster = open_with(&decode);
     struct attempt left;
     keyed(&left, 2, LONG);
+    decode_gate(SOME);
     run(cluster, &left);
     int64_t before_ns = bt_clock_now_ns();
     lose_router(cluster);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
     assert_true(bt_clock_now_ns() - before_ns >= decode.router_grace_ns);
     close_cluster(cluster);
@@ -409,6 +390,7 @@ static void test_the_same_router_wants_none_of_them(void **state)
     leave(cluster, &left, 2);
     cluster_subscribe(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 0);
+    decode_gate(GATE_OPEN);
     keyed(&again, 2, 20); /* at once, while the other is being stopped */
     run(cluster, &again);
     cluster_until(cluster, again.finish != 0);
@@ -428,6 +410,7 @@ static void test_makes_way_for_its_own_id(void **state)
         keyed(&anew[i], 2, 60);
         anew[i].router = OTHER;
         assert_int_equal(cluster_reserve(cluster, &anew[i]), BT_OK);
+        decode_gate(GATE_OPEN);
         other->epoch = anew[i].epoch;
         other->count = 0;
         other->finish = 0;
@@ -438,10 +421,10 @@ static void test_makes_way_for_its_own_id(void **state)
         if (i == 0) { /* the next one finds an orphan that has ended */
             cluster_subscribe(cluster);
             keyed(&ended, 2, 500);
-            gate_set(true);
+            decode_gate(0);
             run(cluster, &ended);
             lose_router(cluster);
-            gate_set(false);
+            decode_gate(GATE_OPEN);
             cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
             assert_int_equal(dc_worker_orphans(cluster->decode), 1);
         }
@@ -466,6 +449,7 @@ static void test_what_another_router_runs_is_not_touched(void **state)
     theirs.router = THIRD;
     assert_int_equal(cluster_reserve(cluster, &theirs), BT_ERR_ALREADY_EXISTS);
     cancel_by(cluster, 2, 0, THIRD);
+    decode_gate(SOME);
     cluster_run(cluster, &mine);
     cluster_until(cluster, mine.run_ended);
     assert_int_equal(mine.run_status, BT_OK);
@@ -476,6 +460,7 @@ static void test_what_another_router_runs_is_not_touched(void **state)
     router_close(cluster, third);
     cluster_until(cluster, other->count >= 300);
     cancel_by(cluster, 2, 0, OTHER);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, other->finish != 0);
     keyed(&whole, 3, 300);
     run(cluster, &whole);
@@ -495,6 +480,7 @@ static void test_cancel_of_an_orphan(void **state)
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
     cancel_by(cluster, 2, left.epoch, OTHER);
     assert_int_equal(dc_worker_orphans(cluster->decode), 0);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0);
     close_cluster(cluster);
 }
@@ -528,12 +514,12 @@ static void test_load_has_what_is_expected(void **state)
     }
     cancel_by(cluster, 2, 0, OTHER);
     assert_int_equal(pages_expected(cluster), 5);
-    gate_set(true);
+    decode_gate(0);
     cluster_run(cluster, &attempts[0]); /* 360 tokens are 6 pages, got one by one */
     cluster_run(cluster, &attempts[2]);
     cluster_until(cluster, attempts[0].run_ended && attempts[2].run_ended);
     lose_router(cluster);
-    gate_set(false);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
     assert_int_equal(dc_worker_orphans(cluster->decode), 2);
     assert_int_equal(pages_expected(cluster), 0);
@@ -551,13 +537,13 @@ static void test_ended_ones_make_room(void **state)
     decode.max_reserved = 2;
     struct cluster *cluster = open_with(&decode);
     struct attempt left[2], anew[3];
-    gate_set(true);
+    decode_gate(0);
     for (uint64_t i = 0; i < 2; i++) {
         keyed(&left[i], 1 + i, 500);
         run(cluster, &left[i]);
     }
     lose_router(cluster);
-    gate_set(false);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages);
     assert_int_equal(dc_worker_orphans(cluster->decode), 2);
     struct router *other = router_open(cluster, OTHER);
@@ -584,6 +570,7 @@ static void test_orphans_are_preempted_first(void **state)
     struct attempt left, grows;
     keyed(&left, 1, LONG);
     left.full = true;
+    decode_gate(SOME);
     run(cluster, &left);
     lose_router(cluster);
     assert_int_equal(dc_worker_orphans(cluster->decode), 1);
@@ -594,6 +581,7 @@ static void test_orphans_are_preempted_first(void **state)
     other->request = grows.request;
     other->epoch = grows.epoch;
     assert_int_equal(dc_worker_free_pages(cluster->decode), 0);
+    decode_gate(SOME);
     cluster_run(cluster, &grows);
     cluster_until(cluster, other->finish != 0);
     assert_int_equal(other->finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
@@ -627,6 +615,7 @@ static void test_no_memory_for_tokens(void **state)
     log_room = 0;
     leave(cluster, &left[1], 2);
     log_room = 3;
+    decode_gate(SOME);
     cluster_until(cluster, dc_worker_requests(cluster->decode) == 0); /* not without one */
     log_room = 0;
     close_cluster(cluster);
@@ -725,6 +714,7 @@ static void test_routers_are_told(void **state)
     assert_int_equal(adopt(cluster, &left, other, OTHER), BT_OK);
     cluster_until(cluster, registry.orphans == 0);
     cancel_by(cluster, 2, 0, OTHER);
+    decode_gate(GATE_OPEN);
     cluster_until(cluster, other->finish != 0);
     cluster_subscribe(cluster);
     registry.forgets = true;
