@@ -5,6 +5,7 @@ The build directory comes from BATON_TEST_BUILD (meson sets it), the checkpoint 
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ BUILD = pathlib.Path(os.environ.get("BATON_TEST_BUILD", ROOT / "build"))
 MODEL = pathlib.Path(os.environ.get("BATON_TEST_MODEL", ROOT / "tests/models/tiny"))
 BATONCTL = BUILD / "deploy/batonctl/batonctl"
 SKIP = 77
+BUSY = ("vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting",
+        "baton_quiesced_unacknowledged")      # of a worker that has nothing each is 0
 
 
 # Outlives a test that is killed: at the end of its standard input it ends what is left.
@@ -51,6 +54,31 @@ def until(condition, seconds, what):
         if late:
             raise AssertionError(f"not within {seconds} s: {what}")
         time.sleep(0.02)
+
+
+def stand_still(pid):
+    """Stops a process; none of its threads runs when this returns."""
+    os.kill(pid, signal.SIGSTOP)
+
+    def stopped():
+        states = []
+        for path in pathlib.Path(f"/proc/{pid}/task").glob("*/stat"):
+            try:
+                states.append(path.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0])
+            except OSError:
+                pass                # a thread that has ended
+        return all(state in "TtZX" for state in states)
+    until(stopped, 60, f"process {pid} stands still")
+
+
+def rpc_client():
+    """The module; in a virtual environment it takes zmq and protobuf from the system's packages."""
+    try:
+        import baton_client
+    except ImportError:
+        sys.path.append("/usr/lib/python3/dist-packages")
+        import baton_client
+    return baton_client
 
 
 class Cluster:
@@ -166,12 +194,26 @@ class Cluster:
     def status(self):
         return json.loads(self.ctl("status", "--output", "json").stdout)
 
+    def busy(self, endpoint):
+        """Whether a worker has anything, as it says itself; also when it does not say."""
+        rpc, worker = rpc_client(), rpc_client().pb["worker"]
+        secret = os.path.join(self.dir, "default/operator.key") if "#" in endpoint else None
+        with rpc.Client(endpoint, secret) as client:
+            try:
+                text = client.call("baton.v1.Worker/Metrics", worker.MetricsRequest(),
+                                   worker.MetricsResponse, 10).text
+            except (TimeoutError, rpc.RpcError):
+                return True
+        values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
+                  if re.split(r"[{ ]", line)[0] in BUSY]
+        return not values or any(values)
+
     def quiet(self):
-        """True when no request is left anywhere and every page of every live worker is free."""
+        """True when no request is left anywhere and every page of every live worker is free: as the
+        workers say it themselves, as what the router knows may be a heartbeat old."""
         status = self.status()
-        return (not status["requests"] and status["queued"] == 0 and all(
-            w["load"]["pages_free"] == w["load"]["pages_total"] and w["load"]["running"] == 0
-            and w["load"]["waiting"] == 0 for w in status["workers"] if w["state"] != "lost"))
+        return (not status["requests"] and status["queued"] == 0 and not any(
+            self.busy(w["rpc"]) for w in status["workers"] if w["state"] != "lost"))
 
     def wait_quiet(self, seconds=30):
         try:

@@ -3,6 +3,8 @@
 Unlike cluster.Cluster it knows each process as its child, so that a worker can come back under its
 old name and address, behind a proxy, or in a network namespace. All end with the test, by pid.
 """
+import contextlib
+import http.client
 import json
 import os
 import pathlib
@@ -31,6 +33,19 @@ def seed():
     value = int(os.environ.get("BATON_TEST_SEED", "20261122"))
     print(f"seed {value}", flush=True)
     return value
+
+
+@contextlib.contextmanager
+def held(processes):
+    """They stand still; for less than the seconds after which they count as lost."""
+    try:
+        for process in processes:
+            if process.child.poll() is None:
+                cluster.stand_still(process.child.pid)
+        yield
+    finally:
+        for process in processes:
+            process.send(signal.SIGCONT)
 
 
 class Process:
@@ -167,6 +182,18 @@ class Fleet:
         cluster.until(lambda: names <= {w.worker_id for w in self.status().workers
                                         if w.state == "ready"}, seconds, f"{names} are ready")
 
+    def wait_heard(self, processes, seconds=60):
+        """What they know now they have told the router: each heartbeat is sent after the answer to the
+        one before, so the second that comes was sent after this began."""
+        for _ in range(2):
+            begin = time.monotonic()
+
+            def heard():
+                names, asked = {p.name for p in processes}, time.monotonic()
+                return names <= {w.worker_id for w in self.status().workers
+                                 if w.last_heartbeat_s < asked - begin}
+            cluster.until(heard, seconds, "heartbeats")
+
     def quiet(self):
         """No request is left anywhere and every page of every live worker is free: as the workers
         say it themselves, as what the router knows may be a heartbeat old."""
@@ -176,10 +203,7 @@ class Fleet:
         for process in self.processes.values():
             if process.role == "router" or process.child.poll() is not None:
                 continue
-            used = process.metric("vllm:kv_cache_usage_perc")
-            busy = process.metric("vllm:num_requests_running") + process.metric(
-                "vllm:num_requests_waiting") + process.metric("baton_quiesced_unacknowledged")
-            if used != 0 or busy != 0:
+            if any(process.metric(name) for name in cluster.BUSY):
                 return False
         return True
 
@@ -207,8 +231,8 @@ def ask(base, body, timeout=120):
     """(tokens and bits of logprobs, None) or (None, what the error says)."""
     try:
         code, _, answer = openai_http.request(base, "POST", "/v1/completions", body, timeout=timeout)
-    except OSError as error:
-        return None, f"connection: {error}"
+    except (OSError, http.client.HTTPException) as error:
+        return None, f"connection: {error!r}"
     if code != 200:
         return None, f"{code} {answer['error']['message']}"
     choice = answer["choices"][0]

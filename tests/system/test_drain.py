@@ -1,5 +1,7 @@
 """SIGTERM to the router: what runs goes on to its end, nothing new is taken; a second one, or the time
 that is over, ends what is left."""
+import concurrent.futures
+import contextlib
 import http.client
 import json
 import signal
@@ -10,14 +12,15 @@ import cluster
 import openai_http
 
 BODY = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 150, "ignore_eos": True}
+LONG = {**BODY, "max_tokens": 12000}
 
 
 class Stream:
     """One that has begun."""
 
-    def __init__(self, base):
+    def __init__(self, base, body):
         self.connection = openai_http.connect(base, timeout=300)
-        self.connection.request("POST", "/v1/completions", json.dumps({**BODY, "stream": True}),
+        self.connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}),
                                 {"Content-Type": "application/json"})
         self.answer = self.connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
@@ -44,25 +47,28 @@ class Stream:
         self.connection.close()
 
 
-class Held:
-    """The decode worker stands still, so that nothing ends meanwhile; for less than the seconds after
-    which it counts as lost."""
+@contextlib.contextmanager
+def held(c, name):
+    """The worker stands still. What it has does not end meanwhile, but for what it sent before."""
+    cluster.stand_still(c.pids[name])
+    try:
+        yield
+    finally:
+        c.kill(name, signal.SIGCONT)
 
-    def __init__(self, c):
-        self.c = c
 
-    def __enter__(self):
-        self.c.kill("decode-0", signal.SIGSTOP)
-
-    def __exit__(self, *_):
-        self.c.kill("decode-0", signal.SIGCONT)
+def drains(c):
+    """As it says itself, while it listens. None: it has ended."""
+    try:
+        return openai_http.request(c.http, "GET", "/health")[2]["status"] == "draining"
+    except OSError:
+        return False if c.alive("router") else None
 
 
 def terminate(c):
-    """Until the router says that it drains."""
+    """Until the router says that it drains, or is gone as it had nothing left. True: it drains."""
     c.kill("router", signal.SIGTERM)
-    cluster.until(lambda: openai_http.request(c.http, "GET", "/health")[2]["status"] == "draining", 10,
-                  "the router drains")
+    return cluster.until(lambda: [d for d in [drains(c)] if d is not False], 10, "the router drains")[0]
 
 
 def refuses_what_is_new(c):
@@ -86,28 +92,45 @@ def gone(c):
     cluster.until(lambda: not c.alive("router"), 20, "the router ends")
 
 
+def goes_on(c):
+    """What runs ends well: a stream that has begun, and a request that can't end before, as who computes
+    its prompt stands still."""
+    want = openai_http.post(c.http, "/v1/completions", BODY, timeout=300)["choices"][0]["text"]
+    stream = Stream(c.http, BODY)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with held(c, "prefill-0"):
+            job = pool.submit(openai_http.post, c.http, "/v1/completions", BODY, 300)
+            cluster.until(lambda: any(r["state"] == "prefilling" for r in c.status()["requests"]), 30,
+                          "a prompt is at the worker that stands still")
+            with held(c, "decode-0"):
+                assert terminate(c), "it ended though something runs"
+                refuses_what_is_new(c)
+        stream.finish()
+        assert stream.done and stream.error is None and stream.text == want, (stream.error, stream.text)
+        assert job.result()["choices"][0]["text"] == want, job.result()
+    gone(c)
+
+
+def is_ended(timeout, signals):
+    """A stream ends with an error. False: it was over before its decode worker stood still."""
+    with cluster.Cluster(prefill=1, decode=1, router_args=f"--drain-timeout {timeout}") as c:
+        stream = Stream(c.http, LONG)
+        with held(c, "decode-0"):
+            if signals == 1 or terminate(c):
+                c.kill("router", signal.SIGTERM)
+            stream.finish()
+        assert stream.done or "stopping" in stream.error["message"], stream.error
+        gone(c)
+        return not stream.done
+
+
 def main():
     args = "--tokenizer-threads 1 --tokenizer-queue 64 --tokenizer-cache 0"
     with cluster.Cluster(prefill=1, decode=1, router_args=args + " --drain-timeout 10m") as c:
-        want = openai_http.post(c.http, "/v1/completions", BODY, timeout=300)["choices"][0]["text"]
-        stream = Stream(c.http)
-        with Held(c):
-            terminate(c)
-            refuses_what_is_new(c)
-        stream.finish()
-        assert stream.done and stream.error is None and stream.text == want, (stream.error, stream.text)
-        gone(c)
-    print("a stream went on to its end, nothing new was taken")
+        goes_on(c)
+    print("what ran went on to its end, nothing new was taken")
     for name, timeout, signals in (("a second signal", "10m", 2), ("the time that was over", "300ms", 1)):
-        with cluster.Cluster(prefill=1, decode=1, router_args=f"--drain-timeout {timeout}") as c:
-            stream = Stream(c.http)
-            with Held(c):
-                if signals > 1:
-                    terminate(c)
-                c.kill("router", signal.SIGTERM)
-                stream.finish()
-            assert not stream.done and "stopping" in stream.error["message"], stream.error
-            gone(c)
+        cluster.until(lambda t=timeout, n=signals: is_ended(t, n), 100, "a stream in its middle")
         print(f"{name} ended a stream with an error")
 
 

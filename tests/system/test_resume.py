@@ -4,6 +4,7 @@ back with the names of their requests and what they have; every answer, put toge
 connections gave, is the one of an undisturbed run: where a rank went on by itself and was taken
 over, where it was lost as well, where it keeps nothing, and where there was nothing yet. Then
 connections that take over from others, and what is refused."""
+import itertools
 import json
 import random
 import signal
@@ -20,11 +21,11 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 TOKENS = 200
 
 
-def bodies(r):
+def bodies(r, tokens):
     """(path, body): sampled without a seed, with held-back text, of several choices, greedy."""
     def ids(count):
         return [r.randrange(3, 2046) for _ in range(count)]
-    common = {"max_tokens": TOKENS, "ignore_eos": True, "temperature": 0.9}
+    common = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0.9}
     return [
         (TEXT, {**common, "prompt": ids(30)}),
         (TEXT, {**common, "prompt": ids(60), "stop": ["e\x01", " \x02", "a\x03"]}),
@@ -60,48 +61,69 @@ def restart(f, port, *also):
     return began
 
 
+def made_orphans(rank):
+    return rank.metric("baton_orphans_total", 'event="made"')
+
+
 def interrupted(f, port, streams, also=()):
-    """All streams, with one death of the router in the middle. Returns how many were adopted."""
+    """All streams, with one death of the router in the middle. Returns how many were adopted, and how
+    many a rank went on with. None: fewer than two streams were in their middle."""
+    rank, decode = f.processes["decode-0"], f.workers("decode")
     again = threading.Event()       # clients come back when the ranks have told what they go on with
     again.set()
     running = run_all(streams, lambda: again.wait() and f.http)
-    cluster.until(lambda: all(s.tokens() >= 8 for s in streams), 120, "all have begun")
+    cluster.until(lambda: all(s.over or s.tokens() >= 8 for s in streams), 120, "all have begun")
+    before = made_orphans(rank)
     again.clear()
     try:
+        with fleet.held(decode):
+            f.processes["router"].kill()
         restart(f, port, *also)
         f.wait_ready_all()
+        if rank not in also:
+            cluster.until(lambda: made_orphans(rank) > before or not rank.metric("vllm:num_requests_running"),
+                          60, "decode-0 has noticed")
+        f.wait_heard(decode)
     finally:
         again.set()
     join_all(running)
-    assert sum(s.connections >= 2 for s in streams) >= 2, [s.connections for s in streams]
-    return adopted(f)
+    made = made_orphans(rank) - (0 if rank in also else before)
+    cut = sum(s.connections >= 2 for s in streams)
+    return (adopted(f), made) if cut >= 2 and (made or also) else None
 
 
 def make(described, prefix):
     return [Stream(path, body, f"{prefix}-{i}") for i, (path, body) in enumerate(described)]
 
 
-def check_killed_routers(f, port, described):
-    references = make(described, "one")
-    join_all(run_all(references, lambda: f.http))
-    assert all(s.connections == 1 for s in references)
+def in_the_middle(f, port, seed, also=()):
+    """Streams that were interrupted, with longer answers where they were over before."""
+    tokens = TOKENS
+    while True:
+        described = bodies(random.Random(seed), tokens)
+        references = make(described, "one")
+        join_all(run_all(references, lambda: f.http))
+        assert all(s.connections == 1 for s in references)
+        streams = make(described, "one")
+        counts = interrupted(f, port, streams, also)
+        same(streams, references)
+        if counts:
+            return described, references, *counts
+        tokens *= 2
+
+
+def check_killed_routers(f, port, seed):
+    described, references, count, made = in_the_middle(f, port, seed)
     # Other names are other requests, with other seeds.
     other = Stream(*described[0], "other").run(lambda: f.http)
     assert other.answer() != references[0].answer()
-
-    streams = make(described, "one")
-    count = interrupted(f, port, streams)
-    same(streams, references)
     # Of decode-0 all go on; decode-1 keeps nothing, and what ran there is computed again.
-    generations = sum(len(s.ids) for s in streams)
+    generations = sum(len(s.ids) for s in references)
     print(f"{count:.0f} of {generations} generations were taken over")
-    assert 0 < count < generations, count
-
-    streams = make(described, "one")
-    count = interrupted(f, port, streams, also=[f.processes["decode-0"]])
-    same(streams, references)
-    assert count == 0, count
-    return references
+    assert 0 < count == made < generations, (count, made)
+    _, _, count, made = in_the_middle(f, port, seed, also=[f.processes["decode-0"]])
+    assert count == made == 0, (count, made)
+    return described, references
 
 
 def interrupt_prefill(f, port, stream, prefill, decode):
@@ -132,14 +154,15 @@ def check_nothing_yet(f, port, r):
     """The router dies while a prompt is computed. The run ends, its pages are free, and what was
     computed of the prompt is there for the run that follows."""
     prefill, pages = f.processes["prefill-0"], 1900 // 64
-    for number in range(20):
+    numbers = itertools.count()
+
+    def middle():
         stream = Stream(TEXT, {"prompt": [r.randrange(3, 2046) for _ in range(1900)], "max_tokens": 6,
-                               "ignore_eos": True, "temperature": 0.7}, f"long-{number}")
+                               "ignore_eos": True, "temperature": 0.7}, f"long-{next(numbers)}")
         runs, kept = interrupt_prefill(f, port, stream, prefill, f.workers("decode"))
         assert runs <= 1 and (runs == 1 or kept in (0, pages)), (runs, kept)
-        if runs and 0 < kept < pages:
-            break
-    assert 0 < kept < pages, "never in the middle"
+        return (stream, kept) if runs and 0 < kept < pages else None
+    stream, kept = cluster.until(middle, 60, "a prompt in its middle")
     cached = stream.usage["prompt_tokens_details"]["cached_tokens"]
     assert cached == kept * 64, (cached, kept)
     prefill.kill()
@@ -153,14 +176,20 @@ def check_nothing_yet(f, port, r):
 def check_cancel_of_adopted(f, port, described):
     """A client that leaves after its request was taken over cancels it, as any other."""
     path, body = described[0]
-    stream = Stream(path, {**body, "max_tokens": 1500}, "leaves")
-    running = run_all([stream], lambda: f.http)
-    cluster.until(lambda: stream.tokens() >= 8, 60, "it streams")
-    restart(f, port)
-    cluster.until(lambda: stream.connections >= 2 and stream.tokens() >= 40, 60, "it goes on")
-    stream.stop = lambda s: True
-    cluster.until(lambda: stream.over, 60, "the client left")
-    join_all(running)
+    tokens, left = 750, False
+    while not left:                 # with a longer answer where it was over before
+        tokens *= 2
+        stream = Stream(path, {**body, "max_tokens": tokens}, "leaves")
+        running = run_all([stream], lambda: f.http)
+        cluster.until(lambda: stream.over or stream.tokens() >= 8, 60, "it streams")
+        restart(f, port)
+        cluster.until(lambda: stream.over or (stream.connections >= 2 and stream.tokens() >= 40), 60,
+                      "it goes on")
+        left = stream.connections >= 2 and not stream.over
+        stream.stop = lambda s: True
+        cluster.until(lambda: stream.over, 60, "the client left")
+        join_all(running)
+        left = left and stream.finish == [None]
     f.wait_quiet()
 
 
@@ -172,22 +201,31 @@ def refused(f, body, name, code, part, path=TEXT, **headers):
     return got
 
 
+def taken_over(f, path, body, name, reference):
+    """The same name again while it runs. False: it did not run any more."""
+    first, second = Stream(path, body, name), Stream(path, body, name)
+    other = Stream(path, {**body, "max_tokens": 7}, name)   # of this name, and another request
+    running = run_all([first], lambda: f.http)
+    cluster.until(lambda: first.over or first.tokens() >= 8, 60, "it streams")
+    with fleet.held(f.workers("decode")):
+        taking = run_all([other, second], lambda: f.http)   # from the start, though the first has some
+        cluster.until(lambda: first.over or first.cuts, 60, "the first has lost it")
+    join_all(taking)
+    same([second], [reference])
+    join_all(running)                   # which came back, and took over or ran it again
+    same([first], [reference])
+    assert not other.cuts, other.cuts
+    cuts = first.cuts + second.cuts
+    assert not cuts or "taken over" in " ".join(cuts), cuts
+    return bool(cuts)
+
+
 def check_other_connections(f, described, references):
-    """The same name again while it runs."""
     for i in (0, 3):
-        path, body = described[i]
-        first, second = Stream(path, body, f"one-{i}"), Stream(path, body, f"one-{i}")
-        running = run_all([first], lambda: f.http)
-        cluster.until(lambda: first.tokens() >= 8, 60, "it streams")
-        other = Stream(path, {**body, "max_tokens": 7}, f"one-{i}")
-        beside = run_all([other], lambda: f.http)  # of this name, and another request
-        second.run(lambda: f.http)          # from the start, though the first has some already
-        same([second], [references[i]])
-        join_all(running)                   # which came back, and took over or ran it again
-        same([first], [references[i]])
-        join_all(beside)
-        assert not other.cuts, other.cuts
-        assert "taken over" in " ".join(first.cuts + second.cuts), (first.cuts, second.cuts)
+        (path, body), reference = described[i], references[i]
+        while not taken_over(f, path, body, f"one-{i}", reference):
+            body = {**body, "max_tokens": 2 * body["max_tokens"]}
+            reference = Stream(path, body, f"one-{i}").run(lambda: f.http)
 
     # A client that hangs up in between and comes back: what was cancelled runs again.
     stream = Stream(*described[0], "one-0")
@@ -272,7 +310,6 @@ def check_tenants(f, port, described):
 
 def main():
     r = random.Random(fleet.seed())
-    described = bodies(r)
     with fleet.Fleet() as f:
         f.router("--heartbeat", "200")
         port = int(f.http.rsplit(":", 1)[1])
@@ -280,7 +317,7 @@ def main():
         f.add("decode", "decode-0").start()
         f.add("decode", "decode-1", "--router-grace", "0s").start()
         f.wait_ready_all()
-        references = check_killed_routers(f, port, described)
+        described, references = check_killed_routers(f, port, r.random())
         f.wait_ready_all()
         check_nothing_yet(f, port, r)
         f.wait_ready_all()
