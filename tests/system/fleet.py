@@ -108,6 +108,11 @@ class Process:
                    if re.split(r"[{ ]", key)[0] == name and all(label in key for label in labels))
 
 
+def made_orphans(rank):
+    """How many requests of routers that were gone it has gone on with."""
+    return rank.metric("baton_orphans_total", 'event="made"')
+
+
 class Fleet:
     """with Fleet() as f: f.router(); f.add("decode", "decode-0").start(); …"""
 

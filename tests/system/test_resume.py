@@ -61,10 +61,6 @@ def restart(f, port, *also):
     return began
 
 
-def made_orphans(rank):
-    return rank.metric("baton_orphans_total", 'event="made"')
-
-
 def interrupted(f, port, streams, also=()):
     """All streams, with one death of the router in the middle. Returns how many were adopted, and how
     many a rank went on with. None: fewer than two streams were in their middle."""
@@ -73,7 +69,7 @@ def interrupted(f, port, streams, also=()):
     again.set()
     running = run_all(streams, lambda: again.wait() and f.http)
     cluster.until(lambda: all(s.over or s.tokens() >= 8 for s in streams), 120, "all have begun")
-    before = made_orphans(rank)
+    before = fleet.made_orphans(rank)
     again.clear()
     try:
         with fleet.held(decode):
@@ -81,13 +77,13 @@ def interrupted(f, port, streams, also=()):
         restart(f, port, *also)
         f.wait_ready_all()
         if rank not in also:
-            cluster.until(lambda: made_orphans(rank) > before or not rank.metric("vllm:num_requests_running"),
+            cluster.until(lambda: fleet.made_orphans(rank) > before or not rank.metric("vllm:num_requests_running"),
                           60, "decode-0 has noticed")
         f.wait_heard(decode)
     finally:
         again.set()
     join_all(running)
-    made = made_orphans(rank) - (0 if rank in also else before)
+    made = fleet.made_orphans(rank) - (0 if rank in also else before)
     cut = sum(s.connections >= 2 for s in streams)
     return (adopted(f), made) if cut >= 2 and (made or also) else None
 
