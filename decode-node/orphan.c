@@ -298,6 +298,7 @@ static void deliver(struct dc_requests *requests, struct dc_request *request)
         .tokens = request->tokens.ids,
         .count = request->tokens.count,
         .finish = dc_finish_reason(request->finish),
+        .prefill = request->has_prefill ? &request->prefill : NULL,
     };
     dc_subscribers_deliver(requests->options.subscribers, request->reservation.router_incarnation,
                            &history);

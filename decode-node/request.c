@@ -371,6 +371,10 @@ void dc_requests_handoff_done(struct dc_requests *requests, struct bt_rpc_call *
     case KVT_DONE_VERIFY: {
         struct dc_request *request = landing->user;
         request->sequence.last = first;
+        if (message->done) {
+            dc_prefill_told_keep(message->done, &request->prefill);
+            request->has_prefill = true;
+        }
         keep_done_call(request, call);
         request_verify(request, message);
         break;
@@ -618,6 +622,9 @@ static void handle_entry(struct dc_requests *requests, const struct dc_entry *en
         .finish = dc_finish_reason(entry->finish),
         .text = entry->finish == DC_FINISH_DIVERGED ? replay_differs : NULL,
     };
+    if (entry->has_token && request->token_ns == 0 && request->has_prefill) {
+        news.prefill = &request->prefill;
+    }
     if (entry->drawn && !request->started) {
         tell_start(request, step, &news);
     }

@@ -22,6 +22,8 @@ struct dc_request {
     uint32_t done_count;
     uint64_t checksum; /* as the prefill worker computed it */
     bool expected;     /* by the target, which sums its pages as they come */
+    struct dc_prefill_told prefill;
+    bool has_prefill; /* it was told with the handoff */
 
     struct dc_sequence sequence;
     uint32_t expected_pages; /* at its end, and no less than it has; 0: it holds none any more */

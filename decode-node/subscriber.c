@@ -1,5 +1,6 @@
 #include "decode-node/subscriber.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "common/base/log.h"
@@ -12,6 +13,7 @@ struct item {
     struct bt_sample sample;
     Baton__V1__SequenceStep sequence;
     Baton__V1__SequenceStart start;
+    struct dc_prefill_told prefill;
     struct bt_token_message token;
     Baton__V1__Token *token_list[1];
 };
@@ -104,6 +106,23 @@ static void on_cancel(void *context, struct bt_rpc_call *call)
     subscriber_end(context, BT_ERR_CANCELLED, "the stream was closed");
 }
 
+void dc_prefill_told_keep(const Baton__V1__PrefillDone *message, struct dc_prefill_told *ret_told)
+{
+    ret_told->message = *message;
+    ret_told->message.base = /* what points to memory of the message goes, as do unknown fields */
+        (ProtobufCMessage)PROTOBUF_C_MESSAGE_INIT(&baton__v1__prefill_done__descriptor);
+    ret_told->message.layers = NULL;
+    ret_told->message.n_layers = 0;
+    ret_told->message.transport = NULL;
+    snprintf(ret_told->transport, sizeof(ret_told->transport), "%s", message->transport);
+}
+
+static void step_tell_prefill(Baton__V1__SequenceStep *sequence, struct dc_prefill_told *told)
+{
+    told->message.transport = told->transport;
+    sequence->prefill = &told->message;
+}
+
 static void item_fill(struct item *item)
 {
     baton__v1__sequence_step__init(&item->sequence);
@@ -120,6 +139,9 @@ static void item_fill(struct item *item)
         item->start.step_ns = item->news.step_ns;
         item->start.begin_unix_ns = item->news.begin_unix_ns;
         item->sequence.start = &item->start;
+    }
+    if (item->news.prefill) {
+        step_tell_prefill(&item->sequence, &item->prefill);
     }
     if (item->news.sample) {
         bt_token_message_fill(&item->token, item->news.index, &item->sample,
@@ -223,12 +245,16 @@ void dc_subscribers_add(struct dc_subscribers *subscribers, uint64_t router_inca
     if (news->sample) {
         item->sample = *news->sample;
     }
+    if (news->prefill) {
+        item->prefill = *news->prefill;
+    }
 }
 
 static enum bt_status send_history(struct subscriber *subscriber, const struct dc_history *history,
                                    Baton__V1__Token *tokens, Baton__V1__Token **list)
 {
     enum bt_status status = BT_OK;
+    struct dc_prefill_told prefill;
     uint32_t sent = 0;
     do {
         uint32_t left = history->count - sent;
@@ -243,6 +269,10 @@ static enum bt_status send_history(struct subscriber *subscriber, const struct d
         Baton__V1__SequenceStep sequence = BATON__V1__SEQUENCE_STEP__INIT, *sequences = &sequence;
         sequence.request_id = history->request;
         sequence.epoch = history->epoch;
+        if (history->prefill && sent == count) {
+            prefill = *history->prefill;
+            step_tell_prefill(&sequence, &prefill);
+        }
         sequence.tokens = list;
         sequence.n_tokens = count;
         if (sent == history->count) {

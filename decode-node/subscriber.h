@@ -17,6 +17,7 @@
 
 #define DC_MAX_SUBSCRIBERS  64
 #define DC_DELIVERED_TOKENS 32768 /* of a history, in one message */
+#define DC_TRANSPORT_SIZE   32
 
 struct dc_subscribers;
 
@@ -41,6 +42,12 @@ void dc_subscribers_open(struct dc_subscribers *subscribers, struct bt_rpc_call 
 bool dc_subscribers_has(const struct dc_subscribers *subscribers, uint64_t router_incarnation);
 uint32_t dc_subscribers_count(const struct dc_subscribers *subscribers);
 
+/* What a prefill worker told of its work, to be passed on. */
+struct dc_prefill_told {
+    Baton__V1__PrefillDone message; /* no layers; the transport is the one below */
+    char transport[DC_TRANSPORT_SIZE];
+};
+
 struct dc_news {
     uint64_t request, epoch;
     const struct bt_sample *sample; /* NULL: no token */
@@ -52,7 +59,11 @@ struct dc_news {
     uint64_t prompt_compute_ns; /* as in SequenceStep */
     uint64_t wait_ns, step_ns;  /* as in SequenceStart */
     int64_t begin_unix_ns;
+    const struct dc_prefill_told
+        *prefill; /* with the first token; NULL: nothing was told. Copied */
 };
+
+void dc_prefill_told_keep(const Baton__V1__PrefillDone *message, struct dc_prefill_told *ret_told);
 
 /* For the next flush. Nothing happens when the router is not there. Never calls back. */
 void dc_subscribers_add(struct dc_subscribers *subscribers, uint64_t router_incarnation,
@@ -64,6 +75,7 @@ struct dc_history {
     const uint32_t *tokens; /* [count]; from number 0 on */
     uint32_t count;
     Baton__V1__FinishReason finish;
+    const struct dc_prefill_told *prefill; /* NULL: nothing was told */
 };
 
 /* Sends it at once, of its tokens as many in a message as it may hold. Nothing happens when the

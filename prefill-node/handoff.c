@@ -79,6 +79,7 @@ static void attempt(struct pf_handoff *handoff)
     request.first_token = &token.token;
     request.cuts = cuts.list;
     request.n_cuts = spec->cuts->count;
+    request.done = &handoff->figures;
     const struct bt_rpc_call_spec call = {
         .method = "baton.v1.Decode/HandoffDone",
         .request = &request.base,
@@ -117,9 +118,20 @@ void pf_handoff_finish(struct pf_handoff *handoff)
     handoff->timer = NULL;
 }
 
+static void keep_figures(struct pf_handoff *handoff, const Baton__V1__PrefillDone *figures)
+{
+    snprintf(handoff->transport, sizeof(handoff->transport), "%s", figures->transport);
+    handoff->figures = *figures;
+    handoff->figures.transport = handoff->transport;
+    handoff->figures.layers = NULL;
+    handoff->figures.n_layers = 0;
+}
+
 void pf_handoff_start(struct pf_handoff *handoff, const struct pf_handoff_spec *spec)
 {
     handoff->spec = *spec;
+    handoff->spec.figures = NULL;
+    keep_figures(handoff, spec->figures);
     handoff->call_ns = CALL_NS;
     handoff->retry_ns = MIN_RETRY_NS;
     handoff->give_up_ns =

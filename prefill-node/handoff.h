@@ -5,6 +5,9 @@
 #include "common/messaging/rpc.h"
 #include "common/model/sampler.h"
 #include "prefill-node/cuts.h"
+#include "proto/worker.pb-c.h"
+
+#define PF_TRANSPORT_SIZE 32
 
 struct pf_handoff_spec {
     struct bt_rpc_client *client; /* of the decode rank */
@@ -15,7 +18,8 @@ struct pf_handoff_spec {
     const struct bt_sample *first; /* what it and `cuts` point to lives until the end */
     bool logprobs;
     const struct pf_cuts *cuts;
-    int64_t deadline_ns; /* BT_NEVER_NS: none, and it is given up some time */
+    const Baton__V1__PrefillDone *figures; /* as the router gets them; copied, without layers */
+    int64_t deadline_ns;                   /* BT_NEVER_NS: none, and it is given up some time */
     /* OK: accepted. UNAVAILABLE: given up. CANCELLED after cancel, else what the rank says. */
     void (*done)(void *context, enum bt_status status, const char *text);
     void *context;
@@ -26,6 +30,8 @@ struct pf_handoff {
     struct bt_rpc_pending *pending; /* an attempt is out */
     bool cancelled;
     struct pf_handoff_spec spec;
+    Baton__V1__PrefillDone figures;
+    char transport[PF_TRANSPORT_SIZE]; /* of the figures */
     int64_t call_ns, retry_ns, give_up_ns;
     char text[200]; /* why the last attempt has to be repeated; "": it was the first */
 };

@@ -160,6 +160,7 @@ static uint64_t larger(uint64_t a, uint64_t b)
 /* Of all ranks. */
 static void fill_done(const struct run *run, Baton__V1__PrefillDone *done)
 {
+    baton__v1__prefill_done__init(done);
     const struct kvt_push_event *pushed = &run->delivery.pushed;
     const struct pf_joint *joint = &run->joint;
     int64_t visible_ns = pushed->end_ns - run->job.computed_ns;
@@ -192,18 +193,12 @@ static void count_done(const struct run *run, const Baton__V1__PrefillDone *done
                          (double)done->visible_transfer_ns * 1e-9);
 }
 
-/* Sent before HandoffDone, so that the router knows these figures when the rank's tokens come. */
-static void send_done(struct run *run)
+static void send_done(struct run *run, Baton__V1__PrefillDone *done)
 {
-    Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
     Baton__V1__PrefillEvent event = BATON__V1__PREFILL_EVENT__INIT;
-    fill_done(run, &done);
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_DONE;
-    event.done = &done;
+    event.done = done;
     bt_rpc_call_send(run->call, &event.base);
-    if (!run->request.probe) {
-        count_done(run, &done);
-    }
 }
 
 static void on_handoff(void *context, enum bt_status status, const char *text)
@@ -222,8 +217,11 @@ static void on_handoff(void *context, enum bt_status status, const char *text)
     }
 }
 
+/* The figures go to the router on both ways: directly, and with the handoff. */
 static void handoff_start(struct run *run)
 {
+    Baton__V1__PrefillDone done;
+    fill_done(run, &done);
     const struct pf_handoff_spec spec = {
         .client = pf_peer_client(run->delivery.peer),
         .request = run->request.request,
@@ -235,20 +233,24 @@ static void handoff_start(struct run *run)
         .first = &run->job.first,
         .logprobs = run->request.sampling.logprobs >= 0,
         .cuts = &run->cuts,
+        .figures = &done,
         .deadline_ns = bt_rpc_call_deadline_ns(run->call),
         .done = on_handoff,
         .context = run,
     };
     run->state = RUN_HANDING_OFF;
-    send_done(run);
+    send_done(run, &done);
+    count_done(run, &done);
     pf_handoff_start(&run->handoff, &spec);
 }
 
 /* What there is to compute: nothing. Its time counts from the first write. */
 static void probe_end(struct run *run)
 {
+    Baton__V1__PrefillDone done;
     run->job.started_ns = run->job.computed_ns = run->delivery.pushed.first_write_ns;
-    send_done(run);
+    fill_done(run, &done);
+    send_done(run, &done);
     run->ending = true;
     run->status = BT_OK;
 }

@@ -347,6 +347,7 @@ struct rt_request_view {
     enum rt_request_state state;
     uint32_t attempt, prompt_tokens, generated_tokens;
     rt_worker_ref prefill, decode;
+    uint64_t epoch; /* on the decode rank; 0: it has not answered */
     int64_t arrival_ns, dispatched_ns /* sent to prefill, 0: not yet */;
     uint32_t tenant;
     bool local; /* its attempt is: DECODING from the time that its prompt is computed */

@@ -11,6 +11,7 @@ static void view_request(const struct rt_request *request, struct rt_request_vie
         .generated_tokens = request->delivered_count,
         .prefill = request->prefill,
         .decode = request->decode,
+        .epoch = request->epoch,
         .arrival_ns = request->spec.arrival_ns,
         .dispatched_ns = request->dispatched_ns,
         .tenant = request->spec.tenant,

@@ -129,6 +129,51 @@ static bool in_vocabulary(const struct rt_service *service, const struct rt_toke
     return true;
 }
 
+/* What it says cannot be more than there is, nor all of it. */
+static uint32_t cached_tokens(const struct rt_stream *stream, uint32_t said)
+{
+    return said < stream->prompt_tokens ? said : 0;
+}
+
+/*
+ * The prefill worker tells of an attempt in its own stream and, by the handoff, in the rank's first
+ * step. Either may be read first, and the request may be over before the other is: that one counts.
+ */
+static void take_prefill_done(struct rt_service *service, struct rt_stream *stream,
+                              uint32_t attempt, const Baton__V1__PrefillDone *done)
+{
+    if (stream->done_attempt == attempt) {
+        return;
+    }
+    stream->done_attempt = attempt;
+    stream->done = *done;
+    stream->done.transport = NULL;
+    stream->done.layers = NULL;
+    stream->done.n_layers = 0;
+    stream->done.cached_tokens = cached_tokens(stream, done->cached_tokens);
+    rt_transport_copy(done->transport, stream->transport);
+    if (stream->run_attempt != attempt) {
+        return; /* another router ran it */
+    }
+    uint32_t cached = stream->done.cached_tokens;
+    bt_counter_add(service->metrics.prefix_queries, stream->prompt_tokens);
+    bt_counter_add(service->metrics.prefix_hits, cached);
+    rt_core_prefill_done(service->core, stream->id, attempt,
+                         done->compute_ns < INT64_MAX ? (int64_t)done->compute_ns : INT64_MAX,
+                         stream->prompt_tokens - cached);
+}
+
+static void on_step_prefill(struct rt_worker_link *link, const Baton__V1__SequenceStep *sequence,
+                            struct rt_stream *stream)
+{
+    struct rt_request_view view;
+    if (rt_core_request(link->service->core, sequence->request_id, &view) && !view.local &&
+        view.decode == link->ref && view.epoch == sequence->epoch && view.epoch != 0) {
+        rt_transport_copy(sequence->prefill->transport, link->used_transport);
+        take_prefill_done(link->service, stream, view.attempt, sequence->prefill);
+    }
+}
+
 static const char strange_token[] = "token: it gave one that is not in the vocabulary";
 
 static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceStep *sequence,
@@ -150,11 +195,12 @@ static void on_sequence(struct rt_worker_link *link, const Baton__V1__SequenceSt
                         true, RT_FINISH_ERROR, BT_ERR_PROTOCOL, strange_token, now_ns);
         return;
     }
-    if (sequence->start) {
-        struct rt_stream *stream = stream_get(service, sequence->request_id);
-        if (stream) {
-            rt_stages_step(&stream->stages, sequence->start, &service->metrics);
-        }
+    struct rt_stream *stream = stream_get(service, sequence->request_id);
+    if (stream && sequence->start) {
+        rt_stages_step(&stream->stages, sequence->start, &service->metrics);
+    }
+    if (stream && sequence->prefill) {
+        on_step_prefill(link, sequence, stream);
     }
     if (status == BT_ERR_PREEMPTED) {
         bt_counter_add(service->metrics.preemptions, 1);
@@ -283,24 +329,6 @@ void rt_service_on_reserved(struct rt_worker_link *link, uint64_t request, uint3
                      status == BT_OK ? landing->epoch : 0, bt_clock_now_ns());
 }
 
-static void note_transport(struct rt_worker_link *link, uint64_t request, const char *transport)
-{
-    struct rt_request_view view;
-    rt_transport_copy(transport, link->used_transport);
-    if (rt_core_request(link->service->core, request, &view)) {
-        struct rt_worker_link *rank = rt_service_link(link->service, view.decode);
-        if (rank) {
-            rt_transport_copy(transport, rank->used_transport);
-        }
-    }
-}
-
-/* What it says cannot be more than there is, nor all of it. */
-static uint32_t cached_tokens(const struct rt_stream *stream, uint32_t said)
-{
-    return said < stream->prompt_tokens ? said : 0;
-}
-
 static void cancel_run(struct rt_stream *stream, uint32_t attempt)
 {
     if (stream && stream->run && stream->run_attempt == attempt) {
@@ -314,7 +342,7 @@ static void on_first_token(struct rt_worker_link *link, uint64_t request, uint32
 {
     struct rt_service *service = link->service;
     struct rt_stream *stream = stream_get(service, request);
-    if (stream && stream->run_attempt == attempt) {
+    if (stream && stream->run_attempt == attempt && stream->done_attempt != attempt) {
         stream->done.cached_tokens = cached_tokens(stream, event->cached_tokens);
     }
     struct rt_token token = {.index = event->first_token->index,
@@ -330,6 +358,18 @@ static void on_first_token(struct rt_worker_link *link, uint64_t request, uint32
     rt_service_pump(service); /* the token points into the message */
 }
 
+static void note_rank_transport(const struct rt_service *service, uint64_t request,
+                                const char *transport)
+{
+    struct rt_request_view view;
+    if (rt_core_request(service->core, request, &view)) {
+        struct rt_worker_link *rank = rt_service_link(service, view.decode);
+        if (rank) {
+            rt_transport_copy(transport, rank->used_transport);
+        }
+    }
+}
+
 static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint32_t attempt,
                             const Baton__V1__PrefillDone *done)
 {
@@ -338,20 +378,10 @@ static void on_prefill_done(struct rt_worker_link *link, uint64_t request, uint3
     bt_counter_add(service->metrics.kv_pushed_bytes, done->kv_bytes);
     bt_counter_add(service->metrics.kv_hidden_bytes, done->hidden_bytes);
     rt_rank_metrics_pushed(link, done->kv_bytes, bt_clock_now_ns());
+    rt_transport_copy(done->transport, link->used_transport);
     if (stream && stream->run_attempt == attempt) {
-        uint32_t cached = cached_tokens(stream, done->cached_tokens);
-        bt_counter_add(service->metrics.prefix_queries, stream->prompt_tokens);
-        bt_counter_add(service->metrics.prefix_hits, cached);
-        rt_core_prefill_done(service->core, request, attempt,
-                             done->compute_ns < INT64_MAX ? (int64_t)done->compute_ns : INT64_MAX,
-                             stream->prompt_tokens - cached);
-        stream->done = *done;
-        stream->done.transport = NULL;
-        stream->done.layers = NULL;
-        stream->done.n_layers = 0;
-        stream->done.cached_tokens = cached;
-        rt_transport_copy(done->transport, stream->transport);
-        note_transport(link, request, done->transport);
+        take_prefill_done(service, stream, attempt, done);
+        note_rank_transport(service, request, done->transport);
         rt_stages_prefill_done(&stream->stages, attempt, done, &service->metrics);
     } else if (!stream) {
         rt_service_trace_late_done(service, request, attempt, done);
@@ -415,7 +445,7 @@ static void add_replay(struct rt_service *service, Baton__V1__ReserveRequest *re
     }
 }
 
-/* Its prompt is computed from now on. */
+/* Its prompt is computed from now on, and what is said of it is about that. */
 static void note_dispatch(struct rt_service *service, struct rt_stream *stream,
                           const struct rt_worker_link *prefill, const struct rt_worker_link *decode)
 {
@@ -425,6 +455,9 @@ static void note_dispatch(struct rt_service *service, struct rt_stream *stream,
         bt_histogram_observe(service->metrics.queue_time,
                              (double)(now_ns - stream->arrival_ns) / 1e9);
     }
+    stream->done = (Baton__V1__PrefillDone)BATON__V1__PREFILL_DONE__INIT;
+    stream->done.transport = NULL;
+    stream->transport[0] = '\0';
     snprintf(stream->prefill_worker, RT_WORKER_ID_SIZE, "%s", prefill ? prefill->id : "");
     snprintf(stream->decode_worker, RT_WORKER_ID_SIZE, "%s", decode ? decode->id : "");
 }
@@ -455,9 +488,6 @@ static void act_reserve(struct rt_service *service, struct rt_stream *stream,
     rt_stages_reserve(&stream->stages, bt_clock_now_ns());
     if (action->local) {
         note_dispatch(service, stream, link, link);
-        stream->done = (Baton__V1__PrefillDone)BATON__V1__PREFILL_DONE__INIT;
-        stream->done.transport = NULL;
-        stream->transport[0] = '\0';
     }
     enum bt_status status =
         link ? rt_worker_link_reserve(link, action->attempt, stream->deadline_ns, &request)

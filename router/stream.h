@@ -49,7 +49,8 @@ struct rt_stream {
     bool catching_up;
     struct rt_stream *next_catching;
     struct rt_stream *successor; /* has the same id and waits for this one's end; owned */
-    Baton__V1__PrefillDone done; /* of the last attempt that got so far; transport below */
+    Baton__V1__PrefillDone done; /* of the last attempt, as far as it got; transport below */
+    uint32_t done_attempt;       /* that last told all of it; 0: none */
     char transport[RT_LINK_TRANSPORT_SIZE];
     char prefill_worker[RT_WORKER_ID_SIZE], decode_worker[RT_WORKER_ID_SIZE];
 };

@@ -185,6 +185,11 @@ static size_t seed_of_decode(uint8_t *data, size_t capacity)
     done.page_count = (done.prompt_tokens + 63) / 64;
     done.has_checksum = true;
     done.first_token = &token;
+    Baton__V1__PrefillDone figures = BATON__V1__PREFILL_DONE__INIT;
+    figures.kv_bytes = figures.writes = 7;
+    figures.transport = (char *)"sim";
+    figures.cached_tokens = 64;
+    done.done = &figures;
     Baton__V1__QuiescedRequest quiesced = BATON__V1__QUIESCED_REQUEST__INIT;
     quiesced.request_id = request;
     quiesced.epoch = epoch;
@@ -283,6 +288,9 @@ static size_t seed_of_answers(uint8_t *data, size_t capacity)
     sequence.epoch = (uint64_t)bt_clock_unix_ns();
     sequence.tokens = tokens;
     sequence.n_tokens = 1;
+    Baton__V1__PrefillDone figures = BATON__V1__PREFILL_DONE__INIT;
+    figures.transport = (char *)"sim";
+    sequence.prefill = &figures;
     Baton__V1__StepEvent event = BATON__V1__STEP_EVENT__INIT;
     event.sequences = list;
     event.n_sequences = 1;

@@ -659,6 +659,11 @@ static size_t put_step(uint8_t *ret_data, uint32_t from, uint32_t count,
     sequence.finish = finish;
     sequence.start = from == 0 ? &start : NULL;
     sequence.prompt_compute_ns = 100;
+    Baton__V1__PrefillDone figures = BATON__V1__PREFILL_DONE__INIT;
+    figures.kv_bytes = figures.compute_ns = 1000;
+    figures.transport = (char *)"shm";
+    figures.cached_tokens = 1;
+    sequence.prefill = from == 0 ? &figures : NULL;
     sequence.error = (char *)(finish == BATON__V1__FINISH_REASON__FINISH_ERROR ? "bad" : "");
     load.pages_total = 100;
     load.pages_free = 90;

@@ -299,6 +299,13 @@ enum bt_status rt_stream_catch_up(struct rt_stream *stream, struct rt_output_buf
     return BT_OK;
 }
 
+/* What its usage and timing are made of, whichever connection was slow. Of a rank that computed the
+ * prompt itself, or of another router's prefill worker, nobody has to tell. */
+static bool prefill_told(const struct rt_stream *stream)
+{
+    return strcmp(stream->prefill_worker, stream->decode_worker) == 0 || stream->done.kv_bytes > 0;
+}
+
 void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_status status,
                    const char *text, int64_t now_ns, const struct rt_service_metrics *metrics)
 {
@@ -317,6 +324,10 @@ void rt_stream_end(struct rt_stream *stream, enum rt_finish finish, enum bt_stat
     if (finish == RT_FINISH_LENGTH && client->tokens != client->max_tokens) {
         fail("request %016llx ended with %u of %u tokens", (unsigned long long)stream->id,
              client->tokens, client->max_tokens);
+    }
+    if (finish == RT_FINISH_LENGTH && !prefill_told(stream)) {
+        fail("request %016llx ended before it was known what its prefill did",
+             (unsigned long long)stream->id);
     }
 }
 

@@ -63,6 +63,23 @@ static struct attempt *attempt_of(struct cluster *cluster, uint64_t request, uin
     return NULL;
 }
 
+struct prefill_figures prefill_figures_of(const Baton__V1__PrefillDone *done)
+{
+    struct prefill_figures figures;
+    memset(&figures, 0, sizeof(figures));
+    figures.kv_bytes = done->kv_bytes;
+    figures.writes = done->writes;
+    figures.compute_ns = done->compute_ns;
+    figures.visible_transfer_ns = done->visible_transfer_ns;
+    figures.hidden_bytes = done->hidden_bytes;
+    figures.queue_ns = done->queue_ns;
+    figures.begin_unix_ns = done->begin_unix_ns;
+    figures.cached_tokens = done->cached_tokens;
+    figures.layerwise = done->layerwise;
+    snprintf(figures.transport, sizeof(figures.transport), "%s", done->transport);
+    return figures;
+}
+
 static void on_step(void *context, const ProtobufCMessage *message)
 {
     struct cluster *cluster = context;
@@ -83,6 +100,14 @@ static void on_step(void *context, const ProtobufCMessage *message)
                 attempt->tokens[attempt->token_count] = step->tokens[k]->token;
             }
             attempt->token_count++;
+        }
+        if (step->prefill) {
+            assert_int_equal(step->prefill->n_layers, 0);
+            assert_int_equal(step->tokens[0]->index, attempt->replay_count);
+            attempt->by_rank = prefill_figures_of(step->prefill);
+            attempt->unknown_told = step->prefill->base.n_unknown_fields;
+            attempt->transport_size = strlen(step->prefill->transport);
+            attempt->rank_told++;
         }
         attempt->finish = step->finish;
         snprintf(attempt->error, sizeof(attempt->error), "%s", step->error);
@@ -261,8 +286,8 @@ static void on_run_event(void *context, const ProtobufCMessage *message)
         break;
     case BATON__V1__PREFILL_EVENT__EVENT_DONE:
         attempt->handed_off = true;
-        attempt->kv_bytes = event->done->kv_bytes;
-        attempt->writes = event->done->writes;
+        attempt->by_prefill = prefill_figures_of(event->done);
+        attempt->layers_told = (uint32_t)event->done->n_layers;
         break;
     default:
         fail_msg("unknown event");
@@ -288,6 +313,12 @@ void cluster_run(struct cluster *cluster, struct attempt *attempt)
     request.n_prompt = attempt->prompt_tokens;
     request.sampling = &attempt->sampling;
     request.landing = attempt->reserved->landing;
+    static uint8_t trace_id[16] = {1};
+    Baton__V1__TraceContext trace = BATON__V1__TRACE_CONTEXT__INIT;
+    trace.trace_id = (ProtobufCBinaryData){sizeof(trace_id), trace_id};
+    trace.parent_id = 1;
+    trace.sampled = attempt->sampled;
+    request.trace = &trace;
     const struct bt_rpc_call_spec spec = {
         .method = "baton.v1.Prefill/Run",
         .request = &request.base,

@@ -14,6 +14,16 @@
 #define MAX_TOKENS 512
 #define ROUTER     UINT64_C(77) /* incarnation of the router that the tests are */
 
+/* PrefillDone, as it was heard; compared byte by byte. */
+struct prefill_figures {
+    uint64_t kv_bytes, writes, compute_ns, visible_transfer_ns, hidden_bytes, queue_ns;
+    int64_t begin_unix_ns;
+    uint32_t cached_tokens;
+    bool layerwise;
+    char transport[16];
+};
+struct prefill_figures prefill_figures_of(const Baton__V1__PrefillDone *done);
+
 struct attempt {
     uint64_t request;
     const uint32_t *prompt;
@@ -21,6 +31,7 @@ struct attempt {
     Baton__V1__SamplingParams sampling;
     bool full;
     bool local;          /* the decode rank computes the prompt: no cluster_run */
+    bool sampled;        /* its run tells times of each layer */
     int64_t deadline_ns; /* of the Run call */
     const uint32_t *replay;
     uint32_t replay_count;
@@ -34,8 +45,11 @@ struct attempt {
     bool started, handed_off, run_ended;
     enum bt_status run_status;
     char run_text[256];
-    uint64_t kv_bytes, writes;
-    int first_token; /* -1: not yet */
+    struct prefill_figures by_prefill, by_rank; /* after handed_off; with the first token */
+    uint32_t rank_told;                         /* entries of Steps with a PrefillDone */
+    uint32_t layers_told;                       /* by prefill */
+    size_t unknown_told, transport_size;        /* by the rank: fields, bytes */
+    int first_token;                            /* -1: not yet */
 
     uint32_t tokens[MAX_TOKENS]; /* from Steps, and before them from attempt_replay */
     float logprobs[MAX_TOKENS];

@@ -155,6 +155,20 @@ static struct fake_held *newest(struct fake_worker *worker)
     return &worker->held[i - 1];
 }
 
+static Baton__V1__PrefillDone prefill_done(uint32_t cached_tokens)
+{
+    Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
+    done.kv_bytes = 4096;
+    done.hidden_bytes = 1024;
+    done.writes = 3;
+    done.compute_ns = 5000000;
+    done.visible_transfer_ns = 2000000;
+    done.layerwise = true;
+    done.transport = (char *)"shm";
+    done.cached_tokens = cached_tokens;
+    return done;
+}
+
 void fake_decode_step(struct fake_worker *worker, uint32_t first, uint32_t count,
                       Baton__V1__FinishReason finish)
 {
@@ -176,6 +190,12 @@ void fake_decode_step(struct fake_worker *worker, uint32_t first, uint32_t count
     sequence.n_tokens = count;
     sequence.tokens = pointers;
     sequence.finish = finish;
+    Baton__V1__PrefillDone done;
+    if (worker->passes_on > 0) {
+        done = prefill_done(worker->passes_on - 1);
+        sequence.prefill = &done;
+        worker->passes_on = 0;
+    }
     send_step(worker, &sequence);
 }
 
@@ -223,19 +243,13 @@ void fake_prefill_first_token(struct fake_worker *worker)
     Baton__V1__PrefillEvent event = BATON__V1__PREFILL_EVENT__INIT;
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_FIRST_TOKEN;
     event.first_token = &token;
+    event.cached_tokens = worker->cached_tokens;
     send_run_event(worker, &event);
 }
 
 void fake_prefill_done(struct fake_worker *worker)
 {
-    Baton__V1__PrefillDone done = BATON__V1__PREFILL_DONE__INIT;
-    done.kv_bytes = 4096;
-    done.hidden_bytes = 1024;
-    done.writes = 3;
-    done.compute_ns = 5000000;
-    done.visible_transfer_ns = 2000000;
-    done.layerwise = true;
-    done.transport = (char *)"shm";
+    Baton__V1__PrefillDone done = prefill_done(worker->cached_tokens);
     Baton__V1__PrefillEvent event = BATON__V1__PREFILL_EVENT__INIT;
     event.event_case = BATON__V1__PREFILL_EVENT__EVENT_DONE;
     event.done = &done;

@@ -45,7 +45,10 @@ struct fake_worker {
     uint8_t adopt_key[32], reserve_key[32];
     size_t reserve_key_size;
 
+    uint32_t passes_on; /* cached_tokens + 1 of the PrefillDone in the next step; 0: none in it */
+
     /* prefill */
+    uint32_t cached_tokens;  /* that its runs tell */
     struct bt_rpc_call *run; /* the open one */
     uint32_t run_count, run_cancels;
     uint64_t run_request, run_epoch;

@@ -104,6 +104,7 @@ static void test_taken_over_from_a_rank(void **state)
     RUN_UNTIL(d0.adopt_count == 1);
     assert_memory_equal(d0.adopt_key, key_of(&g).bytes, 32);
     assert_int_equal(rt_orphans_count(service->orphans), 0);
+    d0.passes_on = 4 + 1;
     fake_decode_step(&d0, 0, count - 1, 0);
     RUN_UNTIL(seen.token_count == count - 1);
     tell_orphan(&d0, id_of(&g), 77, key_of(&g)); /* it was on its way */
@@ -112,6 +113,10 @@ static void test_taken_over_from_a_rank(void **state)
     check_text(&seen, text_from(3));
     assert_int_equal(seen.result.completion_tokens, count);
     assert_int_equal(p0.run_count, 0);
+    /* What another router's prefill worker did is told to the client, and is not our count. */
+    assert_int_equal(seen.result.cached_tokens, 4);
+    assert_string_equal(seen.transport, "shm");
+    assert_int_equal(bt_counter_value(service->metrics.prefix_queries), 0);
     SETTLE();
     assert_int_equal(d0.cancel_count, 0);
 }

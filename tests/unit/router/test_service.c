@@ -115,6 +115,182 @@ static void test_prefill_worker_dies_during_the_run(void **state)
     assert_string_equal(seen.prefill_worker, "p1");
 }
 
+/* ---- what the prefill worker says of the prompt */
+
+static void check_prefix_counted(uint64_t queries, uint64_t hits)
+{
+    assert_int_equal(bt_counter_value(service->metrics.prefix_queries), queries);
+    assert_int_equal(bt_counter_value(service->metrics.prefix_hits), hits);
+}
+
+static void check_prefill_told(const struct seen *seen, uint32_t cached_tokens)
+{
+    assert_int_equal(seen->result.cached_tokens, cached_tokens);
+    assert_int_equal(seen->timing.kv_bytes, 4096);
+    assert_int_equal(seen->timing.kv_bytes_hidden, 1024);
+    assert_int_equal(seen->timing.kv_writes, 3);
+    assert_true(seen->timing.layerwise);
+    assert_true(seen->timing.prefill_compute_ms == 5.0);
+    assert_true(seen->timing.visible_transfer_ms == 2.0);
+    assert_string_equal(seen->transport, "shm");
+}
+
+/* The rank's connection is read before the prefill worker's: all there is to tell came with it, and
+ * is counted once. */
+static void test_the_rank_ends_it_before_prefill_is_heard(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    p0.cached_tokens = 3;
+    for (uint32_t tokens = 1; tokens <= 2; tokens++) {
+        submit(&seen, tokens);
+        RUN_UNTIL(p0.run);
+        d0.passes_on = 3 + 1;
+        fake_decode_step(&d0, 0, tokens, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+        RUN_UNTIL(seen.ended);
+        assert_int_equal(seen.token_count, tokens);
+        check_prefill_told(&seen, 3);
+        assert_string_equal(seen.prefill_worker, "p0");
+        fake_prefill_first_token(&p0);
+        fake_prefill_done(&p0);
+        SETTLE();
+        check_prefix_counted(5 * tokens, 3 * tokens);
+    }
+}
+
+/* In between, too: what comes second changes nothing. */
+static void test_prefill_is_heard_after_some_tokens(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    d0.passes_on = 2 + 1;
+    fake_decode_step(&d0, 0, 2, 0);
+    RUN_UNTIL(seen.token_count == 2);
+    p0.cached_tokens = 2;
+    fake_prefill_first_token(&p0);
+    fake_prefill_done(&p0);
+    SETTLE();
+    fake_decode_step(&d0, 2, count - 2, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    check_prefill_told(&seen, 2);
+    check_prefix_counted(5, 2);
+}
+
+/* A stop string may be complete before all is pushed. */
+static void test_the_first_token_ends_it(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    static const char *const stops[] = {"the"};
+    struct rt_generation g = generation(10);
+    g.stop = stops;
+    g.stop_count = 1;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(p0.run);
+    p0.cached_tokens = 4;
+    uint32_t sent = 0;
+    while (!seen.ended && sent < script.count) {
+        sent == 0 ? fake_prefill_first_token(&p0) : fake_decode_step(&d0, sent, 1, 0);
+        sent++;
+        SETTLE();
+    }
+    assert_true(seen.ended);
+    assert_int_equal(seen.result.finish, RT_FINISH_STOP);
+    assert_int_equal(seen.result.cached_tokens, 4);
+}
+
+/* The attempt that the client gets its tokens of is told of, on whichever way that was heard. */
+static void run_again_elsewhere(bool rank_first, bool tokens_before)
+{
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    uint64_t old_epoch = p0.run_epoch;
+    p0.cached_tokens = 1;
+    if (tokens_before) {
+        d0.passes_on = 1 + 1;
+        fake_decode_step(&d0, 0, 2, 0);
+        RUN_UNTIL(seen.token_count == 2);
+    }
+    join(&p1, "p1", false);
+    fake_prefill_fail(&p0, BT_ERR_CORRUPT);
+    if (tokens_before) {
+        fake_decode_step(&d0, 2, 0, BATON__V1__FINISH_REASON__FINISH_PREEMPTED);
+    }
+    RUN_UNTIL(p1.run || p0.run);
+    struct fake_worker *now = p1.run ? &p1 : &p0;
+    assert_int_not_equal(now->run_epoch, old_epoch);
+    now->cached_tokens = 4;
+    struct fake_held fresh = d0.held[d0.held_count - 1];
+    d0.held[d0.held_count - 1].epoch = old_epoch; /* a late step of the attempt before */
+    d0.passes_on = 2 + 1;
+    fake_decode_step(&d0, 0, 1, 0);
+    d0.held[d0.held_count - 1] = fresh;
+    if (rank_first) {
+        d0.passes_on = 4 + 1;
+    } else {
+        fake_prefill_first_token(now);
+        fake_prefill_done(now);
+        SETTLE();
+    }
+    fake_decode_step(&d0, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    check_prefill_told(&seen, 4);
+    assert_string_equal(seen.prefill_worker, now->id);
+}
+
+static void test_another_attempt_ends_at_the_rank_first(void **state)
+{
+    (void)state;
+    run_again_elsewhere(true, false);
+}
+
+static void test_another_attempt_is_heard_first(void **state)
+{
+    (void)state;
+    run_again_elsewhere(false, false);
+}
+
+static void test_another_attempt_after_tokens(void **state)
+{
+    (void)state;
+    run_again_elsewhere(true, true);
+}
+
+/* No more is in the cache than the prompt has, whoever says so. */
+static void test_more_cached_than_there_is(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    static const uint32_t said[] = {5, UINT32_MAX - 1};
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    for (int i = 0; i < 2; i++) {
+        submit(&seen, 1);
+        RUN_UNTIL(p0.run);
+        d0.passes_on = said[i] + 1;
+        fake_decode_step(&d0, 0, 1, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+        RUN_UNTIL(seen.ended);
+        check_prefill_told(&seen, 0);
+        fake_prefill_done(&p0);
+        SETTLE();
+    }
+}
+
 static void test_failures_of_a_worker_are_tried_again_then_told(void **state)
 {
     (void)state;
@@ -775,6 +951,13 @@ int main(void)
         TEST(test_generation),
         TEST(test_decode_worker_dies_in_mid_stream),
         TEST(test_prefill_worker_dies_during_the_run),
+        TEST(test_the_rank_ends_it_before_prefill_is_heard),
+        TEST(test_prefill_is_heard_after_some_tokens),
+        TEST(test_the_first_token_ends_it),
+        TEST(test_another_attempt_ends_at_the_rank_first),
+        TEST(test_another_attempt_is_heard_first),
+        TEST(test_another_attempt_after_tokens),
+        TEST(test_more_cached_than_there_is),
         TEST(test_failures_of_a_worker_are_tried_again_then_told),
         TEST(test_stop_string_ends_text_and_work),
         TEST(test_eos_gives_no_text_but_counts),
