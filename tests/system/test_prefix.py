@@ -145,19 +145,18 @@ def crowd(c, watch, r, beginning):
 
 def lose(c, watch, home, prompt):
     other = next(w for w in watch.endpoints() if w != home)
-    held = watch.worker(other, "baton_prefix_pages")
     c.kill(home)
     cluster.until(lambda: home not in watch.endpoints(), 60, f"{home} is lost")
-    cluster.until(lambda: watch.router("baton_router_prefix_blocks") == held, 20,
-                  "what it had is forgotten")
+    cluster.until(lambda: watch.router("baton_router_prefix_blocks") ==
+                  watch.worker(other, "baton_prefix_pages"), 20, "what it had is forgotten")
     q = request("after", prompt + [SPECIAL])
     want = solo([q], 512)["after"]
     for _ in range(2):
         hits = watch.worker(other, HITS)
         compare(q, ask(c.rpc, q), want)
         found = watch.worker(other, HITS) - hits
+        c.wait_quiet()              # its pages are there for the next one
     assert found == (len(prompt) + 1 - 1) // PAGE * PAGE, found
-    c.wait_quiet()
     print(f"{home} killed, {other} goes on", flush=True)
 
 
@@ -165,6 +164,7 @@ def cached(c, **fields):
     """What an answer says of its prompt, whole and as a stream."""
     body = {"max_tokens": 4, **fields}
     whole = openai_http.post(c.http, "/v1/completions", body, timeout=600)["usage"]
+    c.wait_quiet()
     body = {**body, "stream": True, "stream_options": {"include_usage": True}}
     *_, last = openai_http.stream(c.http, "/v1/completions", body, timeout=600)
     return [(usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"])
@@ -176,6 +176,7 @@ def openai(c, r):
     prompt = [r.randrange(SPECIAL, VOCABULARY) for _ in range(5 * PAGE + 1)]
     first, second = cached(c, prompt=prompt)
     assert first == (len(prompt), 0) and second == (len(prompt), 5 * PAGE), (first, second)
+    c.wait_quiet()
     both = cached(c, prompt=[prompt, prompt[:2 * PAGE]], n=2)
     # Of the second prompt the last token is always computed, and with it its page.
     assert both == [(7 * PAGE + 1, 6 * PAGE)] * 2, both
