@@ -169,6 +169,9 @@ enum bt_status dc_options_parse(int argc, char **argv, struct bt_error *error,
     snprintf(default_id, sizeof(default_id), "decode-%jd", (intmax_t)getpid());
     const char *worker_id = values.worker_id ? values.worker_id : default_id;
     status = check_worker_id(worker_id, error);
+    if (status == BT_OK) {
+        status = bt_security_values_check(&values.security, error);
+    }
     if (status != BT_OK) {
         return status;
     }

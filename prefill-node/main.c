@@ -220,16 +220,16 @@ int main(int argc, char **argv)
     struct pf_options options;
     enum bt_status status = pf_options_parse(argc, argv, &error, &options);
     if (status == BT_ERR_CANCELLED) {
-        return 0;
-    }
-    bt_log_init(status == BT_OK ? options.worker.worker_id : "baton-prefill",
-                status == BT_OK ? options.log_level : BT_LOG_INFO);
-    if (status == BT_OK) {
-        status = run(&options, &error);
+        return EXIT_SUCCESS; /* --help */
     }
     if (status != BT_OK) {
-        bt_log_error(0, "%s", error.text);
-        return 1;
+        fprintf(stderr, "baton-prefill: %s\n", error.text);
+        return BT_EXIT_USAGE;
     }
-    return 0;
+    bt_log_init(options.worker.worker_id, options.log_level);
+    status = run(&options, &error);
+    if (status != BT_OK) {
+        bt_log_error(0, "%s", error.text);
+    }
+    return status == BT_OK ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -181,6 +181,9 @@ enum bt_status pf_options_parse(int argc, char **argv, struct bt_error *error,
     if (status == BT_OK) {
         status = read_group(error, &group);
     }
+    if (status == BT_OK) {
+        status = bt_security_values_check(&values.security, error);
+    }
     if (status != BT_OK) {
         return status;
     }

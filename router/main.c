@@ -52,6 +52,19 @@ static const char usage[] =
     "Serves the OpenAI-compatible HTTP API and the ZeroMQ API, and gives requests to the prefill\n"
     "and decode workers that register with it.";
 
+/* Flags that need or exclude each other. */
+static enum bt_status check_together(const struct arguments *a, struct bt_error *error)
+{
+    if (a->api_keys && a->api_key) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "--api-keys and --api-key exclude each other");
+    }
+    if (!a->tls_cert != !a->tls_key) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT, "--tls-cert and --tls-key go together");
+    }
+    return bt_security_values_check(&a->security, error);
+}
+
 static enum bt_status parse(int argc, char **argv, struct bt_error *error, struct arguments *a)
 {
     static const char *const levels[] = {"error", "warn", "info", "debug", NULL};
@@ -154,7 +167,8 @@ static enum bt_status parse(int argc, char **argv, struct bt_error *error, struc
          .help = "End when the process that started this one ends."},
         {0},
     };
-    return bt_option_parse(options, usage, argc, argv, error, NULL);
+    enum bt_status status = bt_option_parse(options, usage, argc, argv, error, NULL);
+    return status == BT_OK ? check_together(a, error) : status;
 }
 
 static enum bt_status create_service(struct bt_loop *loop, const struct arguments *a,
@@ -467,7 +481,7 @@ int main(int argc, char **argv)
     }
     if (status != BT_OK) {
         fprintf(stderr, "baton-router: %s\n", error.text);
-        return 2;
+        return BT_EXIT_USAGE;
     }
     bt_log_init("router", (enum bt_log_level)a.log_level);
     if (a.die_with_parent && bt_process_die_with_parent() != BT_OK) {

@@ -16,6 +16,8 @@
 
 #include "common/base/status.h"
 
+#define BT_EXIT_USAGE 2 /* of a program: its flags or environment could not have been meant so */
+
 enum bt_option_type {
     BT_OPTION_STRING,   /* const char ** : points into argv, the environment or the table */
     BT_OPTION_INT,      /* int64_t *     : min..max; accepts k/m/g (1024-based) suffixes */

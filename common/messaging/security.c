@@ -241,18 +241,25 @@ static enum bt_status security_fill(struct bt_security *security,
     return status == BT_OK ? bt_curve_zap_start(security, error) : status;
 }
 
+enum bt_status bt_security_values_check(const struct bt_security_values *values,
+                                        struct bt_error *error)
+{
+    if (!values->secret_file != !values->allow_file) {
+        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                            "--curve-secret-file and --curve-allow-file go together");
+    }
+    return BT_OK;
+}
+
 enum bt_status bt_loop_secure(struct bt_loop *loop, const struct bt_security_values *values,
                               struct bt_error *error)
 {
     BT_ASSERT(!bt_loop_security(loop) && bt_loop_has_no_sockets(loop));
-    if (!values->secret_file && !values->allow_file) {
-        return BT_OK;
+    enum bt_status status = bt_security_values_check(values, error);
+    if (status != BT_OK || !values->secret_file) {
+        return status;
     }
-    if (!values->secret_file || !values->allow_file) {
-        return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                            "--curve-secret-file and --curve-allow-file go together");
-    }
-    enum bt_status status = curve_available(error);
+    status = curve_available(error);
     if (status != BT_OK) {
         return status;
     }

@@ -39,6 +39,10 @@ struct bt_security_values {
      .help = "Public keys that RPC is done with, 'KEY NAME' a line; read again when it changes."}
 /* clang-format on */
 
+/* INVALID_ARGUMENT: one flag of two. */
+enum bt_status bt_security_values_check(const struct bt_security_values *values,
+                                        struct bt_error *error);
+
 /*
  * Secures the loop as the flags say; without both of them it stays plain. Once, before any server
  * or client of the loop. Errors: INVALID_ARGUMENT (one flag of two, or what is wrong in which
