@@ -194,18 +194,23 @@ class Cluster:
     def status(self):
         return json.loads(self.ctl("status", "--output", "json").stdout)
 
-    def busy(self, endpoint):
-        """Whether a worker has anything, as it says itself; also when it does not say."""
+    def metrics(self, endpoint, seconds=60):
+        """{'name{labels}': value} as a worker says it itself."""
         rpc, worker = rpc_client(), rpc_client().pb["worker"]
         secret = os.path.join(self.dir, "default/operator.key") if "#" in endpoint else None
         with rpc.Client(endpoint, secret) as client:
-            try:
-                text = client.call("baton.v1.Worker/Metrics", worker.MetricsRequest(),
-                                   worker.MetricsResponse, 10).text
-            except (TimeoutError, rpc.RpcError):
-                return True
-        values = [float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
-                  if re.split(r"[{ ]", line)[0] in BUSY]
+            text = client.call("baton.v1.Worker/Metrics", worker.MetricsRequest(),
+                               worker.MetricsResponse, seconds).text
+        return {key: float(value) for key, value in
+                (line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")}
+
+    def busy(self, endpoint):
+        """Whether a worker has anything; also when it does not say."""
+        try:
+            metrics = self.metrics(endpoint, 10)
+        except (TimeoutError, rpc_client().RpcError):
+            return True
+        values = [value for key, value in metrics.items() if re.split(r"[{ ]", key)[0] in BUSY]
         return not values or any(values)
 
     def quiet(self):

@@ -215,7 +215,7 @@ class Interposer:
     def __exit__(self, *_):
         self.stopping = True
         if self.thread.ident:
-            self.thread.join(20)
+            self.thread.join()
         for wire in self.wires.values():
             wire.close()
         for socket_ in [*self.fronts, *self.backs]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 
 import cluster
+import fleet
 from test_kills import Load, bodies_of
 
 STREAMS = 4
@@ -140,9 +141,7 @@ def check_down(c):
 
 
 def main():
-    seed = random.randrange(2 ** 32)
-    print(f"seed {seed}", flush=True)
-    r = random.Random(seed)
+    r = random.Random(fleet.seed())
     with cluster.Cluster(prefill=1, decode=1) as c:
         check_words(c)
         load = Load(c.http, [list(bodies_of(s, r, "shared words of the system"))

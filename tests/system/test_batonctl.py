@@ -311,8 +311,9 @@ def groups_serve():
         c.kill("decode-0.2")
         cluster.until(lambda: not any(c.alive(f"decode-0.{r}") for r in (1, 2, 3)) and
                       not c.alive("decode-0"), 60, "a group ends as one")
+        # Those that are lost are shown for a while.
         cluster.until(lambda: {w["state"] for w in c.status()["workers"] if w["role"] == "decode"}
-                      == {"lost"}, 30, "the router saw it")
+                      <= {"lost"}, 30, "the router saw it")
 
 
 def main():
@@ -328,7 +329,8 @@ def main():
     with cluster.Cluster(prefill=1, decode=1, served_model_name="tiny") as c:
         workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
         assert {w["role"] for w in workers} == {"prefill", "decode"}
-        assert all(w["state"] == "ready" for w in workers), workers
+        cluster.until(lambda: all(w["state"] == "ready" for w in c.status()["workers"]), 30,
+                      "both are ready")
         assert "prefill-0" in c.ctl("get", "workers").stdout
         assert all(w["group"] is None for w in workers), workers
         assert json.loads(c.ctl("get", "--output", "json", "requests").stdout) == []

@@ -110,9 +110,10 @@ def test_looking(c):
         assert isinstance(as_json(c, "get", what), list)
     head = c.ctl("get", "workers", "-o", "wide").stdout.splitlines()[0]
     assert "ENDPOINT" in head and "ENDPOINT" not in c.ctl("get", "workers").stdout
-    assert [r["state"] for r in as_json(c, "get", "routers")] == ["ready"]
+    until(lambda: [r["state"] for r in as_json(c, "get", "routers")] == ["ready"], 30, "the router is ready")
+    until(lambda: as_json(c, "describe", "worker", "decode-0")["state"] == "ready", 30, "decode-0 is ready")
     worker = as_json(c, "describe", "worker", "decode-0")
-    assert worker["state"] == "ready" and worker["fingerprint"]["page_tokens"] == 64
+    assert worker["fingerprint"]["page_tokens"] == 64
     assert worker["answers"] is True and worker["events"]
     whole = as_json(c, "describe", "cluster")
     assert {w["worker"] for w in whole["workers"]} == {"prefill-0", "decode-0"}
@@ -154,9 +155,10 @@ def lines_of(process):
 
 def test_logs_and_events(c):
     path = pathlib.Path(c.dir, "default/decode-0.log")
-    tail = c.ctl("logs", "decode-0", "--tail", "2").stdout.splitlines()
-    assert tail == path.read_text().splitlines()[-2:]
-    assert as_json(c, "logs", "decode-0")["lines"] == path.read_text().splitlines()
+    # Between the two looks it may have said one line more.
+    until(lambda: c.ctl("logs", "decode-0", "--tail", "2").stdout.splitlines() ==
+          path.read_text().splitlines()[-2:], 30, "the last two lines")
+    until(lambda: as_json(c, "logs", "decode-0")["lines"] == path.read_text().splitlines(), 30, "all lines")
     assert c.ctl("logs", "nobody", check=False).returncode == 3
     command = [str(BATONCTL), "events", "--state-dir", c.dir, "-f", "-o", "json"]
     follower = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

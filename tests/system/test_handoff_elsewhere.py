@@ -2,6 +2,7 @@
 """Workers in pid namespaces of their own, as in pods: no probe proves the death of one (rule 2 of
 kvtransfer/README.md). One that dies or stops in the middle of a transfer gives its pages back all the
 same, since its connections are closed; one that goes on after that does no harm."""
+import itertools
 import os
 import pathlib
 import signal
@@ -31,7 +32,7 @@ def inner_pid(process):
 def end(process):
     """unshare passes no signal on."""
     os.kill(inner_pid(process), signal.SIGTERM)
-    assert process.child.wait(60) == 0
+    assert process.child.wait(60 * cluster.PATIENCE) == 0
 
 
 def pages(decode, state):
@@ -45,16 +46,22 @@ class Request(threading.Thread):
         self.start()
 
     def run(self):
-        self.answer = fleet.ask(self.base, self.body, 120)
+        self.answer = fleet.ask(self.base, self.body, 400)
 
 
-def in_transfer(f, prefill, decode, number):
-    """A request whose pages are being written."""
-    request = Request(f, number, LONG)
-    cluster.until(lambda: pages(decode, "reserved") > 0, 60, "a landing")
-    cluster.until(lambda: prefill.metric("vllm:num_requests_running") > 0, 60, "a run")
-    cluster.until(lambda: prefill.metric("baton_transfer_bytes_total") > 0, 60, "writes")
-    return request
+def in_transfer(f, prefill, decode):
+    """A request whose pages are being written; another where one was over before it was looked at."""
+    for number in itertools.count(100):
+        before = prefill.metric("baton_transfer_bytes_total")
+        request = Request(f, number, LONG)
+
+        def writes():
+            return (pages(decode, "reserved") > 0 and prefill.metric("vllm:num_requests_running") > 0
+                    and prefill.metric("baton_transfer_bytes_total") > before)
+        if cluster.until(lambda: request.answer and "over" or writes(), 60, "writes") != "over":
+            return request
+        assert request.answer[0], request.answer[1]
+        f.wait_quiet()
 
 
 def all_free(decode):
@@ -63,8 +70,8 @@ def all_free(decode):
 
 def start(f, prefill_elsewhere, decode_elsewhere):
     # A request of a decode rank that died waits out its time.
-    f.router("--heartbeat", 200, "--max-attempts", 2, "--request-timeout",
-             "20s" if decode_elsewhere else "110s")
+    f.router("--heartbeat", 400, "--max-attempts", 8, "--poison-deaths", 0, "--request-timeout",
+             "20s" if decode_elsewhere else "5m")
     decode = f.add("decode", "decode-0", "--lease", "3s", "--kv-pages", PAGES, *TCP,
                    prefix=ELSEWHERE if decode_elsewhere else ()).start()
     prefill = f.add("prefill", "prefill-0", "--chunked-prefill-size", 64, "--kv-pages", PAGES, *TCP,
@@ -76,13 +83,13 @@ def start(f, prefill_elsewhere, decode_elsewhere):
 def prefill_dies(right):
     with fleet.Fleet() as f:
         prefill, decode = start(f, True, False)
-        request = in_transfer(f, prefill, decode, 1)
+        request = in_transfer(f, prefill, decode)
         os.kill(inner_pid(prefill), signal.SIGKILL)
         prefill.child.wait()
         cluster.until(lambda: all_free(decode), 60, "the pages of a dead worker elsewhere")
         prefill.start().wait_ready()
         request.join()
-        assert fleet.ask(f.http, fleet.body_of(2, SHORT, 4)) == (right, None)
+        assert fleet.ask(f.http, fleet.body_of(2, SHORT, 4), 400) == (right, None)
         f.wait_quiet()
         end(prefill)
         print("a prefill worker elsewhere died: its pages are free")
@@ -91,7 +98,7 @@ def prefill_dies(right):
 def prefill_stops(right):
     with fleet.Fleet() as f:
         prefill, decode = start(f, True, False)
-        request = in_transfer(f, prefill, decode, 1)
+        request = in_transfer(f, prefill, decode)
         pid = inner_pid(prefill)
         os.kill(pid, signal.SIGSTOP)
         cluster.until(lambda: all_free(decode), 60, "the pages of a stopped worker elsewhere")
@@ -117,7 +124,7 @@ def prefill_stops(right):
 def decode_dies():
     with fleet.Fleet() as f:
         prefill, decode = start(f, False, True)
-        request = in_transfer(f, prefill, decode, 1)
+        request = in_transfer(f, prefill, decode)
         os.kill(inner_pid(decode), signal.SIGKILL)
         decode.child.wait()
         request.join()
@@ -125,7 +132,7 @@ def decode_dies():
                       "Quiesced for a dead rank elsewhere to be given up")
         f.processes.pop("decode-0")
         prefill.send(signal.SIGTERM)
-        assert prefill.child.wait(60) == 0
+        assert prefill.child.wait(60 * cluster.PATIENCE) == 0
         print("a decode rank elsewhere died: nothing waits for it")
 
 

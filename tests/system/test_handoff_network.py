@@ -21,7 +21,7 @@ import fleet
 HERE, THERE = "10.201.77.1", "10.201.77.2"
 CLONE_NEWNET = 0x40000000
 AT_ONCE = 4
-DEADLINE_S = 60
+DEADLINE_S = 300
 
 
 def sh(*command):
@@ -149,8 +149,8 @@ def main():
     want = fleet.expected(bodies)
     try:
         with fleet.Fleet() as f:
-            f.router("--heartbeat", 200, "--max-attempts", 8, "--request-timeout", f"{DEADLINE_S}s",
-                     worker_endpoint=f"tcp://{HERE}:*")
+            f.router("--heartbeat", 200, "--max-attempts", 20, "--poison-deaths", 0, "--flap-lives", 0,
+                     "--request-timeout", f"{DEADLINE_S}s", worker_endpoint=f"tcp://{HERE}:*")
             for i in range(2):
                 f.add("decode", f"decode-{i}", "--lease", "2s", "--kv-pages", 200, "--transport", "tcp",
                       "--transport-host", THERE, "--listen", f"tcp://{THERE}:*",

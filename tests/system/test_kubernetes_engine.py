@@ -444,7 +444,7 @@ def test_real_workers():
         cluster.until(lambda: states(c)["decode-1"] == "draining", 20, "decode-1 drains")
         done = ctl(server, "scale", "decode=2", *rpc)
         assert server.deleted == ["decode-1"] and "decode-1 is drained" in done.err, done.err
-        assert states(c)["decode-0"] == states(c)["decode-2"] == "ready"
+        cluster.until(lambda: states(c)["decode-0"] == states(c)["decode-2"] == "ready", 20, "the others serve")
 
         server.new_pods_ready = True    # a pod that is ready, and that no router ever hears of
         done = ctl(server, "scale", "decode=3", "--wait", "1s", *rpc, code=1)

@@ -129,12 +129,15 @@ def check_router(c, asked):
 
 
 def check_workers(c, asked):
-    families = read(c, "/metrics/workers")
-    up = {s.labels["worker"]: s.value for s in families["baton_worker_scrape_up"].samples}
-    assert up == {"prefill-0": 1, "decode-0": 1, "decode-1": 1}, up
+    def all_answer():
+        families = read(c, "/metrics/workers")
+        up = {s.labels["worker"]: s.value for s in families["baton_worker_scrape_up"].samples}
+        return families if up == {"prefill-0": 1, "decode-0": 1, "decode-1": 1} else None
+    families = cluster.until(all_answer, 30, "a page of all workers")
+    up = {"prefill-0", "decode-0", "decode-1"}
     assert {s.value for s in families["baton_worker_scrape_rejected_lines"].samples} == {0}
     running = {s.labels["worker"] for s in families["vllm:num_requests_running"].samples}
-    assert running == set(up), running
+    assert running == up, running
     tokens = sum(s.value for s in families["vllm:generation_tokens"].samples)
     assert tokens == sum(output for _, output in asked) - len(asked)    # token 0 is prefill's
     assert value(families, "vllm:prompt_tokens", "vllm:prompt_tokens_total",

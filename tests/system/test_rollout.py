@@ -2,13 +2,16 @@
 """`batonctl rollout` under load: workers are replaced one by one while every answer stays the same,
 bit for bit; another model takes over without a refused connection; what fails, is interrupted or killed
 leaves the cluster as it was."""
+import fcntl
 import json
 import os
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 import tempfile
+import termios
 import threading
 
 import cluster
@@ -123,31 +126,54 @@ def check_bad_arguments_change_nothing(c, askers):
     askers.more(3)
 
 
+class Begun:
+    """A rollout to the other model that has said its first line. It can't end before somebody reads: there
+    is no room for a second line, which comes when its first worker is ready."""
+
+    def __init__(self, c):
+        first = f"starting 2 routers for {OTHER}\n".encode()
+        self.of, to = os.pipe()
+        filler = b"." * (fcntl.fcntl(to, fcntl.F_SETPIPE_SZ, os.sysconf("SC_PAGESIZE")) - len(first) - 1)
+        os.write(to, filler)
+        self.child = subprocess.Popen([str(cluster.BATONCTL), "rollout", "--state-dir", c.dir, "--model",
+                                       str(OTHER)], stderr=to, stdout=subprocess.DEVNULL)
+        os.close(to)
+
+        def said():
+            waiting = struct.unpack("i", fcntl.ioctl(self.of, termios.FIONREAD, bytes(4)))[0]
+            assert self.child.poll() is None, self.read()
+            return waiting >= len(filler) + len(first)
+        cluster.until(said, 60, "the first line")
+
+    def read(self):
+        with open(self.of, encoding="utf-8") as file:
+            return file.read().lstrip(".")
+
+    def kill(self):
+        self.child.kill()
+        self.child.wait()
+        return self.read()
+
+
 def check_interrupted(c, askers):
     """Ctrl-C while the other model's workers start: nothing of them is left."""
     before = state(c)
-    child = subprocess.Popen([str(cluster.BATONCTL), "rollout", "--state-dir", c.dir, "--model",
-                              str(OTHER)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    line = child.stderr.readline()
-    assert "starting 2 routers for" in line, line
-    child.send_signal(signal.SIGINT)
-    rest = child.stderr.read()
-    assert child.wait() != 0, rest
-    assert state(c) == before, rest
+    begun = Begun(c)
+    begun.child.send_signal(signal.SIGINT)
+    told = begun.read()
+    assert begun.child.wait() != 0 and told.startswith("starting 2 routers for"), told
+    assert state(c) == before, told
     askers.more(3)
 
 
 def check_killed(c, askers):
     """SIGKILL of batonctl while the other model's routers wait: what it began has to end, and does."""
     before = state(c)
-    child = subprocess.Popen([str(cluster.BATONCTL), "rollout", "--state-dir", c.dir, "--model",
-                              str(OTHER)],
-                             stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    begun = Begun(c)
     try:
         cluster.until(lambda: len(names(c, "router")) == 4, 60, "the other routers start")
     finally:
-        child.kill()
-        child.wait()
+        begun.kill()
     left = state(c)
     assert all(p["ending"] for p in left["processes"][len(before["processes"]):]), left
     assert {**left, "processes": 0} == {**before, "processes": 0}, left
@@ -173,8 +199,11 @@ def check_another_model(c, askers):
     assert [m["id"] for m in models["data"]] == ["other"], models
     routers = json.loads(c.ctl("get", "--output", "json", "routers").stdout)
     assert {r["router"] for r in routers} == names(c, "router"), (routers, names(c))
-    workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
-    assert {w["worker"] for w in workers if w["state"] == "ready"} == names(c) - names(c, "router"), workers
+
+    def ready():
+        workers = json.loads(c.ctl("get", "--output", "json", "workers").stdout)
+        return {w["worker"] for w in workers if w["state"] == "ready"}
+    cluster.until(lambda: ready() == names(c) - names(c, "router"), 30, "the workers alone are ready")
 
 
 def main():
