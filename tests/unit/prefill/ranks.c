@@ -73,6 +73,47 @@ enum bt_status __wrap_kvt_target_checksum(struct kvt_target *target, uint64_t re
     return __real_kvt_target_checksum(target, request, epoch, pages, tokens);
 }
 
+/* ---- answers for leases ---- */
+
+#define HELD_MAX 256
+
+static struct held {
+    struct bt_rpc_call *call;
+    ProtobufCMessage *response;
+} held[HELD_MAX];
+static uint32_t held_count;
+static bool holds;
+
+void __real_bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char *text,
+                            const ProtobufCMessage *response);
+void __wrap_bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char *text,
+                            const ProtobufCMessage *response);
+void __wrap_bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, const char *text,
+                            const ProtobufCMessage *response)
+{
+    if (!holds || !response || response->descriptor != &baton__v1__lease_response__descriptor) {
+        __real_bt_rpc_call_end(call, status, text, response);
+        return;
+    }
+    size_t size = protobuf_c_message_get_packed_size(response);
+    uint8_t *bytes = malloc(size + 1);
+    assert_true(bytes && held_count < HELD_MAX);
+    protobuf_c_message_pack(response, bytes);
+    held[held_count++] =
+        (struct held){call, protobuf_c_message_unpack(response->descriptor, NULL, size, bytes)};
+    free(bytes);
+}
+
+void ranks_hold_leases(bool held_now)
+{
+    holds = held_now;
+    while (!holds && held_count > 0) {
+        const struct held *answer = &held[--held_count];
+        __real_bt_rpc_call_end(answer->call, BT_OK, NULL, answer->response);
+        protobuf_c_message_free_unpacked(answer->response, NULL);
+    }
+}
+
 /* ---- the registry ---- */
 
 static void handle_register(void *context, struct bt_rpc_call *call,
@@ -341,6 +382,7 @@ static void remove_dir(const struct ranks *ranks)
 void ranks_close(struct ranks *ranks)
 {
     struct cluster *cluster = &ranks->cluster;
+    ranks_hold_leases(false);
     kill_all();
     running = NULL;
     cluster_until(cluster, dc_worker_free_pages(cluster->decode) == cluster->decode_pages &&

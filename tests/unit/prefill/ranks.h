@@ -62,6 +62,10 @@ bool ranks_all_ended(struct ranks *ranks);
 /* Ended by exit with that code. */
 bool ranks_exited(const struct ranks *ranks, uint32_t rank, int code);
 
+/* While they are held the decode rank answers for no lease, though it gives them: a run computes,
+ * and may write nothing, so that it can't end well. */
+void ranks_hold_leases(bool held);
+
 /* A counter or gauge of a rank, by the beginning of its line; fails the test when it is not there.
  */
 double ranks_metric(struct ranks *ranks, uint32_t rank, const char *name);

@@ -1,6 +1,7 @@
 /* The prefill engine, by hand and behind its thread: chunks do not change a bit, and every job
  * comes back once. */
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -274,6 +275,40 @@ static void test_every_job_comes_back_once(void **state)
     bench_close(&bench);
 }
 
+/* Passes wait until somebody joins a thread: by then it was told to end. */
+static pthread_mutex_t gate_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t gate_opens = PTHREAD_COND_INITIALIZER;
+static bool gate_shut;
+
+enum bt_status __real_pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished);
+enum bt_status __wrap_pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished);
+int __real_pthread_join(pthread_t thread, void **ret_value);
+int __wrap_pthread_join(pthread_t thread, void **ret_value);
+
+static void gate_set(bool shut)
+{
+    pthread_mutex_lock(&gate_lock);
+    gate_shut = shut;
+    pthread_cond_broadcast(&gate_opens);
+    pthread_mutex_unlock(&gate_lock);
+}
+
+enum bt_status __wrap_pf_engine_run(struct pf_engine *engine, struct pf_jobs *ret_finished)
+{
+    pthread_mutex_lock(&gate_lock);
+    while (gate_shut) {
+        pthread_cond_wait(&gate_opens, &gate_lock);
+    }
+    pthread_mutex_unlock(&gate_lock);
+    return __real_pf_engine_run(engine, ret_finished);
+}
+
+int __wrap_pthread_join(pthread_t thread, void **ret_value)
+{
+    gate_set(false);
+    return __real_pthread_join(thread, ret_value);
+}
+
 static void test_destroyed_in_the_middle(void **state)
 {
     (void)state;
@@ -283,6 +318,7 @@ static void test_destroyed_in_the_middle(void **state)
     struct bt_error error;
     struct pf_compute_event event;
     bench_open(&bench, 16, 3);
+    gate_set(true);
     assert_int_equal(pf_compute_create(bench.engine, JOBS, &error, &compute), BT_OK);
     for (uint32_t i = 0; i < JOBS; i++) {
         subject_init(&subjects[i], i);

@@ -186,7 +186,7 @@ static void share(uint32_t size, enum bt_dtype kv_dtype)
     ranks.prefixes = &prefixes;
     for (uint32_t i = 0; i < TEXTS; i++) {
         assert_int_equal(run_text(&ranks, &attempts[i], i + 1, i), found[i]);
-        assert_int_equal(attempts[i].kv_bytes, texts[i].kv_bytes);
+        assert_int_equal(attempts[i].by_prefill.kv_bytes, texts[i].kv_bytes);
         bytes += (double)texts[i].kv_bytes;
         asked += texts[i].count;
         sum += found[i];
