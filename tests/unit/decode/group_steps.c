@@ -50,7 +50,8 @@ struct subject {
 
 struct shared {
     struct steps_report reports[MAX_RANKS];
-    atomic_uint done; /* ranks whose sequences have come back */
+    atomic_uint done;  /* ranks whose sequences have come back */
+    atomic_bool moved; /* experts, to any rank */
     atomic_uint behind[MAX_RANKS];
 };
 
@@ -73,6 +74,7 @@ struct runner {
 
     /* The step thread's. */
     bool follows; /* the step that ends now was begun behind another */
+    bool cancels; /* one far from its end */
     uint64_t waits;
 };
 
@@ -196,8 +198,12 @@ static void disturb(void)
         fault_now(scene->fault);
     for (uint32_t i = 0; i < scene->subjects && scene->mixed && scene->size > 1; i++) {
         const struct dc_sequence *sequence = &runner.subjects[i].sequence;
-        if (sequence->ahead > 0 && sequence->stop == DC_RUNNING &&
-            dice(3000 + report->behind, i, 300) == 0)
+        if (sequence->ahead == 0 || sequence->stop != DC_RUNNING)
+            continue;
+        bool far = sequence->generated + 4 < sequence->sampling->max_tokens;
+        bool now = !runner.cancels && far && report->behind >= 10;
+        runner.cancels |= now;
+        if (now || dice(3000 + report->behind, i, 300) == 0)
             dc_stepper_stop(runner.stepper, i + 1, 1, DC_FINISH_CANCELLED);
     }
 }
@@ -315,13 +321,18 @@ static void start(void)
         give_up("step thread", error.text);
 }
 
+static uint64_t expert_moves(void)
+{
+    bt_rank_metrics_update(runner.rank);
+    return bt_counter_value(
+        bt_metrics_counter(runner.metrics, "baton_expert_moves_total", "role=\"test\"", ""));
+}
+
 static void finish(void)
 {
     dc_stepper_destroy(runner.stepper);
     if (runner.rank) {
-        bt_rank_metrics_update(runner.rank);
-        runner.report->moves = bt_counter_value(
-            bt_metrics_counter(runner.metrics, "baton_expert_moves_total", "role=\"test\"", ""));
+        runner.report->moves = expert_moves();
     }
     dc_engine_destroy(runner.engine);
     bt_device_free(runner.used->device, runner.pool);
@@ -396,9 +407,22 @@ static void take_step(const struct dc_step *step)
     runner.records++;
 }
 
+/* However long that takes, the last of each rank is computed by experts that have moved. */
+static bool awaits_move(const struct subject *subject)
+{
+    const struct steps_scene *scene = runner.scene;
+    if (!scene->moves || !runner.rank || subject != &runner.subjects[scene->subjects - 1])
+        return false;
+    if (expert_moves() > 0)
+        atomic_store(&runner.shared->moved, true);
+    return !atomic_load(&runner.shared->moved);
+}
+
 static bool arrives(const struct subject *subject, uint32_t inside)
 {
     struct shared *shared = runner.shared;
+    if (awaits_move(subject))
+        return false;
     if (runner.scene->size > 1 && runner.index == 1 && subject != runner.subjects)
         return runner.back > 0 && (atomic_load(&shared->behind[1]) > PAUSE_STEPS ||
                                    atomic_load(&shared->done) + 1 == runner.scene->size);
