@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import cluster
 import fleet
@@ -27,12 +28,27 @@ def run(*args):
 
 
 def report(*args):
+    begin = time.monotonic()
     code, out, err = run("--output", "json", *args)
     assert code <= BROKEN, (args, code, out, err)
     told = json.loads(out)
     assert told["verdict"] == LEVELS[code], (code, told)
     assert max(LEVELS.index(f["level"]) for f in told["findings"]) == code, told
+    # What was measured took no longer than all of it.
+    for transfer in told["transfers"]:
+        assert 0 < transfer["latency_us"] < 1e6 * (time.monotonic() - begin), transfer
+        assert transfer["bytes"] * 8 / (transfer["gbps"] * 1e9) < time.monotonic() - begin, transfer
     return code, told
+
+
+def stopped(*args):
+    """The report on a worker that stands still; asked again where not even the router was in time."""
+    def asked():
+        code, _, _ = done = run("--output", "json", "--timeout", "3s", *args)
+        return done if code != NOT_ASKED else None
+    code, out, err = cluster.until(asked, 30, "a report")
+    assert code == BROKEN, (code, out, err)
+    return json.loads(out)
 
 
 def levels(told, what, word=""):
@@ -55,7 +71,6 @@ def machine():
     for transfer in carried.values():
         # 16 pages of 64 tokens, 27 layers, 576 elements of bf16
         assert transfer["bytes"] == 16 * 64 * 27 * 576 * 2, transfer
-        assert 0 < transfer["gbps"] < 1000 and 0 < transfer["latency_us"] < 1e6, transfer
     assert code in WORKS or ports, told
     if not ports:
         code, told = report("--expect", "rdma")
@@ -101,21 +116,21 @@ def fine_cluster():
         assert code == BROKEN, told  # longer than the model's context: said, and nothing is left over
         c.wait_quiet()
 
-        c.kill("prefill-0", signal.SIGSTOP)
-        code, told = report(*where, "--timeout", "3s", "prefill-0", "decode-0")
+        cluster.stand_still(c.pids["prefill-0"])
+        told = stopped(*where, "prefill-0", "decode-0")
         c.kill("prefill-0", signal.SIGCONT)
         text = json.dumps(told)
-        assert code == BROKEN and "prefill-0" in text and "in time" in text, told
+        assert "prefill-0" in text and "in time" in text, told
         c.wait_quiet(60)
         cluster.until(lambda: all(w["state"] == "ready" for w in c.status()["workers"]), 30,
                       "prefill-0 is ready again")
         code, told = report(*where, "prefill-0", "decode-0")
         assert code in WORKS, told
 
-        c.kill("decode-0", signal.SIGSTOP)
-        code, told = report(*where, "--timeout", "3s", "prefill-0", "decode-0")
+        cluster.stand_still(c.pids["decode-0"])
+        told = stopped(*where, "prefill-0", "decode-0")
         c.kill("decode-0", signal.SIGCONT)
-        assert code == BROKEN and any(
+        assert any(
             f["what"] == "decode-0" and f["level"] == "broken" for f in told["findings"]), told
         c.wait_quiet(60)
 

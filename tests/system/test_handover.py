@@ -14,6 +14,8 @@ import fleet
 import openai_http
 
 TEXT = "/v1/completions"
+# Longer than any stream takes, and any client that is told to leave.
+DRAIN = ("--drain-timeout", "10m")
 
 
 class Askers:
@@ -68,7 +70,7 @@ def inode_of(path):
 def start_successor(f, path, number, *args):
     """A router that waits for workers, with workers of its own."""
     router = f.add("router", f"router-{number}", "--worker-endpoint", "tcp://127.0.0.1:*",
-                   "--handover", path, *args)
+                   "--handover", path, *DRAIN, *args)
     router.start().wait_ready()
     return router
 
@@ -111,13 +113,16 @@ def check_under_load(f, path):
 
 
 def check_stream_ends_on_the_old(f, path):
-    """A stream that began before goes on to its end on the router that it began at."""
+    """A stream that began before goes on to its end on the router that it began at: its decode rank
+    stands still until another has the port."""
     body = {"prompt": [7] * 100, "max_tokens": 800, "ignore_eos": True, "temperature": 0}
     events = openai_http.stream(f.http, TEXT, body)
     next(events)
     old = f.processes["router-2"]
-    successor = start_successor(f, path, 3)
-    add_workers(f, successor, 3)
+    with fleet.held([f.processes["decode-2"]]):
+        successor = start_successor(f, path, 3)
+        add_workers(f, successor, 3)
+        cluster.until(lambda: "has the HTTP port now" in old.text(), 60, "the successor has the port")
     text = "".join(event["choices"][0]["text"] for event in events if event["choices"])
     assert len(text) > 0
     cluster.until(lambda: old.child.poll() is not None, 60, "the old router ends")
@@ -160,7 +165,7 @@ def main():
     fleet.seed()
     with fleet.Fleet() as f:
         path = str(f.dir / "handover")
-        f.router("--handover", path)
+        f.router("--handover", path, *DRAIN)
         assert oct(os.stat(path).st_mode & 0o777) == "0o600"
         for role in ("decode", "prefill"):
             f.add(role, f"{role}-0", "--kv-pages", "256").start()

@@ -156,8 +156,12 @@ def test_late_growth_is_taken_back():
     with fleet() as server:
         server.new_pods_ready = False
         old = server.pods_of("baton-decode")
-        done = ctl(server, "scale", "decode=4", "prefill=0", "--wait", "2s", code=1)
-        assert "ContainersNotReady" in done.err and "not ready in time" in done.err, done.err
+
+        def told():        # unless the time was over before it had looked
+            done = ctl(server, "scale", "decode=4", "prefill=0", "--wait", "2s", code=1)
+            assert "not ready in time" in done.err, done.err
+            return "ContainersNotReady" in done.err
+        cluster.until(told, 30, "why they are not ready")
         assert server.pods_of("baton-decode") == old and replicas(server) == 3
         assert replicas(server, "baton-prefill") == 1 and not marks(server)
 
@@ -309,12 +313,17 @@ def test_rollout_is_taken_back():
     with fleet(decode=2) as server:
         server.bad_images = {"baton:2"}
         old, before = server.pods_of("baton-decode"), copy.deepcopy(template_of(server.objects["deployments"]["baton-decode"]))
-        done = ctl(server, "rollout", "--image", "baton:2", "--wait", "2s", code=1)
-        assert "not ready in time" in done.err and "ContainersNotReady" in done.err, done.err
-        assert "baton-decode: taken back, to baton:1" in done.err, done.err
-        assert template_of(server.objects["deployments"]["baton-decode"]) == before
-        cluster.until(lambda: server.pods_of("baton-decode") == old, 20, "the pods of before alone")
-        assert len(changes(server)) == 2 and image(server, "baton-prefill") == "baton:1"
+        def told():        # unless the time was over before there was a pod
+            count = len(changes(server))
+            done = ctl(server, "rollout", "--image", "baton:2", "--wait", "2s", code=1)
+            assert "not ready in time" in done.err, done.err
+            assert "baton-decode: taken back, to baton:1" in done.err, done.err
+            assert template_of(server.objects["deployments"]["baton-decode"]) == before
+            cluster.until(lambda: server.pods_of("baton-decode") == old, 20, "the pods of before alone")
+            assert len(changes(server)) == count + 2, changes(server)
+            return "ContainersNotReady" in done.err
+        cluster.until(told, 30, "why they are not ready")
+        assert image(server, "baton-prefill") == "baton:1"
         process = subprocess.Popen(command(server, "rollout", "decode", "--image", "baton:2"), env=ENV,
                                    stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         cluster.until(lambda: len(server.pods_of("baton-decode")) == 3, 30, "a new pod")
@@ -447,8 +456,12 @@ def test_real_workers():
         cluster.until(lambda: states(c)["decode-0"] == states(c)["decode-2"] == "ready", 20, "the others serve")
 
         server.new_pods_ready = True    # a pod that is ready, and that no router ever hears of
-        done = ctl(server, "scale", "decode=3", "--wait", "1s", *rpc, code=1)
-        assert "the router does not know it" in done.err and server.pods_of("baton-decode") == ["decode-0", "decode-2"]
+
+        def unknown():     # unless the time was over before the router was asked
+            done = ctl(server, "scale", "decode=3", "--wait", "1s", *rpc, code=1)
+            assert server.pods_of("baton-decode") == ["decode-0", "decode-2"], done.err
+            return "the router does not know it" in done.err
+        cluster.until(unknown, 30, "a pod that the router does not know")
 
         server.faults = [Fault("get deployments/scale", "status", times=99, code=422)]    # after the drain
         done = ctl(server, "scale", "decode=1", *rpc, code=1)

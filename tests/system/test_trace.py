@@ -7,12 +7,12 @@ import json
 import os
 import random
 import sys
+import time
 
 import baton_client
 import cluster
 import openai_http
 
-LAYER_REQUESTS = 8          # of which one has to show the overlap on a machine however busy
 SLACK_US = 1                # of doubles
 LAYERS = json.loads((cluster.MODEL / "config.json").read_text())["num_hidden_layers"]
 
@@ -22,11 +22,12 @@ def prompt(r, tokens):
 
 
 def ask(c, body, headers=None):
+    begin = time.monotonic()
     status, head, answer = openai_http.request(c.http, "POST", "/v1/completions",
                                                {"temperature": 0, "ignore_eos": True, **body},
                                                {"X-Baton-Timing": "1", **(headers or {})})
     assert status == 200, (status, answer)
-    return {k.lower(): v for k, v in head.items()}, answer
+    return {k.lower(): v for k, v in head.items()}, {**answer, "asked": begin}
 
 
 def trace(c, *args):
@@ -93,7 +94,9 @@ def check_coarse(spans, answer):
     assert end <= request["end"] + SLACK_US
     ttft_us = sum(p["dur"] for p in parts[:4])
     assert abs(ttft_us / 1e3 - timing["ttft_ms"]) < 0.01, (ttft_us, timing)
-    assert abs(request["dur"] / 1e3 - timing["e2e_ms"]) < 50 + 0.1 * timing["e2e_ms"]
+    # The router looks at its clock for the answer first, then for the trace, and both before now.
+    passed_ms = 1e3 * (time.monotonic() - answer["asked"])
+    assert timing["e2e_ms"] - 0.01 <= request["dur"] / 1e3 <= passed_ms, (request, timing, passed_ms)
     compute, visible = one(spans, "compute"), one(spans, "visible transfer")
     assert late or abs(compute["dur"] / 1e3 - timing["prefill_compute_ms"]) < 0.01
     assert abs(visible["ts"] - compute["end"]) <= SLACK_US
@@ -171,15 +174,13 @@ def check_rpc(c, r):
 
 
 def check_overlap(c, r):
-    for attempt in range(LAYER_REQUESTS):
+    def seen():
         head, answer = ask(c, {"prompt": prompt(r, 1900), "max_tokens": 3},
                            {"traceparent": f"00-{r.getrandbits(128) | 1:032x}-{1:016x}-01"})
         spans = whole_trace(c, head["traceresponse"].split("-")[1])
         check_coarse(spans, answer)
-        if check_layers(spans, 4, LAYERS):
-            print(f"overlap seen in request {attempt + 1}")
-            return
-    raise AssertionError(f"no overlap in {LAYER_REQUESTS} requests")
+        return check_layers(spans, 4, LAYERS)
+    cluster.until(seen, 60, "a prompt whose layers went out while later ones computed")
 
 
 def stages_of(c):
