@@ -15,6 +15,7 @@
 #include "common/base/clock.h"
 #include "router/http_access.h"
 #include "router/http_exchange.h"
+#include "router/http_framing.h"
 #include "router/http_response.h"
 #include "router/http_route.h"
 #include "router/http_tls.h"
@@ -96,7 +97,13 @@ static bool is_json(const char *content_type)
 static void check_headers(struct rt_http_exchange *exchange)
 {
     const char *content_type = header(exchange->mhd, MHD_HTTP_HEADER_CONTENT_TYPE);
-    if (strcmp(exchange->route->method, "POST") != 0 || is_json(content_type))
+    if (strcmp(exchange->route->method, "POST") != 0)
+        return;
+    if (rt_http_framing_check_coding(exchange->mhd, &exchange->refusal) != BT_OK) {
+        exchange->route = NULL;
+        return;
+    }
+    if (is_json(content_type))
         return;
     rt_openai_error_set(&exchange->refusal, BT_ERR_INVALID_ARGUMENT, NULL,
                         "unsupported_content_type",
@@ -112,13 +119,17 @@ static uint64_t announced_bytes(struct MHD_Connection *connection)
     return length != NULL ? strtoull(length, NULL, 10) : 0;
 }
 
-/* A client that waits to be asked for its body, or that announces more than would be read, gets
- * its refusal at once; the connection ends with it. */
+/* A client that waits to be asked for its body, that announces more than would be read, or whose
+ * body has no clear end gets its refusal at once; the connection ends with it. */
 static enum MHD_Result begin(struct rt_http_exchange *exchange, const char *method,
-                             const char *path)
+                             const char *path, const char *version)
 {
     struct rt_http_exchanges *all = exchange->all;
     rt_http_exchange_identify(exchange);
+    if (rt_http_framing_check(exchange->mhd, version, &exchange->refusal) != BT_OK) {
+        exchange->dispatched = true;
+        return rt_http_respond_error(exchange, &exchange->refusal);
+    }
     rt_http_route_find(exchange, method, path);
     if (exchange->route != NULL)
         rt_http_access_check(exchange);
@@ -166,7 +177,7 @@ static enum MHD_Result on_request(void *context, struct MHD_Connection *connecti
             return MHD_NO;
         *exchange_slot = exchange;
         exchange->chunked = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
-        return begin(exchange, method, path);
+        return begin(exchange, method, path, version);
     }
     if (*data_size == 0)
         return dispatch(exchange, path);

@@ -4,12 +4,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "router/http_response.h"
 #include "router/http_status.h"
 #include "router/http_tokenize.h"
 #include "router/http_worker_metrics.h"
 #include "router/openai_prompt.h"
+
+/* As a client that knows of a proxy says it: "http://HOST:PORT/path". */
+static const char *path_of(const char *target)
+{
+    size_t scheme = strncasecmp(target, "http://", 7) == 0    ? 7
+                    : strncasecmp(target, "https://", 8) == 0 ? 8
+                                                              : 0;
+    const char *path = scheme > 0 ? strchr(target + scheme, '/') : target;
+    return path != NULL ? path : "/";
+}
 
 /* ------------------------------------------------------------------ generation */
 
@@ -48,7 +59,7 @@ static enum MHD_Result handle_models(struct rt_http_exchange *exchange)
 static enum MHD_Result handle_model(struct rt_http_exchange *exchange)
 {
     struct rt_openai_error error = {0};
-    const char *name = exchange->path + strlen(exchange->route->path);
+    const char *name = path_of(exchange->path) + strlen(exchange->route->path);
     if (name[0] == '\0')
         return handle_models(exchange);
     if (rt_openai_prompt_check_model(exchange->all->service, name, &error) != BT_OK)
@@ -170,8 +181,9 @@ static bool takes(const struct rt_http_route *route, const char *method)
            (strcmp(method, "HEAD") == 0 && strcmp(route->method, "GET") == 0);
 }
 
-void rt_http_route_find(struct rt_http_exchange *exchange, const char *method, const char *path)
+void rt_http_route_find(struct rt_http_exchange *exchange, const char *method, const char *target)
 {
+    const char *path = path_of(target);
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         if (!serves(&routes[i], path))
             continue;

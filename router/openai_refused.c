@@ -34,6 +34,21 @@ static const char *const refused_fields[] = {
     "web_search_options",
     "kv_transfer_params",
     "prompt_embeds",
+    "regex",
+    "json_schema",
+    "ebnf",
+    "structural_tag",
+    "stop_regex",
+    "no_stop_trim",
+    "lora_path",
+    "custom_logit_processor",
+    "vllm_xargs",
+    "session_params",
+    "cache_salt",
+    "extra_key",
+    "return_hidden_states",
+    "return_routed_experts",
+    "return_tokens_as_token_ids",
 };
 
 static bool is_off(const json_t *value)

@@ -741,6 +741,83 @@ static void test_chunked_upload(void **state)
     http_response_finish(&response);
 }
 
+#define HEAD(text)   "POST " CHAT " HTTP/1.1\r\nHost: x\r\n" text "\r\n"
+#define HEALTH       "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+#define LENGTH_OF_IT "Content-Length: 33\r\n" /* of HEALTH, as of a body */
+#define NO_LENGTH    "Content-Length: 0\r\n"
+
+/* Where the request ends depends on who reads: it is refused, and what follows is nobody's request.
+ */
+static void test_framing(void **state)
+{
+    struct fixture *f = *state;
+    const struct {
+        const char *request, *word;
+        int status;
+    } rows[] = {
+        {HEAD(NO_LENGTH LENGTH_OF_IT) HEALTH, "Content-Length", 400},
+        {"GET /health HTTP/1.1\r\nHost: x\r\n" NO_LENGTH LENGTH_OF_IT "\r\n" HEALTH,
+         "Content-Length", 400},
+        {HEAD(LENGTH_OF_IT NO_LENGTH) HEALTH, "Content-Length", 400},
+        {HEAD(LENGTH_OF_IT "Transfer-Encoding: chunked\r\n") "0\r\n\r\n" HEALTH, "33", 400},
+        {HEAD("Transfer-Encoding: gzip, chunked\r\n") "0\r\n\r\n" HEALTH, "gzip", 501},
+        {HEAD("Transfer-Encoding: identity\r\n") "0\r\n\r\n" HEALTH, "identity", 501},
+        {HEAD("Transfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n") "0\r\n\r\n" HEALTH,
+         "Transfer-Encoding", 501},
+        {HEAD("Transfer-Encoding : chunked\r\n" NO_LENGTH) "0\r\n\r\n" HEALTH, "space", 400},
+        {HEAD("Content-Length : 33\r\n") HEALTH, "space", 400},
+        {"POST " CHAT " HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+         "0\r\n\r\n" HEALTH,
+         "HTTP/1.0", 400},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct http_client other;
+        struct http_response response;
+        http_client_open(&other, f->loop, rt_http_front_port(f->front));
+        http_client_send(&other, rows[i].request, strlen(rows[i].request));
+        http_client_response(&other, false, &response);
+        if (response.status != rows[i].status || strstr(response.body, rows[i].word) == NULL)
+            fail_msg("row %zu: %d: %s", i, response.status, response.body);
+        json_t *json = http_response_json(&response);
+        assert_true(json_is_object(json_object_get(json, "error")));
+        json_decref(json);
+        assert_string_equal(http_response_header(&response, "Connection"), "close");
+        http_response_finish(&response);
+        int64_t until_ns = bt_clock_now_ns() + 20 * BT_NS_PER_S;
+        while (!other.closed) {
+            http_client_pump(&other);
+            assert_true(bt_clock_now_ns() < until_ns);
+        }
+        assert_int_equal(other.size, 0);
+        http_client_close(&other);
+    }
+    assert_int_equal(f->service->request_count, 0);
+    /* Twice the same is one, and any case will do. */
+    struct http_response response = call(
+        f, "POST", CHAT, "CONTENT-LENGTH: 48\r\nContent-Encoding: identity\r\n", "{" HELLO "}");
+    assert_int_equal(response.status, 200);
+    http_response_finish(&response);
+    http_client_request(&f->client, "POST", CHAT, "Transfer-Encoding: Chunked\r\n", NULL, 0);
+    http_client_send(&f->client, "30\r\n{" HELLO "}\r\n0\r\n\r\n", 4 + 48 + 7);
+    http_client_response(&f->client, false, &response);
+    assert_int_equal(response.status, 200);
+    http_response_finish(&response);
+    expect_error(f, "POST", CHAT, "Content-Encoding: gzip\r\n", "{" HELLO "}", 415, "",
+                 "unsupported_content_encoding");
+}
+
+/* As to a proxy. */
+static void test_whole_urls(void **state)
+{
+    struct fixture *f = *state;
+    json_decref(ask(f, "http://any.host:80/health", NULL));
+    json_decref(ask(f, "HTTPS://any.host/v1/models/tiny?x=1", NULL));
+    json_decref(ask(f, "http://any.host" CHAT, "{" HELLO "}"));
+    expect_error(f, "POST", "http://any.host", "", "{}", 405, "", "method_not_allowed");
+    expect_error(f, "GET", "http:/health", "", NULL, 404, "", "unknown_url");
+    expect_error(f, "GET", "ftp://any.host/health", "", NULL, 404, "", "unknown_url");
+}
+
 static void test_pipelining(void **state)
 {
     struct fixture *f = *state;
@@ -855,8 +932,11 @@ int main(void)
         TEST(test_generation_fails),
         TEST(test_stream_breaks),
         TEST(test_large_bodies),
-        TEST(test_long_headers), TEST(test_expect_continue),
+        TEST(test_long_headers),
+        TEST(test_expect_continue),
         TEST(test_chunked_upload),
+        TEST(test_framing),
+        TEST(test_whole_urls),
         TEST(test_pipelining),
         TEST(test_http_1_0),
         TEST(test_raw_bytes),

@@ -162,6 +162,11 @@ static const struct bad_body bad_bodies[] = {
     {RT_OPENAI_CHAT, CHAT(",\"audio\":{\"voice\":\"x\"}"), "audio", "not supported"},
     {RT_OPENAI_CHAT, CHAT(",\"prediction\":{\"type\":\"content\"}"), "prediction", "not supported"},
     {RT_OPENAI_CHAT, CHAT(",\"guided_json\":{\"a\":1}"), "guided_json", "not supported"},
+    {RT_OPENAI_CHAT, CHAT(",\"json_schema\":\"{}\""), "json_schema", "not supported"},
+    {RT_OPENAI_CHAT, CHAT(",\"cache_salt\":\"mine\""), "cache_salt", "not supported"},
+    {RT_OPENAI_COMPLETION, COMPL(",\"regex\":\"a+\""), "regex", "not supported"},
+    {RT_OPENAI_COMPLETION, COMPL(",\"no_stop_trim\":true"), "no_stop_trim", "not supported"},
+    {RT_OPENAI_COMPLETION, COMPL(",\"lora_path\":[\"x\"]"), "lora_path", "not supported"},
     {RT_OPENAI_CHAT, CHAT(",\"use_beam_search\":true"), "use_beam_search", "not supported"},
     {RT_OPENAI_CHAT, CHAT(",\"add_generation_prompt\":false"), "add_generation_prompt",
      "not supported"},
@@ -238,7 +243,8 @@ static void test_every_field(void **state)
         "\"ignore_eos\":true,\"skip_special_tokens\":false,\"return_token_ids\":true,"
         "\"baton_timing\":true,\"user\":\"u\",\"metadata\":{\"a\":\"b\"},\"store\":false,"
         "\"response_format\":{\"type\":\"text\"},\"tools\":[],\"tool_choice\":\"none\","
-        "\"modalities\":[\"text\"],\"echo\":false,\"suffix\":null,\"unknown\":[{}]}");
+        "\"modalities\":[\"text\"],\"echo\":false,\"suffix\":null,\"unknown\":[{}],"
+        "\"regex\":null,\"no_stop_trim\":false,\"cache_salt\":\"\"}");
     assert_string_equal(r.model, "m");
     assert_int_equal(r.message_count, 3);
     assert_string_equal(r.messages[0].role, "system");
