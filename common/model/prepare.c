@@ -239,6 +239,9 @@ static enum bt_status check_room(const struct preparation *p, size_t bytes, stru
     if (remote) {
         struct bt_device_info info;
         bt_device_info(model->device, &info);
+        if (info.total_bytes == 0)
+            return bt_error_set(error, BT_ERR_INTERNAL, "%s: %s does not say what memory it has",
+                                model->dir, model->device->name);
         free_bytes = free_bytes && free_bytes < info.free_bytes ? free_bytes : info.free_bytes;
     } else if (!free_bytes) {
         free_bytes = bt_memory_available_bytes();

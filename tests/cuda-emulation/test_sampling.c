@@ -26,7 +26,13 @@ static uint64_t seed, drawn;
 static struct bt_cuda_device device;
 static struct bt_cuda_stream stream;
 
-/* ---- what rows.c does ---- */
+/* ---- what stream.c and rows.c do ---- */
+
+bool bt_cuda_ok(struct bt_cuda_stream *of, cudaError_t result)
+{
+    of->fault = of->fault ? of->fault : result;
+    return of->fault == cudaSuccess;
+}
 
 static uint32_t *kept;
 static struct bt_draws asked;

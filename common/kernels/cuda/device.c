@@ -23,11 +23,21 @@ void bt_cuda_count_wait(struct bt_cuda_device *device)
     __atomic_fetch_add(&device->waits, 1, __ATOMIC_RELAXED);
 }
 
+/* Told here, it is not the next one's. */
 static enum bt_status fault(const char *name, cudaError_t result, const char *what,
                             struct bt_error *error)
 {
+    (void)cudaGetLastError();
     return bt_error_set(error, BT_ERR_INTERNAL, "%s: %s: %s", name, what,
                         cudaGetErrorString(result));
+}
+
+/* A question that got no answer leaves no error behind. */
+static bool told(cudaError_t result)
+{
+    if (result != cudaSuccess)
+        (void)cudaGetLastError();
+    return result == cudaSuccess;
 }
 
 /* ---- what is there ---- */
@@ -100,10 +110,7 @@ void bt_cuda_read_versions(struct bt_cuda_versions *ret_versions)
 bool bt_cuda_reaches(uint32_t from, uint32_t to)
 {
     int can = 0;
-    if (cudaDeviceCanAccessPeer(&can, (int)from, (int)to) == cudaSuccess)
-        return can != 0;
-    (void)cudaGetLastError();
-    return false;
+    return told(cudaDeviceCanAccessPeer(&can, (int)from, (int)to)) && can != 0;
 }
 
 static enum bt_status no_such_index(uint32_t index, uint32_t count, struct bt_error *error)
@@ -124,9 +131,8 @@ static enum bt_status no_such_index(uint32_t index, uint32_t count, struct bt_er
 static bool sees_writes_in_order(const struct bt_cuda_device *device)
 {
     int ordering = cudaGPUDirectRDMAWritesOrderingOwner;
-    if (cudaDeviceGetAttribute(&ordering, cudaDevAttrGPUDirectRDMAWritesOrdering,
-                               device->ordinal) != cudaSuccess)
-        (void)cudaGetLastError();
+    (void)told(
+        cudaDeviceGetAttribute(&ordering, cudaDevAttrGPUDirectRDMAWritesOrdering, device->ordinal));
     return ordering >= cudaGPUDirectRDMAWritesOrderingOwner;
 }
 
@@ -136,7 +142,8 @@ static void look_at_peers(struct bt_cuda_device *device, struct bt_device_info *
     int offered = 0;
     char release[32];
     bool open = false;
-    (void)cudaDeviceGetAttribute(&offered, cudaDevAttrGPUDirectRDMASupported, device->ordinal);
+    (void)told(
+        cudaDeviceGetAttribute(&offered, cudaDevAttrGPUDirectRDMASupported, device->ordinal));
     bool loaded = access("/sys/module/nvidia_peermem", F_OK) == 0 ||
                   access("/sys/module/nv_peer_mem", F_OK) == 0;
     bool known = read_driver(release, sizeof(release), &open);
@@ -165,18 +172,19 @@ static void device_info(struct bt_device *base, struct bt_device_info *ret_info)
     int version = 0;
     *ret_info = (struct bt_device_info){0};
     (void)cudaSetDevice(device->ordinal);
-    if (cudaMemGetInfo(&free_bytes, &total_bytes) != cudaSuccess ||
-        cudaGetDeviceProperties(&about, device->ordinal) != cudaSuccess)
-        return;
-    (void)cudaDriverGetVersion(&version);
+    if (told(cudaMemGetInfo(&free_bytes, &total_bytes))) {
+        ret_info->free_bytes = free_bytes;
+        ret_info->total_bytes = total_bytes;
+    }
+    if (!told(cudaGetDeviceProperties(&about, device->ordinal)))
+        snprintf(about.name, sizeof(about.name), "a GPU");
+    (void)told(cudaDriverGetVersion(&version));
     if (!read_driver(driver, sizeof(driver), &open))
         snprintf(driver, sizeof(driver), "of CUDA %d.%d", version / 1000, version % 1000 / 10);
     snprintf(ret_info->description, sizeof(ret_info->description), "%.64s, sm_%d, driver %s",
              about.name, device->arch, driver);
-    if (cudaDeviceGetPCIBusId(ret_info->pci, sizeof(ret_info->pci), device->ordinal) != cudaSuccess)
+    if (!told(cudaDeviceGetPCIBusId(ret_info->pci, sizeof(ret_info->pci), device->ordinal)))
         ret_info->pci[0] = '\0';
-    ret_info->free_bytes = free_bytes;
-    ret_info->total_bytes = total_bytes;
     look_at_peers(device, ret_info);
 }
 
@@ -188,17 +196,25 @@ static enum bt_status device_enter(struct bt_device *base, struct bt_error *erro
     return result == cudaSuccess ? BT_OK : fault(base->name, result, "can't be used", error);
 }
 
-static enum bt_status no_memory(struct bt_cuda_device *device, const char *kind, size_t bytes,
-                                cudaError_t result, struct bt_error *error)
+enum bt_status bt_cuda_no_memory(struct bt_cuda_device *device, const char *what,
+                                 cudaError_t result, struct bt_error *error)
 {
     size_t free_bytes = 0, total_bytes = 0;
     (void)cudaGetLastError();
     if (result != cudaErrorMemoryAllocation)
-        return fault(device->base.name, result, kind, error);
-    (void)cudaMemGetInfo(&free_bytes, &total_bytes);
+        return fault(device->base.name, result, what, error);
+    (void)told(cudaMemGetInfo(&free_bytes, &total_bytes));
     return bt_error_set(error, BT_ERR_NO_MEMORY,
-                        "%s: no memory for %zu bytes of %s, %zu of its %zu are free",
-                        device->base.name, bytes, kind, free_bytes, total_bytes);
+                        "%s: no memory for %s, %zu of its %zu bytes are free", device->base.name,
+                        what, free_bytes, total_bytes);
+}
+
+static enum bt_status no_memory(struct bt_cuda_device *device, const char *kind, size_t bytes,
+                                cudaError_t result, struct bt_error *error)
+{
+    char what[96];
+    snprintf(what, sizeof(what), "%zu bytes of %s", bytes, kind);
+    return bt_cuda_no_memory(device, what, result, error);
 }
 
 enum bt_status bt_cuda_alloc(struct bt_cuda_device *device, size_t bytes, struct bt_error *error,
@@ -393,10 +409,23 @@ static const struct bt_device_ops cuda_ops = {
     .f8_is_own = bt_cuda_f8_is_own,
 };
 
-static int attribute(int ordinal, enum cudaDeviceAttr which)
+/* What kernels are launched by. */
+static cudaError_t read_attributes(struct bt_cuda_device *device)
 {
-    int value = 0;
-    return cudaDeviceGetAttribute(&value, which, ordinal) == cudaSuccess ? value : 0;
+    int major = 0, minor = 0, shared = 0;
+    struct {
+        enum cudaDeviceAttr which;
+        int *value;
+    } asked[] = {{cudaDevAttrComputeCapabilityMajor, &major},
+                 {cudaDevAttrComputeCapabilityMinor, &minor},
+                 {cudaDevAttrMultiProcessorCount, &device->multiprocessors},
+                 {cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared}};
+    cudaError_t result = cudaSuccess;
+    for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]) && result == cudaSuccess; i++)
+        result = cudaDeviceGetAttribute(asked[i].value, asked[i].which, device->ordinal);
+    device->arch = 10 * major + minor;
+    device->shared_bytes = (size_t)shared;
+    return result;
 }
 
 /* Those of graphics cards have less shared memory than kernels take. */
@@ -422,22 +451,20 @@ static enum bt_status check_arch(const struct bt_cuda_device *device, struct bt_
 static enum bt_status make_device(struct bt_cuda_device *device, uint32_t index,
                                   struct bt_error *error)
 {
-    int ordinal = (int)index;
     device->base = (struct bt_device){
         .ops = &cuda_ops, .kernels = &bt_kernels_cuda, .memory = BT_MEMORY_CUDA, .index = index};
     snprintf(device->base.name, sizeof(device->base.name), "cuda:%u", index);
     pthread_mutex_init(&device->f8.mutex, NULL);
-    device->ordinal = ordinal;
-    device->arch = 10 * attribute(ordinal, cudaDevAttrComputeCapabilityMajor) +
-                   attribute(ordinal, cudaDevAttrComputeCapabilityMinor);
-    device->multiprocessors = attribute(ordinal, cudaDevAttrMultiProcessorCount);
-    device->shared_bytes = (size_t)attribute(ordinal, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    device->ordinal = (int)index;
+    cudaError_t result = read_attributes(device);
+    if (result != cudaSuccess)
+        return fault(device->base.name, result, "it does not say what it is", error);
     enum bt_status status = check_arch(device, error);
     if (status == BT_OK)
         status = device_enter(&device->base, error);
     if (status != BT_OK)
         return status;
-    cudaError_t result = cudaStreamCreateWithFlags(&device->memory_stream, cudaStreamNonBlocking);
+    result = cudaStreamCreateWithFlags(&device->memory_stream, cudaStreamNonBlocking);
     return result == cudaSuccess ? BT_OK : fault(device->base.name, result, "can't be used", error);
 }
 

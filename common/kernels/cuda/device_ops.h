@@ -10,6 +10,10 @@ void bt_cuda_count_wait(struct bt_cuda_device *device);
 /* As device.h's, contents undefined. */
 enum bt_status bt_cuda_alloc(struct bt_cuda_device *device, size_t bytes, struct bt_error *error,
                              void **ret_memory);
+/* What an allocation that failed is told as: NO_MEMORY says how much there is, other results that
+ * the device is at fault. `what`: "64 bytes of device memory". Forgets the runtime's last error. */
+enum bt_status bt_cuda_no_memory(struct bt_cuda_device *device, const char *what,
+                                 cudaError_t result, struct bt_error *error);
 
 /* f8_products.c */
 /* A weight of e4m3 is packed: `outs` rows of `pitch`. */

@@ -264,7 +264,7 @@ void bt_cuda_linear(struct bt_stream *stream, const float *x, uint32_t rows,
     struct bt_cuda_stream *cuda = bt_cuda_stream(stream);
     struct bt_cuda_inputs inputs[BT_I4 + 1];
     bool is_there[BT_I4 + 1] = {false};
-    if (rows == 0)
+    if (rows == 0 || !bt_cuda_is_fine(cuda))
         return;
     bt_cuda_scratch_reset(cuda);
     for (uint32_t i = 0; i < linear_count; i++) {

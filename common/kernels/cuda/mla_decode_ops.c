@@ -220,7 +220,7 @@ void bt_cuda_mla_decode(struct bt_stream *base, const float *q, const struct bt_
     };
     size_t q_row = (size_t)shape->heads * (shape->qk_nope_head_dim + shape->qk_rope_head_dim);
     size_t out_row = (size_t)shape->heads * shape->v_head_dim;
-    for (uint32_t row = 0; row < call.rows.rows; row += call.row_count) {
+    for (uint32_t row = 0; row < call.rows.rows && bt_cuda_is_fine(stream); row += call.row_count) {
         call.first_row = row;
         call.row_count = least(call.rows.rows - row, BT_CUDA_PIECE_ROWS);
         take_scratch(stream, &call);

@@ -261,6 +261,8 @@ void bt_cuda_mla_prefill(struct bt_stream *base, const float *q, const struct bt
     call.kv_b = kv_b;
     call.kernel = kernel_of(&call);
     call.rows = bt_cuda_rows_of(call.stream, sequences, sequence_count);
+    if (!bt_cuda_is_fine(call.stream))
+        return;
     call.gather.pool = kv->data;
     call.gather.dtype = kv->dtype;
     call.gather.token_bytes = (uint32_t)bt_kv_token_size(kv);

@@ -61,6 +61,8 @@ void bt_cuda_mlp(struct bt_stream *stream, const float *x, uint32_t rows, const 
     BT_ASSERT(rows <= stream->limits.max_rows && mlp->up.rows == mlp->gate.rows &&
               mlp->down.cols == mlp->gate.rows && mlp->up.cols == mlp->gate.cols);
     BT_ASSERT(bt_cuda_input_dtype(&mlp->up) == bt_cuda_input_dtype(&mlp->gate));
+    if (!bt_cuda_is_fine(bt_cuda_stream(stream)))
+        return;
     for (uint32_t first = 0; first < rows; first += RUN_ROWS)
         run_rows(bt_cuda_stream(stream), x + (size_t)first * mlp->gate.cols,
                  least(rows - first, RUN_ROWS), mlp, out + (size_t)first * mlp->down.rows);

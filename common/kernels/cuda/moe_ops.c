@@ -79,7 +79,7 @@ static bool begin_call(struct experts_call *call, struct bt_cuda_stream *stream,
                                   .begin = routing->begin,
                                   .picks = rows * shape->experts_per_token,
                                   .per_row = shape->experts_per_token};
-    if (!call->gate || call->picks == 0)
+    if (!call->gate || call->picks == 0 || !bt_cuda_is_fine(stream))
         return false;
     BT_ASSERT(rows <= most(limits->max_rows, limits->max_expert_rows));
     BT_ASSERT(call->gate->cols == limits->hidden && call->down->rows == limits->hidden);

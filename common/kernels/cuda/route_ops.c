@@ -51,6 +51,8 @@ void bt_cuda_moe_route(struct bt_stream *stream, const float *x, uint32_t rows,
     BT_ASSERT(rows <= stream->limits.max_rows && shape->experts <= stream->limits.experts);
     BT_ASSERT(shape->experts_per_token <= shape->experts && gate->cols <= stream->limits.hidden);
     BT_ASSERT(shape->groups <= 1 || shape->experts % shape->groups == 0);
+    if (!bt_cuda_is_fine(cuda))
+        return;
     if (rows == 0) {
         (void)bt_cuda_ok(cuda, cudaMemsetAsync(routing->begin, 0,
                                                (shape->experts + 1) * sizeof(*routing->begin),

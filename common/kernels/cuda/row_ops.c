@@ -20,8 +20,10 @@ void bt_cuda_embed(struct bt_stream *base, const struct bt_matrix *table, const 
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
     if (rows == 0)
         return;
-    bt_cuda_launch_embed(table->data, table->dtype, bt_cuda_list_of(stream, tokens, rows), rows,
-                         table->cols, out, stream->stream);
+    const uint32_t *list = bt_cuda_list_of(stream, tokens, rows);
+    if (!bt_cuda_is_fine(stream))
+        return;
+    bt_cuda_launch_embed(table->data, table->dtype, list, rows, table->cols, out, stream->stream);
     end(stream);
 }
 
@@ -29,6 +31,8 @@ void bt_cuda_rms_norm(struct bt_stream *base, const float *x, uint32_t rows, uin
                       uint32_t stride, const struct bt_matrix *weight, float eps, float *out)
 {
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
+    if (!bt_cuda_is_fine(stream))
+        return;
     bt_cuda_launch_rms_norm(x, rows, dim, stride, weight->data, weight->dtype, eps, out,
                             stream->stream);
     end(stream);
@@ -38,6 +42,8 @@ void bt_cuda_add_rms_norm(struct bt_stream *base, float *x, const float *y, uint
                           uint32_t dim, const struct bt_matrix *weight, float eps, float *out)
 {
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
+    if (!bt_cuda_is_fine(stream))
+        return;
     bt_cuda_launch_add_rms_norm(x, y, rows, dim, weight->data, weight->dtype, eps, out,
                                 stream->stream);
     end(stream);
@@ -46,6 +52,8 @@ void bt_cuda_add_rms_norm(struct bt_stream *base, float *x, const float *y, uint
 void bt_cuda_add(struct bt_stream *base, float *x, const float *y, size_t count)
 {
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
+    if (!bt_cuda_is_fine(stream))
+        return;
     bt_cuda_launch_add(x, y, count, stream->stream);
     end(stream);
 }
@@ -53,6 +61,8 @@ void bt_cuda_add(struct bt_stream *base, float *x, const float *y, size_t count)
 void bt_cuda_zero(struct bt_stream *base, float *x, size_t count)
 {
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
+    if (!bt_cuda_is_fine(stream))
+        return;
     bt_cuda_launch_zero(x, count, stream->stream);
     end(stream);
 }
@@ -63,8 +73,10 @@ void bt_cuda_gather_rows(struct bt_stream *base, float *x, uint32_t dim, const u
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
     if (count == 0)
         return;
-    bt_cuda_launch_gather_rows(x, dim, bt_cuda_list_of(stream, wanted, count), count,
-                               stream->stream);
+    const uint32_t *list = bt_cuda_list_of(stream, wanted, count);
+    if (!bt_cuda_is_fine(stream))
+        return;
+    bt_cuda_launch_gather_rows(x, dim, list, count, stream->stream);
     end(stream);
 }
 
@@ -84,6 +96,8 @@ void bt_cuda_rope_q(struct bt_stream *base, float *q, const struct bt_mla_shape 
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
     check_positions(rope, shape->qk_rope_head_dim, sequences, sequence_count);
     struct bt_cuda_rows rows = bt_cuda_rows_of(stream, sequences, sequence_count);
+    if (!bt_cuda_is_fine(stream))
+        return;
     bt_cuda_launch_rope_q(q, rows.rows, shape->heads, shape->qk_nope_head_dim,
                           shape->qk_rope_head_dim, rows.position, rope->cos, rope->sin,
                           stream->stream);
@@ -98,6 +112,8 @@ void bt_cuda_kv_write(struct bt_stream *base, const float *kv_a, const struct bt
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
     check_positions(rope, kv->qk_rope_head_dim, sequences, sequence_count);
     struct bt_cuda_rows rows = bt_cuda_rows_of(stream, sequences, sequence_count);
+    if (!bt_cuda_is_fine(stream))
+        return;
     struct bt_cuda_kv_write call = {.kv_a = kv_a,
                                     .norm = norm->data,
                                     .norm_dtype = norm->dtype,

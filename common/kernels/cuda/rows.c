@@ -166,7 +166,7 @@ static bool area_reserve(struct bt_cuda_stream *stream, struct area *area, size_
     wait_for_all(stream); /* what still reads the old one */
     bt_cuda_ok(stream, cudaFree(area->memory));
     *area = (struct area){NULL, 0};
-    if (!bt_cuda_ok(stream, cudaMalloc(&memory, bytes)))
+    if (stream->fault != cudaSuccess || !bt_cuda_ok(stream, cudaMalloc(&memory, bytes)))
         return false;
     *area = (struct area){memory, bytes};
     return bt_cuda_ok(stream, cudaMemsetAsync(memory, 0, bytes, stream->stream));
@@ -209,7 +209,7 @@ static struct pinned *take_pinned(struct bt_cuda_stream *stream, size_t bytes)
         bt_cuda_ok(stream, cudaFreeHost(pinned->memory));
         *pinned = (struct pinned){.copied = pinned->copied};
         bytes = round_up(bytes + bytes / 2, 4096);
-        if (!bt_cuda_ok(stream, cudaMallocHost(&block, bytes)))
+        if (stream->fault != cudaSuccess || !bt_cuda_ok(stream, cudaMallocHost(&block, bytes)))
             return NULL;
         pinned->memory = block;
         pinned->bytes = bytes;
@@ -389,7 +389,7 @@ static size_t stage_pages(const struct bt_stage *stage)
     return pages + page_numbers(stage->wanted_sequences, stage->wanted_sequence_count);
 }
 
-/* Copies what is staged to the block. False: no memory. */
+/* Copies what is staged to the block. False: no memory, or a fault before. */
 static bool upload(struct bt_cuda_stream *stream, struct block *block, const struct bt_stage *stage,
                    struct head *ret_head)
 {
@@ -398,7 +398,8 @@ static bool upload(struct bt_cuda_stream *stream, struct block *block, const str
     size_t pages = round_up(stage_pages(stage) * sizeof(uint32_t), 256);
     size_t pieces = (piece_room(stream, rows) + piece_room(stream, wanted)) * 4 * sizeof(uint32_t);
     size_t adjusts = stage->adjust_count * sizeof(struct bt_adjust);
-    struct pinned *pinned = take_pinned(stream, head + pages + pieces + adjusts);
+    struct pinned *pinned =
+        bt_cuda_is_fine(stream) ? take_pinned(stream, head + pages + pieces + adjusts) : NULL;
     if (!pinned)
         return false;
 
@@ -510,7 +511,7 @@ void bt_cuda_stage(struct bt_stream *base, const struct bt_stage *stage)
     memory->stage = (struct bt_stage){0};
     BT_ASSERT(!memory->staged.is_fixed || list <= memory->resolved.bytes);
     if (!upload(stream, &memory->staged, stage, &memory->head) ||
-        !area_reserve(stream, &memory->resolved, list))
+        !area_reserve(stream, &memory->resolved, list) || !bt_cuda_is_fine(stream))
         return;
     memory->stage = *stage;
     memory->batch = view_of(stream, &memory->staged, &memory->head.batch, stage->padded_rows);
@@ -553,7 +554,8 @@ static void *upload_lists(struct bt_cuda_stream *stream, const void *list, size_
 {
     struct bt_cuda_rows_memory *memory = stream->rows;
     BT_ASSERT(!stream->capturing);
-    if (bytes == 0 || !area_reserve(stream, &memory->other_list, bytes + behind_bytes))
+    if (bytes == 0 || !bt_cuda_is_fine(stream) ||
+        !area_reserve(stream, &memory->other_list, bytes + behind_bytes))
         return NULL;
     struct pinned *pinned = take_pinned(stream, bytes + behind_bytes);
     if (!pinned)

@@ -46,6 +46,8 @@ void bt_cuda_draw(struct bt_stream *stream, float *logits, uint32_t rows, uint32
     if (rows == 0)
         return;
     const struct bt_cuda_draws there = bt_cuda_draws_of(cuda, draws, adjusts, rows);
+    if (!bt_cuda_is_fine(cuda))
+        return;
     struct bt_cuda_sample sample = {
         .logits = logits,
         .draws = (const struct bt_cuda_draw *)(const void *)there.draws,

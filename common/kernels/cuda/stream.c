@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "common/kernels/cuda/device_ops.h"
@@ -22,6 +23,15 @@ static enum bt_status tell_fault(const struct bt_cuda_device *device, cudaError_
                         cudaGetErrorString(fault));
 }
 
+/* Of a call that is no stream's; the runtime's last error is told with it. */
+static enum bt_status told(const struct bt_device *device, cudaError_t result, const char *what,
+                           struct bt_error *error)
+{
+    (void)cudaGetLastError();
+    return bt_error_set(error, BT_ERR_INTERNAL, "%s: %s: %s", device->name, what,
+                        cudaGetErrorString(result));
+}
+
 /* ---- creation ---- */
 
 /* The most that any operation takes within the limits. */
@@ -40,22 +50,50 @@ static size_t scratch_bytes(const struct bt_cuda_stream *stream)
     return most;
 }
 
+static enum bt_status no_cublas(const struct bt_cuda_device *device, cublasStatus_t status,
+                                struct bt_error *error)
+{
+    (void)cudaGetLastError(); /* whatever it met */
+    return bt_error_set(
+        error, status == CUBLAS_STATUS_ALLOC_FAILED ? BT_ERR_NO_MEMORY : BT_ERR_INTERNAL,
+        "%s: cuBLASLt does not start (its status %d)", device->base.name, (int)status);
+}
+
+/* Why there is no room for lists of rows the runtime knows, or else there was none of the host. */
+static enum bt_status no_rows(struct bt_cuda_stream *stream, struct bt_error *error)
+{
+    const struct bt_stream_limits *limits = &stream->base.limits;
+    cudaError_t result = cudaGetLastError();
+    char what[128];
+    snprintf(what, sizeof(what), "lists of %u rows and %u page numbers", limits->max_rows,
+             limits->max_page_numbers);
+    return bt_cuda_no_memory(stream->device, what,
+                             result == cudaSuccess ? cudaErrorMemoryAllocation : result, error);
+}
+
 /* What operations need beside the stream: none where the limits let none run, for copies alone. */
 static enum bt_status make_scratch(struct bt_cuda_stream *stream, struct bt_error *error)
 {
     struct bt_device *device = &stream->device->base;
-    if (cublasLtCreate(&stream->cublas) != CUBLAS_STATUS_SUCCESS)
-        return bt_error_set(error, BT_ERR_INTERNAL, "%s: cuBLASLt does not start", device->name);
+    cublasStatus_t started = cublasLtCreate(&stream->cublas);
+    if (started != CUBLAS_STATUS_SUCCESS)
+        return no_cublas(stream->device, started, error);
     enum bt_status status =
         bt_cuda_alloc(stream->device, BT_CUDA_WORKSPACE, error, &stream->workspace);
-    if (status != BT_OK)
+    if (status != BT_OK) {
+        bt_error_prefix(error, "workspace of cuBLASLt: ");
         return status;
-    if (!bt_cuda_products_create(stream) || !bt_cuda_rows_create(stream))
+    }
+    if (!bt_cuda_products_create(stream))
         return bt_error_set(error, BT_ERR_NO_MEMORY, "%s: no memory for a stream", device->name);
+    if (!bt_cuda_rows_create(stream))
+        return no_rows(stream, error);
     stream->scratch_bytes = scratch_bytes(stream);
     void *scratch = NULL;
     status = bt_cuda_alloc(stream->device, stream->scratch_bytes, error, &scratch);
     stream->scratch = scratch;
+    if (status != BT_OK)
+        bt_error_prefix(error, "scratch of kernels, for %u rows: ", stream->base.limits.max_rows);
     return status;
 }
 
@@ -64,8 +102,7 @@ static enum bt_status make_stream(struct bt_cuda_stream *stream, struct bt_error
     struct bt_device *device = &stream->device->base;
     cudaError_t result = cudaStreamCreateWithFlags(&stream->stream, cudaStreamNonBlocking);
     if (result != cudaSuccess)
-        return bt_error_set(error, BT_ERR_INTERNAL, "%s: no stream: %s", device->name,
-                            cudaGetErrorString(result));
+        return told(device, result, "no stream", error);
     return stream->base.limits.max_rows > 0 ? make_scratch(stream, error) : BT_OK;
 }
 
@@ -153,8 +190,7 @@ enum bt_status bt_cuda_event_create(struct bt_device *device, struct bt_error *e
     cudaError_t result = cudaEventCreateWithFlags(&event->event, cudaEventDisableTiming);
     if (result != cudaSuccess) {
         free(event);
-        return bt_error_set(error, BT_ERR_INTERNAL, "%s: no event: %s", device->name,
-                            cudaGetErrorString(result));
+        return told(device, result, "no event", error);
     }
     *ret_event = event;
     return BT_OK;
@@ -213,10 +249,10 @@ struct bt_graph {
 enum bt_status bt_cuda_capture_begin(struct bt_stream *base, struct bt_error *error)
 {
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
-    bt_cuda_ok(stream, cudaGetLastError());
-    if (bt_cuda_ok(stream,
-                   cudaStreamBeginCapture(stream->stream, cudaStreamCaptureModeThreadLocal)))
-        stream->capturing = true;
+    stream->capturing =
+        bt_cuda_is_fine(stream) &&
+        bt_cuda_ok(stream,
+                   cudaStreamBeginCapture(stream->stream, cudaStreamCaptureModeThreadLocal));
     return tell_fault(stream->device, stream->fault, error);
 }
 

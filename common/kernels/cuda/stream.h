@@ -68,6 +68,13 @@ static inline struct bt_cuda_stream *bt_cuda_stream(struct bt_stream *stream)
 /* Keeps a fault. True: there is none, now or before. */
 bool bt_cuda_ok(struct bt_cuda_stream *stream, cudaError_t result);
 
+/* An operation asks this first, and does nothing on a stream at fault: what the device has of the
+ * batch may be that of another one, whose pages these are no more. */
+static inline bool bt_cuda_is_fine(struct bt_cuda_stream *stream)
+{
+    return bt_cuda_ok(stream, cudaGetLastError()); /* that of a launch */
+}
+
 /* An operation calls this first: all of the scratch is free again. */
 static inline void bt_cuda_scratch_reset(struct bt_cuda_stream *stream)
 {
