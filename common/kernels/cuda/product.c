@@ -26,9 +26,12 @@ struct shape {
     uint32_t is_k_major;
 };
 
+/* Another product would have other bits, so one that could not be asked for is no answer. */
+enum outcome { WORKS, IS_NOT_THERE, FAILED };
+
 struct plan {
     struct shape shape;
-    bool works;
+    enum outcome outcome;
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t weight, x, out;
     cublasLtMatmulAlgo_t algorithm;
@@ -186,26 +189,30 @@ static bool works_for(cublasLtHandle_t cublas, struct plan *plan,
            result.workspaceSize <= BT_CUDA_WORKSPACE;
 }
 
-static bool choose(cublasLtHandle_t cublas, struct plan *plan,
-                   cublasLtMatmulPreference_t preference)
+static enum outcome choose(cublasLtHandle_t cublas, struct plan *plan,
+                           cublasLtMatmulPreference_t preference)
 {
     cublasLtMatmulHeuristicResult_t results[CANDIDATES];
     int count = 0;
     uint64_t fewest = plan->shape.in == BT_F8_E4M3 ? 4 : 1;
-    if (!describe_preference(&plan->shape, preference) || !set_rows(plan, PINNED_ROWS) ||
-        !ok(cublasLtMatmulAlgoGetHeuristic(cublas, plan->operation, plan->weight, plan->x,
-                                           plan->out, plan->out, preference, CANDIDATES, results,
-                                           &count)))
-        return false;
+    if (!describe_preference(&plan->shape, preference) || !set_rows(plan, PINNED_ROWS))
+        return FAILED;
+    cublasStatus_t asked =
+        cublasLtMatmulAlgoGetHeuristic(cublas, plan->operation, plan->weight, plan->x, plan->out,
+                                       plan->out, preference, CANDIDATES, results, &count);
+    if (asked == CUBLAS_STATUS_NOT_SUPPORTED || asked == CUBLAS_STATUS_INVALID_VALUE)
+        return IS_NOT_THERE;
+    if (!ok(asked))
+        return FAILED;
     for (int i = 0; i < count; i++) {
         if (!ok(results[i].state) || splits(&results[i].algo) ||
             !works_for(cublas, plan, &results[i].algo, fewest) ||
             !works_for(cublas, plan, &results[i].algo, MANY_ROWS))
             continue;
         plan->algorithm = results[i].algo;
-        return true;
+        return WORKS;
     }
-    return false;
+    return IS_NOT_THERE;
 }
 
 static void unmake(struct plan *plan)
@@ -227,6 +234,7 @@ static void make(cublasLtHandle_t cublas, const struct shape *shape,
 {
     cublasLtMatmulPreference_t preference = NULL;
     plan->shape = *shape;
+    plan->outcome = FAILED;
     if (!describe_operation(plan) || !describe_layouts(plan) || !set_scales(plan, scales))
         return;
     if (shape->batch > 1 && (!set_distance(plan->weight, product->weight_distance) ||
@@ -235,7 +243,7 @@ static void make(cublasLtHandle_t cublas, const struct shape *shape,
         return;
     if (!ok(cublasLtMatmulPreferenceCreate(&preference)))
         return;
-    plan->works = choose(cublas, plan, preference);
+    plan->outcome = choose(cublas, plan, preference);
     (void)cublasLtMatmulPreferenceDestroy(preference);
 }
 
@@ -267,7 +275,7 @@ bool bt_cuda_product_is_there(cublasLtHandle_t cublas, uint32_t n, uint32_t k,
     const struct shape shape = shape_of(&product);
     struct plan plan = {0};
     make(cublas, &shape, &product, scales, &plan);
-    bool works = plan.works;
+    bool works = plan.outcome == WORKS;
     unmake(&plan);
     return works;
 }
@@ -314,9 +322,9 @@ bool bt_cuda_product_try(struct bt_cuda_stream *stream, const struct bt_cuda_pro
               is_aligned(p->weight, batched ? p->weight_distance : 0, p->weight_pitch, p->in) &&
               is_aligned(p->out, batched ? p->out_distance : 0, p->out_pitch, p->out_dtype));
     plan = plan_of(stream, p, scales);
-    if (!plan->works)
+    if (plan->outcome == IS_NOT_THERE)
         return false;
-    if (!prepare(plan, p, scales) ||
+    if (plan->outcome == FAILED || !prepare(plan, p, scales) ||
         !ok(cublasLtMatmul(stream->cublas, plan->operation, &one, p->weight, plan->weight, p->x,
                            plan->x, &zero, p->out, plan->out, p->out, plan->out, &plan->algorithm,
                            stream->workspace, BT_CUDA_WORKSPACE, stream->stream)))

@@ -12,6 +12,7 @@ struct bt_cuda_product_scales {
 /*
  * As bt_cuda_product; `in` may also be F8_E4M3, with scales, k-major, k a multiple of 128, n of 16,
  * m of 4, batch 1. False, and nothing done: cuBLASLt has no algorithm for this shape, whatever m.
+ * Where it could not say so, that is a fault of the stream.
  */
 bool bt_cuda_product_try(struct bt_cuda_stream *stream, const struct bt_cuda_product *product,
                          const struct bt_cuda_product_scales *scales);
