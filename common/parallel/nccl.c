@@ -194,6 +194,18 @@ static bool use_stream(struct bt_group *base, struct bt_stream *stream)
     return true;
 }
 
+/* What a stream at fault has was not computed: other ranks would draw tokens of it. */
+static bool is_fine(struct bt_nccl_group *g)
+{
+    char what[128];
+    if (g->error.status == BT_OK && g->callers && !bt_cuda_is_fine(g->callers)) {
+        snprintf(what, sizeof(what), "%s: %s", g->callers->device->base.name,
+                 cudaGetErrorString(g->callers->fault));
+        bt_nccl_fail(g, BT_ERR_INTERNAL, what);
+    }
+    return g->error.status == BT_OK;
+}
+
 static void copy(struct bt_nccl_group *g, void *to, const void *from, size_t bytes)
 {
     if (g->error.status == BT_OK && bytes > 0)
@@ -327,6 +339,8 @@ static enum bt_status all_reduce(struct bt_group *base, float *x, size_t count)
     for (uint32_t r = 0; r <= base->size; r++)
         parts.first[r] = count / base->size * r + (r < count % base->size ? r : count % base->size);
     float *mine = x + parts.first[base->rank];
+    if (!is_fine(g))
+        return g->error.status;
     reduce_parts(g, x, &parts, mine);
     return g->error.status == BT_OK ? run(g, gather_parts(g, &parts, mine, x)) : g->error.status;
 }
@@ -336,6 +350,8 @@ static enum bt_status reduce_scatter(struct bt_group *base, const float *x, uint
 {
     struct bt_nccl_group *g = bt_nccl_group(base);
     struct parts parts = parts_of_rows(base, rows, width);
+    if (!is_fine(g))
+        return g->error.status;
     reduce_parts(g, x, &parts, out);
     return g->error.status == BT_OK ? run(g, ncclSuccess) : g->error.status;
 }
@@ -345,6 +361,8 @@ static enum bt_status all_gather(struct bt_group *base, const float *mine, uint3
 {
     struct bt_nccl_group *g = bt_nccl_group(base);
     struct parts parts = parts_of_rows(base, rows, width);
+    if (!is_fine(g))
+        return g->error.status;
     return run(g, gather_parts(g, &parts, mine, out));
 }
 
@@ -579,6 +597,8 @@ static enum bt_status dispatch_begin(struct bt_group *base, enum bt_dispatch_mod
     struct bt_experts *e = g->experts;
     uint32_t queued = queued_rows(g, mode);
     BT_ASSERT(rows <= queued || queued == 0);
+    if (!is_fine(g))
+        return g->error.status;
     g->is_queued = queued > 0;
     if (g->is_queued)
         return bt_nccl_latency_begin(g, queued, x, rows, routing, placement, payload);
@@ -595,6 +615,8 @@ static enum bt_status dispatch_finish(struct bt_group *base, struct bt_arrivals 
 {
     struct bt_nccl_group *g = bt_nccl_group(base);
     struct bt_experts *e = g->experts;
+    if (!is_fine(g))
+        return g->error.status;
     if (g->is_queued)
         return bt_nccl_latency_finish(g, ret_arrivals);
     if (learn_counts(g) != BT_OK || send_rows(g, g->x) != BT_OK)
@@ -649,6 +671,8 @@ static enum bt_status combine(struct bt_group *base, const void *y, enum bt_dtyp
     struct bt_experts *e = g->experts;
     size_t row_bytes = e->hidden * bt_dtype_bytes(payload), picks = (size_t)e->rows * e->k;
 
+    if (!is_fine(g))
+        return g->error.status;
     if (g->is_queued)
         return bt_nccl_latency_combine(g, y, payload, routing, out);
     copy(g, g->device.list, e->position, e->arrived_picks * sizeof(*e->position));
