@@ -256,10 +256,14 @@ def disassembler(folder):
     """A path, or None. Installed into `folder` where pip can."""
     if found := shutil.which('nvdisasm'):
         return found
-    path = folder / 'nvidia' / 'cu13' / 'bin' / 'nvdisasm'
-    if not path.exists():
-        subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--upgrade', '--target',
-                        str(folder), 'nvidia-cuda-nvdisasm'], capture_output=True, check=False)
+    path, part = folder / 'nvidia' / 'cu13' / 'bin' / 'nvdisasm', folder.with_suffix('.part')
+    if not path.exists():       # whole, or not at all
+        for left in (part, folder):
+            shutil.rmtree(left, ignore_errors=True)
+        done = subprocess.run([sys.executable, '-m', 'pip', 'install', '--quiet', '--target', str(part),
+                               'nvidia-cuda-nvdisasm'], capture_output=True, check=False)
+        if done.returncode == 0:
+            part.rename(folder)
     if path.exists():
         path.chmod(0o755)
         return str(path)
