@@ -628,6 +628,11 @@ unsigned dc_stepper_take_notices(struct dc_stepper *stepper)
     return atomic_exchange(&stepper->notices, 0);
 }
 
+bool dc_stepper_has_notices(const struct dc_stepper *stepper)
+{
+    return atomic_load(&stepper->notices) != 0;
+}
+
 const char *dc_stepper_error(const struct dc_stepper *stepper)
 {
     return stepper->error.text;

@@ -68,6 +68,8 @@ enum dc_notice {
 /* Readable while there are notices. */
 int dc_stepper_notice_fd(const struct dc_stepper *stepper);
 unsigned dc_stepper_take_notices(struct dc_stepper *stepper);
+/* Whether there are any. What a step came after is noted when the step is there. */
+bool dc_stepper_has_notices(const struct dc_stepper *stepper);
 const char *dc_stepper_error(const struct dc_stepper *stepper);
 
 /* What this rank says in agreements from now on: of enum dc_rank_flag, and its will. */

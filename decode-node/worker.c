@@ -171,18 +171,27 @@ void dc_worker_settle(void *context)
 
 static void on_notice(void *context);
 
-/* A notice comes before the steps that follow it. */
+/* Into worker->step. A notice comes before the steps that follow it, so that one which is here by
+ * now may be of this step: what comes after the group was left is held. */
+static bool next_step(struct dc_worker *worker)
+{
+    if (!worker->step && !bt_queue_try_pop(dc_stepper_steps(worker->stepper), &worker->step)) {
+        return false;
+    }
+    if (dc_stepper_has_notices(worker->stepper)) {
+        on_notice(worker);
+    }
+    return !worker->holding;
+}
+
 static void on_step(void *context)
 {
     struct dc_worker *worker = context;
     on_notice(worker);
-    if (worker->holding) {
-        return;
-    }
-    struct dc_step *step;
-    while (bt_queue_try_pop(dc_stepper_steps(worker->stepper), &step)) {
-        dc_requests_step(worker->requests, step);
-        dc_stepper_return(worker->stepper, step);
+    while (!worker->holding && next_step(worker)) {
+        dc_requests_step(worker->requests, worker->step);
+        dc_stepper_return(worker->stepper, worker->step);
+        worker->step = NULL;
     }
     tell_orphans(worker);
     dc_worker_drain_check(worker);

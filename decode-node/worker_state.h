@@ -48,6 +48,7 @@ struct dc_worker {
     bool failed;   /* the group is over */
     bool deregistered;
     bool holding; /* steps that came after the group's last, until routers know that it leaves */
+    struct dc_step *step; /* taken out of their queue, and not looked into yet; or NULL */
 
     struct bt_waiting_calls drains;
 };

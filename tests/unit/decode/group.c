@@ -126,6 +126,7 @@ static pid_t spawn(const struct group *group, uint32_t index, const char *const 
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
+        signal(SIGINT, SIG_DFL); /* who was started in the background may ignore it */
         execv(BATON_DECODE, (char *const *)arguments);
         _exit(127);
     }
@@ -140,18 +141,28 @@ static void look_at(struct rank *rank, int options)
     }
 }
 
+void group_signal(struct group *group, uint32_t rank, int signal)
+{
+    group->was_away = false;
+    group->turn_ns = bt_clock_now_ns();
+    assert_int_equal(kill(group->ranks[rank].pid, signal), 0);
+}
+
 void group_turn(struct group *group)
 {
     struct bt_error error;
-    assert_int_equal(bt_loop_run_once(group->loop, bt_clock_now_ns() + 50 * BT_NS_PER_MS, &error),
-                     BT_OK);
+    int64_t begin_ns = bt_clock_now_ns();
+    assert_int_equal(bt_loop_run_once(group->loop, begin_ns + 50 * BT_NS_PER_MS, &error), BT_OK);
+    /* A rank waits a second for the answer to its goodbye. */
+    group->was_away |= bt_clock_now_ns() - group->turn_ns > BT_NS_PER_S / 2;
+    group->turn_ns = bt_clock_now_ns();
     for (uint32_t r = 0; r < group->size; r++) {
         const struct cluster *cluster = &group->ranks[r].cluster;
         look_at(&group->ranks[r], WNOHANG);
         for (uint32_t i = 0; i < cluster->attempt_count; i++) {
             assert_true(cluster->attempts[i]->finish !=
                             BATON__V1__FINISH_REASON__FINISH_PREEMPTED ||
-                        group->ranks[r].deregistered);
+                        group->ranks[r].deregistered || group->was_away);
         }
     }
 }
@@ -196,7 +207,8 @@ static void open_around(struct group *group, uint32_t size)
 {
     struct bt_error error;
     char path[128];
-    *group = (struct group){.size = size, .directory = "/tmp/baton-group-XXXXXX"};
+    *group = (struct group){
+        .turn_ns = bt_clock_now_ns(), .size = size, .directory = "/tmp/baton-group-XXXXXX"};
     assert_non_null(mkdtemp(group->directory));
     snprintf(path, sizeof(path), "%s/secret", group->directory);
     write_secret(path);

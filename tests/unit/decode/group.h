@@ -27,6 +27,8 @@ struct rank {
 
 struct group {
     uint32_t size;
+    int64_t turn_ns; /* the end of the last turn */
+    bool was_away; /* between two turns after a signal, almost as long as ranks wait for answers */
     char directory[64];
     struct bt_loop *loop;
     struct bt_model *model;
@@ -52,7 +54,10 @@ void group_close(struct group *group);
             group_turn(group);                                                                     \
         }                                                                                          \
     } while (0)
-/* What comes back from a group that leaves does so when the rank has said goodbye. */
+/* To its process; from then on it is noted whether this one listens. */
+void group_signal(struct group *group, uint32_t rank, int signal);
+/* What comes back from a group that leaves does so when the rank has said goodbye, unless nobody
+ * listened for long. */
 void group_turn(struct group *group);
 
 /* Waits until all but `except` (or size) have ended, with this status. */

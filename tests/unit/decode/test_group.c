@@ -418,7 +418,7 @@ static void one_stops_all(uint32_t size, uint32_t stopped, bool busy)
     if (busy) {
         keep_busy(&group, attempts);
     }
-    assert_int_equal(kill(group.ranks[stopped].pid, SIGTERM), 0);
+    group_signal(&group, stopped, SIGTERM);
     group_ends(&group, size, 0);
     for (uint32_t r = 0; r < size; r++) {
         group_until(&group, group.ranks[r].deregistered);
@@ -461,7 +461,7 @@ static void one_is_lost(uint32_t size, uint32_t lost, int signal, bool busy,
     if (busy) {
         keep_busy(&group, attempts);
     }
-    assert_int_equal(kill(group.ranks[lost].pid, signal), 0);
+    group_signal(&group, lost, signal);
     group_ends(&group, lost, 1);
     for (uint32_t r = 0; r < size; r++) {
         group_until(&group, group.ranks[r].deregistered || r == lost);

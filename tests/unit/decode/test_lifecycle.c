@@ -8,6 +8,8 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/messaging/registration.h"
+#include "decode-node/stepper.h"
 #include "tests/unit/decode/cluster.h"
 #include "tests/unit/decode/gate.h"
 
@@ -222,6 +224,69 @@ static void test_a_rank_that_stops_gives_back(void **state)
     free(cluster);
 }
 
+/* ---- the last steps of a group */
+
+static enum { AS_IT_IS, TO_COME, THERE } leaving; /* a notice that the group was left */
+static bool routers_know = true;
+
+unsigned __real_dc_stepper_take_notices(struct dc_stepper *stepper);
+unsigned __wrap_dc_stepper_take_notices(struct dc_stepper *stepper);
+bool __real_dc_stepper_has_notices(const struct dc_stepper *stepper);
+bool __wrap_dc_stepper_has_notices(const struct dc_stepper *stepper);
+bool __real_bt_registration_gone(const struct bt_registration *registration);
+bool __wrap_bt_registration_gone(const struct bt_registration *registration);
+
+/* It comes when somebody has just looked. */
+unsigned __wrap_dc_stepper_take_notices(struct dc_stepper *stepper)
+{
+    unsigned notices = __real_dc_stepper_take_notices(stepper);
+    notices |= leaving == THERE ? DC_NOTICE_LEFT : 0;
+    leaving = leaving == TO_COME ? THERE : AS_IT_IS;
+    return notices;
+}
+
+bool __wrap_dc_stepper_has_notices(const struct dc_stepper *stepper)
+{
+    return leaving == THERE || __real_dc_stepper_has_notices(stepper);
+}
+
+bool __wrap_bt_registration_gone(const struct bt_registration *registration)
+{
+    (void)registration;
+    return routers_know;
+}
+
+/* What a step thread reports after it was told that the group was left goes to routers when they
+ * know of that, also where the control thread finds both at once. */
+static void test_steps_after_the_group_was_left_are_held(void **state)
+{
+    (void)state;
+    struct cluster cluster;
+    struct attempt attempt;
+    struct pf_worker_options prefill = cluster_prefill_options();
+    struct dc_worker_options decode = cluster_decode_options();
+    decode.routers = "ipc:///nowhere/at-all";
+    cluster_open(&cluster, &prefill, &decode);
+    attempt_init(&attempt, 1, prompt, 100, 10);
+    decode_gate(8);
+    assert_int_equal(cluster_reserve(&cluster, &attempt), BT_OK);
+    cluster_run(&cluster, &attempt);
+    cluster_until(&cluster, attempt.token_count == 9 && attempt.run_ended);
+    routers_know = false;
+    leaving = TO_COME;
+    decode_gate(GATE_OPEN);
+    cluster_until(&cluster, leaving == AS_IT_IS);
+    assert_int_equal(bt_loop_run(cluster.loop, NULL), BT_OK); /* it was told to stop with that */
+    expect_metrics(&cluster, cluster.to_decode, (const char *[]){NULL}); /* all sent is here */
+    assert_int_equal(attempt.token_count, 9);
+    assert_int_equal(attempt.finish, 0);
+    routers_know = true;
+    cluster_until(&cluster, attempt.finish != 0);
+    assert_int_equal(attempt.finish, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    assert_int_equal(attempt.token_count, 10);
+    cluster_close(&cluster);
+}
+
 static void test_metrics_have_the_known_names(void **state)
 {
     struct cluster *cluster = *state;
@@ -264,6 +329,7 @@ int main(void)
         cmocka_unit_test_setup(test_resume_undoes_a_drain, cluster_setup),
         cmocka_unit_test_setup(test_who_stops_is_not_resumed, cluster_setup),
         cmocka_unit_test_setup(test_a_rank_that_stops_gives_back, cluster_setup),
+        cmocka_unit_test(test_steps_after_the_group_was_left_are_held),
         cmocka_unit_test_setup(test_metrics_have_the_known_names, cluster_setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

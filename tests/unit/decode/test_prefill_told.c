@@ -8,11 +8,13 @@
 
 #include "common/base/clock.h"
 #include "tests/unit/decode/cluster.h"
+#include "tests/unit/decode/gate.h"
 
 #define PROMPT 300          /* tokens */
 #define FOUND  256          /* of them, when it was there before: the last page is computed again */
 #define OTHER  UINT64_C(78) /* incarnation of another router */
-#define LONG   4000         /* tokens: does not end before the test says so */
+#define LONG   4000         /* tokens: it has no pass for the last before the test opens the gate */
+#define SOME   1000         /* passes */
 
 static const uint32_t prompt[PROMPT] = {0};
 static const uint8_t key[32] = {1, 2, 3, [31] = 4};
@@ -198,6 +200,7 @@ static void test_who_adopts_is_told(void **state)
     left.sampling.logprobs = -1;
     left.resume_key = key;
     struct attempt *both[] = {&before, &left};
+    decode_gate(SOME);
     for (int i = 0; i < 2; i++) {
         both[i]->sampled = true;
         assert_int_equal(cluster_reserve(&cluster, both[i]), BT_OK);
@@ -208,6 +211,7 @@ static void test_who_adopts_is_told(void **state)
     cluster_until(&cluster, cluster.steps_ended && dc_worker_orphans(cluster.decode) == 1);
     router_open(&cluster, &other);
     assert_int_equal(adopt(&cluster, &left), BT_OK);
+    decode_gate(SOME);
     cluster_until(&cluster, other.tokens > left.token_count);
     assert_int_equal(other.told, 1);
     assert_int_equal(other.figures.cached_tokens, FOUND);
@@ -216,6 +220,7 @@ static void test_who_adopts_is_told(void **state)
     bt_rpc_pending_cancel(other.steps); /* and with it another router */
     cluster_until(&cluster, other.ended);
     assert_int_equal(cluster_cancel(&cluster, 2, left.epoch), BT_OK);
+    decode_gate(GATE_OPEN);
     cluster_close(&cluster);
 }
 
