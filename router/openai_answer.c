@@ -19,6 +19,7 @@ struct generation {
     bool live;
     bool counts_prompt; /* the first of its prompt: usage counts a prompt once */
     uint32_t resume;    /* tokens that its client has */
+    uint32_t tokens;    /* that usage counts already */
     const char *finish_reason;
     struct rt_openai_choice choice;
 };
@@ -151,6 +152,12 @@ static void complete(struct rt_openai_answer *answer)
 
 /* ------------------------------------------------------------------ what the service says */
 
+static void count(struct generation *generation, uint32_t tokens)
+{
+    generation->answer->usage.completion_tokens += (uint64_t)tokens - generation->tokens;
+    generation->tokens = tokens;
+}
+
 /* Tokens that the client has are passed over; of the rest it is noted how far it gets. Returns how
  * many are passed over. */
 static size_t progress(struct generation *generation, const Baton__V1__Token *tokens,
@@ -162,6 +169,8 @@ static size_t progress(struct generation *generation, const Baton__V1__Token *to
     while (passed < token_count && tokens[passed].index < generation->resume)
         passed++;
     rt_openai_logprobs_pass(&answer->form, &generation->choice, tokens, passed);
+    if (token_count > 0)
+        count(generation, tokens[token_count - 1].index + 1);
     if (token_count > passed)
         *has = tokens[token_count - 1].index + 1;
     else if (token_count == 0)
@@ -196,7 +205,7 @@ static void finish_generation(struct generation *generation, const struct rt_res
 {
     struct rt_openai_answer *answer = generation->answer;
     generation->finish_reason = result->finish == RT_FINISH_LENGTH ? "length" : "stop";
-    answer->usage.completion_tokens += result->completion_tokens;
+    count(generation, result->completion_tokens);
     answer->usage.cached_tokens += generation->counts_prompt ? result->cached_tokens : 0;
     const Baton__V1__Timing *timing = answer->timing ? result->timing : NULL;
     if (answer->form.stream) {
@@ -467,6 +476,7 @@ static void fill_form(struct rt_openai_answer *answer, const struct rt_openai_re
         .stream = request->stream,
         .logprobs = request->sampling.logprobs >= 0,
         .include_usage = request->include_usage,
+        .so_far = request->include_usage && request->continuous_usage ? &answer->usage : NULL,
         .token_ids = request->return_token_ids,
         .keep_special = request->keep_special,
     };

@@ -208,6 +208,17 @@ static enum bt_status parse_n(const json_t *root, struct rt_openai_error *error,
     return BT_OK;
 }
 
+static enum bt_status parse_option(const json_t *options, const char *name, const char *param,
+                                   struct rt_openai_error *error, bool *ret_value)
+{
+    const json_t *value = rt_openai_body_get(options, name);
+    if (value != NULL && !json_is_boolean(value))
+        return rt_openai_error_field(error, param, "must be a boolean, not %s",
+                                     rt_openai_body_type(value));
+    *ret_value = json_is_true(value);
+    return BT_OK;
+}
+
 static enum bt_status parse_stream(const json_t *root, struct rt_openai_error *error,
                                    struct rt_openai_request *request)
 {
@@ -220,12 +231,13 @@ static enum bt_status parse_stream(const json_t *root, struct rt_openai_error *e
                                      rt_openai_body_type(options));
     if (!request->stream)
         return rt_openai_error_field(error, "stream_options", "needs stream to be true");
-    const json_t *usage = rt_openai_body_get(options, "include_usage");
-    if (usage != NULL && !json_is_boolean(usage))
-        return rt_openai_error_field(error, "stream_options.include_usage",
-                                     "must be a boolean, not %s", rt_openai_body_type(usage));
-    request->include_usage = json_is_true(usage);
-    return BT_OK;
+    status = parse_option(options, "include_usage", "stream_options.include_usage", error,
+                          &request->include_usage);
+    if (status == BT_OK)
+        status =
+            parse_option(options, "continuous_usage_stats", "stream_options.continuous_usage_stats",
+                         error, &request->continuous_usage);
+    return status;
 }
 
 static enum bt_status parse_switches(const json_t *root, struct rt_openai_error *error,

@@ -56,7 +56,7 @@ struct rt_openai_request {
     const char **stop;
     size_t stop_count;
     uint32_t n;
-    bool stream, include_usage;
+    bool stream, include_usage, continuous_usage;
     bool return_token_ids, timing, keep_special;
     int64_t priority; /* as asked for: greater goes later; 0: as its tenant */
     struct rt_caller caller;

@@ -25,7 +25,7 @@ size_t rt_openai_choice_size(const struct rt_openai_choice *choice)
            choice->top_logprobs.end + choice->offsets.end;
 }
 
-static void write_usage(const struct rt_openai_usage *usage, struct rt_openai_json *out)
+static void write_counts(const struct rt_openai_usage *usage, struct rt_openai_json *out)
 {
     rt_openai_json_literal(out, "\"usage\":{\"prompt_tokens\":");
     rt_openai_json_int(out, (int64_t)usage->prompt_tokens);
@@ -33,6 +33,11 @@ static void write_usage(const struct rt_openai_usage *usage, struct rt_openai_js
     rt_openai_json_int(out, (int64_t)usage->completion_tokens);
     rt_openai_json_literal(out, ",\"total_tokens\":");
     rt_openai_json_int(out, (int64_t)(usage->prompt_tokens + usage->completion_tokens));
+}
+
+static void write_usage(const struct rt_openai_usage *usage, struct rt_openai_json *out)
+{
+    write_counts(usage, out);
     rt_openai_json_literal(out, ",\"prompt_tokens_details\":{\"cached_tokens\":");
     rt_openai_json_int(out, (int64_t)usage->cached_tokens);
     rt_openai_json_literal(out, "}}");
@@ -109,7 +114,14 @@ static void end_chunk(const struct rt_openai_form *form, const char *finish_reas
 {
     rt_openai_json_literal(out, ",\"finish_reason\":");
     rt_openai_json_cstring(out, finish_reason);
-    rt_openai_json_literal(out, form->include_usage ? "}],\"usage\":null" : "}]");
+    rt_openai_json_literal(out, "}]");
+    if (form->so_far != NULL) { /* what is cached is known at the end */
+        rt_openai_json_literal(out, ",");
+        write_counts(form->so_far, out);
+        rt_openai_json_literal(out, "}");
+    } else if (form->include_usage) {
+        rt_openai_json_literal(out, ",\"usage\":null");
+    }
     if (timing != NULL) {
         rt_openai_json_literal(out, ",\"baton\":");
         rt_openai_write_timing(timing, out);

@@ -16,6 +16,10 @@
 
 #define RT_OPENAI_ID_SIZE 48
 
+struct rt_openai_usage {
+    uint64_t prompt_tokens, completion_tokens, cached_tokens;
+};
+
 /* What all chunks of one response have in common. Strings are borrowed. */
 struct rt_openai_form {
     const struct bt_tokenizer *tokenizer;
@@ -25,7 +29,8 @@ struct rt_openai_form {
     int64_t created;            /* unix seconds */
     bool chat, stream;
     bool logprobs;
-    bool include_usage; /* of a stream: the other chunks say "usage":null */
+    bool include_usage; /* of a stream: the other chunks say "usage":null, or this one */
+    const struct rt_openai_usage *so_far;
     bool token_ids, keep_special;
     /* Of a stream: tokens of each choice that its client has with the event that is written. */
     const uint32_t *progress;
@@ -59,10 +64,6 @@ void rt_openai_write_output(struct rt_openai_form *form, struct rt_openai_choice
 void rt_openai_write_finish(struct rt_openai_form *form, struct rt_openai_choice *choice,
                             const char *finish_reason, const Baton__V1__Timing *timing,
                             struct rt_openai_json *out);
-
-struct rt_openai_usage {
-    uint64_t prompt_tokens, completion_tokens, cached_tokens;
-};
 
 /* Stream: the chunk without choices, and the end. */
 void rt_openai_write_usage_chunk(struct rt_openai_form *form, const struct rt_openai_usage *usage,

@@ -372,6 +372,42 @@ static void test_chat_stream(void **state)
     assert_int_equal(f->service->abandoned, 0);
 }
 
+/* Every chunk counts the tokens whose text came with it and before it. */
+static void test_continuous_usage(void **state)
+{
+    struct fixture *f = *state;
+    json_t *events = ask_stream(f, COMPL,
+                                "{\"prompt\":\"hello\",\"stream\":true,\"max_tokens\":25,\"n\":2,"
+                                "\"stream_options\":{\"include_usage\":true,"
+                                "\"continuous_usage_stats\":true}}");
+    size_t count = json_array_size(events);
+    char texts[2][4096] = {"", ""};
+    int64_t before = 0;
+    json_t *last = json_object_get(json_array_get(events, count - 2), "usage");
+    for (size_t i = 0; i < count - 2; i++) {
+        json_t *event = json_array_get(events, i), *usage = json_object_get(event, "usage");
+        json_t *choice = json_array_get(json_object_get(event, "choices"), 0);
+        int64_t tokens = int_at(usage, "completion_tokens");
+        strcat(texts[int_at(choice, "index")], string_at(choice, "text"));
+        size_t shown = strlen(texts[0]) + strlen(texts[1]);
+        assert_true(tokens >= before && tokens <= 50);
+        assert_true(shown <= 2 * strlen(fake_text(f, (uint32_t)(tokens + 1) / 2)));
+        assert_int_equal(int_at(usage, "prompt_tokens"), int_at(last, "prompt_tokens"));
+        assert_int_equal(int_at(usage, "total_tokens"), int_at(usage, "prompt_tokens") + tokens);
+        assert_null(json_object_get(usage, "prompt_tokens_details")); /* not known yet */
+        before = tokens;
+    }
+    assert_int_equal(before, 50);
+    assert_int_equal(int_at(last, "completion_tokens"), 50);
+    assert_non_null(json_object_get(last, "prompt_tokens_details"));
+    json_decref(events);
+    events = ask_stream(f, CHAT,
+                        "{" HELLO ",\"stream\":true,\"max_tokens\":5,"
+                        "\"stream_options\":{\"continuous_usage_stats\":true}}");
+    assert_null(json_object_get(json_array_get(events, 0), "usage"));
+    json_decref(events);
+}
+
 static void test_stop(void **state)
 {
     struct fixture *f = *state;
@@ -920,6 +956,7 @@ int main(void)
         TEST(test_unknown),
         TEST(test_chat),
         TEST(test_chat_stream),
+        TEST(test_continuous_usage),
         TEST(test_stop),
         TEST(test_timing),
         TEST(test_completions),

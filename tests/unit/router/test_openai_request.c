@@ -137,6 +137,8 @@ static const struct bad_body bad_bodies[] = {
     {RT_OPENAI_CHAT, CHAT(",\"stream\":true,\"stream_options\":5"), "stream_options", "object"},
     {RT_OPENAI_CHAT, CHAT(",\"stream\":true,\"stream_options\":{\"include_usage\":1}"),
      "stream_options.include_usage", "boolean"},
+    {RT_OPENAI_CHAT, CHAT(",\"stream\":true,\"stream_options\":{\"continuous_usage_stats\":0}"),
+     "stream_options.continuous_usage_stats", "boolean"},
     {RT_OPENAI_CHAT, CHAT(",\"stop\":5"), "stop", "integer"},
     {RT_OPENAI_CHAT, CHAT(",\"stop\":\"\""), "stop", "0"},
     {RT_OPENAI_CHAT, CHAT(",\"stop\":[\"a\",1]"), "stop", "integer"},
@@ -238,7 +240,8 @@ static void test_every_field(void **state)
         "\"max_completion_tokens\":7,\"temperature\":0,\"top_p\":0.5,\"top_k\":-1,\"min_p\":0.25,"
         "\"repetition_penalty\":1.5,\"presence_penalty\":-2,\"frequency_penalty\":2,"
         "\"min_tokens\":7,\"n\":16,\"seed\":-1,\"stream\":true,"
-        "\"stream_options\":{\"include_usage\":true,\"other\":1},\"stop\":[\"x\",\"yz\"],"
+        "\"stream_options\":{\"include_usage\":true,\"other\":1,\"continuous_usage_stats\":true},"
+        "\"stop\":[\"x\",\"yz\"],"
         "\"logprobs\":true,\"top_logprobs\":20,\"logit_bias\":{\"7\":-100,\"8\":1.5},"
         "\"ignore_eos\":true,\"skip_special_tokens\":false,\"return_token_ids\":true,"
         "\"baton_timing\":true,\"user\":\"u\",\"metadata\":{\"a\":\"b\"},\"store\":false,"
@@ -259,7 +262,8 @@ static void test_every_field(void **state)
     assert_int_equal(r.sampling.min_tokens, 7);
     assert_true(r.has_seed && r.sampling.seed == UINT64_MAX);
     assert_int_equal(r.n, 16);
-    assert_true(r.stream && r.include_usage && r.return_token_ids && r.timing && r.keep_special);
+    assert_true(r.stream && r.include_usage && r.continuous_usage && r.return_token_ids &&
+                r.timing && r.keep_special);
     assert_true(r.sampling.ignore_eos);
     assert_int_equal(r.stop_count, 2);
     assert_string_equal(r.stop[1], "yz");
