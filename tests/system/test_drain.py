@@ -100,8 +100,8 @@ def goes_on(c):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         with held(c, "prefill-0"):
             job = pool.submit(openai_http.post, c.http, "/v1/completions", BODY, 300)
-            cluster.until(lambda: any(r["state"] == "prefilling" for r in c.status()["requests"]), 30,
-                          "a prompt is at the worker that stands still")
+            cluster.until(lambda: any(r["state"] != "decoding" for r in c.status()["requests"]), 30,
+                          "a prompt waits for the worker that stands still")
             with held(c, "decode-0"):
                 assert terminate(c), "it ended though something runs"
                 refuses_what_is_new(c)

@@ -108,7 +108,8 @@ def always(bodies, want):
 def auto(bodies, want):
     """The only prefill worker is killed in the midst of it, and comes back."""
     with fleet.Fleet() as f:
-        f.router("--local-prefill", "auto", "--max-attempts", "5")
+        # Whoever stands still for a while is not silent yet: it is still given requests.
+        f.router("--local-prefill", "auto", "--max-attempts", "5", "--heartbeat", 5000)
         prefill = f.add("prefill", "prefill-0", "--chunked-prefill-size", 100).start()
         f.add("decode", "decode-0", "--local-prefill-chunk", 24).start()
         f.wait_ready_all()

@@ -222,7 +222,8 @@ def leave_early(client, c):
 
 def main():
     import openai
-    with cluster.Cluster(served_model_name="tiny") as c:
+    # Whoever stands still for a while is not silent yet: it is still given requests.
+    with cluster.Cluster(served_model_name="tiny", router_args="--heartbeat 5000") as c:
         client = openai.OpenAI(base_url=c.http + "/v1", api_key="none", max_retries=0)
         models = list(client.models.list())
         assert [m.id for m in models] == ["tiny"]
