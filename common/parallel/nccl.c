@@ -19,6 +19,7 @@
 
 #include "common/base/clock.h"
 #include "common/base/log.h"
+#include "common/base/process.h"
 #include "common/kernels/cuda/device_ops.h"
 #include "common/parallel/meeting.h"
 #include "common/parallel/nccl_group.h"
@@ -822,18 +823,50 @@ static void make_buffers(struct bt_nccl_group *g)
 }
 
 /* Rank 0 draws the id that NCCL's ranks find each other by. */
+/* What ranks tell each other when they meet. */
+struct card {
+    struct bt_group_limits limits;
+    ncclUniqueId id;
+    struct bt_process_id process;
+    char pci[16]; /* of the GPU, in its machine; "": not known */
+};
+
+static void name_gpu(struct card *card)
+{
+    struct bt_error ignored;
+    int device = 0;
+    if (bt_process_self(&ignored, &card->process) == BT_OK &&
+        cudaGetDevice(&device) == cudaSuccess &&
+        cudaDeviceGetPCIBusId(card->pci, sizeof(card->pci), device) == cudaSuccess)
+        return;
+    (void)cudaGetLastError();
+    card->pci[0] = '\0';
+}
+
+/* NCCL needs one for each. */
+static enum bt_status check_gpus(const struct card *cards, uint32_t count, struct bt_error *error)
+{
+    for (uint32_t r = 1; r < count; r++)
+        for (uint32_t other = 0; other < r; other++)
+            if (cards[r].pci[0] && strcmp(cards[r].pci, cards[other].pci) == 0 &&
+                bt_process_same_host(&cards[r].process, &cards[other].process))
+                return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
+                                    "nccl: ranks %u and %u were given one GPU, %s: each needs its "
+                                    "own (--device cuda:N)",
+                                    other, r, cards[r].pci);
+    return BT_OK;
+}
+
 static enum bt_status meet(const struct bt_group_options *options, struct bt_error *error,
                            ncclUniqueId *ret_id)
 {
-    struct card {
-        struct bt_group_limits limits;
-        ncclUniqueId id;
-    } mine, all[BT_GROUP_RANKS_MAX];
+    struct card mine, all[BT_GROUP_RANKS_MAX];
     struct bt_meeting *meeting = NULL;
     enum bt_status status = BT_OK;
 
     memset(&mine, 0, sizeof(mine));
     mine.limits = options->limits;
+    name_gpu(&mine);
     if (options->rank == 0 && ncclGetUniqueId(&mine.id) != ncclSuccess)
         return bt_error_set(error, BT_ERR_UNAVAILABLE, "nccl has no network here");
     all[0] = mine;
@@ -845,6 +878,8 @@ static enum bt_status meet(const struct bt_group_options *options, struct bt_err
         if (memcmp(&all[r].limits, &all[0].limits, sizeof(mine.limits)) != 0)
             status = bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                                   "rank %u has other limits than rank 0", r);
+    if (status == BT_OK)
+        status = check_gpus(all, options->size, error);
     bt_meeting_close(meeting);
     if (status == BT_OK)
         *ret_id = all[0].id;
