@@ -232,6 +232,13 @@ static void start_with_both(struct world *world)
         }                                                                                          \
     } while (0)
 
+/* The worker may have given up on the answer when a router comes to its goodbye. */
+static void expect_goodbye(struct world *world, const struct router *router)
+{
+    until(world, router->deregisters > 0);
+    assert_int_equal(router->deregisters, 1);
+}
+
 static void test_register_heartbeat_and_leave(void **state)
 {
     struct world *world = *state;
@@ -248,8 +255,8 @@ static void test_register_heartbeat_and_leave(void **state)
     bt_registration_deregister(world->registration);
     assert_false(bt_registration_gone(world->registration));
     until(world, bt_registration_gone(world->registration));
-    assert_int_equal(world->routers[0].deregisters, 1);
-    assert_int_equal(world->routers[1].deregisters, 1);
+    expect_goodbye(world, &world->routers[0]);
+    expect_goodbye(world, &world->routers[1]);
 }
 
 static void test_ranks_of_an_answer_are_bounded(void **state)
@@ -343,8 +350,8 @@ static void test_goodbye_follows_a_register_that_is_out(void **state)
     until(world, world->routers[0].heartbeats > 0 && world->routers[1].held);
     bt_registration_deregister(world->registration);
     until(world, bt_registration_gone(world->registration));
-    assert_int_equal(world->routers[0].deregisters, 1);
-    assert_int_equal(world->routers[1].deregisters, 1);
+    expect_goodbye(world, &world->routers[0]);
+    expect_goodbye(world, &world->routers[1]);
     bt_rpc_call_end(world->routers[1].held, BT_ERR_INTERNAL, NULL, NULL);
 }
 

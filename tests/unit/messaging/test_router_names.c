@@ -257,7 +257,7 @@ static void start(struct world *world)
 
 #define until(world, done)                                                                         \
     do {                                                                                           \
-        int64_t until_ns_ = bt_clock_now_ns() + 20 * BT_NS_PER_S;                                  \
+        int64_t until_ns_ = bt_clock_now_ns() + 60 * BT_NS_PER_S;                                  \
         while (!(done)) {                                                                          \
             assert_true(bt_clock_now_ns() < until_ns_);                                            \
             int64_t round_ns_ = bt_clock_now_ns() + 20 * BT_NS_PER_MS;                             \

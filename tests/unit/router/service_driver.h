@@ -20,7 +20,7 @@
 #include "router/service_state.h"
 #include "tests/unit/router/fake_worker.h"
 
-#define MANY_S 20
+#define MANY_S 60
 
 static struct bt_loop *loop;
 static struct bt_metrics *metrics;

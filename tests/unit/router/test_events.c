@@ -13,7 +13,7 @@
 #include "proto/router.pb-c.h"
 #include "router/events.h"
 
-#define PATIENCE_NS (20 * BT_NS_PER_S)
+#define PATIENCE_NS (60 * BT_NS_PER_S)
 
 struct bt_rpc_call {
     uint64_t numbers[2 * RT_EVENTS_KEPT];

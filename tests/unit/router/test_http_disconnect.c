@@ -271,7 +271,7 @@ static void test_no_busy_wait(void **state)
     int rounds = 0;
     for (; bt_clock_now_ns() < until_ns; rounds++)
         run_round(f, 100 * BT_NS_PER_MS);
-    assert_in_range(rounds, 1, 20);
+    assert_true(rounds <= 20);
     http_client_close(&client);
 }
 
@@ -341,6 +341,8 @@ static void test_slow_requests(void **state)
             silent_ns = bt_clock_now_ns() - start;
     }
     assert_true(trickling.closed);
+    int64_t last_ns = bt_clock_now_ns() - sent_ns;
+    longest_ns = last_ns > longest_ns ? last_ns : longest_ns;
     if (longest_ns < BT_NS_PER_S / 2) { /* else the machine was too slow to trickle */
         assert_true(bt_clock_now_ns() - start >= 4 * BT_NS_PER_S);
         assert_true(silent_ns >= BT_NS_PER_S / 2 && silent_ns < 4 * BT_NS_PER_S);

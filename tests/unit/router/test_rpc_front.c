@@ -332,15 +332,26 @@ static void test_cancel(void **state)
     assert_int_equal(f->service->abandoned, 1);
 }
 
+static _Atomic int64_t later_ns; /* that the clock is ahead */
+
+int64_t __real_bt_clock_now_ns(void);
+int64_t __wrap_bt_clock_now_ns(void);
+int64_t __wrap_bt_clock_now_ns(void)
+{
+    return __real_bt_clock_now_ns() + later_ns;
+}
+
 static void test_deadline(void **state)
 {
     struct fixture *f = *state;
     static struct got got;
     Baton__V1__GenerateRequest request = text_request();
     f->service->automatic = false;
-    start(f, &request, bt_clock_now_ns() + 3 * BT_NS_PER_S, &got);
+    start(f, &request, bt_clock_now_ns() + 300 * BT_NS_PER_S, &got);
     wait_for(f, &f->service->live, 1);
-    assert_true(f->service->requests[0].deadline_ns < bt_clock_now_ns() + 4 * BT_NS_PER_S);
+    assert_true(f->service->requests[0].deadline_ns < bt_clock_now_ns() + 301 * BT_NS_PER_S);
+    assert_int_equal(f->service->abandoned, 0);
+    later_ns += 300 * BT_NS_PER_S;
     wait_for(f, &f->service->abandoned, 1);
     wait_for(f, &got.ended, 1);
     assert_int_equal(got.status, BT_ERR_DEADLINE);

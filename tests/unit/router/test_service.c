@@ -407,6 +407,15 @@ static void test_abandoned_request_is_cancelled_everywhere(void **state)
     baton__v1__status_response__free_unpacked(status, NULL);
 }
 
+static _Atomic int64_t ahead_ns; /* that the clock is ahead */
+
+int64_t __real_bt_clock_now_ns(void);
+int64_t __wrap_bt_clock_now_ns(void);
+int64_t __wrap_bt_clock_now_ns(void)
+{
+    return __real_bt_clock_now_ns() + ahead_ns;
+}
+
 static void test_deadline(void **state)
 {
     (void)state;
@@ -414,8 +423,11 @@ static void test_deadline(void **state)
     join(&p0, "p0", false);
     join(&d0, "d0", true);
     struct rt_generation g = generation(10);
-    g.deadline_ns = bt_clock_now_ns() + 3 * BT_NS_PER_S; /* time enough to reserve */
+    g.deadline_ns = bt_clock_now_ns() + 50 * BT_NS_PER_S; /* no worker is silent for too long yet */
     assert_int_equal(submit_to(&seen, &g, NULL), BT_OK);
+    RUN_UNTIL(d0.held_count == 1);
+    assert_false(seen.ended);
+    ahead_ns += 50 * BT_NS_PER_S;
     RUN_UNTIL(seen.ended);
     assert_int_equal(seen.result.finish, RT_FINISH_DEADLINE);
     RUN_UNTIL(d0.cancel_count == 1);
