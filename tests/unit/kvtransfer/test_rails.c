@@ -726,7 +726,7 @@ static void a_rail_that_never_comes_up_is_left_out(void **state)
     while (rig.source->ops->peer_state(rig.peer) == KVT_PEER_CONNECTING) {
         rig_step(&rig);
         rig.source->ops->wait(rig.source, -1); /* the time-out is the rails' own */
-        assert_true(bt_clock_now_ns() - begin_ns < 20 * BT_NS_PER_S);
+        assert_true(bt_clock_now_ns() - begin_ns < 60 * BT_NS_PER_S);
     }
     assert_true(bt_clock_now_ns() - begin_ns >= KVT_RAILS_STRAGGLE_NS);
     assert_int_equal(rig.source->ops->peer_state(rig.peer), KVT_PEER_READY);
