@@ -103,6 +103,7 @@ static int set_up(void **state)
     if (pid == 0) {
         close(terminal);
         login_tty(slave);
+        signal(SIGINT, SIG_DFL); /* who was started in the background may ignore it */
         execl(batonctl, batonctl, "top", "--rpc", bt_rpc_server_endpoint(server), "--timeout",
               "60s", "--interval", "50ms", NULL);
         _exit(127);
