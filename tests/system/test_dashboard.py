@@ -138,9 +138,10 @@ def wait(browser, script, what, seconds=30):
 
 
 def test_status(base, load):
+    cluster.until(lambda: get(base)["ready"], 30, "the router is ready")
     status = get(base)
     check(status, STATUS)
-    assert status["model"] == MODEL and status["ready"] and status["detail"] == "rank"
+    assert status["model"] == MODEL and status["detail"] == "rank"
     assert sorted(w["id"] for w in status["workers"]) == ["decode-0", "decode-1", "prefill-0"]
     assert status["roles"]["decode"]["ranks"] == 2
     history = status["history"]
@@ -165,9 +166,10 @@ def test_status(base, load):
 
 
 def test_page(browser):
-    names = wait(browser, f"(t => t.length === 3 && t)({TILES})", "three tiles")
+    names = wait(browser, f"(t => t.length === 3 && t.every(tile => tile.endsWith('ready')) && t)({TILES})",
+                 "three tiles that are ready")
     for name in ("prefill-0", "decode-0", "decode-1"):
-        assert any(name in tile and tile.endswith("ready") for tile in names), names
+        assert any(name in tile for tile in names), names
     assert browser.run("document.getElementById('model').textContent") == MODEL
     assert browser.run("document.title").startswith(MODEL)
     assert browser.run("document.images.length + document.querySelectorAll('script').length") == 1
