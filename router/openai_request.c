@@ -150,15 +150,15 @@ static enum bt_status parse_bias(const json_t *root, struct rt_openai_error *err
 
 /* ------------------------------------------------------------------ the rest */
 
-static enum bt_status add_stop(const json_t *value, struct rt_openai_error *error,
+/* One of `count`. */
+static enum bt_status add_stop(const json_t *value, size_t count, struct rt_openai_error *error,
                                struct rt_openai_request *request)
 {
     if (!json_is_string(value))
         return rt_openai_error_field(error, "stop",
                                      "must be a string or an array of strings, not %s",
                                      rt_openai_body_type(value));
-    enum bt_status status =
-        rt_sampling_check_stop(json_string_length(value), request->stop_count + 1, error);
+    enum bt_status status = rt_sampling_check_stop(json_string_length(value), count, error);
     if (status != BT_OK)
         return status;
     request->stop[request->stop_count++] = json_string_value(value);
@@ -176,9 +176,9 @@ static enum bt_status parse_stop(const json_t *root, struct rt_openai_error *err
     if (request->stop == NULL)
         return rt_openai_error_set(error, BT_ERR_NO_MEMORY, NULL, NULL, "no memory for stop");
     if (!json_is_array(stop))
-        return add_stop(stop, error, request);
+        return add_stop(stop, 1, error, request);
     for (size_t i = 0; i < count; i++) {
-        enum bt_status status = add_stop(json_array_get(stop, i), error, request);
+        enum bt_status status = add_stop(json_array_get(stop, i), count, error, request);
         if (status != BT_OK)
             return status;
     }

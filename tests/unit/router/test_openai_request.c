@@ -142,6 +142,8 @@ static const struct bad_body bad_bodies[] = {
     {RT_OPENAI_CHAT, CHAT(",\"stop\":5"), "stop", "integer"},
     {RT_OPENAI_CHAT, CHAT(",\"stop\":\"\""), "stop", "0"},
     {RT_OPENAI_CHAT, CHAT(",\"stop\":[\"a\",1]"), "stop", "integer"},
+    {RT_OPENAI_CHAT, CHAT(",\"stop\":[\"\",\"b\",0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]"), "stop",
+     "19 strings"},
     {RT_OPENAI_CHAT, CHAT(",\"logit_bias\":[]"), "logit_bias", "array"},
     {RT_OPENAI_CHAT, CHAT(",\"logit_bias\":{\"x\":1}"), "logit_bias", "x"},
     {RT_OPENAI_CHAT, CHAT(",\"logit_bias\":{\"\":1}"), "logit_bias", "token id"},
