@@ -428,6 +428,12 @@ unsigned dc_stepper_take_notices(struct dc_stepper *stepper)
     return 0;
 }
 
+bool dc_stepper_has_notices(const struct dc_stepper *stepper)
+{
+    (void)stepper;
+    return false;
+}
+
 const char *dc_stepper_error(const struct dc_stepper *stepper)
 {
     (void)stepper;
