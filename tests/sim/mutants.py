@@ -144,6 +144,9 @@ MUTANTS = {
     "tokens-sent-twice": ("the client sees no repeat", "router/token_order.c", [
         ("uint32_t delivered_before = request->delivered_count;",
          "uint32_t delivered_before = count > 0 ? tokens[0].index : request->delivered_count;")]),
+    "what-prefill-did-not-passed-on": ("whoever is heard first tells what prefill did",
+                                       "decode-node/request.c", [
+        ("if (entry->has_token && request->token_ns == 0 && request->has_prefill) {", "if (0) {")]),
 }
 
 
