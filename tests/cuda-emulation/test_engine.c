@@ -279,8 +279,58 @@ static void test_draws(void **state)
     side_close(&gpu);
 }
 
+/* ---- what the kernels are not made for, or has no room ---- */
+
+static void refused(struct bt_device *device, struct bt_stream_limits limits, enum bt_status want,
+                    const char *words[3])
+{
+    struct bt_error error;
+    struct bt_stream *stream = NULL;
+    assert_int_equal(bt_device_stream_create(device, &limits, NULL, &error, &stream), want);
+    assert_null(stream);
+    for (int i = 0; i < 3; i++)
+        if (!strstr(error.text, words[i]))
+            fail_msg("%s: does not say %s", error.text, words[i]);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    struct bt_error error;
+    struct bt_device *device;
+    struct bt_stream *stream;
+    struct bt_stream_limits limits = {.max_rows = 4,
+                                      .max_cols = 64,
+                                      .hidden = 64,
+                                      .moe_intermediate = 64,
+                                      .experts = 513,
+                                      .experts_per_token = 2};
+    if (bt_device_open("cuda", NULL, &error, &device) != BT_OK)
+        fail_msg("%s", error.text);
+    refused(device, limits, BT_ERR_UNSUPPORTED,
+            (const char *[]){"cuda:0: ", "513 experts", "--device cpu"});
+    limits.experts = 512;
+    limits.max_page_numbers = UINT32_C(1) << 26;
+    limits.max_rows = 1 << 16;
+    limits.mla = (struct bt_mla_shape){.heads = 1, .kv_lora_rank = 64, .qk_rope_head_dim = 8};
+    refused(device, limits, BT_ERR_NO_MEMORY,
+            (const char *[]){"cuda:0: ", "65536 rows", "bytes are free"});
+    limits.max_page_numbers = 0;
+    limits.max_cols = 1 << 20;
+    refused(device, limits, BT_ERR_NO_MEMORY,
+            (const char *[]){"scratch of kernels", "65536 rows", "bytes are free"});
+    limits.max_rows = 4;
+    assert_int_equal(bt_device_stream_create(device, &limits, NULL, &error, &stream), BT_OK);
+    assert_int_equal(bt_device_synchronize(device, stream, &error),
+                     BT_OK); /* nothing is left of them */
+    bt_device_stream_destroy(device, stream);
+    bt_device_close(device);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_steps), cmocka_unit_test(test_draws)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_steps), cmocka_unit_test(test_draws)};
+    setenv("BATON_EMULATED_MEMORY", "268435456", 1); /* which refusals reach */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

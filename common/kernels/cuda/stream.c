@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "common/kernels/cuda/device_ops.h"
+#include "common/kernels/cuda/grouped_gemm.h"
 #include "common/kernels/cuda/pack.h"
 #include "common/kernels/cuda/table.h"
 
@@ -106,11 +107,24 @@ static enum bt_status make_stream(struct bt_cuda_stream *stream, struct bt_error
     return stream->base.limits.max_rows > 0 ? make_scratch(stream, error) : BT_OK;
 }
 
+/* What kernels are made for, beyond what no stream is. */
+static enum bt_status check_limits(const struct bt_device *device,
+                                   const struct bt_stream_limits *limits, struct bt_error *error)
+{
+    enum bt_status status = bt_stream_check_limits(limits, error);
+    if (status != BT_OK || limits->experts <= BT_CUDA_MAX_GROUPS)
+        return status;
+    return bt_error_set(error, BT_ERR_UNSUPPORTED,
+                        "%s: a layer has %u experts, and the kernels of GPUs take %u at most: use "
+                        "--device cpu",
+                        device->name, limits->experts, BT_CUDA_MAX_GROUPS);
+}
+
 enum bt_status bt_cuda_stream_create(struct bt_device *device,
                                      const struct bt_stream_limits *limits, struct bt_team *team,
                                      struct bt_error *error, struct bt_stream **ret_stream)
 {
-    enum bt_status status = bt_stream_check_limits(limits, error);
+    enum bt_status status = check_limits(device, limits, error);
     if (status == BT_OK)
         status = bt_device_enter(device, error);
     if (status != BT_OK)
