@@ -83,20 +83,22 @@ size_t bt_tiles_bytes(const struct bt_matrix *matrix, enum bt_use use,
            lines(group_scale_bytes(matrix));
 }
 
+/* Compiled for each dtype apart: what depends on it is decided once for a row. */
+#define EACH_DTYPE static inline __attribute__((always_inline))
+
 /* An element of ROWS as it is stored: i8 and i4 as integers, f8 without its scale. */
-static float stored_at(const struct bt_matrix *matrix, size_t row, size_t col)
+EACH_DTYPE float stored_at(const struct bt_matrix *matrix, enum bt_dtype dtype, size_t index)
 {
-    size_t index = row * matrix->cols + col;
-    if (matrix->dtype == BT_F8_E4M3)
+    if (dtype == BT_F8_E4M3)
         return bt_f8_e4m3_to_f32(((const uint8_t *)matrix->data)[index]);
-    if (matrix->dtype == BT_I8)
+    if (dtype == BT_I8)
         return ((const int8_t *)matrix->data)[index];
-    if (matrix->dtype == BT_I4) {
+    if (dtype == BT_I4) {
         uint8_t byte = ((const uint8_t *)matrix->data)[index / 2];
         int value = index % 2 ? byte >> 4 : byte & 15;
         return (float)(value >= 8 ? value - 16 : value);
     }
-    return bt_element_load(matrix->data, matrix->dtype, index);
+    return bt_element_load(matrix->data, dtype, index);
 }
 
 static float block_scale(const struct bt_matrix *matrix, size_t row, size_t col)
@@ -251,7 +253,7 @@ static void pack_linear(struct bt_team *team, const struct bt_matrix *matrix, vo
 /* The weight itself, of any dtype in ROWS. */
 static float weight_of(const struct bt_matrix *matrix, size_t row, size_t col)
 {
-    float value = stored_at(matrix, row, col);
+    float value = stored_at(matrix, matrix->dtype, row * matrix->cols + col);
     if (matrix->dtype == BT_F8_E4M3)
         return value * block_scale(matrix, row, col);
     if (matrix->dtype == BT_I4)
@@ -329,19 +331,33 @@ void bt_tiles_pack(struct bt_stream *stream, const struct bt_matrix *matrix, enu
         pack_linear(team, matrix, out, ret_packed);
 }
 
-/* The same of what is packed. */
-static float packed_at(const struct bt_matrix *matrix, size_t row, size_t col)
+/* What arithmetic sees of a weight in ROWS. dtype, here and below: the matrix's, a constant where
+ * this is inlined. */
+EACH_DTYPE float row_at(const struct bt_matrix *matrix, enum bt_dtype dtype, size_t row, size_t col)
 {
-    size_t inputs = bt_tile_inputs(matrix->dtype), n = row % BT_TILE_OUTS, k = col % inputs;
-    const uint8_t *tile = (const uint8_t *)bt_panel(matrix, row / BT_TILE_OUTS) +
-                          col / inputs * bt_tile_bytes(matrix->dtype);
+    float value = stored_at(matrix, dtype, row * matrix->cols + col);
+    if (dtype == BT_F8_E4M3)
+        return round_bf16(value * block_scale(matrix, row, col));
+    if (dtype == BT_I4)
+        value *= matrix->group_scales[row * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK) +
+                                      col / BT_SCALE_BLOCK];
+    return value;
+}
+
+/* The same of what is packed. */
+EACH_DTYPE float packed_at(const struct bt_matrix *matrix, enum bt_dtype dtype, size_t row,
+                           size_t col)
+{
+    size_t inputs = bt_tile_inputs(dtype), n = row % BT_TILE_OUTS, k = col % inputs;
+    const uint8_t *tile =
+        (const uint8_t *)bt_panel(matrix, row / BT_TILE_OUTS) + col / inputs * bt_tile_bytes(dtype);
     size_t offset = int8_offset(n, k);
-    if (matrix->dtype == BT_F8_E4M3)
+    if (dtype == BT_F8_E4M3)
         return round_bf16(bt_f8_e4m3_to_f32(tile[bf16_offset(n, k) / 2]) *
                           block_scale(matrix, row, col));
-    if (matrix->dtype == BT_I8)
+    if (dtype == BT_I8)
         return (int8_t)tile[offset];
-    if (matrix->dtype == BT_I4) {
+    if (dtype == BT_I4) {
         int value = offset < 512 ? tile[offset] & 15 : tile[offset - 512] >> 4;
         size_t groups = bt_tiles_of(matrix->cols, BT_SCALE_BLOCK);
         return (float)((value >= 8 ? value - 16 : value) *
@@ -352,23 +368,39 @@ static float packed_at(const struct bt_matrix *matrix, size_t row, size_t col)
     return bt_bf16_to_f32(bits);
 }
 
-float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col)
+EACH_DTYPE void read_as(const struct bt_matrix *matrix, enum bt_dtype dtype, size_t row, size_t col,
+                        size_t count, float *out)
 {
-    if (matrix->layout == BT_LAYOUT_TILES)
-        return packed_at(matrix, row, col);
-    float value = stored_at(matrix, row, col);
-    if (matrix->dtype == BT_F8_E4M3)
-        return round_bf16(value * block_scale(matrix, row, col));
-    if (matrix->dtype == BT_I4)
-        value *= matrix->group_scales[row * bt_tiles_of(matrix->cols, BT_SCALE_BLOCK) +
-                                      col / BT_SCALE_BLOCK];
-    return value;
+    bool packed = matrix->layout == BT_LAYOUT_TILES;
+    for (size_t i = 0; i < count && packed; i++)
+        out[i] = packed_at(matrix, dtype, row, col + i);
+    for (size_t i = 0; i < count && !packed; i++)
+        out[i] = row_at(matrix, dtype, row, col + i);
 }
 
 void bt_tiles_read(const struct bt_matrix *matrix, size_t row, size_t col, size_t count, float *out)
 {
-    for (size_t i = 0; i < count; i++)
-        out[i] = bt_tiles_at(matrix, row, col + i);
+    switch (matrix->dtype) {
+    case BT_F32:
+        return read_as(matrix, BT_F32, row, col, count, out);
+    case BT_BF16:
+        return read_as(matrix, BT_BF16, row, col, count, out);
+    case BT_F16:
+        return read_as(matrix, BT_F16, row, col, count, out);
+    case BT_F8_E4M3:
+        return read_as(matrix, BT_F8_E4M3, row, col, count, out);
+    case BT_I8:
+        return read_as(matrix, BT_I8, row, col, count, out);
+    case BT_I4:
+        return read_as(matrix, BT_I4, row, col, count, out);
+    }
+}
+
+float bt_tiles_at(const struct bt_matrix *matrix, size_t row, size_t col)
+{
+    float value = 0;
+    bt_tiles_read(matrix, row, col, 1, &value);
+    return value;
 }
 
 void bt_tiles_read_kv_b(const struct bt_matrix *kv_b, const struct bt_mla_shape *shape, size_t head,

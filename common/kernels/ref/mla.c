@@ -19,14 +19,14 @@ struct call {
     const struct bt_matrix *kv_b; /* [head][nope + v][lora] */
     const struct bt_kv_layer *kv;
     float *out;                    /* [row][head][v] */
-    double *query;                 /* [nope + rope], one row of one head */
+    double *query;                 /* [nope + rope], one row of one head; decode: of each head */
     float *weights;                /* [lora], one row of kv_b */
     double *latents;               /* [BT_PAGE_TOKENS][lora + rope], a page */
     double *keys;                  /* [BT_PAGE_TOKENS][nope], of one head */
     double *values;                /* [BT_PAGE_TOKENS][v] */
-    double *acc;                   /* [max_rows][v], or [lora] for the absorbed form */
-    double *q_lat;                 /* [lora] */
-    struct bt_ref_softmax *states; /* [max_rows] */
+    double *acc;                   /* [max_rows][v], or [heads][lora] for the absorbed form */
+    double *q_lat;                 /* [heads][lora] */
+    struct bt_ref_softmax *states; /* [max_rows], or [heads] */
 };
 
 static size_t q_head_dim(const struct bt_mla_shape *shape)
@@ -49,7 +49,9 @@ size_t bt_ref_mla_scratch_bytes(const struct bt_stream_limits *limits)
                      bt_scratch_bytes((size_t)BT_PAGE_TOKENS * shape->v_head_dim, 8) +
                      bt_scratch_bytes((size_t)limits->max_rows * shape->v_head_dim, 8) +
                      bt_scratch_bytes(limits->max_rows, sizeof(struct bt_ref_softmax));
-    size_t decode = 2 * bt_scratch_bytes(shape->kv_lora_rank, 8);
+    size_t decode = bt_scratch_bytes(shape->heads * q_head_dim(shape), 8) +
+                    2 * bt_scratch_bytes((size_t)shape->heads * shape->kv_lora_rank, 8) +
+                    bt_scratch_bytes(shape->heads, sizeof(struct bt_ref_softmax));
     size_t write = bt_scratch_bytes(token_dim(shape), sizeof(float));
     size_t most = both + (prefill > decode ? prefill : decode);
     return most > write ? most : write;
@@ -118,14 +120,14 @@ static void expand_page(const struct call *call, uint32_t head, uint32_t tokens)
     const struct bt_mla_shape *shape = call->shape;
     uint32_t nope = shape->qk_nope_head_dim, v = shape->v_head_dim, lora = shape->kv_lora_rank;
     for (uint32_t i = 0; i < nope + v; i++) {
+        double sums[BT_PAGE_TOKENS];
         take_weights(call, head, i, false);
+        bt_ref_dots(call->latents, token_dim(shape), tokens, call->weights, lora, sums);
         for (uint32_t t = 0; t < tokens; t++) {
-            double sum = bt_ref_dot_double(call->latents + t * token_dim(shape), call->weights,
-                                           BT_F32, lora);
             if (i < nope)
-                call->keys[(size_t)t * nope + i] = sum;
+                call->keys[(size_t)t * nope + i] = sums[t];
             else
-                call->values[(size_t)t * v + i - nope] = sum;
+                call->values[(size_t)t * v + i - nope] = sums[t];
         }
     }
 }
@@ -230,27 +232,48 @@ static void decode_page(const struct call *call, uint32_t tokens, struct bt_ref_
     }
 }
 
+/* The call, its query, q_lat and acc those of one head of all. */
+static struct call of_head(const struct call *call, size_t head)
+{
+    size_t lora = call->shape->kv_lora_rank;
+    struct call one = *call;
+    one.query += head * q_head_dim(call->shape);
+    one.q_lat += head * lora;
+    one.acc += head * lora;
+    return one;
+}
+
+/* All heads of a row, page by page: a page is read once. */
 static void decode_row(const struct call *call, const struct bt_sequence_rows *sequence,
-                       uint32_t index, uint32_t head)
+                       uint32_t index)
 {
     const struct bt_mla_shape *shape = call->shape;
     size_t row = (size_t)sequence->first_row + index;
     uint32_t seen = sequence->start + index + 1;
-    float *out = out_of(call, row, head);
-    struct bt_ref_softmax state;
 
-    take_query(call, row, head);
-    absorb_query(call, head);
-    bt_ref_softmax_begin(&state, call->acc, shape->kv_lora_rank);
+    for (uint32_t h = 0; h < shape->heads; h++) {
+        struct call head = of_head(call, h);
+        take_query(&head, row, h);
+        absorb_query(&head, h);
+        bt_ref_softmax_begin(&call->states[h], head.acc, shape->kv_lora_rank);
+    }
     for (uint32_t position = 0; position < seen; position += BT_PAGE_TOKENS) {
         uint32_t tokens = least(seen - position, BT_PAGE_TOKENS);
         take_page(call, sequence->pages, position, tokens);
-        decode_page(call, tokens, &state);
+        for (uint32_t h = 0; h < shape->heads; h++) {
+            struct call head = of_head(call, h);
+            decode_page(&head, tokens, &call->states[h]);
+        }
     }
-    for (uint32_t i = 0; i < shape->v_head_dim; i++) {
-        take_weights(call, head, shape->qk_nope_head_dim + i, true);
-        out[i] = (float)(bt_ref_dot_double(call->acc, call->weights, BT_F32, shape->kv_lora_rank) /
-                         state.sum);
+    for (uint32_t h = 0; h < shape->heads; h++) {
+        struct call head = of_head(call, h);
+        float *out = out_of(call, row, h);
+        for (uint32_t i = 0; i < shape->v_head_dim; i++) {
+            take_weights(&head, h, shape->qk_nope_head_dim + i, true);
+            out[i] =
+                (float)(bt_ref_dot_double(head.acc, head.weights, BT_F32, shape->kv_lora_rank) /
+                        call->states[h].sum);
+        }
     }
 }
 
@@ -260,12 +283,13 @@ void bt_ref_mla_decode(struct bt_stream *stream, const float *q, const struct bt
 {
     struct call call = {.q = q, .shape = shape, .kv_b = kv_b, .kv = kv, .out = out};
     take_scratch(&call, stream);
-    call.acc = bt_scratch_take(stream, shape->kv_lora_rank, sizeof(double));
-    call.q_lat = bt_scratch_take(stream, shape->kv_lora_rank, sizeof(double));
+    size_t heads = shape->heads;
+    call.query = bt_scratch_take(stream, heads * q_head_dim(shape), sizeof(double));
+    call.acc = bt_scratch_take(stream, heads * shape->kv_lora_rank, sizeof(double));
+    call.q_lat = bt_scratch_take(stream, heads * shape->kv_lora_rank, sizeof(double));
+    call.states = bt_scratch_take(stream, heads, sizeof(struct bt_ref_softmax));
     for (uint32_t s = 0; s < sequence_count; s++) {
-        for (uint32_t i = 0; i < sequences[s].row_count; i++) {
-            for (uint32_t h = 0; h < shape->heads; h++)
-                decode_row(&call, &sequences[s], i, h);
-        }
+        for (uint32_t i = 0; i < sequences[s].row_count; i++)
+            decode_row(&call, &sequences[s], i);
     }
 }

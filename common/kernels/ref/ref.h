@@ -18,6 +18,10 @@ double bt_ref_dot(const float *x, const void *row, enum bt_dtype dtype, size_t c
 /* The same with x in double. */
 double bt_ref_dot_double(const double *x, const void *row, enum bt_dtype dtype, size_t count);
 
+/* sums[i]: the same of x + i * stride, for each of `rows`. */
+void bt_ref_dots(const double *x, size_t stride, size_t rows, const float *row, size_t count,
+                 double *sums);
+
 /*
  * Turns a row of activations [count] into what products with `weight` take, in place. ROWS: as it
  * is. TILES: rounded to f32, and then to bf16; or for I8 and I4 to n * step, step = max |x| / 127,
