@@ -78,7 +78,8 @@ def scale(program, seed):
 
 def main():
     return judge(os.path.realpath(sys.argv[1]), sys.argv[2:], MUTANTS, "tests/sim/router/scale",
-                 lambda program: next(filter(None, (scale(program, seed) for seed in SEEDS)), None))
+                 lambda _, program: next(filter(None, (scale(program, seed) for seed in SEEDS)),
+                                         None))
 
 
 if __name__ == "__main__":
