@@ -464,7 +464,10 @@ static enum bt_status make_device(struct bt_cuda_device *device, uint32_t index,
         status = device_enter(&device->base, error);
     if (status != BT_OK)
         return status;
-    result = cudaStreamCreateWithFlags(&device->memory_stream, cudaStreamNonBlocking);
+    size_t free_bytes = 0;
+    result = cudaMemGetInfo(&free_bytes, &device->memory_bytes);
+    if (result == cudaSuccess)
+        result = cudaStreamCreateWithFlags(&device->memory_stream, cudaStreamNonBlocking);
     return result == cudaSuccess ? BT_OK : fault(device->base.name, result, "can't be used", error);
 }
 

@@ -4,8 +4,9 @@
  *
  * gate, up [rows][cols] f32. silu_wide (all but int8): a block of 128 threads takes 512 elements of
  * a row, a thread four of them, a warp the 128 of a scale. silu_int8: a block of 256 threads takes
- * a row, twice: its largest magnitude, then its elements. Any cols; 16-byte loads where rows are
- * aligned to them.
+ * a row, twice: its largest magnitude, then its elements. Blocks stay and take rows in turn, so
+ * that rows which there could be and are not, as of other ranks, cost next to nothing. Any cols;
+ * 16-byte loads where rows are aligned to them.
  *
  * Shared memory: none; 32 bytes (int8).
  * Registers: silu_wide: <= 40 (sm_80), <= 40 (sm_90a), <= 40 (sm_100)
@@ -22,6 +23,9 @@
 
 #define WIDE_THREADS 128
 #define INT8_THREADS 256
+/* Of a multiprocessor, as many as its registers hold. */
+#define WIDE_BLOCKS 12
+#define INT8_BLOCKS 5
 
 /* By value. */
 struct silu_call {
@@ -50,19 +54,20 @@ BT_DEVICE float4 four_of(const silu_call &call, uint32_t row, uint32_t k)
 }
 
 /* Rows behind the last are zeros: some are multiplied with it. */
-BT_DEVICE bool is_left(const silu_call &call, uint32_t row)
+BT_DEVICE bool is_left(const silu_call &call, uint32_t row, uint32_t live)
 {
-    return call.live && row >= *call.live && row < call.rows;
+    return row >= live && row < call.rows;
 }
 
-template <enum bt_dtype Type>
-BT_KERNEL(WIDE_THREADS, 8)
-silu_wide(const __grid_constant__ silu_call call)
+BT_DEVICE uint32_t live_rows(const silu_call &call)
 {
-    uint32_t row = blockIdx.x, k = (blockIdx.y * WIDE_THREADS + threadIdx.x) * 4;
-    if (k >= call.pitch || is_left(call, row)) /* whole warps of e4m3: its pitch is such */
-        return;
-    float4 four = four_of(call, row, k);
+    return call.live ? *call.live : call.rows;
+}
+
+/* Elements k … k + 3 of a row as inputs. Whole warps of e4m3. */
+template <enum bt_dtype Type>
+BT_DEVICE void put_four(const silu_call &call, uint32_t row, uint32_t k, float4 four)
+{
     size_t at = (size_t)row * call.pitch + k;
     if (Type == BT_F32) {
         bt_elements_store((float *)call.data + at - k, k, call.cols, call.wide, four);
@@ -79,12 +84,24 @@ silu_wide(const __grid_constant__ silu_call call)
     }
 }
 
-BT_KERNEL(INT8_THREADS, 4) silu_int8(const __grid_constant__ silu_call call)
+/* rows: with those behind the last. */
+template <enum bt_dtype Type>
+BT_KERNEL(WIDE_THREADS, 8)
+silu_wide(const __grid_constant__ silu_call call, uint32_t rows)
 {
-    uint32_t *warps = (uint32_t *)bt_shared();
-    uint32_t row = blockIdx.x, bits = 0;
-    if (is_left(call, row))
+    uint32_t k = (blockIdx.y * WIDE_THREADS + threadIdx.x) * 4;
+    if (k >= call.pitch) /* whole warps of e4m3: its pitch is such */
         return;
+    uint32_t live = live_rows(call);
+    for (uint32_t row = blockIdx.x; row < rows; row += gridDim.x)
+        if (!is_left(call, row, live))
+            put_four<Type>(call, row, k, four_of(call, row, k));
+}
+
+/* warps [8] of shared memory. */
+BT_DEVICE void put_int8(const silu_call &call, uint32_t row, uint32_t *warps)
+{
+    uint32_t bits = 0;
     for (uint32_t k = threadIdx.x * 4; k < call.cols; k += INT8_THREADS * 4)
         bits = larger(bits, largest(four_of(call, row, k)));
     bits = largest_of_warp(bits);
@@ -101,10 +118,27 @@ BT_KERNEL(INT8_THREADS, 4) silu_int8(const __grid_constant__ silu_call call)
     }
     if (threadIdx.x == 0)
         call.scales[row] = scale;
+    bt_sync_block(); /* warps have been read */
+}
+
+BT_KERNEL(INT8_THREADS, 4) silu_int8(const __grid_constant__ silu_call call)
+{
+    uint32_t *warps = (uint32_t *)bt_shared(), live = live_rows(call);
+    for (uint32_t row = blockIdx.x; row < call.rows; row += gridDim.x)
+        if (!is_left(call, row, live))
+            put_int8(call, row, warps);
+}
+
+/* Blocks in x, of which `each` stay on a multiprocessor with the others of their rows. */
+static unsigned blocks_of(uint32_t rows, unsigned parts, int multiprocessors, unsigned each)
+{
+    unsigned most = ((unsigned)multiprocessors * each + parts - 1) / parts;
+    return rows < most ? rows : most;
 }
 
 void bt_cuda_launch_silu(const float *gate, const float *up, uint32_t rows, const uint32_t *live,
-                         const struct bt_cuda_inputs *inputs, cudaStream_t stream)
+                         const struct bt_cuda_inputs *inputs, int multiprocessors,
+                         cudaStream_t stream)
 {
     silu_call call = {gate,
                       up,
@@ -117,16 +151,16 @@ void bt_cuda_launch_silu(const float *gate, const float *up, uint32_t rows, cons
                       inputs->head,
                       inputs->cols % 4 == 0 &&
                           ((uintptr_t)gate | (uintptr_t)up | (uintptr_t)inputs->data) % 16 == 0};
-    dim3 grid(rows, ((inputs->pitch + 3) / 4 + WIDE_THREADS - 1) / WIDE_THREADS, 1);
-    if (inputs->dtype == BT_I8) {
-        bt_cuda_launch(silu_int8, dim3(rows, 1, 1), INT8_THREADS,
+    uint32_t padded = inputs->dtype == BT_F8_E4M3 ? (rows + 3) / 4 * 4 : rows;
+    unsigned parts = ((inputs->pitch + 3) / 4 + WIDE_THREADS - 1) / WIDE_THREADS;
+    dim3 grid(blocks_of(padded, parts, multiprocessors, WIDE_BLOCKS), parts, 1);
+    if (inputs->dtype == BT_I8)
+        bt_cuda_launch(silu_int8, blocks_of(rows, 1, multiprocessors, INT8_BLOCKS), INT8_THREADS,
                        INT8_THREADS / 32 * sizeof(uint32_t), stream, call);
-    } else if (inputs->dtype == BT_F32) {
-        bt_cuda_launch(silu_wide<BT_F32>, grid, WIDE_THREADS, 0, stream, call);
-    } else if (inputs->dtype == BT_BF16) {
-        bt_cuda_launch(silu_wide<BT_BF16>, grid, WIDE_THREADS, 0, stream, call);
-    } else {
-        grid.x = (rows + 3) / 4 * 4;
-        bt_cuda_launch(silu_wide<BT_F8_E4M3>, grid, WIDE_THREADS, 0, stream, call);
-    }
+    else if (inputs->dtype == BT_F32)
+        bt_cuda_launch(silu_wide<BT_F32>, grid, WIDE_THREADS, 0, stream, call, padded);
+    else if (inputs->dtype == BT_BF16)
+        bt_cuda_launch(silu_wide<BT_BF16>, grid, WIDE_THREADS, 0, stream, call, padded);
+    else
+        bt_cuda_launch(silu_wide<BT_F8_E4M3>, grid, WIDE_THREADS, 0, stream, call, padded);
 }

@@ -9,9 +9,11 @@ extern "C" {
 #endif
 
 /* Fills inputs of any dtype from gate and up [rows][inputs->cols]; those of F32 may be gate or up
- * itself. live NULL, or [1] of the device: rows from *live on are left as they are. */
+ * itself. live NULL, or [1] of the device: rows from *live on are left as they are.
+ * multiprocessors: of the device. */
 void bt_cuda_launch_silu(const float *gate, const float *up, uint32_t rows, const uint32_t *live,
-                         const struct bt_cuda_inputs *inputs, cudaStream_t stream);
+                         const struct bt_cuda_inputs *inputs, int multiprocessors,
+                         cudaStream_t stream);
 
 #ifdef __cplusplus
 }

@@ -38,6 +38,7 @@ struct bt_cuda_device {
     int arch;                   /* 80, 90, 100 … */
     int multiprocessors;        /* for grids that stay */
     size_t shared_bytes;        /* a block may have */
+    size_t memory_bytes;        /* all of it */
     uint64_t waits;             /* atomic */
     cudaStream_t memory_stream; /* that fills fresh memory with zeros */
     struct bt_cuda_f8 f8;

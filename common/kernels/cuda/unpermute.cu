@@ -112,6 +112,8 @@ unpermute(const __grid_constant__ bt_cuda_unpermute call, bool wide)
     if (call.live && row >= *call.live)
         return;
     row_picks picks = picks_of(call, row);
+    if (picks.count == 0) /* none of the run, or none of ours */
+        return;
     float *out = call.out + (size_t)row * call.cols + column;
     if (wide) {
         if (column < call.cols)
