@@ -171,7 +171,7 @@ static void device_info(struct bt_device *base, struct bt_device_info *ret_info)
     bool open;
     int version = 0;
     *ret_info = (struct bt_device_info){0};
-    (void)cudaSetDevice(device->ordinal);
+    bt_cuda_let_go(cudaSetDevice(device->ordinal));
     if (told(cudaMemGetInfo(&free_bytes, &total_bytes))) {
         ret_info->free_bytes = free_bytes;
         ret_info->total_bytes = total_bytes;
@@ -240,7 +240,7 @@ static enum bt_status device_alloc(struct bt_device *base, size_t bytes, struct 
     if (result == cudaSuccess)
         result = cudaStreamSynchronize(device->memory_stream);
     if (result != cudaSuccess) {
-        (void)cudaFree(memory);
+        bt_cuda_let_go(cudaFree(memory));
         return fault(base->name, result, "device memory", error);
     }
     *ret_memory = memory;
@@ -250,8 +250,8 @@ static enum bt_status device_alloc(struct bt_device *base, size_t bytes, struct 
 static void device_free(struct bt_device *base, void *memory)
 {
     bt_cuda_count_wait(cuda_device(base));
-    (void)cudaSetDevice(cuda_device(base)->ordinal);
-    (void)cudaFree(memory);
+    bt_cuda_let_go(cudaSetDevice(cuda_device(base)->ordinal));
+    bt_cuda_let_go(cudaFree(memory));
 }
 
 static enum bt_status device_alloc_host(struct bt_device *base, size_t bytes,
@@ -272,8 +272,8 @@ static enum bt_status device_alloc_host(struct bt_device *base, size_t bytes,
 static void device_free_host(struct bt_device *base, void *memory)
 {
     bt_cuda_count_wait(cuda_device(base));
-    (void)cudaSetDevice(cuda_device(base)->ordinal);
-    (void)cudaFreeHost(memory);
+    bt_cuda_let_go(cudaSetDevice(cuda_device(base)->ordinal));
+    bt_cuda_let_go(cudaFreeHost(memory));
 }
 
 static enum bt_status device_register_host(struct bt_device *base, void *memory, size_t bytes,
@@ -291,8 +291,8 @@ static enum bt_status device_register_host(struct bt_device *base, void *memory,
 static void device_unregister_host(struct bt_device *base, void *memory)
 {
     bt_cuda_count_wait(cuda_device(base));
-    (void)cudaSetDevice(cuda_device(base)->ordinal);
-    (void)cudaHostUnregister(memory);
+    bt_cuda_let_go(cudaSetDevice(cuda_device(base)->ordinal));
+    bt_cuda_let_go(cudaHostUnregister(memory));
 }
 
 /* ---- memory of other processes ---- */
@@ -323,8 +323,8 @@ static size_t block_bytes(const void *memory)
     void *symbol = NULL;
     CUdeviceptr begin;
     size_t bytes = 0;
-    if (cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &symbol, 12000, cudaEnableDefault,
-                                         &found) != cudaSuccess ||
+    if (!told(cudaGetDriverEntryPointByVersion("cuMemGetAddressRange", &symbol, 12000,
+                                               cudaEnableDefault, &found)) ||
         found != cudaDriverEntryPointSuccess)
         return 0;
     memcpy(&range, &symbol, sizeof(range));
@@ -358,8 +358,8 @@ static enum bt_status device_attach(struct bt_device *base, const struct bt_shar
 static void device_detach(struct bt_device *base, void *memory)
 {
     bt_cuda_count_wait(cuda_device(base));
-    (void)cudaSetDevice(cuda_device(base)->ordinal);
-    (void)cudaIpcCloseMemHandle(memory);
+    bt_cuda_let_go(cudaSetDevice(cuda_device(base)->ordinal));
+    bt_cuda_let_go(cudaIpcCloseMemHandle(memory));
 }
 
 /* ---- opening ---- */
@@ -372,9 +372,9 @@ static uint64_t device_waits(const struct bt_device *device)
 static void device_close(struct bt_device *base)
 {
     struct bt_cuda_device *device = cuda_device(base);
-    (void)cudaSetDevice(device->ordinal);
+    bt_cuda_let_go(cudaSetDevice(device->ordinal));
     if (device->memory_stream)
-        (void)cudaStreamDestroy(device->memory_stream);
+        bt_cuda_let_go(cudaStreamDestroy(device->memory_stream));
     free(device);
 }
 

@@ -48,9 +48,9 @@ void bt_cuda_staging_destroy(struct bt_cuda_stream *stream)
     for (unsigned i = 0; staging && i < BUFFERS; i++) {
         struct buffer *buffer = &staging->buffers[i];
         if (buffer->fetched)
-            (void)cudaEventDestroy(buffer->fetched);
+            bt_cuda_let_go(cudaEventDestroy(buffer->fetched));
         if (buffer->memory)
-            (void)cudaFreeHost(buffer->memory);
+            bt_cuda_let_go(cudaFreeHost(buffer->memory));
     }
     free(staging);
     stream->staging = NULL;
@@ -69,7 +69,7 @@ static bool make_ready(struct bt_cuda_stream *stream, struct buffer *buffer, siz
     if (buffer->bytes >= bytes)
         return true;
     if (buffer->memory)
-        (void)cudaFreeHost(buffer->memory);
+        bt_cuda_let_go(cudaFreeHost(buffer->memory));
     *buffer = (struct buffer){.fetched = buffer->fetched};
     bytes = bytes > BT_CUDA_STAGING_BYTES ? bytes : BT_CUDA_STAGING_BYTES;
     if (!bt_cuda_ok(stream, cudaHostAlloc(&memory, bytes, cudaHostAllocPortable)))

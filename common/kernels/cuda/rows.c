@@ -164,7 +164,7 @@ static bool area_reserve(struct bt_cuda_stream *stream, struct area *area, size_
     BT_ASSERT(!stream->capturing);
     bytes = round_up(bytes + bytes / 2, 256);
     wait_for_all(stream); /* what still reads the old one */
-    bt_cuda_ok(stream, cudaFree(area->memory));
+    bt_cuda_let_go(cudaFree(area->memory));
     *area = (struct area){NULL, 0};
     if (stream->fault != cudaSuccess || !bt_cuda_ok(stream, cudaMalloc(&memory, bytes)))
         return false;
@@ -185,10 +185,10 @@ static bool block_reserve(struct bt_cuda_stream *stream, struct block *block, si
 
 static void block_destroy(struct block *block)
 {
-    (void)cudaFree(block->head.memory);
-    (void)cudaFree(block->pages.memory);
-    (void)cudaFree(block->pieces.memory);
-    (void)cudaFree(block->adjusts.memory);
+    bt_cuda_let_go(cudaFree(block->head.memory));
+    bt_cuda_let_go(cudaFree(block->pages.memory));
+    bt_cuda_let_go(cudaFree(block->pieces.memory));
+    bt_cuda_let_go(cudaFree(block->adjusts.memory));
 }
 
 /* The next buffer of the ring, when the copies that read it are done; NULL: no memory. */
@@ -206,7 +206,7 @@ static struct pinned *take_pinned(struct bt_cuda_stream *stream, size_t bytes)
     if (bytes > pinned->bytes) {
         void *block = NULL;
         BT_ASSERT(!stream->capturing);
-        bt_cuda_ok(stream, cudaFreeHost(pinned->memory));
+        bt_cuda_let_go(cudaFreeHost(pinned->memory));
         *pinned = (struct pinned){.copied = pinned->copied};
         bytes = round_up(bytes + bytes / 2, 4096);
         if (stream->fault != cudaSuccess || !bt_cuda_ok(stream, cudaMallocHost(&block, bytes)))
@@ -484,15 +484,15 @@ void bt_cuda_rows_destroy(struct bt_cuda_stream *stream)
     if (!memory)
         return;
     for (unsigned i = 0; i < RING; i++) {
-        (void)cudaFreeHost(memory->ring[i].memory);
+        bt_cuda_let_go(cudaFreeHost(memory->ring[i].memory));
         if (memory->ring[i].copied)
-            (void)cudaEventDestroy(memory->ring[i].copied);
+            bt_cuda_let_go(cudaEventDestroy(memory->ring[i].copied));
     }
     block_destroy(&memory->staged);
     block_destroy(&memory->other);
-    (void)cudaFree(memory->resolved.memory);
-    (void)cudaFree(memory->other_list.memory);
-    (void)cudaFree(memory->drawn.memory);
+    bt_cuda_let_go(cudaFree(memory->resolved.memory));
+    bt_cuda_let_go(cudaFree(memory->other_list.memory));
+    bt_cuda_let_go(cudaFree(memory->drawn.memory));
     free(memory);
     stream->rows = NULL;
 }

@@ -151,7 +151,7 @@ void bt_cuda_stream_destroy(struct bt_stream *base)
     (void)bt_device_enter(device, NULL);
     if (stream->stream) {
         bt_cuda_count_wait(stream->device);
-        (void)cudaStreamSynchronize(stream->stream);
+        bt_cuda_let_go(cudaStreamSynchronize(stream->stream));
     }
     bt_cuda_staging_destroy(stream);
     bt_cuda_rows_destroy(stream);
@@ -161,7 +161,7 @@ void bt_cuda_stream_destroy(struct bt_stream *base)
     if (stream->cublas)
         (void)cublasLtDestroy(stream->cublas);
     if (stream->stream)
-        (void)cudaStreamDestroy(stream->stream);
+        bt_cuda_let_go(cudaStreamDestroy(stream->stream));
     free(stream);
 }
 
@@ -214,7 +214,7 @@ void bt_cuda_event_destroy(struct bt_event *event)
 {
     if (!event)
         return;
-    (void)cudaEventDestroy(event->event);
+    bt_cuda_let_go(cudaEventDestroy(event->event));
     free(event);
 }
 
@@ -289,7 +289,7 @@ enum bt_status bt_cuda_capture_end(struct bt_stream *base, struct bt_error *erro
         status = tell_fault(stream->device, stream->fault, error);
     }
     if (graph)
-        (void)cudaGraphDestroy(graph);
+        bt_cuda_let_go(cudaGraphDestroy(graph));
     if (status != BT_OK) {
         free(ours);
         return status;
@@ -308,6 +308,6 @@ void bt_cuda_graph_destroy(struct bt_graph *graph)
 {
     if (!graph)
         return;
-    (void)cudaGraphExecDestroy(graph->exec);
+    bt_cuda_let_go(cudaGraphExecDestroy(graph->exec));
     free(graph);
 }

@@ -59,6 +59,13 @@ struct bt_cuda_stream {
     struct bt_cuda_staging *staging; /* NULL: nothing was packed yet */
 };
 
+/* What ends something has ended it, whatever it says: that is no error of what is called next. */
+static inline void bt_cuda_let_go(cudaError_t result)
+{
+    if (result != cudaSuccess)
+        (void)cudaGetLastError();
+}
+
 #define BT_CUDA_WORKSPACE ((size_t)32 << 20)
 
 static inline struct bt_cuda_stream *bt_cuda_stream(struct bt_stream *stream)
