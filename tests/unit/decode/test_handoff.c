@@ -490,10 +490,14 @@ static void test_quarantine_ends_with_quiesced_only(void **state)
     }
     /* The first by cancel, the others by expiry. */
     assert_int_equal(cluster_cancel(&cluster, 1, 0), BT_OK);
-    cluster_until(&cluster, dc_worker_requests(cluster.decode) == 0);
+    cluster_until(&cluster, dc_worker_requests(cluster.decode) == 2);
     assert_int_equal(dc_worker_free_pages(cluster.decode), decode.kv_pages - 6);
     later_ns += LEASE_MS * BT_NS_PER_MS;
-    cluster_until(&cluster, attempts[2].finish == BATON__V1__FINISH_REASON__FINISH_ERROR);
+    cluster_until(&cluster, attempts[1].finish != 0 && attempts[2].finish != 0);
+    assert_int_equal(attempts[1].finish, BATON__V1__FINISH_REASON__FINISH_ERROR);
+    assert_int_equal(attempts[2].finish, BATON__V1__FINISH_REASON__FINISH_ERROR);
+    assert_int_equal(dc_worker_requests(cluster.decode), 0);
+    assert_int_equal(dc_worker_free_pages(cluster.decode), decode.kv_pages - 6);
     assert_false(cluster_lease(&cluster, &fake, 2, attempts[1].epoch));
     /* Another worker can not speak for the one that held the lease. */
     struct fake_prefill other = fake;
