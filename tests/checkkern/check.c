@@ -269,6 +269,14 @@ struct bt_matrix check_packed(struct check *check, const struct bt_matrix *rows,
 double check_nearest_bf16(double value)
 {
     int exponent;
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof(bits));
+    if ((bits >> 52 & 0x7ff) - (1023 - 126) < 126 + 127) { /* 2^-126 and more, below 2^127 */
+        bits += (UINT64_C(1) << 44) - 1 + (bits >> 45 & 1);
+        bits &= ~((UINT64_C(1) << 45) - 1); /* of 52 bits behind the first seven stay */
+        memcpy(&value, &bits, sizeof(bits));
+        return value;
+    }
     if (value == 0 || !isfinite(value))
         return value;
     frexp(value, &exponent);

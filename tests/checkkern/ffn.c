@@ -11,13 +11,13 @@ static bool is_int8(enum bt_dtype dtype)
 
 struct ffn_matrix ffn_matrix_of(struct check *check, const struct bt_matrix *rows, bool tiles)
 {
-    size_t count = (size_t)rows->rows * rows->cols;
-    float *values = check_floats(check, count);
+    float *values = check_floats(check, (size_t)rows->rows * rows->cols), *at = values;
     bool scaled = tiles && is_int8(rows->dtype);
-    for (size_t i = 0; i < count; i++) {
-        size_t row = i / rows->cols, col = i % rows->cols;
-        double value = tiles ? check_tile_at(rows, row, col) : check_matrix_at(rows, row, col);
-        values[i] = (float)(scaled ? rint(value / (double)rows->scales[row]) : value);
+    for (size_t row = 0; row < rows->rows; row++) {
+        for (size_t col = 0; col < rows->cols; col++) {
+            double value = tiles ? check_tile_at(rows, row, col) : check_matrix_at(rows, row, col);
+            *at++ = (float)(scaled ? rint(value / (double)rows->scales[row]) : value);
+        }
     }
     return (struct ffn_matrix){values, scaled ? rows->scales : NULL, rows->dtype, rows->rows,
                                rows->cols};
