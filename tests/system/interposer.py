@@ -81,7 +81,7 @@ class Wire:
         self.target = target
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
-        self.corrupt = lambda address, size: 0
+        self.corrupt, self.random = lambda address, size: 0, random.Random(1)
         self.flipped = self.accepted = self.carried = 0
         self.open = threading.Event()
         self.open.set()
@@ -126,7 +126,7 @@ class Wire:
                 assert magic == TCP_MAGIC
                 payload = self._exactly(near, size) if kind == WRITE else b""
                 for _ in range(self.corrupt(address, size) if kind == WRITE else 0):
-                    payload[random.randrange(size)] ^= 1 << random.randrange(8)
+                    payload[self.random.randrange(size)] ^= 1 << self.random.randrange(8)
                     self.flipped += 1
                 self.open.wait()
                 far.sendall(bytes(head) + bytes(payload))
