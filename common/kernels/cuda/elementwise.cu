@@ -5,6 +5,8 @@
  * aligned so, else (and behind the last four) element by element. No shared memory.
  * Registers: <= 24 (sm_80), <= 24 (sm_90a), <= 24 (sm_100)
  * Instructions: ld.global.v4.f32; st.global.v4.f32
+ * Counted: add: moved <= 1.00, asked <= 1.00, sectors <= 1.00
+ * Counted: zero: moved <= 1.00, asked <= 1.00, sectors <= 1.00
  * Bound: memory. Floor (H100 SXM, computed): add moves 12 bytes an element: 2048 rows of V2-Lite
  * (hidden 2048) 50 MB, 15 us; of V3 (7168) 176 MB, 53 us; zero a third of that.
  */

@@ -8,6 +8,7 @@
  * models); else element by element. No shared memory.
  * Registers: <= 48 (sm_80), <= 48 (sm_90a), <= 48 (sm_100)
  * Instructions: ld.global.nc.L1::no_allocate.v4.u32; st.global.v4.u32
+ * Counted: moved <= 2.51, asked <= 1.09, sectors <= 1.03
  * Bound: memory. Floor (H100 SXM, computed): V2-Lite and V3 alike 1152 + 1152 bytes a token (bf16),
  * 656 + 1152 (e4m3): 2048 tokens 4.7 MB, 1.4 us.
  */
@@ -92,21 +93,18 @@ BT_DEVICE void copy_wide(const unsigned char *from, uint32_t bytes, uint32_t pad
     }
 }
 
-/* Sixteen elements of e4m3 at a time; lora is a multiple of 16. */
+/* Eight elements of e4m3 at a time; lora is a multiple of 16. */
 BT_DEVICE void widen_wide(const unsigned char *token, uint32_t lora, uint32_t pitch, uint16_t *to)
 {
-    for (uint32_t i = bt_lane() * 16; i < pitch; i += 512) {
-        uint4 first = {0, 0, 0, 0}, second = {0, 0, 0, 0};
+    for (uint32_t i = bt_lane() * 8; i < pitch; i += 256) {
+        uint4 value = {0, 0, 0, 0};
         if (token && i < lora) {
-            uint4 bytes = bt_load_16(token + i);
+            uint2 bytes = *(const uint2 *)(token + i);
             float scale = *(const float *)(token + lora + i / SCALE_DIMS * 4);
-            widen(bytes.x, scale, &first.x, &first.y);
-            widen(bytes.y, scale, &first.z, &first.w);
-            widen(bytes.z, scale, &second.x, &second.y);
-            widen(bytes.w, scale, &second.z, &second.w);
+            widen(bytes.x, scale, &value.x, &value.y);
+            widen(bytes.y, scale, &value.z, &value.w);
         }
-        bt_store_16(to + i, first);
-        bt_store_16(to + i + 8, second);
+        bt_store_16(to + i, value);
     }
 }
 

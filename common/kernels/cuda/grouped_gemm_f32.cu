@@ -10,6 +10,7 @@
  * Shared memory: 17 KiB (x and weights of a step, transposed; the list of tiles).
  * Registers: grouped_gemm_f32: <= 128 (sm_80), <= 128 (sm_90a), <= 128 (sm_100)
  * Instructions: fma.rn.f32
+ * Counted: moved <= 1.01, asked <= 1.22, sectors <= 1.00, conflicts <= 1.00, products <= 16.00
  * Bound: weights at decode, FFMA above about 20 rows. Floor for H100 (3.35 TB/s; 67 TFLOP/s of
  * f32), weights of F32: router of V3 (256 x 7168), 1 row 2.2 us, 8192 rows 449 us; router of
  * V2-Lite (64 x 2048), 1 row 0.2 us, 8192 rows 32 us.

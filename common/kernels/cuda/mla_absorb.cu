@@ -6,6 +6,7 @@
  * The sum goes up in n, one fma after the other. Any shape. A block takes a head of a row, 128
  * threads, each every 128th l. No shared memory: q is read by all threads at once.
  * Registers: <= 64 (sm_80), <= 64 (sm_90a), <= 64 (sm_100)
+ * Counted: sectors <= 1.00
  * Bound: kv_b out of L2 for every row; weights that are not packed are for tests and small models.
  * Floor for H100 (kv_b's bytes in bf16 once at 3.35 TB/s): V2-Lite 0.6 us, V3 5 us.
  */

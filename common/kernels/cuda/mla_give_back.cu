@@ -6,6 +6,7 @@
  * A warp takes an output: each lane every 32nd l, upwards, then a tree over the lanes. Any shape.
  * A block takes a head of a row, 128 threads. No shared memory.
  * Registers: <= 64 (sm_80), <= 64 (sm_90a), <= 64 (sm_100)
+ * Counted: sectors <= 1.00
  * Bound: as mla_absorb; floors for H100: V2-Lite 0.6 us, V3 5 us.
  */
 #include "common/kernels/cuda/launch.cuh"

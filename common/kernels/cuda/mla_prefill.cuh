@@ -77,19 +77,18 @@ template <class Shape>
 BT_DEVICE void take_queries(const struct bt_cuda_prefill &call, const struct rows_of_block &rows,
                             uint16_t *to)
 {
-    constexpr uint32_t chunks = Shape::dim / 8;
+    constexpr uint32_t chunks = Shape::dim / 4;
     for (uint32_t i = threadIdx.x; i < ROWS * chunks; i += THREADS) {
         uint32_t row = rows.first + i / chunks;
-        uint4 packed = {0, 0, 0, 0};
+        uint2 packed = {0, 0};
         if (row <= rows.last) {
             const float *q = call.q +
                              ((rows.first_row + row) * call.heads + blockIdx.y) * Shape::dim +
-                             i % chunks * 8;
-            float4 low = *(const float4 *)q, high = *(const float4 *)(q + 4);
-            packed = {bt_bf16x2_from(low.x, low.y), bt_bf16x2_from(low.z, low.w),
-                      bt_bf16x2_from(high.x, high.y), bt_bf16x2_from(high.z, high.w)};
+                             i % chunks * 4;
+            float4 four = *(const float4 *)q;
+            packed = {bt_bf16x2_from(four.x, four.y), bt_bf16x2_from(four.z, four.w)};
         }
-        bt_store_shared_16(to + i / chunks * Shape::query_pitch + i % chunks * 8, packed);
+        *(uint2 *)(to + i / chunks * Shape::query_pitch + i % chunks * 4) = packed;
     }
 }
 
@@ -190,8 +189,9 @@ BT_DEVICE void begin_rows(const struct bt_cuda_prefill &call, const struct rows_
         const float *acc = call.out + index * Shape::v + quarter * 2;
 #pragma unroll
         for (uint32_t n = 0; n < Shape::v / 8; n++) {
-            state->acc[n * 4 + 2 * i] = is_kept ? acc[n * 8] : 0;
-            state->acc[n * 4 + 2 * i + 1] = is_kept ? acc[n * 8 + 1] : 0;
+            float2 two = is_kept ? *(const float2 *)(acc + n * 8) : float2{0, 0};
+            state->acc[n * 4 + 2 * i] = two.x;
+            state->acc[n * 4 + 2 * i + 1] = two.y;
         }
     }
 }
@@ -213,8 +213,8 @@ BT_DEVICE void end_rows(const struct bt_cuda_prefill &call, const struct rows_of
         float *out = call.out + index * Shape::v + quarter * 2;
 #pragma unroll
         for (uint32_t n = 0; n < Shape::v / 8; n++) {
-            out[n * 8] = bt_fma(state.acc[n * 4 + 2 * i], by, 0.0f);
-            out[n * 8 + 1] = bt_fma(state.acc[n * 4 + 2 * i + 1], by, 0.0f);
+            *(float2 *)(out + n * 8) = {bt_fma(state.acc[n * 4 + 2 * i], by, 0.0f),
+                                        bt_fma(state.acc[n * 4 + 2 * i + 1], by, 0.0f)};
         }
         if (rows.is_last)
             continue;

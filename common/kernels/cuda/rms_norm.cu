@@ -11,6 +11,7 @@
  * Shared memory: 64 bytes (a sum for each of 16 warps).
  * Registers: <= 40 (sm_80), <= 40 (sm_90a), <= 40 (sm_100)
  * Instructions: ld.global.v4.f32; st.global.v4.f32; shfl.sync.bfly
+ * Counted: moved <= 1.00, asked <= 1.99, sectors <= 1.00, conflicts <= 1.00
  * Bound: memory; of few rows, latency. Floor (H100 SXM, computed): add_rms_norm reads x and y and
  * writes x and out: 2048 rows of V2-Lite (hidden 2048) 67 MB, 20 us; of V3 (7168) 235 MB, 70 us; a
  * decode batch of 64 rows of V3 7 MB, 2.2 us.

@@ -10,6 +10,7 @@
  * Shared memory: 8 bytes for each 128 tokens, 6.3 and 7.9 KB at the vocabularies of V2-Lite and V3.
  * Registers: <= 32 (sm_80), <= 32 (sm_90a), <= 64 (sm_100)
  * Instructions: ld.global.nc.L1::no_allocate.v4.u32
+ * Counted: sectors <= 1.00, conflicts <= 1.00
  * Bound: latency: for each of the best a load of 512 bytes from L2, 32 keys a lane from shared
  * memory and 4 reductions of a warp, some 0.5 us. Floor (H100 SXM, computed): 20 of them 10 us,
  * however many rows up to 132 x 16; none 1 us.

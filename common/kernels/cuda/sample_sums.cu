@@ -8,6 +8,7 @@
  * Shared memory: 96 bytes.
  * Registers: <= 40 (sm_80), <= 40 (sm_90a), <= 64 (sm_100)
  * Instructions: ld.global.nc.L1::no_allocate.v4.u32
+ * Counted: moved <= 1.01, asked <= 1.27, sectors <= 1.00, conflicts <= 1.00
  * Bound: f32 arithmetic, some 35 operations a token. Floor (H100 SXM, 132 x 128 lanes at 1.83 GHz,
  * computed): a row of V2-Lite (102400) 0.12 us, of V3 (129280) 0.15 us; 64 rows 7.4 and 9.4 us.
  */
