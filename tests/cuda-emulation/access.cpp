@@ -138,6 +138,8 @@ static void look(Run *run, const unsigned char *at, size_t bytes, size_t align, 
 template <size_t bytes, size_t align, bool write>
 [[gnu::noinline]] static void check_elsewhere(Run *run, const unsigned char *at, const void *code)
 {
+    if (__builtin_expect(run->counts != nullptr, 0))
+        counts_plain(run, at, bytes, write, code);
     size_t offset = static_cast<size_t>(at - run->shared), room = run->grid->shared_bytes;
     if (offset < room && bytes <= room - offset && (offset & (align - 1)) == 0) {
         bool is_done = write ? quick_write<bytes>(run, run->now, static_cast<uint32_t>(offset))
@@ -185,6 +187,8 @@ static void check_range(const void *address, size_t bytes, bool write, const voi
     if (!write && static_cast<size_t>(at - static_cast<const unsigned char *>(run->context)) <
                       run->context_bytes)
         return;
+    if (run->counts != nullptr)
+        counts_plain(run, at, bytes, write, code);
     look(run, at, bytes, 1, write, code);
 }
 

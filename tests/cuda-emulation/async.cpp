@@ -41,6 +41,11 @@ void copy_async(void *shared, const void *global, uint32_t bytes, bool valid, Pl
               thread_name(run, self->number).c_str(), address_name(run, global).c_str());
     if (valid)
         global_access(run, global, bytes, Access::read, what);
+    if (run->counts != nullptr) {
+        if (valid)
+            counts_access(run, Counted::global_read, global, bytes, __builtin_return_address(0));
+        counts_access(run, Counted::shared_write, shared, bytes, __builtin_return_address(0));
+    }
     shared_write_begin(run, self, offset, bytes, what);
     self->copies.push_back({static_cast<unsigned char *>(shared),
                             static_cast<const unsigned char *>(global), bytes, valid,
@@ -309,6 +314,7 @@ void bulk_copy(void *shared, const void *global, uint32_t bytes, void *mbarrier,
     copy.from = static_cast<const unsigned char *>(global);
     copy.place = place;
     global_access(run, global, bytes, Access::read, what);
+    counts_bulk(run, global, bytes, __builtin_return_address(0));
     issue(run, copy, mbarrier, what);
 }
 
@@ -352,10 +358,12 @@ void bulk_copy_box(void *shared, const void *at, uint32_t x, uint32_t y, void *m
         int64_t end = std::min<int64_t>(int64_t(copy.x) + map.box[0], int64_t(map.size[0]));
         if (line < 0 || line >= int64_t(map.size[1]) || first >= end)
             continue;
-        global_access(run,
-                      static_cast<const unsigned char *>(map.base) + uint64_t(line) * map.pitch +
-                          uint64_t(first) * map.element_bytes,
-                      static_cast<size_t>(end - first) * map.element_bytes, Access::read, what);
+        const unsigned char *from = static_cast<const unsigned char *>(map.base) +
+                                    uint64_t(line) * map.pitch +
+                                    uint64_t(first) * map.element_bytes;
+        size_t bytes = static_cast<size_t>(end - first) * map.element_bytes;
+        global_access(run, from, bytes, Access::read, what);
+        counts_bulk(run, from, bytes, __builtin_return_address(0));
     }
     issue(run, copy, mbarrier, what);
 }

@@ -186,6 +186,7 @@ static void check_end_of_thread(Run *run, Thread *self)
 
 static void check_end_of_block(Run *run)
 {
+    counts_flush_if(run, 0, run->warps * kLanes);
     for (unsigned i = 1; i < kNamed; i++)
         if (run->named[i].arrived != 0)
             fault(run, "the block ended with %u of %u threads arrived at barrier %u (%s)",
@@ -312,6 +313,7 @@ void sync_block(Place place)
     if (++barrier->arrived < run->threads)
         return wait(run, self, at_block, what, place);
     barrier->arrived = 0;
+    counts_flush_if(run, 0, run->warps * kLanes);
     clocks_barrier(run);
     for (unsigned i = 0; i < run->threads; i++)
         if (i != self->number)
@@ -509,6 +511,7 @@ bool run_grid(const Grid &grid, void (*body)(void *context), void *context, size
     run->ready_warps = 0;
     memset(run->ready, 0, sizeof run->ready);
     run->launch = global_launch_begin();
+    counts_begin(run);
     run->released_blocks.clear();
     uint64_t count = uint64_t(grid.blocks.x) * grid.blocks.y * grid.blocks.z, at = run->seed;
     uint64_t step = run->seed ? coprime_step(count, run->seed * 2654435761u) : 1;
@@ -519,6 +522,7 @@ bool run_grid(const Grid &grid, void (*body)(void *context), void *context, size
         fiber_switch(&run->main_sp, run->now->sp);
     }
     current = nullptr;
+    counts_end(run);
     global_launch_end(run->launch);
     if (run->failed)
         run->handler(run->fault_text.c_str());

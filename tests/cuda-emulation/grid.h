@@ -26,6 +26,7 @@ struct Grid {
     dim3 blocks;
     unsigned threads; /* of a block, in x; at most 1024 */
     size_t shared_bytes;
+    const void *kernel = nullptr; /* its code, for counting */
 };
 
 /* Every thread calls body(context), and may read these bytes at `context`: the kernel's parameters.

@@ -80,6 +80,9 @@ void wgmma_wait(unsigned left, Place place);
 
 void set_registers(unsigned count, bool raise, Place place);
 
+/* A fused multiply-add, for counting. */
+void fused();
+
 float exp2_fast(float x);
 uint8_t e4m3_from(float value);
 

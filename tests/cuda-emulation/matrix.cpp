@@ -162,6 +162,7 @@ void ldmatrix(uint32_t *out, const void *shared, unsigned matrices, bool transpo
     const char *what = matrices == 4 ? what4 : what2;
     LdmatrixArguments mine = {out, shared};
     Run *run = current;
+    const void *code = __builtin_return_address(0);
     meet_warp(run, what, &mine, place, [=](Meeting &all) {
         Thread *first = &run->thread[run->now->number / kLanes * kLanes];
         const unsigned char *rows[32];
@@ -173,6 +174,7 @@ void ldmatrix(uint32_t *out, const void *shared, unsigned matrices, bool transpo
             rows[i] = static_cast<const unsigned char *>(row);
         }
         run->now = self;
+        counts_matrices(run, rows, 8 * matrices, code);
         for (unsigned lane = 0; lane < kLanes; lane++)
             for (unsigned m = 0; m < matrices; m++) {
                 uint16_t half[2];
@@ -253,6 +255,7 @@ void mma_bf16(float *d, const uint32_t *a, const uint32_t *b, Place place)
 {
     MmaArguments mine = {d, a, b};
     meet_warp(current, "bt_mma_bf16", &mine, place, [](const Meeting &all) {
+        counts_products(current, 16 * 8 * 16);
         mma_float<2>(all, [](uint32_t word, unsigned i) { return from_bf16(half_of(word, i)); });
     });
 }
@@ -261,6 +264,7 @@ void mma_e4m3(float *d, const uint32_t *a, const uint32_t *b, Place place)
 {
     MmaArguments mine = {d, a, b};
     meet_warp(current, "bt_mma_e4m3", &mine, place, [](const Meeting &all) {
+        counts_products(current, 16 * 8 * 32);
         mma_float<4>(all, [](uint32_t word, unsigned i) { return e4m3(byte_of(word, i)); });
     });
 }
@@ -269,6 +273,7 @@ void mma_s8(int32_t *d, const uint32_t *a, const uint32_t *b, Place place)
 {
     MmaArguments mine = {d, a, b};
     meet_warp(current, "bt_mma_s8", &mine, place, [](const Meeting &all) {
+        counts_products(current, 16 * 8 * 32);
         int32_t left[16][32], right[32 * 8], sums[16][8];
         gather<4>(all, left, right, 8, [](uint32_t word, unsigned i) {
             return int32_t(static_cast<int8_t>(byte_of(word, i)));
@@ -419,6 +424,7 @@ void wgmma(const Wgmma &said, Place place)
         product->group = group->next_group;
         product->place = place;
         check_products(run, *product);
+        counts_products(run, uint64_t(64) * said.n * (said.element == Element::bf16 ? 16 : 32));
         run->wgmma_under_way++; /* registers, if not memory */
         each_piece_of(run, *product,
                       [&](uint32_t offset) { shared_read_begin(run, run->now, offset, "wgmma"); });

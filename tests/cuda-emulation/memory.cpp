@@ -335,15 +335,19 @@ void fence_device()
     run->acquired_era = run->era;
 }
 
-static void before_atomic(Run *run, uint32_t *at, Place place, const char *what)
+static void before_atomic(Run *run, uint32_t *at, Place place, const char *what, const void *code)
 {
     Thread *self = run->now;
     self->place = place;
     unsigned char *byte = reinterpret_cast<unsigned char *>(at);
+    bool is_global = byte < run->shared_area || byte >= run->shared + kSharedBytes + kSharedGuard;
+    if (run->counts != nullptr)
+        counts_access(run, is_global ? Counted::global_atomic : Counted::shared_atomic, at, 4,
+                      code);
     if (reinterpret_cast<uintptr_t>(at) % 4 != 0)
         fault(run, "misaligned: %s by %s at %s", what, thread_name(run, self->number).c_str(),
               address_name(run, at).c_str());
-    if (byte < run->shared_area || byte >= run->shared + kSharedBytes + kSharedGuard) {
+    if (is_global) {
         global_access(run, at, 4, Access::atomic, what);
         self->did_atomic = true;
         if (self->fenced_era == run->era) {
@@ -358,13 +362,13 @@ static void before_atomic(Run *run, uint32_t *at, Place place, const char *what)
 
 uint32_t atomic_add(uint32_t *at, uint32_t value, Place place)
 {
-    before_atomic(current, at, place, "bt_atomic_add");
+    before_atomic(current, at, place, "bt_atomic_add", __builtin_return_address(0));
     return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 
 uint32_t atomic_max(uint32_t *at, uint32_t value, Place place)
 {
-    before_atomic(current, at, place, "bt_atomic_max");
+    before_atomic(current, at, place, "bt_atomic_max", __builtin_return_address(0));
     uint32_t old = __atomic_load_n(at, __ATOMIC_RELAXED);
     while (old < value &&
            !__atomic_compare_exchange_n(at, &old, value, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))

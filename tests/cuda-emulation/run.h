@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/cuda-emulation/counts.h"
 #include "tests/cuda-emulation/grid.h"
 #include "tests/cuda-emulation/hardware.h"
 
@@ -155,8 +156,11 @@ struct Readers { /* a set, the rest of it by number */
     uint32_t newest;
 };
 
+struct Counts;
+
 struct Run {
     const Grid *grid;
+    Counts *counts; /* NULL: nothing is counted */
     void (*body)(void *);
     void *context;
     size_t context_bytes;
@@ -233,6 +237,13 @@ void meet_begin(Run *run, Meeting *meeting, unsigned first, unsigned count, cons
                 Place place);
 void meet_end(Run *run, unsigned first, unsigned count);
 
+inline void counts_flush_if(Run *run, unsigned first, unsigned count)
+{
+    if (__builtin_expect(run->counts != nullptr, 0))
+        for (unsigned warp = first / kLanes; warp < (first + count) / kLanes; warp++)
+            counts_flush(run, warp);
+}
+
 template <typename Act>
 inline void meet_warp(Run *run, const char *what, const void *argument, Place place, const Act &act)
 {
@@ -245,6 +256,7 @@ inline void meet_warp(Run *run, const char *what, const void *argument, Place pl
         return wait(run, self, at_warp, what, place);
     meeting->count = 0;
     meeting->turn ^= 1;
+    counts_flush_if(run, first, kLanes);
     act(*meeting);
     meet_end(run, first, kLanes);
 }
@@ -260,6 +272,7 @@ inline void meet_group(Run *run, const char *what, const void *argument, Place p
     if (++meeting->count < kGroupThreads)
         return wait(run, self, at_group, what, place);
     meeting->count = 0;
+    counts_flush_if(run, first, kGroupThreads);
     act(*meeting);
     meet_end(run, first, kGroupThreads);
 }

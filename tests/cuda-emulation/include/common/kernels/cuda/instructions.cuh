@@ -413,6 +413,7 @@ BT_DEVICE float bt_add(float x, float y)
 }
 BT_DEVICE float bt_fma(float x, float y, float z)
 {
+    emulation::fused();
     return fmaf(x, y, z);
 }
 BT_DEVICE float bt_divide(float x, float y)

@@ -24,7 +24,7 @@ void launch_kernel(const char *text, void (*kernel)(Parameters...), dim3 blocks,
                                    static_cast<int>(shared_bytes));
     std::tuple<Parameters...> kept(static_cast<Parameters>(arguments)...);
     auto run = [=] {
-        Grid grid = {text, blocks, threads, shared_bytes};
+        Grid grid = {text, blocks, threads, shared_bytes, address};
         run_grid(grid, [kernel, kept] { std::apply(kernel, kept); });
     };
     launch(stream, {address, blocks, threads, shared_bytes, run});
