@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "common/base/clock.h"
+#include "kvtransfer/landing.h"
 #include "kvtransfer/target.h"
 
 extern char **environ;
@@ -102,6 +103,45 @@ void __wrap_bt_rpc_call_end(struct bt_rpc_call *call, enum bt_status status, con
     held[held_count++] =
         (struct held){call, protobuf_c_message_unpack(response->descriptor, NULL, size, bytes)};
     free(bytes);
+}
+
+static int64_t leased[RANKS_MAX]; /* the processes, the latest */
+static uint32_t leased_count;
+
+bool __real_kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
+                              uint64_t incarnation, const struct bt_process_id *process,
+                              int64_t now_ns);
+bool __wrap_kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
+                              uint64_t incarnation, const struct bt_process_id *process,
+                              int64_t now_ns);
+bool __wrap_kvt_landing_lease(struct kvt_landing_table *table, uint64_t request, uint64_t epoch,
+                              uint64_t incarnation, const struct bt_process_id *process,
+                              int64_t now_ns)
+{
+    bool live = __real_kvt_landing_lease(table, request, epoch, incarnation, process, now_ns);
+    uint32_t place = 0;
+    while (place < leased_count && leased[place] != process->pid) {
+        place++;
+    }
+    if (live && place < RANKS_MAX) {
+        leased[place] = process->pid;
+        leased_count += place == leased_count;
+    }
+    return live;
+}
+
+static bool has_lease(const struct ranks *ranks, uint32_t rank)
+{
+    bool has = false;
+    for (uint32_t i = 0; i < leased_count; i++) {
+        has = has || leased[i] == ranks->pids[rank];
+    }
+    return has;
+}
+
+void ranks_await_lease(struct ranks *ranks, uint32_t rank)
+{
+    cluster_until(&ranks->cluster, has_lease(ranks, rank));
 }
 
 void ranks_hold_leases(bool held_now)
@@ -357,6 +397,7 @@ static void wait_ready(struct ranks *ranks)
 void ranks_open(struct ranks *ranks, const struct ranks_options *options)
 {
     *ranks = (struct ranks){.options = *options};
+    leased_count = 0;
     running = ranks;
     atexit(kill_all);
     make_dir(ranks);

@@ -65,6 +65,8 @@ bool ranks_exited(const struct ranks *ranks, uint32_t rank, int code);
 /* While they are held the decode rank answers for no lease, though it gives them: a run computes,
  * and may write nothing, so that it can't end well. */
 void ranks_hold_leases(bool held);
+/* Until the decode rank has given a lease to this rank. */
+void ranks_await_lease(struct ranks *ranks, uint32_t rank);
 
 /* A counter or gauge of a rank, by the beginning of its line; fails the test when it is not there.
  */

@@ -271,7 +271,8 @@ static void test_stop_follower(void **state)
     stop_by(1);
 }
 
-/* The others end with an error soon, by themselves; the pages of the run come back. */
+/* The others end with an error soon, by themselves; the pages of the run come back. It waits for
+ * its lease to the end, so that it can neither be over before nor lose one. */
 static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
 {
     struct ranks ranks;
@@ -284,6 +285,7 @@ static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
         ranks_hold_leases(true);
         start(&ranks, &attempt, 1, 0, 2000);
         cluster_until(&ranks.cluster, attempt.started);
+        ranks_await_lease(&ranks, victim);
     }
     int64_t lost_ns = bt_clock_now_ns();
     ranks_signal(&ranks, victim, signal);
@@ -294,7 +296,6 @@ static void lose(uint32_t size, uint32_t victim, int signal, bool computing)
         siginfo_t info;
         assert_int_equal(waitid(P_PID, (id_t)ranks.pids[victim], &info, WSTOPPED | WNOWAIT), 0);
     }
-    ranks_hold_leases(false);
     for (uint32_t rank = 0; rank < size; rank++) {
         if (rank != victim) {
             cluster_until(&ranks.cluster, ranks_ended(&ranks, rank));
