@@ -4,8 +4,8 @@
 
 #include "tests/checkkern/check.h"
 
-static void naive(const float *x, uint32_t rows, const struct bt_matrix *w, double *want,
-                  double *magnitude)
+CHECK_FORMULA static void naive(const float *x, uint32_t rows, const struct bt_matrix *w,
+                                double *want, double *magnitude)
 {
     for (size_t row = 0; row < rows; row++) {
         for (size_t n = 0; n < w->rows; n++) {
@@ -104,8 +104,9 @@ static bool is_int8(enum bt_dtype dtype)
 }
 
 /* Sums of what tile arithmetic multiplies. sizes: sum |x w|; ret_most: the largest sum |w|. */
-static void naive_tiles(struct check *check, const float *x, uint32_t rows,
-                        const struct bt_matrix *w, double *want, double *sizes, double *ret_most)
+CHECK_FORMULA static void naive_tiles(struct check *check, const float *x, uint32_t rows,
+                                      const struct bt_matrix *w, double *want, double *sizes,
+                                      double *ret_most)
 {
     size_t cols = w->cols, outs = w->rows;
     double *in = check_buffer(check, rows * cols * sizeof(*in));

@@ -40,12 +40,12 @@ struct expanded {
     double *weight;             /* [token], of the softmax */
 };
 
-static bool in_tiles(const struct problem *p)
+CHECK_FORMULA static bool in_tiles(const struct problem *p)
 {
     return p->kv_b.layout == BT_LAYOUT_TILES;
 }
 
-static double maybe_bf16(const struct problem *p, float value)
+CHECK_FORMULA static double maybe_bf16(const struct problem *p, float value)
 {
     double rounded;
     if (!in_tiles(p))
@@ -85,8 +85,8 @@ static void expanded_finish(struct expanded *e)
         free(all[i]);
 }
 
-static void project(const struct problem *p, const double *latent, const double *weights,
-                    double *out, double *size)
+CHECK_FORMULA static void project(const struct problem *p, const double *latent,
+                                  const double *weights, double *out, double *size)
 {
     *out = *size = 0;
     for (size_t l = 0; l < p->shape.kv_lora_rank; l++) {
@@ -97,8 +97,8 @@ static void project(const struct problem *p, const double *latent, const double 
 }
 
 /* Keys and values of one head. */
-static void expand(const struct problem *p, const struct bt_sequence_rows *sequence, size_t head,
-                   size_t tokens, const struct expanded *e)
+CHECK_FORMULA static void expand(const struct problem *p, const struct bt_sequence_rows *sequence,
+                                 size_t head, size_t tokens, const struct expanded *e)
 {
     size_t nope = p->shape.qk_nope_head_dim, v = p->shape.v_head_dim, lora = p->shape.kv_lora_rank;
     size_t dim = nope + p->shape.qk_rope_head_dim;
@@ -129,8 +129,8 @@ static void expand(const struct problem *p, const struct bt_sequence_rows *seque
  * The most that the rounding to bf16 of keys, or of queries in the latent space, moves a score of
  * the first `seen` tokens.
  */
-static double score_error(const struct problem *p, size_t seen, const struct expanded *e,
-                          enum form form)
+CHECK_FORMULA static double score_error(const struct problem *p, size_t seen,
+                                        const struct expanded *e, enum form form)
 {
     size_t nope = p->shape.qk_nope_head_dim, lora = p->shape.kv_lora_rank;
     size_t dim = nope + p->shape.qk_rope_head_dim;
@@ -156,8 +156,8 @@ static double score_error(const struct problem *p, size_t seen, const struct exp
  * weight by a factor of e^(2 d) at most; the weights themselves are rounded once, and so are the
  * values, or the result in the latent space.
  */
-static double tile_bound(const struct problem *p, size_t seen, const struct expanded *e, size_t i,
-                         double d, enum form form)
+CHECK_FORMULA static double tile_bound(const struct problem *p, size_t seen,
+                                       const struct expanded *e, size_t i, double d, enum form form)
 {
     size_t v = p->shape.v_head_dim, lora = p->shape.kv_lora_rank;
     const double *weights = e->weights + (p->shape.qk_nope_head_dim + i) * lora;
@@ -180,8 +180,8 @@ static double tile_bound(const struct problem *p, size_t seen, const struct expa
  * the exponential, sums in any order). The values sum up to one rounding per token and page, and
  * their own projection.
  */
-static void naive_row(const struct problem *p, size_t seen, const struct expanded *e, double *want,
-                      double *const bound[FORMS])
+CHECK_FORMULA static void naive_row(const struct problem *p, size_t seen, const struct expanded *e,
+                                    double *want, double *const bound[FORMS])
 {
     size_t dim = p->shape.qk_nope_head_dim + p->shape.qk_rope_head_dim, v = p->shape.v_head_dim;
     size_t lora = p->shape.kv_lora_rank;
