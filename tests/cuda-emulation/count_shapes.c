@@ -440,8 +440,10 @@ int main(int argc, char **argv)
     s.y = floats(&s, MAX_ROWS * 16 * 192);
     s.z = floats(&s, MAX_ROWS * hidden);
     for (size_t i = 0; i < GROUPS; i++)
-        if (argc == 1 || strcmp(argv[1], groups[i].name) == 0)
+        if (argc == 1 || strcmp(argv[1], groups[i].name) == 0) {
+            device_fill(s.device, s.stream, s.x, MAX_ROWS * 16 * 192); /* whatever ran before */
             groups[i].count(&s);
+        }
     device_wait(s.device, s.stream);
     fclose(s.file);
     while (s.block_count > 0)

@@ -17,8 +17,8 @@
  * Registers: moe_topk: <= 64 (sm_80), <= 64 (sm_90a), <= 128 (sm_100)
  * Registers: moe_order: <= 48 (sm_80), <= 48 (sm_90a), <= 56 (sm_100)
  * Instructions: redux.sync.max.u32; vote.sync.ballot
- * Counted: moe_order: sectors <= 1.72, conflicts <= 1.00
- * Counted: moe_topk: sectors <= 1.16, conflicts <= 1.00
+ * Counted: moe_order: sectors <= 4.50 (by the routing), conflicts <= 1.00
+ * Counted: moe_topk: sectors <= 1.40 (by the routing), conflicts <= 1.00
  * Bound: latency: 8 rounds of some 60 cycles for experts, about 3 us with the map at decode. Floor
  * (H100 SXM, computed, by bytes of scores alone): 64 rows of V3, 28 parts of 256: 1.8 MB, 0.6 us;
  * 2048 rows, one part: 0.6 us.
