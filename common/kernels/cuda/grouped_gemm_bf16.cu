@@ -12,7 +12,7 @@
  * Instructions: mma.sync m16n8k16 bf16; ldmatrix x4; cp.async 16
  * Counted: grouped_gemm_bf16_few: moved <= 1.01, asked <= 1.04, sectors <= 1.01, conflicts <= 1.00,
  * products <= 8.00
- * Counted: grouped_gemm_bf16_many: moved <= 1.01, asked <= 1.60, sectors <= 1.17, conflicts <=
+ * Counted: grouped_gemm_bf16_many: moved <= 1.01, asked <= 1.70, sectors <= 1.22, conflicts <=
  * 1.00, products <= 1.60
  *
  * Bound: few rows: the bytes of the weights of experts that have rows, each read once; many:

@@ -19,7 +19,7 @@
  * Instructions: mma.sync m16n8k32 e4m3 (sm_90a); mma.sync m16n8k32 e4m3 (sm_100)
  * Counted: grouped_gemm_f8_few: moved <= 1.01, asked <= 1.07, sectors <= 1.01, conflicts <= 1.00,
  * products <= 8.00
- * Counted: grouped_gemm_f8_many: moved <= 1.01, asked <= 2.30, sectors <= 1.20, conflicts <= 1.00,
+ * Counted: grouped_gemm_f8_many: moved <= 1.01, asked <= 2.40, sectors <= 1.25, conflicts <= 1.00,
  * products <= 1.60
  *
  * Bound: few rows: the bytes of the weights of experts that have rows, each read once; many:

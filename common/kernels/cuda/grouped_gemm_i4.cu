@@ -18,7 +18,7 @@
  * Instructions: mma.sync m16n8k32 s8; ldmatrix x4; ld.shared.v4; cp.async 16
  * Counted: grouped_gemm_i4_few: moved <= 1.04, asked <= 1.16, sectors <= 1.02, conflicts <= 1.00,
  * products <= 8.00
- * Counted: grouped_gemm_i4_many: moved <= 1.02, asked <= 2.27, sectors <= 1.33, conflicts <= 1.00,
+ * Counted: grouped_gemm_i4_many: moved <= 1.02, asked <= 2.40, sectors <= 1.38, conflicts <= 1.00,
  * products <= 1.60
  *
  * Bound: few rows: the bytes of the weights of experts that have rows, each read once; many:

@@ -14,7 +14,7 @@
  * Instructions: mma.sync m16n8k32 s8; ldmatrix x4; cp.async 16
  * Counted: grouped_gemm_i8_few: moved <= 1.02, asked <= 1.09, sectors <= 1.01, conflicts <= 1.00,
  * products <= 8.00
- * Counted: grouped_gemm_i8_many: moved <= 1.01, asked <= 1.91, sectors <= 1.27, conflicts <= 1.00,
+ * Counted: grouped_gemm_i8_many: moved <= 1.01, asked <= 2.00, sectors <= 1.32, conflicts <= 1.00,
  * products <= 1.60
  *
  * Bound: few rows: the bytes of the weights of experts that have rows, each read once; many:
