@@ -123,8 +123,7 @@ static void look(Run *run, const unsigned char *at, size_t bytes, size_t align, 
         fault(run, "misaligned: a %s of %zu bytes (%s) by %s at %s", write ? "store" : "load",
               bytes, code_name(code).c_str(), thread_name(run, run->now->number).c_str(),
               address_name(run, at).c_str());
-    size_t in_shared = static_cast<size_t>(at - run->shared_area);
-    if (in_shared < kSharedBytes + 2 * kSharedGuard) {
+    if (in_shared_area(run, at)) {
         uint32_t offset = shared_offset(run, at, bytes, 1, nullptr);
         if (write)
             shared_write(run, run->now, offset, bytes, nullptr);
@@ -140,10 +139,12 @@ template <size_t bytes, size_t align, bool write>
 {
     if (__builtin_expect(run->counts != nullptr, 0))
         counts_plain(run, at, bytes, write, code);
-    size_t offset = static_cast<size_t>(at - run->shared), room = run->grid->shared_bytes;
+    size_t own = run->now->shared_at, room = run->grid->shared_bytes;
+    size_t offset = static_cast<size_t>(at - run->shared) - own;
     if (offset < room && bytes <= room - offset && (offset & (align - 1)) == 0) {
-        bool is_done = write ? quick_write<bytes>(run, run->now, static_cast<uint32_t>(offset))
-                             : quick_read<bytes>(run, run->now, static_cast<uint32_t>(offset));
+        uint32_t place = static_cast<uint32_t>(own + offset);
+        bool is_done = write ? quick_write<bytes>(run, run->now, place)
+                             : quick_read<bytes>(run, run->now, place);
         if (__builtin_expect(is_done, 1))
             return;
     } else if (!write && static_cast<size_t>(at - static_cast<const unsigned char *>(

@@ -19,11 +19,17 @@ void async_begin(Run *run)
     }
 }
 
-void async_end(Run *run)
+void async_end(Run *run, unsigned rank)
 {
-    for (const BulkCopy &copy : run->bulk)
-        fault(run, "the block ended before a bulk copy (%s) to shared memory + %u was waited for",
-              place_name(copy.place).c_str(), copy.offset);
+    for (const BulkCopy &copy : run->bulk) {
+        if (copy.offset / kSharedEach == rank)
+            fault(run,
+                  "the block ended before a bulk copy (%s) to shared memory + %u was waited for",
+                  place_name(copy.place).c_str(), within(copy.offset));
+        if (copy.shared && copy.source / kSharedEach == rank)
+            fault(run, "the block ended, while a bulk copy (%s) reads its shared memory + %u",
+                  place_name(copy.place).c_str(), within(copy.source));
+    }
 }
 
 /* ---- copies of 16 bytes, and of 4 ---- */
@@ -79,9 +85,8 @@ void copy_async_wait(unsigned left)
 
 /* ---- mbarriers ---- */
 
-static Mbarrier *find_mbarrier(Run *run, const void *at, const char *what)
+static Mbarrier *find_mbarrier(Run *run, uint32_t offset, const char *what)
 {
-    uint32_t offset = shared_offset(run, at, 8, 8, what);
     for (Mbarrier &each : run->mbarriers)
         if (each.offset == offset) {
             Thread *self = run->now;
@@ -89,12 +94,32 @@ static Mbarrier *find_mbarrier(Run *run, const void *at, const char *what)
                 fault(run,
                       "race: %s by %s at an mbarrier (shared memory + %u) that %s inits, "
                       "without a barrier between",
-                      what, thread_name(run, self->number).c_str(), offset,
+                      what, thread_name(run, self->number).c_str(), within(offset),
                       thread_name(run, run->writer[offset] >> kClockBits).c_str());
             return &each;
         }
     fault(run, "%s by %s at shared memory + %u, where there is no mbarrier", what,
-          thread_name(run, run->now->number).c_str(), offset);
+          thread_name(run, run->now->number).c_str(), within(offset));
+}
+
+/* The same place in the shared memory of another block of the cluster, or of this one. */
+static uint32_t offset_in(Run *run, uint32_t offset, uint32_t rank, const char *what, Place place)
+{
+    const Thread *self = run->now;
+    if (rank >= run->cluster)
+        fault(run, "%s (%s) by %s to block %u of a cluster of %u", what, place_name(place).c_str(),
+              thread_name(run, self->number).c_str(), rank, run->cluster);
+    if (run->block[rank].finished == run->block_threads)
+        fault(run, "%s (%s) by %s to block %u of the cluster, which has ended", what,
+              place_name(place).c_str(), thread_name(run, self->number).c_str(), rank);
+    return within(offset) + rank * static_cast<uint32_t>(kSharedEach);
+}
+
+/* Until this is known there, the block must not end. */
+static void touch(Run *run, uint32_t offset, unsigned who, uint32_t clock)
+{
+    uint32_t *touched = &run->block[offset / kSharedEach].touched[who];
+    *touched = std::max(*touched, clock);
 }
 
 void mbarrier_init(void *mbarrier, uint32_t count, Place place)
@@ -141,7 +166,8 @@ static void check_waits(Run *run, Mbarrier *mbarrier)
         fault(run,
               "a phase of the mbarrier at shared memory + %u ends, while nothing says that %s has "
               "seen the end of the phase before (bt_mbarrier_wait, %s)",
-              mbarrier->offset, thread_name(run, who).c_str(), place_name(wait.place).c_str());
+              within(mbarrier->offset), thread_name(run, who).c_str(),
+              place_name(wait.place).c_str());
     }
     mbarrier->waited.clear();
 }
@@ -165,12 +191,9 @@ static void end_phase_if_due(Run *run, Mbarrier *mbarrier)
     }
 }
 
-void mbarrier_arrive(void *at, uint32_t expect, Place place)
+static void arrive(Run *run, Mbarrier *mbarrier, uint32_t expect, Place place)
 {
-    Run *run = current;
     Thread *self = run->now;
-    self->place = place;
-    Mbarrier *mbarrier = find_mbarrier(run, at, "bt_mbarrier_arrive");
     if (mbarrier->pending == 0)
         fault(run,
               "%s arrives at an mbarrier (%s) of which all %u have arrived, while its bytes "
@@ -183,6 +206,27 @@ void mbarrier_arrive(void *at, uint32_t expect, Place place)
     clocks_release(run, self, &mbarrier->released);
     mbarrier->pending--;
     end_phase_if_due(run, mbarrier);
+}
+
+void mbarrier_arrive(void *at, uint32_t expect, Place place)
+{
+    static const char what[] = "bt_mbarrier_arrive";
+    Run *run = current;
+    run->now->place = place;
+    arrive(run, find_mbarrier(run, shared_offset(run, at, 8, 8, what), what), expect, place);
+}
+
+void mbarrier_arrive_cluster(void *at, uint32_t rank, Place place)
+{
+    static const char what[] = "bt_mbarrier_arrive_cluster";
+    Run *run = current;
+    Thread *self = run->now;
+    self->place = place;
+    uint32_t offset = offset_in(run, shared_offset(run, at, 8, 8, what), rank, what, place);
+    Mbarrier *mbarrier = find_mbarrier(run, offset, what);
+    if (rank != self->rank)
+        touch(run, offset, self->number, self->clock);
+    arrive(run, mbarrier, 0, place);
 }
 
 /* ---- bulk copies ---- */
@@ -231,7 +275,13 @@ static void finish_copies(Run *run, uint32_t number)
         if (*clock < kClockMask)
             ++*clock;
         run->newest = *clock > run->newest ? *clock : run->newest;
-        shared_write_end(run, copy.offset, copy.bytes, stamp_of_agent(run, mbarrier->agent));
+        Stamp stamp = stamp_of_agent(run, mbarrier->agent);
+        shared_write_end(run, copy.offset, copy.bytes, stamp);
+        if (copy.shared) {
+            for (uint32_t i = 0; i < copy.bytes; i += 16)
+                shared_read_end(run, copy.source + i, stamp);
+            touch(run, copy.source, kThreads + mbarrier->agent, *clock);
+        }
         clocks_set(run, &mbarrier->released, kThreads + mbarrier->agent, *clock);
         mbarrier->bytes -= copy.bytes;
     }
@@ -245,7 +295,7 @@ void mbarrier_wait(void *at, uint32_t parity, Place place)
     Run *run = current;
     Thread *self = run->now;
     self->place = place;
-    Mbarrier *mbarrier = find_mbarrier(run, at, what);
+    Mbarrier *mbarrier = find_mbarrier(run, shared_offset(run, at, 8, 8, what), what);
     if ((mbarrier->phase & 1) == (parity & 1))
         finish_copies(run, static_cast<uint32_t>(mbarrier - run->mbarriers.data()));
     if ((mbarrier->phase & 1) != (parity & 1)) {
@@ -286,11 +336,12 @@ static void check_stores(Run *run, const BulkCopy &copy, const char *what)
             (run->writer[i] & kClockMask) > run->thread[who].proxied)
             fault(run,
                   "%s (%s) to shared memory + %u, which %s wrote without a bt_fence_async after it",
-                  what, place_name(copy.place).c_str(), i, thread_name(run, who).c_str());
+                  what, place_name(copy.place).c_str(), within(i), thread_name(run, who).c_str());
     }
 }
 
-static void issue(Run *run, BulkCopy copy, void *mbarrier, const char *what)
+/* `mbarrier`: its offset. */
+static void issue(Run *run, BulkCopy copy, uint32_t mbarrier, const char *what)
 {
     check_stores(run, copy, what);
     Mbarrier *found = find_mbarrier(run, mbarrier, what);
@@ -315,7 +366,34 @@ void bulk_copy(void *shared, const void *global, uint32_t bytes, void *mbarrier,
     copy.place = place;
     global_access(run, global, bytes, Access::read, what);
     counts_bulk(run, global, bytes, __builtin_return_address(0));
-    issue(run, copy, mbarrier, what);
+    issue(run, copy, shared_offset(run, mbarrier, 8, 8, what), what);
+}
+
+/* Its source stays as it is until the copy is done. */
+void bulk_copy_cluster(const void *shared, uint32_t bytes, void *mbarrier, uint32_t rank,
+                       Place place)
+{
+    static const char what[] = "bt_bulk_copy_cluster";
+    Run *run = current;
+    Thread *self = run->now;
+    self->place = place;
+    if (bytes % 16 != 0 || bytes == 0)
+        fault(run, "misaligned: %s (%s) of %u bytes", what, place_name(place).c_str(), bytes);
+    BulkCopy copy{};
+    copy.shared = true;
+    copy.source = shared_offset(run, shared, bytes, 16, what);
+    copy.from = run->shared + copy.source;
+    copy.offset = offset_in(run, copy.source, rank, what, place);
+    copy.bytes = bytes;
+    copy.place = place;
+    if (rank == self->rank)
+        fault(run, "%s (%s) by %s over its own source", what, place_name(place).c_str(),
+              thread_name(run, self->number).c_str());
+    uint32_t signalled =
+        offset_in(run, shared_offset(run, mbarrier, 8, 8, what), rank, what, place);
+    for (uint32_t i = 0; i < bytes; i += 16)
+        shared_read_begin(run, self, copy.source + i, what);
+    issue(run, copy, signalled, what);
 }
 
 static void check_map(Run *run, const TensorMap &map, Place place)
@@ -365,7 +443,7 @@ void bulk_copy_box(void *shared, const void *at, uint32_t x, uint32_t y, void *m
         global_access(run, from, bytes, Access::read, what);
         counts_bulk(run, from, bytes, __builtin_return_address(0));
     }
-    issue(run, copy, mbarrier, what);
+    issue(run, copy, shared_offset(run, mbarrier, 8, 8, what), what);
 }
 
 } // namespace emulation

@@ -1,4 +1,4 @@
-/* Vector clocks of a block's threads and of what works asynchronously for them. */
+/* Vector clocks of a cluster's threads and of what works asynchronously for them. */
 #include <algorithm>
 #include <cstring>
 
@@ -26,8 +26,8 @@ static void begin_era(Run *run)
     run->era++;
     bool forget = run->readers.size() > 1u << 18; /* sets are of before now: of no matter */
     if (run->newest >= kClockMask / 2) { /* begin anew: what was is ordered before what will be */
-        memset(run->writer, 0, kSharedBytes * sizeof(Stamp));
-        memset(run->reader, 0, kSharedBytes * sizeof(Stamp));
+        memset(run->writer, 0, kSharedAll * sizeof(Stamp));
+        memset(run->reader, 0, kSharedAll * sizeof(Stamp));
         run->newest = 0;
         forget = true;
         for (Thread &thread : run->thread)
@@ -38,7 +38,7 @@ static void begin_era(Run *run)
         run->thread[i].clock = run->base;
     std::fill(run->agent_clock, run->agent_clock + kAgents, run->base);
     if (forget) {
-        for (size_t i = 0; i < kSharedBytes; i++)
+        for (size_t i = 0; i < kSharedAll; i++)
             if (run->reader[i] & kMany)
                 run->reader[i] = 0;
         run->readers.clear();

@@ -248,7 +248,7 @@ void counts_plain(Run *run, const void *address, size_t bytes, bool write, const
     if (!write && static_cast<size_t>(at - static_cast<const unsigned char *>(run->context)) <
                       run->context_bytes)
         return;
-    bool in_shared = at >= run->shared && at < run->shared + run->grid->shared_bytes;
+    bool in_shared = in_shared_area(run, at);
     counts_access(run,
                   in_shared ? write ? Counted::shared_write : Counted::shared_read
                   : write   ? Counted::global_write
@@ -324,8 +324,8 @@ void counts_end(Run *run)
     char line[512];
     snprintf(line, sizeof line,
              "\t%u\t%u\t%u\t%u\t%zu\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\n",
-             run->blocks.x, run->blocks.y, run->blocks.z, run->threads, run->grid->shared_bytes,
-             read, written, counts->products, counts->fmas);
+             run->blocks.x, run->blocks.y, run->blocks.z, run->block_threads,
+             run->grid->shared_bytes, read, written, counts->products, counts->fmas);
     std::string text = "launch\t" + code_place(run->grid->kernel) + line;
     for (const auto &each : counts->sites) {
         const Site &site = each.second;

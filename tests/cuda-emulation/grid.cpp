@@ -62,13 +62,14 @@ struct RunMemory {
     {
         run.stacks = static_cast<unsigned char *>(reserve(kThreads * kStackBytes, PROT_NONE));
         run.shared_area =
-            static_cast<unsigned char *>(reserve(kSharedBytes + 2 * kSharedGuard, PROT_NONE));
+            static_cast<unsigned char *>(reserve(kSharedGuard + kSharedAll, PROT_NONE));
         run.shared = run.shared_area + kSharedGuard;
-        mprotect(run.shared, kSharedBytes, PROT_READ | PROT_WRITE);
-        run.content = reserve_array<Content>(kSharedBytes);
-        run.writer = reserve_array<Stamp>(kSharedBytes);
-        run.reader = reserve_array<Stamp>(kSharedBytes);
-        run.being_read = reserve_array<uint8_t>(kSharedBytes / 16);
+        for (size_t at = 0; at < kSharedAll; at += kSharedEach)
+            mprotect(run.shared + at, kSharedBytes, PROT_READ | PROT_WRITE);
+        run.content = reserve_array<Content>(kSharedAll);
+        run.writer = reserve_array<Stamp>(kSharedAll);
+        run.reader = reserve_array<Stamp>(kSharedAll);
+        run.being_read = reserve_array<uint8_t>(kSharedAll / 16);
         run.joined = reserve_array<Run::Joined>(kJoined);
         for (unsigned i = 0; i < kThreads; i++)
             run.thread[i].number = i;
@@ -76,11 +77,11 @@ struct RunMemory {
     ~RunMemory()
     {
         munmap(run.stacks, kThreads * kStackBytes);
-        munmap(run.shared_area, kSharedBytes + 2 * kSharedGuard);
-        munmap(run.content, kSharedBytes * sizeof *run.content);
-        munmap(run.writer, kSharedBytes * sizeof *run.writer);
-        munmap(run.reader, kSharedBytes * sizeof *run.reader);
-        munmap(run.being_read, kSharedBytes / 16);
+        munmap(run.shared_area, kSharedGuard + kSharedAll);
+        munmap(run.content, kSharedAll * sizeof *run.content);
+        munmap(run.writer, kSharedAll * sizeof *run.writer);
+        munmap(run.reader, kSharedAll * sizeof *run.reader);
+        munmap(run.being_read, kSharedAll / 16);
         munmap(run.joined, kJoined * sizeof *run.joined);
     }
     RunMemory(const RunMemory &) = delete;
@@ -178,22 +179,46 @@ static void check_end_of_thread(Run *run, Thread *self)
               thread_name(run, self->number).c_str(),
               meeting == &run->group_meeting[group] ? "warpgroup" : "warp", meeting->what,
               place_name(meeting->place).c_str());
-    if (run->block_barrier.arrived != 0)
-        fault(run, "divergence: %s has ended, while %u threads wait at the block's barrier (%s)",
-              thread_name(run, self->number).c_str(), run->block_barrier.arrived,
-              place_name(run->block_barrier.place).c_str());
+    const Barrier *block = &block_of(run, self)->barrier, *cluster = &run->cluster_barrier;
+    const Barrier *barrier = block->arrived != 0 ? block : cluster;
+    if (barrier->arrived != 0)
+        fault(run, "divergence: %s has ended, while %u threads wait at the %s's barrier (%s)",
+              thread_name(run, self->number).c_str(), barrier->arrived,
+              barrier == block ? "block" : "cluster", place_name(barrier->place).c_str());
 }
 
-static void check_end_of_block(Run *run)
+/* Its shared memory goes: what others did with it has come before, in every order of the threads.
+ */
+static void check_touches(Run *run, unsigned rank)
 {
-    counts_flush_if(run, 0, run->warps * kLanes);
+    const Block &block = run->block[rank];
+    for (unsigned who = 0; who < kClocks; who++) {
+        uint32_t clock = block.touched[who];
+        if (clock == 0 || clock < run->base)
+            continue;
+        bool known = false;
+        for (unsigned i = 0; i < run->block_threads && !known; i++)
+            known = ordered(run, &run->thread[rank * run->block_threads + i],
+                            who << kClockBits | clock);
+        if (!known)
+            fault(run,
+                  "the block ended, while nothing says that what %s did with its shared memory "
+                  "has come before",
+                  thread_name(run, who).c_str());
+    }
+}
+
+static void check_end_of_block(Run *run, unsigned rank)
+{
+    const Barrier *named = run->block[rank].named;
+    counts_flush_if(run, rank * run->block_threads, whole_warps(run->block_threads));
     for (unsigned i = 1; i < kNamed; i++)
-        if (run->named[i].arrived != 0)
+        if (named[i].arrived != 0)
             fault(run, "the block ended with %u of %u threads arrived at barrier %u (%s)",
-                  run->named[i].arrived, run->named[i].expected, i,
-                  place_name(run->named[i].place).c_str());
-    matrix_end(run);
-    async_end(run);
+                  named[i].arrived, named[i].expected, i, place_name(named[i].place).c_str());
+    matrix_end(run, rank);
+    async_end(run, rank);
+    check_touches(run, rank);
 }
 
 static void fiber_entry()
@@ -203,8 +228,9 @@ static void fiber_entry()
     Thread *self = run->now;
     check_end_of_thread(run, self);
     self->state = done;
-    if (++run->finished == run->threads)
-        check_end_of_block(run);
+    run->finished++;
+    if (++block_of(run, self)->finished == run->block_threads)
+        check_end_of_block(run, self->rank);
     leave(run, &self->sp);
     abort();
 }
@@ -274,7 +300,7 @@ uint3 thread_index()
 }
 uint3 block_index()
 {
-    return current->block;
+    return block_of(current, current->now)->index;
 }
 uint3 block_size()
 {
@@ -286,7 +312,7 @@ uint3 grid_size()
 }
 unsigned char *shared_memory()
 {
-    return current->shared;
+    return current->shared + current->now->shared_at;
 }
 
 void missing(const char *what, Place place)
@@ -295,39 +321,71 @@ void missing(const char *what, Place place)
           place_name(place).c_str());
 }
 
-void sync_block(Place place)
+/* Threads `first` … first + count - 1 meet, of whom `finished` have ended. */
+static void sync_all(Run *run, Barrier *barrier, unsigned first, unsigned count, unsigned finished,
+                     const char *what, Place place)
 {
-    static const char what[] = "the block's barrier";
-    Run *run = current;
     Thread *self = run->now;
-    Barrier *barrier = &run->block_barrier;
-    if (run->finished != 0)
-        fault(run, "divergence: %s is at the block's barrier (%s), but %u threads have ended",
-              thread_name(run, self->number).c_str(), place_name(place).c_str(), run->finished);
+    if (finished != 0)
+        fault(run, "divergence: %s is at %s (%s), but %u threads have ended",
+              thread_name(run, self->number).c_str(), what, place_name(place).c_str(), finished);
     if (barrier->arrived == 0)
         barrier->place = place;
     else if (barrier->place.line != place.line || barrier->place.file != place.file)
-        fault(run, "divergence: %s is at the block's barrier at %s, while others wait at %s",
-              thread_name(run, self->number).c_str(), place_name(place).c_str(),
+        fault(run, "divergence: %s is at %s at %s, while others wait at %s",
+              thread_name(run, self->number).c_str(), what, place_name(place).c_str(),
               place_name(barrier->place).c_str());
-    if (++barrier->arrived < run->threads)
+    bool is_part = count < run->threads;
+    if (is_part)
+        clocks_release(run, self, &barrier->released);
+    if (++barrier->arrived < count)
         return wait(run, self, at_block, what, place);
     barrier->arrived = 0;
-    counts_flush_if(run, 0, run->warps * kLanes);
-    clocks_barrier(run);
-    for (unsigned i = 0; i < run->threads; i++)
-        if (i != self->number)
-            wake(run, &run->thread[i]);
+    counts_flush_if(run, first, whole_warps(count));
+    if (!is_part)
+        clocks_barrier(run);
+    for (unsigned i = first; i < first + count; i++) {
+        Thread *thread = &run->thread[i];
+        if (is_part)
+            clocks_acquire(run, thread, &barrier->released);
+        if (thread != self)
+            wake(run, thread);
+    }
+    barrier->released.era = 0;
+}
+
+void sync_block(Place place)
+{
+    Run *run = current;
+    Block *block = block_of(run, run->now);
+    sync_all(run, &block->barrier, run->now->rank * run->block_threads, run->block_threads,
+             block->finished, "the block's barrier", place);
+}
+
+void sync_cluster(Place place)
+{
+    Run *run = current;
+    sync_all(run, &run->cluster_barrier, 0, run->threads, run->finished, "the cluster's barrier",
+             place);
+}
+
+uint32_t cluster_rank()
+{
+    return current->now->rank;
+}
+uint32_t cluster_size()
+{
+    return current->cluster;
 }
 
 static void check_named(Run *run, Barrier *barrier, uint32_t number, uint32_t threads, Place place)
 {
     if (number == 0 || number >= kNamed || threads == 0 || threads % kLanes != 0 ||
-        threads > run->threads)
+        threads > run->block_threads)
         fault(run,
               "%s: barrier %u for %u threads (of %u): numbers are 1 … 15, threads a multiple "
               "of 32",
-              place_name(place).c_str(), number, threads, run->threads);
+              place_name(place).c_str(), number, threads, run->block_threads);
     if (barrier->arrived == 0) {
         barrier->expected = threads;
         barrier->place = place;
@@ -353,7 +411,7 @@ void sync_named(uint32_t number, uint32_t threads, bool waits, Place place)
         "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
     Run *run = current;
     Thread *self = run->now;
-    Barrier *barrier = &run->named[number < kNamed ? number : 0];
+    Barrier *barrier = &block_of(run, self)->named[number < kNamed ? number : 0];
     check_named(run, barrier, number, threads, place);
     clocks_release(run, self, &barrier->released);
     self->mbarrier = waits ? barrier : nullptr;
@@ -426,19 +484,29 @@ uint32_t ballot(bool is, Place place)
 
 /* ---- grids ---- */
 
-static void begin_block(RunMemory *memory, uint64_t number)
+static void begin_block(Run *run, unsigned rank, uint64_t number)
+{
+    Block *block = &run->block[rank];
+    block->number = static_cast<uint32_t>(number);
+    block->index.x = static_cast<unsigned>(number % run->blocks.x);
+    block->index.y = static_cast<unsigned>(number / run->blocks.x % run->blocks.y);
+    block->index.z = static_cast<unsigned>(number / run->blocks.x / run->blocks.y);
+    block->finished = 0;
+    block->barrier.arrived = 0;
+    for (Barrier &barrier : block->named)
+        barrier.arrived = 0;
+    memset(block->touched, 0, sizeof block->touched);
+}
+
+static void begin_cluster(RunMemory *memory, uint64_t number)
 {
     Run *run = &memory->run;
-    run->block_number = static_cast<uint32_t>(number);
-    run->block.x = static_cast<unsigned>(number % run->blocks.x);
-    run->block.y = static_cast<unsigned>(number / run->blocks.x % run->blocks.y);
-    run->block.z = static_cast<unsigned>(number / run->blocks.x / run->blocks.y);
+    for (unsigned rank = 0; rank < run->cluster; rank++)
+        begin_block(run, rank, number * run->cluster + rank);
     run->finished = 0;
     run->warp_now = 0;
     run->acquired = false;
-    run->block_barrier.arrived = 0;
-    for (Barrier &barrier : run->named)
-        barrier.arrived = 0;
+    run->cluster_barrier.arrived = 0;
     for (unsigned i = 0; i < run->warps; i++)
         run->warp_meeting[i].count = run->warp_meeting[i].turn = 0;
     for (Meeting &meeting : run->group_meeting)
@@ -450,7 +518,9 @@ static void begin_block(RunMemory *memory, uint64_t number)
     registers_begin(run);
     for (unsigned i = 0; i < run->threads; i++) {
         Thread *thread = &run->thread[i];
-        thread->index = {i, 0, 0};
+        thread->rank = i / run->block_threads;
+        thread->shared_at = static_cast<uint32_t>(thread->rank * kSharedEach);
+        thread->index = {i % run->block_threads, 0, 0};
         thread->fenced_wgmma = thread->did_atomic = false;
         thread->fenced_era = 0;
         thread->mbarrier = nullptr;
@@ -461,15 +531,24 @@ static void begin_block(RunMemory *memory, uint64_t number)
     }
 }
 
+/* Of two blocks: whole warpgroups, and room for both. */
+static bool is_cluster(const Grid &grid)
+{
+    return grid.cluster == 1 ||
+           (grid.cluster == kClusterBlocks && grid.blocks.x % grid.cluster == 0 &&
+            grid.threads % kGroupThreads == 0 && grid.threads * grid.cluster <= kThreads);
+}
+
 static void check_grid(const Grid &grid)
 {
     if (current != nullptr || grid.threads == 0 || grid.threads > kThreads ||
-        grid.shared_bytes > kSharedBytes - 1024 || grid.blocks.y > 65535 || grid.blocks.z > 65535) {
+        grid.shared_bytes > kSharedBytes - 1024 || grid.blocks.y > 65535 || grid.blocks.z > 65535 ||
+        !is_cluster(grid)) {
         fprintf(stderr,
                 "emulated grid: %s can't be launched: %u threads, %zu bytes of shared "
-                "memory, %u x %u x %u blocks%s\n",
+                "memory, %u x %u x %u blocks, clusters of %u%s\n",
                 grid.name, grid.threads, grid.shared_bytes, grid.blocks.x, grid.blocks.y,
-                grid.blocks.z, current ? ", from inside of a kernel" : "");
+                grid.blocks.z, grid.cluster, current ? ", from inside of a kernel" : "");
         abort();
     }
 }
@@ -495,7 +574,7 @@ bool run_grid(const Grid &grid, void (*body)(void *context), void *context, size
     if (!memory_of_thread)
         memory_of_thread.reset(new RunMemory());
     Run *run = &memory_of_thread->run;
-    memory_of_thread->need_stacks(grid.threads);
+    memory_of_thread->need_stacks(grid.threads * grid.cluster);
     run->grid = &grid;
     run->body = body;
     run->context = context;
@@ -504,8 +583,10 @@ bool run_grid(const Grid &grid, void (*body)(void *context), void *context, size
     run->handler = handler_now;
     run->seed = seed_is_set ? seed_now : seed_of_environment();
     run->random = run->seed;
-    run->threads = grid.threads;
-    run->warps = (grid.threads + kLanes - 1) / kLanes;
+    run->cluster = grid.cluster;
+    run->block_threads = grid.threads;
+    run->threads = grid.threads * grid.cluster;
+    run->warps = (run->threads + kLanes - 1) / kLanes;
     run->block_size_ = {grid.threads, 1, 1};
     run->blocks = {grid.blocks.x, grid.blocks.y, grid.blocks.z};
     run->ready_warps = 0;
@@ -513,11 +594,12 @@ bool run_grid(const Grid &grid, void (*body)(void *context), void *context, size
     run->launch = global_launch_begin();
     counts_begin(run);
     run->released_blocks.clear();
-    uint64_t count = uint64_t(grid.blocks.x) * grid.blocks.y * grid.blocks.z, at = run->seed;
+    uint64_t count = uint64_t(grid.blocks.x) / grid.cluster * grid.blocks.y * grid.blocks.z;
+    uint64_t at = run->seed;
     uint64_t step = run->seed ? coprime_step(count, run->seed * 2654435761u) : 1;
     current = run;
     for (uint64_t i = 0; i < count && !run->failed; i++) {
-        begin_block(memory_of_thread.get(), (at + i * step) % count);
+        begin_cluster(memory_of_thread.get(), (at + i * step) % count);
         run->now = pick(run);
         fiber_switch(&run->main_sp, run->now->sp);
     }

@@ -1,7 +1,7 @@
 /*
  * The emulated grid: runs a kernel that was compiled for this machine, every thread of it a fiber
- * of the calling thread, block after block. A thread of the system may run one grid at a time;
- * several threads run theirs at the same time.
+ * of the calling thread, block after block, those of a cluster beside each other. A thread of the
+ * system may run one grid at a time; several threads run theirs at the same time.
  *
  * What kernels do wrong is a fault: it is printed to stderr and the process aborted, or handed to a
  * handler. README.md says which there are.
@@ -26,6 +26,7 @@ struct Grid {
     dim3 blocks;
     unsigned threads; /* of a block, in x; at most 1024 */
     size_t shared_bytes;
+    unsigned cluster = 1;         /* blocks of a cluster, neighbours in x: 1 or 2 */
     const void *kernel = nullptr; /* its code, for counting */
 };
 

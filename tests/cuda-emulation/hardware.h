@@ -31,6 +31,9 @@ inline Place here(const char *file = __builtin_FILE(), int line = __builtin_LINE
 uint32_t shared_address(const void *shared);
 
 void sync_block(Place place);
+uint32_t cluster_rank();
+uint32_t cluster_size();
+void sync_cluster(Place place);
 void sync_named(uint32_t barrier, uint32_t threads, bool wait, Place place);
 void sync_warp(Place place);
 /* The value of lane `lane`. */
@@ -54,8 +57,11 @@ void copy_async_wait(unsigned left);
 
 void mbarrier_init(void *mbarrier, uint32_t count, Place place);
 void mbarrier_arrive(void *mbarrier, uint32_t expect, Place place);
+void mbarrier_arrive_cluster(void *mbarrier, uint32_t rank, Place place);
 void mbarrier_wait(void *mbarrier, uint32_t parity, Place place);
 void bulk_copy(void *shared, const void *global, uint32_t bytes, void *mbarrier, Place place);
+void bulk_copy_cluster(const void *shared, uint32_t bytes, void *mbarrier, uint32_t rank,
+                       Place place);
 void bulk_copy_box(void *shared, const void *map, uint32_t x, uint32_t y, void *mbarrier,
                    Place place);
 

@@ -300,12 +300,13 @@ void matrix_begin(Run *run)
     }
 }
 
-void matrix_end(Run *run)
+void matrix_end(Run *run, unsigned rank)
 {
-    for (const Group &group : run->group)
-        for (const Product &product : group.products)
-            fault(run, "the block ended before a wgmma (%s) was waited for",
-                  place_name(product.place).c_str());
+    for (unsigned group = 0; group < kGroups; group++)
+        for (const Product &product : run->group[group].products)
+            if (run->thread[group * kGroupThreads].rank == rank)
+                fault(run, "the block ended before a wgmma (%s) was waited for",
+                      place_name(product.place).c_str());
 }
 
 /*
@@ -376,7 +377,7 @@ static void each_piece(Run *run, const Operand &operand, uint32_t majors, Place 
                       place_name(place).c_str(),
                       static_cast<long long>(at) - static_cast<long long>(kSharedWindow),
                       run->grid->shared_bytes);
-            act(at - kSharedWindow);
+            act(run->now->shared_at + at - kSharedWindow);
         }
 }
 
@@ -470,7 +471,7 @@ static float number_of(Element element, uint32_t bits)
 static float load_number(const Run *run, const Operand &operand, Element element, uint32_t major,
                          uint32_t k)
 {
-    const unsigned char *shared = run->shared - kSharedWindow;
+    const unsigned char *shared = run->shared + run->now->shared_at - kSharedWindow;
     uint16_t half;
     if (element != Element::bf16)
         return number_of(element, shared[address_of(operand, major, k / 2) + k % 2]);

@@ -244,7 +244,8 @@ static const Allocation *allocation_of(uintptr_t at, size_t bytes)
  * Whether this thread may rely on what that block did. There one thread fenced, after the block's
  * last barrier, and then did an atomic; here one has done an atomic, then fenced, and is this one
  * or has met it since. (What PTX calls release and acquire patterns are a fence and an atomic of
- * one thread; a barrier between them, behind fences of all, is none.)
+ * one thread; a barrier between them, behind fences of all, is none.) Blocks of clusters hand
+ * nothing over here.
  */
 static bool is_released(const Run *run, uint32_t block)
 {
@@ -294,7 +295,8 @@ void global_access(Run *run, const void *address, size_t bytes, Access access, c
     if (allocation->shades == nullptr)
         return;
     Shade *shades = allocation->shades + (at - allocation->begin);
-    Shade mine = run->launch << 18 | run->block_number % kManyBlocks, first = shades[0], differ = 0;
+    uint32_t block = block_of(run, run->now)->number;
+    Shade mine = run->launch << 18 | block % kManyBlocks, first = shades[0], differ = 0;
     for (size_t i = 1; i < bytes; i++)
         differ |= shades[i] ^ first;
     if (differ == 0) {
@@ -339,8 +341,7 @@ static void before_atomic(Run *run, uint32_t *at, Place place, const char *what,
 {
     Thread *self = run->now;
     self->place = place;
-    unsigned char *byte = reinterpret_cast<unsigned char *>(at);
-    bool is_global = byte < run->shared_area || byte >= run->shared + kSharedBytes + kSharedGuard;
+    bool is_global = !in_shared_area(run, at);
     if (run->counts != nullptr)
         counts_access(run, is_global ? Counted::global_atomic : Counted::shared_atomic, at, 4,
                       code);
@@ -350,10 +351,10 @@ static void before_atomic(Run *run, uint32_t *at, Place place, const char *what,
     if (is_global) {
         global_access(run, at, 4, Access::atomic, what);
         self->did_atomic = true;
-        if (self->fenced_era == run->era) {
-            run->released_blocks.resize(
-                std::max<size_t>(run->released_blocks.size(), run->block_number + 1));
-            run->released_blocks[run->block_number] = true;
+        if (self->fenced_era == run->era && run->cluster == 1) {
+            uint32_t block = block_of(run, self)->number;
+            run->released_blocks.resize(std::max<size_t>(run->released_blocks.size(), block + 1));
+            run->released_blocks[block] = true;
         }
         return;
     }

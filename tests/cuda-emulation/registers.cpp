@@ -13,8 +13,9 @@ constexpr unsigned kFile = 65536, kMost = 256;
 
 void registers_begin(Run *run)
 {
-    unsigned each = kFile / (run->warps * kLanes) / 8 * 8;
-    run->register_pool = 0;
+    unsigned each = kFile / (run->warps / run->cluster * kLanes) / 8 * 8;
+    for (Block &block : run->block)
+        block.register_pool = 0;
     for (RegisterSet &set : run->registers)
         set = {each < kMost ? each : kMost, 0, {}};
 }
@@ -43,13 +44,14 @@ static void check_order(Run *run, const RegisterSet &set, unsigned first, Place 
 }
 
 /* To those that wait for it, as far as it goes. */
-static void hand_out(Run *run)
+static void hand_out(Run *run, Block *block)
 {
     for (unsigned group = 0; group < kGroups; group++) {
         RegisterSet *set = &run->registers[group];
-        if (set->wanted == 0 || set->wanted - set->count > run->register_pool)
+        if (set->wanted == 0 || set->wanted - set->count > block->register_pool ||
+            block_of(run, &run->thread[group * kGroupThreads]) != block)
             continue;
-        run->register_pool -= set->wanted - set->count;
+        block->register_pool -= set->wanted - set->count;
         set->count = set->wanted;
         set->wanted = 0;
         for (unsigned i = group * kGroupThreads; i < (group + 1) * kGroupThreads; i++)
@@ -65,6 +67,7 @@ void set_registers(unsigned count, bool raise, Place place)
     Thread *self = run->now;
     unsigned first = self->number / kGroupThreads * kGroupThreads;
     RegisterSet *set = &run->registers[first / kGroupThreads];
+    Block *block = block_of(run, self);
     meet_group(run, what, nullptr, place, [=](Meeting &) {
         check_count(run, *set, count, raise, place);
         check_order(run, *set, first, place);
@@ -76,10 +79,10 @@ void set_registers(unsigned count, bool raise, Place place)
         if (raise) {
             set->wanted = count;
         } else {
-            run->register_pool += set->count - count;
+            block->register_pool += set->count - count;
             set->count = count;
         }
-        hand_out(run);
+        hand_out(run, block);
     });
     if (raise && set->wanted != 0)
         wait(run, self, at_registers, what, place);

@@ -13,15 +13,15 @@ namespace emulation {
 std::string thread_name(const Run *run, unsigned thread)
 {
     char text[96];
+    unsigned first = thread >= kThreads ? (thread - kThreads) * kGroupThreads : thread;
     if (thread >= kThreads + kGroups)
-        snprintf(text, sizeof text, "a bulk copy");
-    else if (thread >= kThreads)
-        snprintf(text, sizeof text, "wgmma of warpgroup %u", thread - kThreads);
+        return "a bulk copy";
+    unsigned rank = first / run->block_threads, in = first % run->block_threads;
+    if (thread >= kThreads)
+        snprintf(text, sizeof text, "wgmma of warpgroup %u", in / kGroupThreads);
     else
-        snprintf(text, sizeof text, "thread %u (warp %u, lane %u)", thread, thread / kLanes,
-                 thread % kLanes);
-    (void)run;
-    return text;
+        snprintf(text, sizeof text, "thread %u (warp %u, lane %u)", in, in / kLanes, in % kLanes);
+    return text + (run->cluster > 1 ? " of block " + std::to_string(rank) + " of the cluster" : "");
 }
 
 std::string place_name(Place place)
@@ -36,9 +36,9 @@ std::string address_name(const Run *run, const void *address)
 {
     const unsigned char *at = static_cast<const unsigned char *>(address);
     char text[256];
-    if (at >= run->shared_area && at < run->shared + kSharedBytes + kSharedGuard)
-        snprintf(text, sizeof text, "shared memory + %td (of %zu bytes)", at - run->shared,
-                 run->grid->shared_bytes);
+    if (in_shared_area(run, at))
+        snprintf(text, sizeof text, "shared memory + %td (of %zu bytes)",
+                 at - run->shared - (run->now ? run->now->shared_at : 0), run->grid->shared_bytes);
     else if (at >= run->stacks && at < run->stacks + kThreads * kStackBytes)
         snprintf(text, sizeof text, "local memory of thread %zu",
                  static_cast<size_t>(at - run->stacks) / kStackBytes);
@@ -70,8 +70,9 @@ void fault(Run *run, const char *format, ...)
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     char head[256];
+    uint3 block = run->block[run->now ? run->now->rank : 0].index;
     snprintf(head, sizeof head, "kernel %s, block (%u, %u, %u)",
-             kernel_name(run->grid->name).c_str(), run->block.x, run->block.y, run->block.z);
+             kernel_name(run->grid->name).c_str(), block.x, block.y, block.z);
     run->fault_text = std::string(head) + ": " + text;
     if (run->handler)
         abandon(run);

@@ -1,8 +1,10 @@
 /*
  * The inside of the grid. A Run belongs to a thread of the system and is used again by each of its
- * grids. Order between threads of a block is kept in vector clocks: a clock counts what a thread
- * has released; at a barrier of the block all begin anew at `base`, so that whatever is older than
- * that is ordered before everything.
+ * grids. It runs a cluster of blocks at a time, most often of one; its threads are numbered
+ * through, and so are the bytes of its blocks' shared memories: these are offsets, within() is what
+ * kernels call them. Order between threads is kept in vector clocks: a clock counts what a thread
+ * has released; at a barrier of all of them all begin anew at `base`, so that whatever is older
+ * than that is ordered before everything.
  */
 #ifndef BATON_TESTS_CUDA_EMULATION_RUN_H
 #define BATON_TESTS_CUDA_EMULATION_RUN_H
@@ -24,9 +26,12 @@ constexpr unsigned kWarps = kThreads / kLanes, kGroups = kThreads / kGroupThread
  * bulk copies by mbarrier. */
 constexpr unsigned kAgents = 64, kClocks = kThreads + kAgents;
 constexpr size_t kStackBytes = size_t(64) << 10;
-constexpr size_t kSharedBytes = size_t(228) << 10; /* room; a block has at most 227 KiB */
-constexpr size_t kSharedGuard = size_t(64) << 10;  /* beside it, to tell near misses */
-constexpr uint32_t kSharedWindow = 1024;           /* address of its first byte in the window */
+constexpr size_t kSharedBytes = size_t(228) << 10;          /* room; a block has at most 227 KiB */
+constexpr size_t kSharedGuard = size_t(64) << 10;           /* beside it, to tell near misses */
+constexpr unsigned kClusterBlocks = 2;                      /* room; hardware has 8 */
+constexpr size_t kSharedEach = kSharedBytes + kSharedGuard; /* from a block's to the next one's */
+constexpr size_t kSharedAll = kClusterBlocks * kSharedEach;
+constexpr uint32_t kSharedWindow = 1024; /* address of its first byte in the window */
 constexpr unsigned kNamed = 16;
 
 /* A clock and whose: 20 bits of clock, 11 bits of thread. With the highest bit: a set of readers.
@@ -81,9 +86,10 @@ struct Thread {
     void *sp;
     State state;
     bool fenced_wgmma;
-    bool did_atomic;     /* in global memory, without a fence since */
-    uint32_t fenced_era; /* of its last fence for the device; 0: none */
-    unsigned number;
+    bool did_atomic;       /* in global memory, without a fence since */
+    uint32_t fenced_era;   /* of its last fence for the device; 0: none */
+    unsigned number, rank; /* rank: of its block in the cluster */
+    uint32_t shared_at;    /* offset of its block's shared memory */
     uint3 index;
     Place place;
     const char *what;
@@ -113,6 +119,15 @@ struct Barrier {
     Clocks released;
 };
 
+struct Block { /* of the cluster */
+    uint3 index;
+    uint32_t number; /* in the grid */
+    unsigned finished;
+    Barrier barrier, named[kNamed];
+    unsigned register_pool;    /* of a thread of a warpgroup */
+    uint32_t touched[kClocks]; /* when other blocks last used its shared memory, by who; 0: never */
+};
+
 struct Waited { /* a thread has seen this phase end */
     Stamp stamp;
     uint32_t phase;
@@ -133,7 +148,8 @@ struct BulkCopy {
     uint32_t offset, bytes;
     const unsigned char *from;
     TensorMap map;
-    bool box;
+    bool box, shared; /* shared: from shared memory, at `source` */
+    uint32_t source;
     int32_t x, y;
     uint32_t mbarrier; /* index */
     unsigned issuer;
@@ -170,9 +186,11 @@ struct Run {
     uint64_t seed, random;
 
     unsigned char *stacks, *shared_area, *shared; /* shared: the block's bytes */
-    uint32_t threads, warps;
-    uint3 block, blocks, block_size_;
-    uint32_t block_number;
+    uint32_t cluster;                             /* blocks */
+    uint32_t threads, warps;                      /* of the cluster */
+    uint32_t block_threads;
+    uint3 blocks, block_size_;
+    Block block[kClusterBlocks];
     uint32_t launch; /* tells launches apart in the shadow of global memory */
 
     void *main_sp;
@@ -182,21 +200,20 @@ struct Run {
     uint32_t ready_warps;
     Thread thread[kThreads];
     Meeting warp_meeting[kWarps], group_meeting[kGroups];
-    Barrier block_barrier, named[kNamed];
+    Barrier cluster_barrier;
     std::vector<Mbarrier> mbarriers;
     std::vector<BulkCopy> bulk;
     Group group[kGroups];
     RegisterSet registers[kGroups];
-    unsigned register_pool; /* of a thread of a warpgroup */
 
     uint32_t base, newest; /* clocks */
     uint32_t era;          /* counts bases */
     uint32_t agent_clock[kAgents];
 
-    Content *content;       /* [kSharedBytes] */
-    Stamp *writer, *reader; /* [kSharedBytes] */
-    uint8_t *being_read;    /* [kSharedBytes / 16] by how many wgmma */
-    unsigned wgmma_under_way;
+    Content *content;         /* [kSharedAll] */
+    Stamp *writer, *reader;   /* [kSharedAll] */
+    uint8_t *being_read;      /* [kSharedAll / 16] by how many wgmma and bulk copies */
+    unsigned wgmma_under_way; /* and bulk copies out of shared memory */
     std::vector<Readers> readers;
     struct Joined {
         Stamp set, with, result;
@@ -209,6 +226,21 @@ struct Run {
     std::vector<bool> released_blocks;
 };
 constexpr unsigned kJoined = 1u << 14;
+
+inline Block *block_of(Run *run, const Thread *thread)
+{
+    return &run->block[thread->rank];
+}
+/* Where in its block's shared memory a byte is. */
+inline uint32_t within(uint32_t offset)
+{
+    return offset % kSharedEach;
+}
+inline bool in_shared_area(const Run *run, const void *at)
+{
+    return static_cast<size_t>(static_cast<const unsigned char *>(at) - run->shared_area) <
+           kSharedGuard + kSharedAll;
+}
 
 /* Where the cache has the union of a set and a stamp, if it has it. */
 inline Run::Joined *joined_place(Run *run, Stamp set, Stamp with)
@@ -237,6 +269,11 @@ void meet_begin(Run *run, Meeting *meeting, unsigned first, unsigned count, cons
                 Place place);
 void meet_end(Run *run, unsigned first, unsigned count);
 
+/* Of so many threads, all of their warps. */
+inline unsigned whole_warps(unsigned threads)
+{
+    return (threads + kLanes - 1) / kLanes * kLanes;
+}
 inline void counts_flush_if(Run *run, unsigned first, unsigned count)
 {
     if (__builtin_expect(run->counts != nullptr, 0))
@@ -278,8 +315,8 @@ inline void meet_group(Run *run, const char *what, const void *argument, Place p
 }
 
 /* clocks.cpp */
-void clocks_begin(Run *run);   /* a block */
-void clocks_barrier(Run *run); /* all of the block have met */
+void clocks_begin(Run *run);   /* a cluster */
+void clocks_barrier(Run *run); /* all of the cluster have met */
 void clocks_advance(Run *run, Thread *thread);
 void clocks_release(Run *run, Thread *thread, Clocks *to);
 void clocks_acquire(Run *run, Thread *thread, const Clocks *from);
@@ -306,7 +343,8 @@ inline Stamp stamp_of_agent(const Run *run, unsigned agent)
     return (kThreads + agent) << kClockBits | run->agent_clock[agent];
 }
 
-/* shared.cpp: offsets in the block's shared memory. `what` names the access in faults. */
+/* shared.cpp: offsets of shared memory; of an address in the block's own one. `what` names the
+ * access in faults. */
 void shared_begin(Run *run);
 uint32_t shared_offset(Run *run, const void *at, size_t bytes, size_t align, const char *what);
 void shared_read(Run *run, Thread *by, uint32_t offset, size_t bytes, const char *what);
@@ -330,8 +368,8 @@ void global_access(Run *run, const void *at, size_t bytes, Access access, const 
 std::string nearest_allocation(const void *at);
 
 /* async.cpp */
-void async_begin(Run *run); /* a block */
-void async_end(Run *run);
+void async_begin(Run *run);              /* a cluster */
+void async_end(Run *run, unsigned rank); /* a block */
 bool finish_for_waiting(Run *run);
 
 /* registers.cpp */
@@ -339,7 +377,7 @@ void registers_begin(Run *run);
 
 /* matrix.cpp */
 void matrix_begin(Run *run);
-void matrix_end(Run *run);
+void matrix_end(Run *run, unsigned rank); /* a block */
 /* Whether these registers of the thread wait for a wgmma. */
 bool is_accumulating(const Run *run, const Thread *thread, const void *at, size_t bytes);
 

@@ -165,6 +165,9 @@ static cudaError_t launch_error(const Launch &launch, cudaStream_t stream)
         launch.grid.z == 0 || launch.grid.x > 0x7fffffffu || launch.grid.y > 65535 ||
         launch.grid.z > 65535)
         return cudaErrorInvalidConfiguration;
+    if (launch.cluster == 0 || launch.grid.x % launch.cluster != 0 ||
+        (launch.cluster > 1 && arch() < 90))
+        return cudaErrorInvalidConfiguration;
     return launch.shared_bytes > room ? cudaErrorInvalidValue : cudaSuccess;
 }
 

@@ -25,6 +25,7 @@ struct Launch {
     unsigned threads;    /* of a block */
     size_t shared_bytes; /* dynamic */
     std::function<void()> run;
+    unsigned cluster = 1; /* blocks of a cluster, in x */
 };
 
 /* Checks the configuration as the hardware of this arch does, and queues (or captures) it. What is

@@ -1,5 +1,5 @@
 /*
- * The shadow of a block's shared memory: of each byte what it holds, who wrote it last and who has
+ * The shadow of shared memory: of each byte what it holds, who wrote it last and who has
  * read it since.
  */
 #include <algorithm>
@@ -12,9 +12,11 @@ namespace emulation {
 void shared_begin(Run *run)
 {
     size_t bytes = std::min(kSharedBytes, (run->grid->shared_bytes + 15) / 16 * 16);
-    memset(run->content, poison, bytes);
-    memset(run->being_read, 0, bytes / 16);
-    memset(run->shared, 0xa5, bytes);
+    for (size_t at = 0; at < run->cluster * kSharedEach; at += kSharedEach) {
+        memset(run->content + at, poison, bytes);
+        memset(run->being_read + at / 16, 0, bytes / 16);
+        memset(run->shared + at, 0xa5, bytes);
+    }
     run->wgmma_under_way = 0;
 }
 
@@ -22,18 +24,19 @@ uint32_t shared_address(const void *shared)
 {
     Run *run = current;
     const unsigned char *at = static_cast<const unsigned char *>(shared);
-    if (at < run->shared || at > run->shared + run->grid->shared_bytes)
+    const unsigned char *own = run->shared + run->now->shared_at;
+    if (at < own || at > own + run->grid->shared_bytes)
         fault(run, "%s asks for the shared address of %s",
               thread_name(run, run->now->number).c_str(), address_name(run, shared).c_str());
-    return static_cast<uint32_t>(at - run->shared) + kSharedWindow;
+    return static_cast<uint32_t>(at - own) + kSharedWindow;
 }
 
 uint32_t shared_offset(Run *run, const void *at, size_t bytes, size_t align, const char *what)
 {
     const unsigned char *byte = static_cast<const unsigned char *>(at);
-    size_t offset = static_cast<size_t>(byte - run->shared);
-    if (byte < run->shared || bytes > run->grid->shared_bytes ||
-        offset > run->grid->shared_bytes - bytes)
+    const unsigned char *own = run->shared + run->now->shared_at;
+    size_t offset = static_cast<size_t>(byte - own);
+    if (byte < own || bytes > run->grid->shared_bytes || offset > run->grid->shared_bytes - bytes)
         fault(run, "%s of %zu bytes by %s is out of the block's shared memory: %s",
               access_text(what), bytes, thread_name(run, run->now->number).c_str(),
               address_name(run, at).c_str());
@@ -41,7 +44,7 @@ uint32_t shared_offset(Run *run, const void *at, size_t bytes, size_t align, con
         fault(run, "misaligned: %s by %s needs an address that is a multiple of %zu: %s",
               access_text(what), thread_name(run, run->now->number).c_str(), align,
               address_name(run, at).c_str());
-    return static_cast<uint32_t>(offset);
+    return run->now->shared_at + static_cast<uint32_t>(offset);
 }
 
 /* ---- faults ---- */
@@ -50,7 +53,7 @@ uint32_t shared_offset(Run *run, const void *at, size_t bytes, size_t align, con
                               Stamp other, const char *did)
 {
     fault(run, "race: %s by %s at shared memory + %u, which %s %s, without a barrier between",
-          access_text(what), thread_name(run, by->number).c_str(), offset,
+          access_text(what), thread_name(run, by->number).c_str(), within(offset),
           thread_name(run, other >> kClockBits & 0x7ff).c_str(), did);
 }
 
@@ -60,7 +63,7 @@ uint32_t shared_offset(Run *run, const void *at, size_t bytes, size_t align, con
                                         "an asynchronous copy has yet to write (no wait)",
                                         "belongs to an mbarrier"};
     fault(run, "%s by %s at shared memory + %u, which %s", access_text(what),
-          thread_name(run, by->number).c_str(), offset, names[run->content[offset]]);
+          thread_name(run, by->number).c_str(), within(offset), names[run->content[offset]]);
 }
 
 /* ---- sets of readers ---- */
@@ -220,9 +223,9 @@ static void check_free(Run *run, const Thread *by, uint32_t offset, size_t bytes
         for (size_t i = offset / 16; i <= (offset + bytes - 1) / 16; i++)
             if (run->being_read[i] != 0)
                 fault(run,
-                      "%s by %s at shared memory + %u, which a wgmma that has not been waited "
-                      "for reads",
-                      access_text(what), thread_name(run, by->number).c_str(), offset);
+                      "%s by %s at shared memory + %u, which a wgmma or a bulk copy that has not "
+                      "been waited for reads",
+                      access_text(what), thread_name(run, by->number).c_str(), within(offset));
     check_writer(run, by, offset, bytes, what);
     const Stamp *reader = run->reader + offset;
     size_t distinct = all_are(reader, bytes, reader[0]) ? 1 : bytes;
@@ -281,7 +284,7 @@ void shared_read_begin(Run *run, const Thread *by, uint32_t offset, const char *
         unsigned who = writer >> kClockBits;
         if (who < kThreads && (writer & kClockMask) > run->thread[who].proxied)
             fault(run, "%s at shared memory + %u, which %s wrote without a bt_fence_async after it",
-                  what, i, thread_name(run, who).c_str());
+                  what, within(i), thread_name(run, who).c_str());
     }
     run->being_read[offset / 16]++;
     run->wgmma_under_way++;

@@ -48,6 +48,7 @@ struct Case {
     kernel run;
     unsigned threads, shared_bytes, blocks;
     const char *expected; /* of the fault, where `bad` is true */
+    unsigned cluster = 1;
 };
 
 /* ---- shared memory ---- */
@@ -515,6 +516,182 @@ BT_KERNEL(32, 1) bulk_over(uint32_t *out, uint32_t bad)
     out[1024 + threadIdx.x] = words[threadIdx.x];
 }
 
+/* Nobody looks whether it has come. */
+BT_KERNEL(32, 1) bulk_left(uint32_t *out, uint32_t bad)
+{
+    uint64_t *full = mbarrier_at(128);
+    if (threadIdx.x == 0)
+        bt_mbarrier_init(full, 1);
+    bt_sync_block();
+    if (threadIdx.x == 0) {
+        bt_mbarrier_arrive_expect(full, 128);
+        bt_bulk_copy(bt_shared(), out, 128, full);
+    }
+    if (!bad)
+        bt_mbarrier_wait(full, 0);
+}
+
+/* ---- clusters ---- */
+
+enum cluster_fault {
+    no_first_sync = 1,
+    no_last_sync,
+    bad_rank,
+    no_empty,
+    no_fence,
+    no_meeting,
+    read_early,
+    source_changed,
+    source_rewritten,
+    sent_less,
+    sent_odd,
+    sent_outside,
+    expected_less,
+    sent_home,
+    one_block_syncs,
+    one_thread_ends,
+    too_many_arrive
+};
+/* Each block sends 512 bytes to the other one's, three times. Bytes 0 … 511 are its own, copied to
+ * the same place there; 512 … 1023 what it gets, so blocks use opposite halves. */
+template <int Fault> BT_KERNEL(128, 1) exchange(uint32_t *out, uint32_t bad)
+{
+    const int fault = bad ? Fault : 0;
+    const uint32_t rank = bt_cluster_rank(), other = rank ^ 1;
+    uint64_t *full = mbarrier_at(1024), *empty = mbarrier_at(1032);
+    uint32_t *mine = reinterpret_cast<uint32_t *>(bt_shared() + 512 * rank);
+    uint32_t *got = reinterpret_cast<uint32_t *>(bt_shared() + 512 * other);
+    if (threadIdx.x == 0) {
+        bt_mbarrier_init(full, 1);
+        bt_mbarrier_init(empty, 64);
+    }
+    if (fault == no_first_sync)
+        bt_sync_block();
+    else
+        bt_sync_cluster();
+    if (fault == one_block_syncs && rank == 0)
+        bt_sync_cluster();
+    for (uint32_t round = 0; round < 3 && threadIdx.x < 32; round++) {
+        if (round > 0 && fault != no_empty)
+            bt_mbarrier_wait(empty, (round - 1) & 1);
+        for (uint32_t i = threadIdx.x; i < 128; i += 32)
+            mine[i] = 1000 * round + 128 * rank + i;
+        if (fault != no_fence)
+            bt_fence_async();
+        if (fault != no_meeting)
+            bt_sync_warp();
+        if (threadIdx.x == 0) {
+            bt_mbarrier_arrive_expect(full, fault == expected_less ? 496 : 512);
+            bt_bulk_copy_cluster(fault == sent_outside ? bt_shared() + 1040 - 256
+                                                       : reinterpret_cast<unsigned char *>(mine),
+                                 fault == sent_less  ? 256
+                                 : fault == sent_odd ? 500
+                                                     : 512,
+                                 full,
+                                 fault == bad_rank    ? 2
+                                 : fault == sent_home ? rank
+                                                      : other);
+        }
+        if (fault == source_changed && threadIdx.x == 0)
+            mine[threadIdx.x] = 0;
+        if (fault != read_early)
+            bt_mbarrier_wait(full, round & 1);
+        if (fault == source_rewritten && threadIdx.x == 0 && round == 2) /* is it there yet? */
+            mine[0] = 0;
+        for (uint32_t i = threadIdx.x; i < 128; i += 32)
+            out[(blockIdx.x * 3 + round) * 128 + i] = got[i];
+        bt_mbarrier_arrive(empty);
+        bt_mbarrier_arrive_cluster(empty, other);
+        if (fault == too_many_arrive)
+            bt_mbarrier_arrive_cluster(empty, other);
+    }
+    if (fault == one_thread_ends && threadIdx.x == 100)
+        return;
+    if (fault != no_last_sync)
+        bt_sync_cluster();
+}
+
+/* A block ends that the other one still arrives at, sends to, or is sent something from; or it
+ * changes what it has sent, when that has come for sure, which it does not know. */
+enum leaving_use { arrives = 1, sends, is_read, is_changed };
+template <int Use> BT_KERNEL(128, 1) leaving(uint32_t *, uint32_t bad)
+{
+    const bool is_sent = Use == is_read || Use == is_changed;
+    uint64_t *go = mbarrier_at(512), *full = mbarrier_at(520);
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    const uint32_t rank = bt_cluster_rank();
+    words[threadIdx.x] = 0;
+    bt_fence_async();
+    if (threadIdx.x == 0) {
+        bt_mbarrier_init(go, 1);
+        bt_mbarrier_init(full, 1);
+    }
+    bt_sync_cluster();
+    if (threadIdx.x == 0 && rank == 1 && !is_sent)
+        bt_mbarrier_arrive_cluster(go, 0);
+    if (threadIdx.x == 0 && rank == 0) {
+        if (!is_sent)
+            bt_mbarrier_wait(go, 0);
+        if (Use == arrives)
+            bt_mbarrier_arrive_cluster(full, 1);
+        else
+            bt_bulk_copy_cluster(words, 512, full, 1);
+        if (is_sent)
+            bt_mbarrier_wait(go, 0);
+        if (Use == is_changed && bad)
+            words[0] = 1;
+    }
+    /* Of what thread 0 sees it knows nothing. */
+    if (threadIdx.x == 32 && rank == 1 && is_sent)
+        bt_mbarrier_arrive_cluster(go, 0);
+    if (threadIdx.x == 0 && rank == 1 && (is_sent || (Use == sends && !bad))) {
+        bt_mbarrier_arrive_expect(full, 512);
+        bt_mbarrier_wait(full, 0);
+    }
+    if (!bad || Use == is_changed)
+        bt_sync_cluster();
+}
+
+/* Named barriers and the block's are of each block; so are its words, races, and what it waits for.
+ */
+BT_KERNEL(128, 1) apart(uint32_t *out, uint32_t bad)
+{
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    words[threadIdx.x] = blockIdx.x * 1000 + threadIdx.x;
+    if (!bad || bt_cluster_rank() == 0)
+        bt_sync_block();
+    out[blockIdx.x * 128 + threadIdx.x] = words[threadIdx.x ^ 64];
+    bt_sync_block();
+    bt_sync_named(2, 128);
+    if (bt_cluster_rank() == 1)
+        bt_sync_block();
+}
+/* Nor does the block's barrier order what the other block does. */
+BT_KERNEL(128, 1) apart_order(uint32_t *out, uint32_t bad)
+{
+    uint64_t *full = mbarrier_at(512);
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    words[threadIdx.x] = 1;
+    bt_fence_async();
+    if (threadIdx.x == 0)
+        bt_mbarrier_init(full, 1);
+    bt_sync_cluster();
+    if (bt_cluster_rank() == 1) {
+        out[blockIdx.x * 128 + threadIdx.x] = words[threadIdx.x];
+        bt_sync_block();
+    }
+    if (!bad)
+        bt_sync_cluster();
+    if (bt_cluster_rank() == 0 && threadIdx.x == 0)
+        bt_bulk_copy_cluster(words, 512, full, 1);
+    if (bt_cluster_rank() == 1) {
+        if (threadIdx.x == 0)
+            bt_mbarrier_arrive_expect(full, 512);
+        bt_mbarrier_wait(full, 0);
+    }
+    bt_sync_cluster();
+}
+
 /* ---- wgmma ---- */
 
 enum wgmma_fault {
@@ -663,6 +840,31 @@ static const Case cases[] = {
     {"bulk misaligned_bytes", bulk<misaligned_bytes>, 64, 1040, 1, "misaligned"},
     {"bulk reused", bulk<reused>, 64, 1040, 1, ""},
     {"bulk_over", bulk_over, 32, 144, 1, "without a bt_fence_async"},
+    {"bulk_left", bulk_left, 32, 144, 1, "ended before a bulk copy"},
+    {"exchange no_first_sync", exchange<no_first_sync>, 128, 1040, 4, "mbarrier", 2},
+    {"exchange no_last_sync", exchange<no_last_sync>, 128, 1040, 4, "block", 2},
+    {"exchange bad_rank", exchange<bad_rank>, 128, 1040, 4, "block 2 of a cluster of 2", 2},
+    {"exchange no_empty", exchange<no_empty>, 128, 1040, 4, "shared memory + ", 2},
+    {"exchange no_fence", exchange<no_fence>, 128, 1040, 4, "without a bt_fence_async", 2},
+    {"exchange no_meeting", exchange<no_meeting>, 128, 1040, 4, unordered, 2},
+    {"exchange read_early", exchange<read_early>, 128, 1040, 4, unordered, 2},
+    {"exchange source_changed", exchange<source_changed>, 128, 1040, 4, "bulk copy that has not",
+     2},
+    {"exchange source_rewritten", exchange<source_rewritten>, 128, 1040, 4, "shared memory + ", 2},
+    {"exchange sent_less", exchange<sent_less>, 128, 1040, 4, "no thread can go on", 2},
+    {"exchange sent_odd", exchange<sent_odd>, 128, 1040, 4, "misaligned", 2},
+    {"exchange sent_outside", exchange<sent_outside>, 128, 1040, 4, "out of the block's shared", 2},
+    {"exchange expected_less", exchange<expected_less>, 128, 1040, 4, "no thread can go on", 2},
+    {"exchange sent_home", exchange<sent_home>, 128, 1040, 4, "over its own source", 2},
+    {"exchange one_block_syncs", exchange<one_block_syncs>, 128, 1040, 4, "cluster's barrier", 2},
+    {"exchange one_thread_ends", exchange<one_thread_ends>, 128, 1040, 4, "divergence", 2},
+    {"exchange too_many_arrive", exchange<too_many_arrive>, 128, 1040, 4, "", 2},
+    {"leaving arrives", leaving<arrives>, 128, 528, 4, "ended", 2},
+    {"leaving sends", leaving<sends>, 128, 528, 4, "ended", 2},
+    {"leaving is_read", leaving<is_read>, 128, 528, 4, "the block ended, while", 2},
+    {"leaving is_changed", leaving<is_changed>, 128, 528, 4, "shared memory + 0", 2},
+    {"apart", apart, 128, 512, 4, unordered, 2},
+    {"apart_order", apart_order, 128, 520, 4, "race: ", 2},
     {"wgmma no_group_wait", multiply<no_group_wait>, 128, 16384, 1, "register that a wgmma"},
     {"wgmma no_proxy_fence", multiply<no_proxy_fence>, 128, 16384, 1, "without a bt_fence_async"},
     {"wgmma no_wgmma_fence", multiply<no_wgmma_fence>, 128, 16384, 1, "without a bt_wgmma_fence"},
@@ -685,8 +887,8 @@ static bool run(const Case &test, uint32_t bad)
 {
     Memory memory;
     told.clear();
-    bt_cuda_launch(test.run, dim3(test.blocks), test.threads, test.shared_bytes, 0, memory.words,
-                   bad);
+    bt_cuda_launch_clusters(test.run, test.cluster, dim3(test.blocks), test.threads,
+                            test.shared_bytes, 0, memory.words, bad);
     return told.empty();
 }
 

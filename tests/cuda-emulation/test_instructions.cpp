@@ -706,6 +706,73 @@ static void test_copy_async(void **)
         assert_int_equal(out[128 + i], i % 5 != 0 ? i + 1 : 0);
 }
 
+/* ---- clusters ---- */
+
+/* Words 0 … 63 are of the first block and go to the second one, 64 … 127 the other way. */
+BT_KERNEL(128, 1) pairs(uint32_t *out)
+{
+    uint32_t *words = reinterpret_cast<uint32_t *>(bt_shared());
+    uint64_t *full = reinterpret_cast<uint64_t *>(bt_shared() + 512), *all = full + 1;
+    const uint32_t rank = bt_cluster_rank(), block = blockIdx.y * gridDim.x + blockIdx.x;
+    uint32_t *mine = out + block * 132;
+    if (threadIdx.x / 64 == rank)
+        words[threadIdx.x] = block * 1000 + threadIdx.x;
+    bt_fence_async();
+    if (threadIdx.x == 0) {
+        bt_mbarrier_init(full, 1);
+        bt_mbarrier_init(all, 256);
+    }
+    bt_sync_cluster();
+    if (threadIdx.x == 0) {
+        bt_bulk_copy_cluster(words + 64 * rank, 128, full, rank ^ 1);
+        bt_bulk_copy_cluster(words + 64 * rank + 32, 128, full, rank ^ 1);
+        bt_mbarrier_arrive_expect(full, 256);
+    }
+    bt_mbarrier_wait(full, 0);
+    mine[threadIdx.x] = words[threadIdx.x];
+    bt_mbarrier_arrive_cluster(all, 0); /* once here, or there, for the other one */
+    bt_mbarrier_arrive_cluster(all, 1);
+    bt_mbarrier_wait(all, 0);
+    words[threadIdx.x] = 0; /* both have read it, and what was sent has come */
+    if (threadIdx.x == 0) {
+        mine[128] = rank;
+        mine[129] = bt_cluster_size();
+        mine[130] = bt_shared_address(words);
+    }
+    bt_sync_cluster();
+}
+
+BT_KERNEL(32, 1) alone(uint32_t *out)
+{
+    out[2 * blockIdx.x] = bt_cluster_rank();
+    out[2 * blockIdx.x + 1] = bt_cluster_size();
+    bt_sync_cluster();
+}
+
+static void test_clusters(void **)
+{
+    Device<uint32_t> out(8 * 132);
+    for (uint64_t seed : {0, 1, 5}) {
+        emulation::set_seed(seed);
+        memset(out.at, 0xff, out.count * 4);
+        bt_cuda_launch_clusters(pairs, 2, dim3(4, 2), 128, 528, 0, out.at);
+        for (unsigned block = 0; block < 8; block++) {
+            const uint32_t *of = out.at + block * 132, first = block / 2 * 2;
+            for (unsigned i = 0; i < 128; i++)
+                assert_int_equal(of[i], (first + i / 64) * 1000 + i);
+            assert_int_equal(of[128], block % 2);
+            assert_int_equal(of[129], 2);
+            assert_int_equal(of[130], out[130]); /* addresses are of each block's own */
+        }
+        bt_cuda_launch(alone, dim3(4), 32, 0, 0, out.at);
+        for (unsigned block = 0; block < 4; block++) {
+            assert_int_equal(out[2 * block], 0);
+            assert_int_equal(out[2 * block + 1], 1);
+        }
+    }
+    emulation::set_seed(0);
+}
+
 /* ---- lanes and atomics ---- */
 
 BT_KERNEL(64, 1) lanes(uint32_t *out, uint32_t *counters)
@@ -843,8 +910,9 @@ int main(void)
         cmocka_unit_test(test_rounding), cmocka_unit_test(test_s8_extremes),
         cmocka_unit_test(test_wgmma),    cmocka_unit_test(test_wgmma_bytes),
         cmocka_unit_test(test_boxes),    cmocka_unit_test(test_copy_async),
-        cmocka_unit_test(test_lanes),    cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_bf16),     cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_clusters), cmocka_unit_test(test_lanes),
+        cmocka_unit_test(test_e4m3),     cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_numbers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

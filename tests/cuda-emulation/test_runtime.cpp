@@ -214,6 +214,8 @@ void test_what_the_hardware_refuses(void **)
 {
     emulation::launch(nullptr, {(const void *)&run, dim3(1), 1025, 0, [] {}});
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
+    emulation::launch(nullptr, {(const void *)&run, dim3(3), 32, 0, [] {}, 2}); /* one and a half */
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
     emulation::launch(nullptr, {(const void *)&run, dim3(1), 32, 50000, [] {}});
     assert_int_equal(cudaGetLastError(), cudaErrorInvalidValue);
     assert_int_equal(cudaFuncSetAttribute((const void *)&run,

@@ -62,6 +62,37 @@ BT_DEVICE void bt_sync_block(void)
     __syncthreads();
 }
 
+/*
+ * Blocks of a cluster are neighbours in x, and run at the same time; a launch without says clusters
+ * of one. Shared memory of another block is named by the address of the same place in this block's
+ * and by that block's rank, 0 … size - 1. Before it is used, and before a block ends whose shared
+ * memory others use, the cluster has to meet. sm_90.
+ */
+BT_DEVICE uint32_t bt_cluster_rank(void)
+{
+    uint32_t rank = 0;
+#if BT_HAVE_BULK
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+BT_DEVICE uint32_t bt_cluster_size(void)
+{
+    uint32_t size = 1;
+#if BT_HAVE_BULK
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+#endif
+    return size;
+}
+/* All threads of the cluster, converged: as bt_sync_block, for the memory of all its blocks. */
+BT_DEVICE void bt_sync_cluster(void)
+{
+#if BT_HAVE_BULK
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 /* `threads` of the block (a multiple of 32) meet at barrier 1 … 15. Arrive does not wait. */
 BT_DEVICE void bt_sync_named(uint32_t barrier, uint32_t threads)
 {
@@ -241,6 +272,20 @@ BT_DEVICE void bt_mbarrier_wait(uint64_t *mbarrier, uint32_t parity)
                  : "memory");
 #endif
 }
+/* The same at the mbarrier of another block: this thread has read what it needs. What it has
+ * written others of the cluster are shown by bt_sync_cluster alone. */
+BT_DEVICE void bt_mbarrier_arrive_cluster(uint64_t *mbarrier, uint32_t rank)
+{
+#if BT_HAVE_BULK
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}\n" ::"r"(bt_shared_address(mbarrier)),
+                 "r"(rank)
+                 : "memory");
+#endif
+}
 /* `bytes` (a multiple of 16; both addresses, too) from global to shared memory, by one thread. */
 BT_DEVICE void bt_bulk_copy(void *shared, const void *global, uint32_t bytes, uint64_t *mbarrier)
 {
@@ -248,6 +293,23 @@ BT_DEVICE void bt_bulk_copy(void *shared, const void *global, uint32_t bytes, ui
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
                  "%2, [%3];" ::"r"(bt_shared_address(shared)),
                  "l"(global), "r"(bytes), "r"(bt_shared_address(mbarrier))
+                 : "memory");
+#endif
+}
+/* From this block's shared memory to the same place in another's, whose mbarrier is told. Nobody
+ * changes the source until that says so. */
+BT_DEVICE void bt_bulk_copy_cluster(const void *shared, uint32_t bytes, uint64_t *mbarrier,
+                                    uint32_t rank)
+{
+#if BT_HAVE_BULK
+    asm volatile("{\n"
+                 ".reg .b32 to, told;\n"
+                 "mapa.shared::cluster.u32 to, %0, %3;\n"
+                 "mapa.shared::cluster.u32 told, %2, %3;\n"
+                 "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], "
+                 "[%0], %1, [told];\n"
+                 "}\n" ::"r"(bt_shared_address(shared)),
+                 "r"(bytes), "r"(bt_shared_address(mbarrier)), "r"(rank)
                  : "memory");
 #endif
 }

@@ -60,6 +60,21 @@ BT_DEVICE void bt_sync_block(BT_PLACE)
 {
     emulation::sync_block(place);
 }
+BT_DEVICE uint32_t bt_cluster_rank(BT_PLACE)
+{
+    BT_NEEDS(BT_HAVE_BULK);
+    return emulation::cluster_rank();
+}
+BT_DEVICE uint32_t bt_cluster_size(BT_PLACE)
+{
+    BT_NEEDS(BT_HAVE_BULK);
+    return emulation::cluster_size();
+}
+BT_DEVICE void bt_sync_cluster(BT_PLACE)
+{
+    BT_NEEDS(BT_HAVE_BULK);
+    emulation::sync_cluster(place);
+}
 BT_DEVICE void bt_sync_named(uint32_t barrier, uint32_t threads, BT_PLACE)
 {
     emulation::sync_named(barrier, threads, true, place);
@@ -197,6 +212,17 @@ BT_DEVICE void bt_bulk_copy(void *shared, const void *global, uint32_t bytes, ui
 {
     BT_NEEDS(BT_HAVE_BULK);
     emulation::bulk_copy(shared, global, bytes, mbarrier, place);
+}
+BT_DEVICE void bt_mbarrier_arrive_cluster(uint64_t *mbarrier, uint32_t rank, BT_PLACE)
+{
+    BT_NEEDS(BT_HAVE_BULK);
+    emulation::mbarrier_arrive_cluster(mbarrier, rank, place);
+}
+BT_DEVICE void bt_bulk_copy_cluster(const void *shared, uint32_t bytes, uint64_t *mbarrier,
+                                    uint32_t rank, BT_PLACE)
+{
+    BT_NEEDS(BT_HAVE_BULK);
+    emulation::bulk_copy_cluster(shared, bytes, mbarrier, rank, place);
 }
 BT_DEVICE void bt_bulk_copy_box(void *shared, const void *map, uint32_t x, uint32_t y,
                                 uint64_t *mbarrier, BT_PLACE)
