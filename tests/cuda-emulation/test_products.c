@@ -451,23 +451,24 @@ static void check_dtype(enum bt_dtype dtype, bool tiles)
 
 /*
  * Of one weight, rows in one group, and the same in groups of unlike sizes, on few multiprocessors
- * and on many, so that each tile that there is has had them: the same bits.
+ * and on many, so that each tile that there is has had them: the same bits. Of outputs there is an
+ * odd number of strips, then an even one, of tiles of one step each.
  */
-static void check_tiles(enum bt_dtype dtype)
+static void check_tiles_of(enum bt_dtype dtype, uint32_t cols, uint32_t outs)
 {
-    enum { ROWS = 366, COLS = 384, OUTS = 200, GROUPS = 5 };
+    enum { ROWS = 366, GROUPS = 5 };
     static const uint32_t begins[2][GROUPS + 1] = {{0, ROWS}, {0, 260, 261, 280, 346, ROWS}};
-    struct bt_matrix host = make_weight(OUTS, COLS, dtype), there = packed(&host), all[GROUPS];
-    const size_t count = (size_t)ROWS * OUTS, bytes = count * sizeof(float);
-    float *x = malloc((size_t)ROWS * COLS * sizeof(*x)), *first = malloc(bytes);
+    struct bt_matrix host = make_weight(outs, cols, dtype), there = packed(&host), all[GROUPS];
+    const size_t count = (size_t)ROWS * outs, bytes = count * sizeof(float);
+    float *x = malloc((size_t)ROWS * cols * sizeof(*x)), *first = malloc(bytes);
     float *got = malloc(bytes);
-    print_message("tiles of %s\n", bt_dtype_name(dtype));
-    for (size_t i = 0; i < (size_t)ROWS * COLS; i++)
+    print_message("tiles of %s, cols %u outs %u\n", bt_dtype_name(dtype), cols, outs);
+    for (size_t i = 0; i < (size_t)ROWS * cols; i++)
         x[i] = draw_float();
     for (unsigned e = 0; e < GROUPS; e++)
         all[e] = there;
     memset(got, 0xff, bytes);
-    float *device_x = copied(x, (size_t)ROWS * COLS * sizeof(*x)), *out = copied(got, bytes);
+    float *device_x = copied(x, (size_t)ROWS * cols * sizeof(*x)), *out = copied(got, bytes);
     stream.used_bytes = 0;
     struct bt_cuda_inputs inputs = bt_cuda_inputs_of(&stream, &there, device_x, ROWS);
     for (unsigned run = 0; run < 4; run++) {
@@ -489,7 +490,7 @@ static void check_tiles(enum bt_dtype dtype)
     }
     device.multiprocessors = 2;
     for (size_t i = 0; i < ROWS; i += 45)
-        check_output(&host, true, x + i * COLS, first + i * OUTS, 1, false);
+        check_output(&host, true, x + i * cols, first + i * outs, 1, false);
     cudaFree(device_x);
     cudaFree(out);
     cudaFree((void *)(uintptr_t)there.data);
@@ -497,6 +498,12 @@ static void check_tiles(enum bt_dtype dtype)
     free(x);
     free(first);
     free(got);
+}
+
+static void check_tiles(enum bt_dtype dtype)
+{
+    check_tiles_of(dtype, 384, 300);
+    check_tiles_of(dtype, dtype == BT_BF16 ? 64 : 128, 200);
 }
 
 static void test_tiles(void **unused)

@@ -9,13 +9,16 @@
  * 72 for the fetcher and 216 for the consumers.
  * Registers: <= 16 (sm_80), <= 168 (sm_90a), <= 16 (sm_100)
  * Instructions: wgmma m64n16k32 s8 (sm_90a); wgmma m64n64k32 s8 (sm_90a); wgmma m64n128k32 s8
- * (sm_90a); wgmma m64n256k32 s8 (sm_90a); cp.async.cg (sm_90a); mbarrier (sm_90a); setmaxnreg
- * (sm_90a)
+ * (sm_90a); wgmma m64n256k32 s8 (sm_90a); cp.async.cg (sm_90a); mbarrier (sm_90a);
+ * cp.async.bulk.shared::cluster.shared::cta (sm_90a); mapa (sm_90a); barrier.cluster (sm_90a);
+ * setmaxnreg (sm_90a)
  *
  * Bound: few rows: the bytes of the weights of experts that have rows, each read once. Many: 1979
- * TOP/s, if L2 kept up: a step of a full tile is 48 KiB for 1024 cycles of products, and at the 41
- * GB/s (23 bytes a cycle) of a multiprocessor that mla_decode_wgmma.cu counts with, it takes 2100.
- * So L2 binds, at about half of that; what would help is one copy of weights for two blocks.
+ * TOP/s, if L2 kept up: a step of a full tile is 48 KiB for 1024 cycles of products, of which a
+ * block of a cluster fetches 32 KiB. At the 41 GB/s (23 bytes a cycle) of a multiprocessor that
+ * mla_decode_wgmma.cu counts with, they take 1420: L2 binds, at 72 % of that rate. The other 16 KiB
+ * are copied from the other block, at a rate that no specification says. Below 65 rows a group on
+ * average there are no clusters: then the weights bind, at HBM's rate.
  *
  * Floor for H100 SXM at 3.35 TB/s of HBM3, in us, gate and up + down, experts drawn evenly
  * (computed):

@@ -17,6 +17,14 @@
  *     consumers  a warpgroup a panel. One whose panel is not there only takes part in the barriers.
  *                A stage is released at `empty` by warps, when no wgmma reads it any more.
  *
+ * Where groups have many rows, two blocks are a cluster and share them: they walk the same rows by
+ * neighbouring outputs, in step. Each gathers half of the rows of a stage, and when they have come
+ * its fetcher's warps copy them to the other block's stage, whose `full` gets the bytes. `empty` is
+ * for both blocks' consumers: it says that the stage is free here and there, and that what was
+ * copied out of it has come. Which tiles there are both find alike, and a block without outputs of
+ * its own does its part. Rows, not weights: they are most of a step's bytes, and no block is left
+ * without work where a group has few. No multicast: what is gathered, no bulk copy brings.
+ *
  * LAG is at most STAGES - 2: the last stage of a tile is passed on after LAG further ones were
  * begun, for which all but the last two must not be needed any more, and consumers release a stage
  * when the next one's products are queued.
@@ -112,10 +120,11 @@ template <int KIND> struct bt_grouped_wgmma {
     const bt_cuda_grouped_call &call;
     uint32_t steps, panels; /* panels: of a tile, at most */
     bt_grouped_tile tile;
-    uint32_t place; /* in the ring, counted on */
+    uint32_t place;  /* in the ring, counted on */
+    uint32_t pieces; /* rows that a warp fetched of each of the last stages, a byte each */
 
     BT_MEMBER bt_grouped_wgmma(const bt_cuda_grouped_call &c, uint32_t most_panels)
-        : call(c), panels(most_panels), tile(), place()
+        : call(c), panels(most_panels), tile(), place(), pieces()
     {
         steps = call.x_pitch * (KIND == BT_GROUPED_BF16 ? 2 : 1) / BT_GROUPED_STEP;
     }
@@ -139,24 +148,33 @@ template <int KIND> struct bt_grouped_wgmma {
     {
         return at / STAGES % 2;
     }
-    /* Behind the warp's accesses to a stage. */
-    static BT_MEMBER void arrive_warp(uint64_t *mbarrier)
-    {
-        bt_sync_warp();
-        if (bt_lane() == 0)
-            bt_mbarrier_arrive(mbarrier);
-    }
 
     /* ---- tiles ---- */
 
+    /* Of the cluster, 1 or 2. Asked for again and again: consumers have no register for it. */
+    static BT_MEMBER uint32_t blocks()
+    {
+        return bt_cluster_size();
+    }
+
+    /* The index-th of this block's list. */
+    BT_MEMBER void find_tile(const struct bt_grouped_plan *plan, uint32_t index,
+                             uint32_t out_strips)
+    {
+        tile = bt_grouped_tile_at(plan, call, index, out_strips, ROWS, panels * BT_CUDA_PANEL,
+                                  blocks(), bt_cluster_rank());
+    }
+    /* NULL: there are no weights for this block. */
     BT_MEMBER const unsigned char *data() const
     {
+        if (tile.weight >= call.weights)
+            return nullptr;
         return (const unsigned char *)call.data[tile.weight][tile.group];
     }
     /* Of the tile, padding included: panels that there are. */
     BT_MEMBER uint32_t panels_there() const
     {
-        uint32_t left = bt_grouped_ceil(call.outs - tile.out, BT_CUDA_PANEL);
+        uint32_t left = data() ? bt_grouped_ceil(call.outs - tile.out, BT_CUDA_PANEL) : 0;
         return left < panels ? left : panels;
     }
     BT_MEMBER uint32_t rows_there() const
@@ -188,13 +206,19 @@ template <int KIND> struct bt_grouped_wgmma {
         bt_sync_named(FETCHER, GROUP);
     }
 
-    BT_MEMBER void fetch_x(unsigned char *to, uint32_t rows, uint32_t step) const
+    /* Of `piece` rows of a warp the first. */
+    BT_MEMBER uint32_t first_row(uint32_t piece) const
     {
-        const uint32_t pitch = steps * BT_GROUPED_STEP, chunk = threadIdx.x % 8;
+        return (bt_cluster_rank() * WARPS + warp()) * piece;
+    }
+    BT_MEMBER void fetch_x(unsigned char *to, uint32_t piece, uint32_t step) const
+    {
+        const uint32_t pitch = steps * BT_GROUPED_STEP, chunk = bt_lane() % 8;
+        const uint32_t first = first_row(piece);
         const unsigned char *from =
             (const unsigned char *)call.x + (size_t)step * BT_GROUPED_STEP + chunk * 16;
 #pragma unroll 4
-        for (uint32_t row = threadIdx.x / 8; row < rows; row += GROUP / 8) {
+        for (uint32_t row = first + bt_lane() / 8; row < first + piece; row += 4) {
             uint32_t source = sources()[row];
             bool is_there = source != NOT_THERE;
             bt_copy_async_16(to + bt_grouped_at(row, chunk),
@@ -240,16 +264,26 @@ template <int KIND> struct bt_grouped_wgmma {
         }
     }
 
-    /* This thread's copies to the stage have come. */
-    static BT_MEMBER void pass_on(uint32_t at)
+    /* This thread's copies to the stage have come; of rows `piece` of its warp. */
+    BT_MEMBER void pass_on(uint32_t at, uint32_t piece) const
     {
+        const uint32_t bytes = piece * BT_GROUPED_STEP;
         bt_fence_async();
-        arrive_warp(full(at));
+        bt_sync_warp();
+        if (bt_lane() != 0)
+            return;
+        if (blocks() == 1) {
+            bt_mbarrier_arrive(full(at));
+            return;
+        }
+        bt_mbarrier_arrive_expect(full(at), bytes); /* from the same warp there */
+        bt_bulk_copy_cluster(stage_at(at) + first_row(piece) * BT_GROUPED_STEP, bytes, full(at),
+                             bt_cluster_rank() ^ 1);
     }
 
     BT_MEMBER void fetch_tile()
     {
-        const uint32_t rows = rows_multiplied();
+        const uint32_t rows = rows_multiplied(), piece = rows / blocks() / WARPS;
         find_sources(rows);
         for (uint32_t step = 0; step < steps; step++, place++) {
             unsigned char *stage = stage_at(place);
@@ -259,13 +293,14 @@ template <int KIND> struct bt_grouped_wgmma {
                 fetch_weight(stage + WEIGHT_AT, step);
             else if (threadIdx.x == 0)
                 fetch_stored(stage, step, full(place));
-            fetch_x(stage, rows, step);
+            fetch_x(stage, piece, step);
             if (F8)
                 fetch_scales((float *)(stage + SCALES_AT), rows, step);
             bt_copy_async_commit();
+            pieces = pieces << 8 | piece;
             if (place >= LAG) {
                 bt_copy_async_wait<LAG>();
-                pass_on(place - LAG);
+                pass_on(place - LAG, pieces >> 8 * LAG & 0xff);
             }
         }
     }
@@ -273,14 +308,13 @@ template <int KIND> struct bt_grouped_wgmma {
     BT_MEMBER void fetch_all(const struct bt_grouped_plan *plan, uint32_t tiles,
                              uint32_t out_strips)
     {
-        for (uint32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-            tile = bt_grouped_tile_at(plan, call, index, out_strips, ROWS, panels * BT_CUDA_PANEL);
-            if (data())
-                fetch_tile();
+        for (uint32_t index = blockIdx.x / blocks(); index < tiles; index += gridDim.x / blocks()) {
+            find_tile(plan, index, out_strips);
+            fetch_tile();
         }
         bt_copy_async_wait<0>();
         for (uint32_t at = place < LAG ? 0 : place - LAG; at < place; at++)
-            pass_on(at);
+            pass_on(at, pieces >> 8 * (place - 1 - at) & 0xff);
     }
 
     /* ---- consumers ---- */
@@ -311,6 +345,16 @@ template <int KIND> struct bt_grouped_wgmma {
         bt_mbarrier_wait(full(place), parity(place));
         return stage_at(place);
     }
+    /* This warp needs the stage no more, nor the rows in it that the other block has fetched. */
+    BT_MEMBER void release(uint32_t at) const
+    {
+        bt_sync_warp();
+        if (bt_lane() != 0)
+            return;
+        bt_mbarrier_arrive(empty(at));
+        if (blocks() > 1)
+            bt_mbarrier_arrive_cluster(empty(at), bt_cluster_rank() ^ 1);
+    }
 
     template <int N> static BT_MEMBER void clear(sum_t (&sums)[N / 2])
     {
@@ -337,13 +381,12 @@ template <int KIND> struct bt_grouped_wgmma {
             }
             bt_wgmma_commit();
             bt_wgmma_wait<1>();
-            bt_sync_warp();
-            if (bt_lane() == 0 && step > 0)
-                bt_mbarrier_arrive(empty(place - 1));
+            if (step > 0)
+                release(place - 1);
         }
         bt_wgmma_wait<0>();
         bt_wgmma_hold(sums);
-        arrive_warp(empty(place - 1));
+        release(place - 1);
     }
 
     /* F8: sums of 128 inputs times both scales. */
@@ -378,7 +421,7 @@ template <int KIND> struct bt_grouped_wgmma {
                     sums[first / 2 + i] = bt_fma(of_step[i], scale, sums[first / 2 + i]);
                 }
             }
-            arrive_warp(empty(place));
+            release(place);
             weight_scale = next;
         }
     }
@@ -425,7 +468,7 @@ template <int KIND> struct bt_grouped_wgmma {
             bt_wgmma_commit();
             bt_wgmma_wait<0>();
             bt_wgmma_hold(sums);
-            arrive_warp(empty(place));
+            release(place);
         }
     }
 
@@ -503,17 +546,15 @@ template <int KIND> struct bt_grouped_wgmma {
     {
         for (uint32_t step = 0; step < steps; step++, place++) {
             (void)wait_stage();
-            arrive_warp(empty(place));
+            release(place);
         }
     }
 
     BT_MEMBER void consume_all(const struct bt_grouped_plan *plan, uint32_t tiles,
                                uint32_t out_strips)
     {
-        for (uint32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-            tile = bt_grouped_tile_at(plan, call, index, out_strips, ROWS, panels * BT_CUDA_PANEL);
-            if (!data())
-                continue;
+        for (uint32_t index = blockIdx.x / blocks(); index < tiles; index += gridDim.x / blocks()) {
+            find_tile(plan, index, out_strips);
             uint32_t rows = rows_multiplied();
             if (panel() >= panels_there())
                 skip_tile();
@@ -535,11 +576,14 @@ template <int KIND> struct bt_grouped_wgmma {
         if (threadIdx.x == 0) {
             for (uint32_t i = 0; i < STAGES; i++) {
                 bt_mbarrier_init(full(i), WARPS + (STORED ? 1 : 0));
-                bt_mbarrier_init(empty(i), 2 * WARPS);
+                bt_mbarrier_init(empty(i), 2 * WARPS * blocks());
             }
             bt_fence_async();
         }
-        bt_sync_block();
+        if (blocks() > 1)
+            bt_sync_cluster();
+        else
+            bt_sync_block();
     }
 
     static BT_MEMBER void run(const bt_cuda_grouped_call &call, uint32_t panels)
@@ -547,8 +591,9 @@ template <int KIND> struct bt_grouped_wgmma {
         bt_grouped_plan *plan = (bt_grouped_plan *)(bt_shared() + PLAN_AT);
         begin_barriers();
         uint32_t out_strips = bt_grouped_ceil(call.outs, panels * BT_CUDA_PANEL);
-        uint32_t tiles = bt_grouped_fill_plan(plan, call, ROWS) * out_strips * call.weights;
         bt_grouped_wgmma self(call, panels);
+        uint32_t tiles = bt_grouped_fill_plan(plan, call, ROWS) *
+                         bt_grouped_ceil(out_strips * call.weights, blocks());
         if (threadIdx.x < GROUP) {
             bt_registers_lower<72>();
             self.fetch_all(plan, tiles, out_strips);
@@ -556,10 +601,24 @@ template <int KIND> struct bt_grouped_wgmma {
             bt_registers_raise<216>();
             self.consume_all(plan, tiles, out_strips);
         }
+        if (blocks() > 1) /* until then the other block arrives here, and gets copies from here */
+            bt_sync_cluster();
     }
 };
 
-/* Two panels a tile, or one, where that leaves multiprocessors without work. */
+/* More rows of a group on average: then L2 binds, not the bytes of weights. */
+#define BT_GROUPED_FEW_ROWS 64
+
+static inline bool bt_grouped_has_many_rows(const bt_cuda_grouped_call *call)
+{
+    uint64_t here = 0;
+    for (uint32_t e = 0; e < call->groups; e++)
+        here += call->data[0][e] != nullptr;
+    return call->rows > BT_GROUPED_FEW_ROWS * here;
+}
+
+/* Two panels a tile, or one, where that leaves multiprocessors without work; clusters of two blocks
+ * where they have rows to share. */
 template <int KIND, typename Kernel>
 static inline void bt_grouped_launch_wgmma(Kernel kernel, const bt_cuda_grouped_call *call,
                                            int multiprocessors, cudaStream_t stream)
@@ -571,7 +630,11 @@ static inline void bt_grouped_launch_wgmma(Kernel kernel, const bt_cuda_grouped_
         panels = 1;
         blocks = bt_grouped_grid(call, multiprocessors, 1, body::ROWS, BT_CUDA_PANEL);
     }
-    bt_cuda_launch(kernel, blocks, body::THREADS, body::SHARED_BYTES, stream, *call, panels);
+    bool shares =
+        bt_grouped_has_many_rows(call) && call->outs * call->weights > panels * BT_CUDA_PANEL;
+    unsigned cluster = shares ? 2 : 1;
+    bt_cuda_launch_clusters(kernel, cluster, (blocks + cluster - 1) / cluster * cluster,
+                            body::THREADS, body::SHARED_BYTES, stream, *call, panels);
 }
 
 #endif

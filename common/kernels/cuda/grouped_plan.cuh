@@ -71,22 +71,25 @@ BT_DEVICE uint32_t bt_grouped_fill_plan(struct bt_grouped_plan *plan,
     return plan->strips[call.groups];
 }
 
-/* Tile `index` of the list. */
+/* Tile `index` of the list. `blocks` of a cluster take as many neighbouring strips of outputs of
+ * the same rows at once, of both weights; then its weight may be call.weights: there is none. */
 BT_DEVICE bt_grouped_tile bt_grouped_tile_at(const struct bt_grouped_plan *plan,
                                              const bt_cuda_grouped_call &call, uint32_t index,
-                                             uint32_t out_strips, uint32_t rows, uint32_t outs)
+                                             uint32_t out_strips, uint32_t rows, uint32_t outs,
+                                             uint32_t blocks = 1, uint32_t rank = 0)
 {
+    uint32_t columns = bt_grouped_ceil(out_strips * call.weights, blocks);
     uint32_t low = 0, high = call.groups; /* the last group that begins at or before the tile */
     while (high - low > 1) {
         uint32_t middle = (low + high) / 2;
-        if (plan->strips[middle] * (out_strips * call.weights) <= index)
+        if (plan->strips[middle] * columns <= index)
             low = middle;
         else
             high = middle;
     }
     uint32_t strips = plan->strips[low + 1] - plan->strips[low];
-    uint32_t left = index - plan->strips[low] * (out_strips * call.weights);
-    uint32_t out_strip = left / strips;
+    uint32_t left = index - plan->strips[low] * columns;
+    uint32_t out_strip = left / strips * blocks + rank;
     bt_grouped_tile tile;
     tile.group = low;
     tile.weight = out_strip / out_strips;
