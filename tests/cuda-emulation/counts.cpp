@@ -94,7 +94,7 @@ void counts_begin(Run *run)
 void fused()
 {
     Run *run = current;
-    if (__builtin_expect(run->counts != nullptr, 0))
+    if (__builtin_expect(run != nullptr && run->counts != nullptr, 0))
         run->counts->fmas++;
 }
 
