@@ -132,7 +132,7 @@ static void test_names(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
         expect_refused(wrong[i], NULL, BT_ERR_INVALID_ARGUMENT,
-                       "unknown name (auto, cpu, cuda, cuda:N)");
+                       "unknown name (auto, cpu, cuda, cuda:N of up to 1023)");
     expect_refused("cpu", "none", BT_ERR_UNSUPPORTED, "kernels none: unknown name");
 }
 
