@@ -1,7 +1,7 @@
 /*
  * Routing and routed experts on the emulated grid: the choice of common/kernels/route.c from the
  * same scores, bit for bit, odd ones among them; rows of padding; many rows against few; runs of
- * any length against one, of dense networks too; silu by its definition.
+ * any length against one, of dense networks too; silu and sums of picks by their definitions.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "common/base/random.h"
+#include "common/kernels/cuda/permute.h"
 #include "common/kernels/cuda/silu.h"
 #include "common/kernels/cuda/table.h"
 #include "common/kernels/cuda/weights.h"
@@ -637,9 +638,117 @@ static void test_silu(void **state)
     (void)state;
     for (int i = 0; i < 4; i++) {
         check_silu(dtypes[i], 516, 39, 30); /* more than blocks, which go round */
+        check_silu(dtypes[i], 1028, 6, 5);
+        check_silu(dtypes[i], 3101, 3, 3); /* more than what a thread of int8 keeps */
         check_silu(dtypes[i], 70, 6, 6);
         check_silu(dtypes[i], 1, 2, 0);
     }
+}
+
+/* ---- sums of picks ---- */
+
+enum { SUM_ROWS = 5, SUM_LIVE = 4, SUM_PICKS = 6, SUM_EXPERTS = 40, SUM_FIRST = 4, SUM_COUNT = 20 };
+#define NO_PICK 0xffffffffu
+
+struct sums {
+    uint32_t cols, experts[SUM_ROWS * SUM_PICKS], places[SUM_ROWS * SUM_PICKS];
+    float weights[SUM_ROWS * SUM_PICKS];
+    float *y, *out; /* [SUM_COUNT][cols], [SUM_ROWS][cols] */
+};
+
+/* Every fifth is another's. */
+static bool is_here(uint32_t expert)
+{
+    return expert % 5 != 0;
+}
+
+/* The row's pick of an expert, if that is here and the pick in the run; else NO_PICK. */
+static uint32_t pick_of(const struct sums *s, uint32_t row, uint32_t expert)
+{
+    for (uint32_t i = row * SUM_PICKS; i < (row + 1) * SUM_PICKS; i++)
+        if (s->experts[i] == expert && is_here(expert) && s->places[i] >= SUM_FIRST &&
+            s->places[i] < SUM_FIRST + SUM_COUNT)
+            return i;
+    return NO_PICK;
+}
+
+static void sum_by_hand(const struct sums *s)
+{
+    for (uint32_t row = 0; row < SUM_LIVE; row++)
+        for (uint32_t e = 0; e < SUM_EXPERTS; e++) {
+            uint32_t pick = pick_of(s, row, e);
+            for (uint32_t i = 0; i < s->cols && pick != NO_PICK; i++) {
+                size_t at = (size_t)(s->places[pick] - SUM_FIRST) * s->cols + i;
+                float *sum = &s->out[(size_t)row * s->cols + i];
+                *sum = fmaf(s->weights[pick], s->y[at], *sum);
+            }
+        }
+}
+
+/* `off` floats behind an aligned address. */
+static void check_sums(bool is_bf16, uint32_t cols, uint32_t off)
+{
+    struct sums s = {.cols = cols};
+    size_t y_count = (size_t)SUM_COUNT * cols, out_count = (size_t)SUM_ROWS * cols + off;
+    float *got = calloc(out_count, sizeof(*got));
+    uint16_t *half = calloc(y_count, sizeof(*half));
+    uint32_t live = SUM_LIVE;
+    s.y = calloc(y_count, sizeof(*s.y));
+    for (uint32_t i = 0; i < SUM_ROWS * SUM_PICKS; i++) {
+        s.experts[i] = (i / SUM_PICKS * 11 + i % SUM_PICKS * 13) % SUM_EXPERTS;
+        s.places[i] = (i * 7 + 3) % (SUM_ROWS * SUM_PICKS);
+        s.weights[i] = uniform();
+    }
+    for (size_t i = 0; i < y_count; i++) {
+        half[i] = bt_f32_to_bf16(uniform());
+        s.y[i] = is_bf16 ? bt_bf16_to_f32(half[i]) : uniform();
+    }
+    for (size_t i = 0; i < out_count; i++)
+        got[i] = uniform();
+    float *there = copied(got, out_count * sizeof(*got));
+    void *y = is_bf16 ? copied(half, y_count * sizeof(*half)) : copied(s.y, y_count * sizeof(*s.y));
+    struct bt_cuda_unpermute call = {.experts = copied(s.experts, sizeof(s.experts)),
+                                     .places = copied(s.places, sizeof(s.places)),
+                                     .weights = copied(s.weights, sizeof(s.weights)),
+                                     .y = y,
+                                     .out = there + off,
+                                     .live = copied(&live, sizeof(live)),
+                                     .rows = SUM_ROWS,
+                                     .per_row = SUM_PICKS,
+                                     .cols = cols,
+                                     .first = SUM_FIRST,
+                                     .count = SUM_COUNT,
+                                     .is_bf16 = is_bf16};
+    for (uint32_t e = 0; e < SUM_EXPERTS; e++)
+        call.here[e / 32] |= (uint32_t)is_here(e) << e % 32;
+    s.out = malloc(out_count * sizeof(*s.out));
+    memcpy(s.out, got + off, (out_count - off) * sizeof(*s.out));
+    sum_by_hand(&s);
+    bt_cuda_launch_unpermute(&call, stream.stream);
+    fetch(got, there, out_count * sizeof(*got));
+    assert_memory_equal(got + off, s.out, (out_count - off) * sizeof(*got));
+    cudaFree(there);
+    cudaFree(y);
+    cudaFree((void *)(uintptr_t)call.experts);
+    cudaFree((void *)(uintptr_t)call.places);
+    cudaFree((void *)(uintptr_t)call.weights);
+    cudaFree((void *)(uintptr_t)call.live);
+    free(s.out);
+    free(s.y);
+    free(half);
+    free(got);
+}
+
+/* Less and more than a half of what a block takes, a whole, and more; in fours or not. */
+static void test_sums(void **state)
+{
+    static const uint32_t cols[] = {1, 4, 33, 508, 512, 516, 1020, 1022, 1024, 1028, 1540, 2048};
+    (void)state;
+    for (size_t i = 0; i < sizeof(cols) / sizeof(cols[0]); i++)
+        for (uint32_t off = 0; off < 2; off++) {
+            check_sums(true, cols[i], off);
+            check_sums(false, cols[i], off);
+        }
 }
 
 int main(void)
@@ -648,7 +757,7 @@ int main(void)
         cmocka_unit_test(test_choices),     cmocka_unit_test(test_many_rows),
         cmocka_unit_test(test_runs),        cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_mlp_lengths), cmocka_unit_test(test_room),
-        cmocka_unit_test(test_silu),
+        cmocka_unit_test(test_silu),        cmocka_unit_test(test_sums),
     };
     seed = test_seed();
     stream.device = &device;
