@@ -270,6 +270,20 @@ static void count_rows(struct shapes *s, uint32_t rows)
     forget(s);
 }
 
+/* The tokens of a batch: given, or those that were drawn last. */
+static void count_tokens(struct shapes *s, bool is_drawn, uint32_t rows)
+{
+    uint32_t tokens[MAX_ROWS] = {0}, from[MAX_ROWS];
+    struct bt_stage stage = {
+        .tokens = tokens, .token_from = from, .rows = rows, .padded_rows = rows};
+    for (uint32_t i = 0; i < rows; i++)
+        from[i] = is_drawn ? rows - 1 - i : BT_TOKEN_GIVEN;
+    note(s, "case\ttokens %s, %u rows\n", is_drawn ? "drawn" : "given", rows);
+    note_floor(s, "resolve_tokens", 3.0 * 4 * rows, 0);
+    s->k->stage(s->stream, &stage);
+    s->k->stage(s->stream, &(struct bt_stage){0}); /* of none: its lists end here */
+}
+
 /* ---- experts ---- */
 
 /* How many the routing chose. */
@@ -363,6 +377,8 @@ static void count_all_rows(struct shapes *s)
 {
     count_rows(s, 8);
     count_rows(s, 64);
+    count_tokens(s, false, 8);
+    count_tokens(s, true, 64);
 }
 
 static void count_all_experts(struct shapes *s)
