@@ -570,15 +570,22 @@ static float silu_by_hand(float gate, float up)
     return gate / (1 + expf(-gate)) * up;
 }
 
-/* Rows are left from `live` on; those of e4m3 behind the last are zeros. */
+/* Rows are left from `live` on; those of e4m3 behind the last are zeros. Of long rows every other
+ * one is finite, with its largest element at the end or 1000 before it. */
 static void check_silu(enum bt_dtype dtype, uint32_t cols, uint32_t rows, uint32_t live)
 {
     static const float oddities[] = {INFINITY, -INFINITY, 1e30f, -0.0f, -200, 200};
     size_t count = (size_t)rows * cols;
     float *gate = malloc(count * sizeof(*gate)), *up = malloc(count * sizeof(*up));
     for (size_t i = 0; i < count; i++) {
-        gate[i] = below(200) ? uniform() * 8 : oddities[below(6)];
-        up[i] = below(300) ? uniform() * 3 : oddities[below(6)];
+        bool may_be_odd = cols < 1000 || i / cols % 2 == 1;
+        gate[i] = !may_be_odd || below(200) ? uniform() * 8 : oddities[below(6)];
+        up[i] = !may_be_odd || below(300) ? uniform() * 3 : oddities[below(6)];
+    }
+    for (uint32_t row = 0; row < rows && cols >= 1000; row += 2) {
+        size_t largest = (row + 1) * (size_t)cols - 1 - (row % 4 == 0 ? 1000 : 0);
+        gate[largest] = 12;
+        up[largest] = 4;
     }
     float *gate_there = copied(gate, count * sizeof(*gate));
     float *up_there = copied(up, count * sizeof(*up));
