@@ -264,8 +264,58 @@ static int fail_each(char *self)
     return bad > 0;
 }
 
+/* ---- a graph ---- */
+
+#define MUST_BE(what)                                                                              \
+    do {                                                                                           \
+        if (!(what)) {                                                                             \
+            fprintf(stderr, "line %d: %s: %s\n", __LINE__, #what, error.text);                     \
+            exit(1);                                                                               \
+        }                                                                                          \
+    } while (0)
+
+/* On a stream at fault, of whose next batch the lists did not come, nothing of it happens. */
+static void launch_at_fault(void)
+{
+    const struct bt_stream_limits limits = {.max_rows = 1};
+    struct bt_error error = {0};
+    struct bt_device *device;
+    struct bt_stream *stream, *other;
+    struct bt_graph *graph;
+    void *x, *host;
+    MUST_BE(bt_device_open("cuda", NULL, &error, &device) == BT_OK);
+    const struct bt_device_ops *ops = device->ops;
+    MUST_BE(bt_device_stream_create(device, &limits, NULL, &error, &stream) == BT_OK);
+    MUST_BE(bt_device_stream_create(device, &limits, NULL, &error, &other) == BT_OK);
+    MUST_BE(bt_device_alloc(device, sizeof(float), &error, &x) == BT_OK);
+    MUST_BE(bt_device_alloc_host(device, 1000, &error, &host) == BT_OK);
+    *(float *)host = 1;
+    bt_device_copy(device, stream, x, host, sizeof(float));
+    device->kernels->add(stream, x, x, 1);
+    MUST_BE(ops->capture_begin(stream, &error) == BT_OK);
+    device->kernels->add(stream, x, x, 1);
+    MUST_BE(ops->capture_end(stream, &error, &graph) == BT_OK);
+    ops->graph_launch(graph, stream);
+    MUST_BE(ops->synchronize(stream, &error) == BT_OK);
+    bt_device_copy(device, stream, x, host, 1000); /* more than there is */
+    ops->graph_launch(graph, stream);
+    MUST_BE(ops->synchronize(stream, &error) != BT_OK);
+    bt_device_copy(device, other, host, x, sizeof(float));
+    MUST_BE(ops->synchronize(other, &error) == BT_OK);
+    MUST_BE(*(float *)host == 4);
+    ops->graph_destroy(graph);
+    bt_device_free_host(device, host);
+    bt_device_free(device, x);
+    bt_device_stream_destroy(device, other);
+    bt_device_stream_destroy(device, stream);
+    bt_device_close(device);
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    return argc > 1 ? scenario(argv[1]) : fail_each(argv[0]);
+    if (argc > 1)
+        return scenario(argv[1]);
+    launch_at_fault();
+    return fail_each(argv[0]);
 }

@@ -301,7 +301,8 @@ enum bt_status bt_cuda_capture_end(struct bt_stream *base, struct bt_error *erro
 void bt_cuda_graph_launch(struct bt_graph *graph, struct bt_stream *base)
 {
     struct bt_cuda_stream *stream = bt_cuda_stream(base);
-    bt_cuda_ok(stream, cudaGraphLaunch(graph->exec, stream->stream));
+    if (bt_cuda_is_fine(stream))
+        bt_cuda_ok(stream, cudaGraphLaunch(graph->exec, stream->stream));
 }
 
 void bt_cuda_graph_destroy(struct bt_graph *graph)
