@@ -235,7 +235,7 @@ enum bt_status bt_group_repeat(struct bt_group *group, uint64_t dispatch_bytes,
 {
     group->traffic.dispatch += dispatch_bytes;
     group->traffic.combine += combine_bytes;
-    return over(group);
+    return group->ops->repeat ? group->ops->repeat(group) : over(group);
 }
 
 enum bt_status bt_group_dispatch_begin(struct bt_group *group, enum bt_dispatch_mode mode,

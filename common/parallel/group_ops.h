@@ -35,6 +35,8 @@ struct bt_group_ops {
     enum bt_status (*dispatch_finish)(struct bt_group *group, struct bt_arrivals *ret_arrivals);
     enum bt_status (*combine)(struct bt_group *group, const void *y, enum bt_dtype payload,
                               const struct bt_routing *routing, float *out);
+    /* What was queued is about to be launched again. NULL: nothing is queued. */
+    enum bt_status (*repeat)(struct bt_group *group);
     /* With `words`: it is over, and nothing that is queued waits for other ranks any more. */
     void (*fail)(struct bt_group *group, enum bt_status status, const char *why);
 };

@@ -691,6 +691,13 @@ static enum bt_status combine(struct bt_group *base, const void *y, enum bt_dtyp
     return finish(g);
 }
 
+static enum bt_status repeat(struct bt_group *base)
+{
+    struct bt_nccl_group *g = bt_nccl_group(base);
+    (void)is_fine(g);
+    return g->error.status;
+}
+
 /* ---- creation ---- */
 
 /* What the network still has to send of this rank's last call would end with the communicator. */
@@ -765,6 +772,7 @@ static const struct bt_group_ops nccl_ops = {
     .dispatch_begin = dispatch_begin,
     .dispatch_finish = dispatch_finish,
     .combine = combine,
+    .repeat = repeat,
     .fail = fail,
 };
 

@@ -1,6 +1,6 @@
 /*
  * Two ranks of a group over NCCL, emulated, a process each: ranks that were given one GPU are told
- * so, and what a rank at fault did not compute is no other's sum.
+ * so, and what a rank at fault did not compute is no other's sum, nor launched again.
  */
 #include <signal.h>
 #include <stdio.h>
@@ -61,8 +61,9 @@ static bool has_come(void *context)
     return moment->device->ops->event_query(moment->event);
 }
 
-/* Rank 1 has a copy that can't be, and knows of it only when it waits. */
-static int fault(uint32_t rank, const char *endpoint)
+/* Rank 1 has a copy that can't be, and knows of it only when it waits; `repeats`: then it would
+ * launch what it captured. */
+static int run_fault(uint32_t rank, const char *endpoint, bool repeats)
 {
     const struct bt_stream_limits limits = {.max_rows = 1};
     struct bt_device *device;
@@ -78,7 +79,9 @@ static int fault(uint32_t rank, const char *endpoint)
     CHECK(join(rank, endpoint, &group) == BT_OK);
     CHECK(bt_group_use_stream(group, stream));
     bt_device_copy(device, stream, x, host, (rank ? 1000 : FLOATS) * sizeof(float));
-    enum bt_status status = bt_group_all_reduce(group, x, FLOATS);
+    enum bt_status status =
+        rank && repeats ? bt_group_repeat(group, 0, 0) : bt_group_all_reduce(group, x, FLOATS);
+    CHECK(!rank || status < 0);
     device->ops->event_record(event, stream);
     if (status == BT_OK)
         status = bt_group_await(group, has_come, &(struct moment){device, event});
@@ -91,6 +94,16 @@ static int fault(uint32_t rank, const char *endpoint)
     bt_device_stream_destroy(device, stream);
     bt_device_close(device);
     return 0;
+}
+
+static int fault(uint32_t rank, const char *endpoint)
+{
+    return run_fault(rank, endpoint, false);
+}
+
+static int fault_repeats(uint32_t rank, const char *endpoint)
+{
+    return run_fault(rank, endpoint, true);
 }
 
 /* A process each; none of the two has asked CUDA for anything before. */
@@ -124,5 +137,7 @@ static int run_ranks(const char *name, int (*rank_of)(uint32_t rank, const char 
 
 int main(void)
 {
-    return run_ranks("one GPU for two", one_gpu) + run_ranks("a rank at fault", fault) > 0;
+    return run_ranks("one GPU for two", one_gpu) + run_ranks("a rank at fault", fault) +
+               run_ranks("a rank at fault that repeats", fault_repeats) >
+           0;
 }
