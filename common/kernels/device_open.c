@@ -74,7 +74,8 @@ enum bt_status bt_device_open_for_rank(const char *name, const char *kernels, ui
         return open_cpu(kernels, error, ret_device);
     if (!read_index(name, &index))
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
-                            "device %s: unknown name (auto, cpu, cuda, cuda:N of up to 1023)", name);
+                            "device %s: unknown name (auto, cpu, cuda, cuda:N of up to 1023)",
+                            name);
     if (!is_auto(kernels))
         return bt_error_set(error, BT_ERR_INVALID_ARGUMENT,
                             "device %s: kernels %s are of a CPU: leave them out, or use --device "
