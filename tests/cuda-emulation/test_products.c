@@ -452,12 +452,14 @@ static void check_dtype(enum bt_dtype dtype, bool tiles)
 /*
  * Of one weight, rows in one group, and the same in groups of unlike sizes, on few multiprocessors
  * and on many, so that each tile that there is has had them: the same bits. Of outputs there is an
- * odd number of strips, then an even one, of tiles of one step each.
+ * odd number of strips, of which clusters make no more rounds on 16, then an even one, of tiles of
+ * one step each.
  */
 static void check_tiles_of(enum bt_dtype dtype, uint32_t cols, uint32_t outs)
 {
     enum { ROWS = 366, GROUPS = 5 };
     static const uint32_t begins[2][GROUPS + 1] = {{0, ROWS}, {0, 260, 261, 280, 346, ROWS}};
+    static const int multiprocessors[] = {2, 16, 200};
     struct bt_matrix host = make_weight(outs, cols, dtype), there = packed(&host), all[GROUPS];
     const size_t count = (size_t)ROWS * outs, bytes = count * sizeof(float);
     float *x = malloc((size_t)ROWS * cols * sizeof(*x)), *first = malloc(bytes);
@@ -471,7 +473,7 @@ static void check_tiles_of(enum bt_dtype dtype, uint32_t cols, uint32_t outs)
     float *device_x = copied(x, (size_t)ROWS * cols * sizeof(*x)), *out = copied(got, bytes);
     stream.used_bytes = 0;
     struct bt_cuda_inputs inputs = bt_cuda_inputs_of(&stream, &there, device_x, ROWS);
-    for (unsigned run = 0; run < 4; run++) {
+    for (unsigned run = 0; run < 6; run++) {
         const uint32_t *begin = begins[run % 2];
         struct bt_cuda_grouped gemm = {.x = inputs,
                                        .weights = {all},
@@ -480,7 +482,7 @@ static void check_tiles_of(enum bt_dtype dtype, uint32_t cols, uint32_t outs)
                                        .groups = run % 2 ? GROUPS : 1,
                                        .begin = copied(begin, sizeof(begins[0])),
                                        .rows = ROWS};
-        device.multiprocessors = run / 2 ? 200 : 2;
+        device.multiprocessors = multiprocessors[run / 2];
         assert_int_equal(cudaMemsetAsync(out, 0xff, bytes, stream.stream), cudaSuccess);
         bt_cuda_grouped_gemm(&stream, &gemm);
         fetch(run ? got : first, out, bytes);

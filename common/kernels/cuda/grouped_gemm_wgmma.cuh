@@ -617,24 +617,41 @@ static inline bool bt_grouped_has_many_rows(const bt_cuda_grouped_call *call)
     return call->rows > BT_GROUPED_FEW_ROWS * here;
 }
 
-/* Two panels a tile, or one, where that leaves multiprocessors without work; clusters of two blocks
- * where they have rows to share. */
+/* How a launch is divided. */
+struct bt_grouped_division {
+    uint32_t panels; /* of a tile: two, or one, where that leaves multiprocessors without work */
+    unsigned cluster, blocks;
+};
+
+/* Clusters of two blocks where they have rows to share, and where nobody has more tiles for it: of
+ * an odd number of columns one block in two has no outputs. */
+static inline bt_grouped_division bt_grouped_divide(const bt_cuda_grouped_call *call,
+                                                    int multiprocessors, uint32_t rows,
+                                                    uint32_t panels)
+{
+    const uint64_t singles = (uint64_t)multiprocessors, pairs = singles / 2;
+    uint64_t tiles = bt_grouped_tiles(call, rows, panels * BT_CUDA_PANEL, 1);
+    if (tiles < singles) {
+        panels = 1;
+        tiles = bt_grouped_tiles(call, rows, BT_CUDA_PANEL, 1);
+    }
+    uint64_t shared = bt_grouped_tiles(call, rows, panels * BT_CUDA_PANEL, 2);
+    bool shares = bt_grouped_has_many_rows(call) && pairs > 0 && shared < tiles &&
+                  (shared + pairs - 1) / pairs <= (tiles + singles - 1) / singles;
+    if (shares)
+        return {panels, 2, 2 * (unsigned)(shared < pairs ? shared : pairs)};
+    return {panels, 1, (unsigned)(tiles < singles ? tiles : singles)};
+}
+
 template <int KIND, typename Kernel>
 static inline void bt_grouped_launch_wgmma(Kernel kernel, const bt_cuda_grouped_call *call,
                                            int multiprocessors, cudaStream_t stream)
 {
     typedef bt_grouped_wgmma<KIND> body;
-    uint32_t panels = body::PANELS;
-    unsigned blocks = bt_grouped_grid(call, multiprocessors, 1, body::ROWS, panels * BT_CUDA_PANEL);
-    if (blocks < (unsigned)multiprocessors) {
-        panels = 1;
-        blocks = bt_grouped_grid(call, multiprocessors, 1, body::ROWS, BT_CUDA_PANEL);
-    }
-    bool shares =
-        bt_grouped_has_many_rows(call) && call->outs * call->weights > panels * BT_CUDA_PANEL;
-    unsigned cluster = shares ? 2 : 1;
-    bt_cuda_launch_clusters(kernel, cluster, (blocks + cluster - 1) / cluster * cluster,
-                            body::THREADS, body::SHARED_BYTES, stream, *call, panels);
+    bt_grouped_division division =
+        bt_grouped_divide(call, multiprocessors, body::ROWS, body::PANELS);
+    bt_cuda_launch_clusters(kernel, division.cluster, division.blocks, body::THREADS,
+                            body::SHARED_BYTES, stream, *call, division.panels);
 }
 
 #endif

@@ -110,14 +110,22 @@ BT_DEVICE uint32_t bt_grouped_at(uint32_t row, uint32_t chunk)
     return row * BT_GROUPED_STEP + ((chunk ^ (row & 7)) << 4);
 }
 
-/* Blocks of a launch: as many as stay at once, and no more than there can be tiles. */
-static inline unsigned bt_grouped_grid(const bt_cuda_grouped_call *call, int multiprocessors,
-                                       int blocks_each, uint32_t rows, uint32_t outs)
+/* Tiles that there can be, of `cluster` blocks each. */
+static inline uint64_t bt_grouped_tiles(const bt_cuda_grouped_call *call, uint32_t rows,
+                                        uint32_t outs, uint32_t cluster)
 {
     /* strips of rows at most: whole ones, and one more for each group that has any */
     uint64_t groups = call->groups < call->rows ? call->groups : call->rows;
     uint64_t strips = call->rows / rows + groups;
-    uint64_t tiles = strips * ((call->outs + outs - 1) / outs) * call->weights;
+    uint64_t columns = (uint64_t)((call->outs + outs - 1) / outs) * call->weights;
+    return strips * ((columns + cluster - 1) / cluster);
+}
+
+/* Blocks of a launch: as many as stay at once, and no more than there can be tiles. */
+static inline unsigned bt_grouped_grid(const bt_cuda_grouped_call *call, int multiprocessors,
+                                       int blocks_each, uint32_t rows, uint32_t outs)
+{
+    uint64_t tiles = bt_grouped_tiles(call, rows, outs, 1);
     uint64_t blocks = (uint64_t)multiprocessors * blocks_each;
     return (unsigned)(tiles < blocks ? tiles : blocks);
 }
