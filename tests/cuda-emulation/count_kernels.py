@@ -8,7 +8,8 @@ MODULE: baton-cuda-emulated-80.so or -90.so.
 
     table   a line for each kernel and case
     lines   likewise, and below each its places in the source that cost the most
-    check   the table; fails where a kernel is above what the head of its file says, or says nothing
+    check   the table; fails where a kernel is above what the head of its file says, or it says
+            nothing of one that ran
 
 Columns, and what a head may bound:
 
@@ -215,10 +216,14 @@ def check(kernels, floors, sources, arch, is_all):
                for name in ENTRY.findall(source.read_text(encoding='utf-8'))}
     for (case, name), kernel in kernels.items():
         file = file_of.get(name)
-        most = said_of.get(file)
-        if not most:
-            continue  # of another folder, or without bounds
+        if not file:
+            continue  # of another folder
+        if file not in seen and not said_of[file]:
+            faults += 1
+            print(f'FAIL {file}: its head does not say what is counted, and {name} ran ({case})')
         seen.add(file)
+        if not (most := said_of[file]):
+            continue
         for metric, value in measure(kernel, floors.get((case, name))).items():
             limit = most.get((name, metric), most.get(('', metric)))
             if value is None:
@@ -232,11 +237,13 @@ def check(kernels, floors, sources, arch, is_all):
                 print(f'FAIL {file}: {name}: {metric} {value:.3f}, its head says {limit} '
                       f'({case}): {"; ".join(worst(kernel))}')
     for file, limits in said_of.items():
-        if not limits:
-            print(f'no bounds: {file}')
-        elif is_all and file not in seen and not re.search(ELSEWHERE[arch], file):
+        if file in seen or not is_all or re.search(ELSEWHERE[arch], file):
+            continue
+        if limits:
             faults += 1
             print(f'FAIL {file}: its head says what is counted, and no case runs it')
+        else:
+            print(f'no bounds, and no case: {file}')
     return faults
 
 
