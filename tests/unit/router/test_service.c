@@ -160,6 +160,32 @@ static void test_the_rank_ends_it_before_prefill_is_heard(void **state)
     }
 }
 
+/* Of a prompt that is computed once more, what was told before is not said again. */
+static void test_what_is_told_is_of_the_last_attempt(void **state)
+{
+    (void)state;
+    static struct seen seen;
+    uint32_t count = (uint32_t)script.count;
+    join(&p0, "p0", false);
+    join(&d0, "d0", true);
+    submit(&seen, count);
+    RUN_UNTIL(p0.run);
+    join(&d1, "d1", true);
+    p0.cached_tokens = 2;
+    fake_prefill_first_token(&p0);
+    fake_prefill_done(&p0);
+    SETTLE();
+    fake_worker_close(&d0);
+    RUN_UNTIL(p0.run);
+    assert_string_equal(p0.run_rank, "d1");
+    fake_decode_step(&d1, 0, count, BATON__V1__FINISH_REASON__FINISH_LENGTH);
+    RUN_UNTIL(seen.ended);
+    check_whole(&seen);
+    assert_int_equal(seen.result.cached_tokens, 0);
+    assert_int_equal(seen.timing.kv_bytes, 0);
+    assert_string_equal(seen.transport, "");
+}
+
 /* In between, too: what comes second changes nothing. */
 static void test_prefill_is_heard_after_some_tokens(void **state)
 {
@@ -964,6 +990,7 @@ int main(void)
         TEST(test_decode_worker_dies_in_mid_stream),
         TEST(test_prefill_worker_dies_during_the_run),
         TEST(test_the_rank_ends_it_before_prefill_is_heard),
+        TEST(test_what_is_told_is_of_the_last_attempt),
         TEST(test_prefill_is_heard_after_some_tokens),
         TEST(test_the_first_token_ends_it),
         TEST(test_another_attempt_ends_at_the_rank_first),
