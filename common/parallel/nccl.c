@@ -830,7 +830,6 @@ static void make_buffers(struct bt_nccl_group *g)
     g->stream = g->own_stream;
 }
 
-/* Rank 0 draws the id that NCCL's ranks find each other by. */
 /* What ranks tell each other when they meet. */
 struct card {
     struct bt_group_limits limits;
@@ -865,6 +864,7 @@ static enum bt_status check_gpus(const struct card *cards, uint32_t count, struc
     return BT_OK;
 }
 
+/* Rank 0 draws the id that NCCL's ranks find each other by. */
 static enum bt_status meet(const struct bt_group_options *options, struct bt_error *error,
                            ncclUniqueId *ret_id)
 {

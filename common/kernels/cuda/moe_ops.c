@@ -9,14 +9,14 @@
  * picks; V3, e4m3, 32 experts of 44 MB (an eighth of them), 8192 picks:
  *
  *                                                        V2-Lite            V3, EP 8
- *     products, at the peak (at half: what L2 feeds)     860 us (1720)      365 us (729)
+ *     products, at the peak (at what L2 feeds: 72, 70 %)  860 us (1190)      365 us (520)
  *     all weights once                                   1107 MB, 330 us    1409 MB, 421 us
  *     gate and up in f32, written and read               1107 MB, 330 us     268 MB,  80 us
  *     inner rows, written and read                        277 MB,  83 us      34 MB,  10 us
  *     y, written and read                                 403 MB, 120 us     235 MB,  70 us
  *     each run more: out, read and written by unpermute   134 MB,  40 us     none: rows apart
  *                    a seam's expert                       17 MB,   5 us      44 MB,  13 us
- *                    half a tile of both products, idle   15 us (30)         20 us (40)
+ *                    half a tile of both products, idle   15 us (20)         20 us (30)
  *                    launches                             4, or 3 where rows stay apart
  *
  * So runs of 8192 picks would take V2-Lite, which has 49152, some 300 us more than one, and one is
